@@ -1,0 +1,42 @@
+"""Ragged rows of tokens: what a user store hands to the gradient engine."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+IGNORED_LABEL = -100
+"""A token whose label has this value adds nothing to the loss (PyTorch's and Hugging Face's convention)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenRows:
+    """Rows of tokens of different lengths, stored end to end.
+
+    Attributes:
+        tokens: Token ids, integer array of shape [total tokens].
+        offsets: int64 array of shape [rows + 1]; row r is tokens[offsets[r]:offsets[r + 1]].
+        labels: Integer array of shape [total tokens] aligned with tokens (labels[i] is tokens[i], or
+            IGNORED_LABEL where that token is not to be predicted); None means that every token counts.
+        classes: Integer array of shape [rows], one class a row, for sequence classification; None otherwise.
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+    labels: np.ndarray | None = None
+    classes: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens in each row, int64 array of shape [rows]."""
+        return np.diff(self.offsets)
+
+    @classmethod
+    def from_lists(cls, rows: list[list[int]], classes: np.ndarray | None = None) -> "TokenRows":
+        """Rows given as lists of token ids, in order."""
+        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum([len(row) for row in rows], out=offsets[1:])
+        tokens = np.array([token for row in rows for token in row], dtype=np.int64)
+        return cls(tokens=tokens, offsets=offsets, classes=classes)
