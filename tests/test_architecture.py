@@ -34,10 +34,11 @@ def imported_modules(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("folder", FORBIDDEN)
 def test_imports_stay_within_the_rules(folder: str) -> None:
-    broken = []
-    for path in sorted((ROOT / folder).rglob("*.py")):
-        for module in imported_modules(path):
-            for name in FORBIDDEN[folder]:
-                if module == name or module.startswith(name + "."):
-                    broken.append(f"{path.relative_to(ROOT)} imports {module}")
+    broken = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for module in sorted(imported_modules(path))
+        for name in FORBIDDEN[folder]
+        if module == name or module.startswith(name + ".")
+    ]
     assert not broken, "\n".join(broken)
