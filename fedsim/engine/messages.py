@@ -14,7 +14,9 @@ class TrainRequest:
     """Compute the clipped sum of some units' updates.
 
     Attributes:
+        plan: The plan as JSON: clients clip, draw and step as it says, whatever their own configuration.
         round: Round (ULS) or step (ELS), from 0.
+        sampling_seed: Seed from which a user's rows of the round are drawn.
         units: int64 [n]; user indices into the training split (ULS), or indices of kept examples (ELS).
         clip_norm: Bound on one unit's update.
         parameters: Record with the one array "flat": the trainable parameters end to end, float32 [P]. The same
@@ -22,7 +24,9 @@ class TrainRequest:
         settings: Further public values of this round (per-block scales of a mechanism, say), by name.
     """
 
+    plan: str
     round: int
+    sampling_seed: int
     units: np.ndarray
     clip_norm: float
     parameters: ArrayRecord
@@ -33,7 +37,14 @@ class TrainRequest:
             {
                 "parameters": self.parameters,
                 "units": ArrayRecord({"units": Array(np.ascontiguousarray(self.units, dtype=np.int64))}),
-                "request": ConfigRecord({"round": self.round, "clip_norm": self.clip_norm}),
+                "request": ConfigRecord(
+                    {
+                        "plan": self.plan,
+                        "round": self.round,
+                        "sampling_seed": self.sampling_seed,
+                        "clip_norm": self.clip_norm,
+                    }
+                ),
                 "settings": ConfigRecord({name: float(value) for name, value in self.settings.items()}),
             }
         )
@@ -42,7 +53,9 @@ class TrainRequest:
     def from_record(cls, record: RecordDict) -> "TrainRequest":
         request = record.config_records["request"]
         return cls(
+            plan=str(request["plan"]),
             round=int(request["round"]),  # type: ignore[arg-type]
+            sampling_seed=int(request["sampling_seed"]),  # type: ignore[arg-type]
             clip_norm=float(request["clip_norm"]),  # type: ignore[arg-type]
             units=record.array_records["units"]["units"].numpy(),
             parameters=record.array_records["parameters"],
@@ -85,6 +98,69 @@ class TrainReply:
             total=record.array_records["total"]["flat"].numpy(),
             statistics={name: float(value) for name, value in record.config_records["statistics"].items()},  # type: ignore[arg-type]
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRequest:
+    """Measure the model on some rows of held-out users.
+
+    Attributes:
+        split: "validation" or "test".
+        rows: int64 [R], row indices into that split.
+        parameters: As in TrainRequest.
+    """
+
+    split: str
+    rows: np.ndarray
+    parameters: ArrayRecord
+
+    def to_record(self) -> RecordDict:
+        return RecordDict(
+            {
+                "parameters": self.parameters,
+                "rows": ArrayRecord({"rows": Array(np.ascontiguousarray(self.rows, dtype=np.int64))}),
+                "request": ConfigRecord({"split": self.split}),
+            }
+        )
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> "EvaluateRequest":
+        return cls(
+            split=str(record.config_records["request"]["split"]),
+            rows=record.array_records["rows"]["rows"].numpy(),
+            parameters=record.array_records["parameters"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateReply:
+    """What was measured, row by row, so that the server can average by user.
+
+    Attributes:
+        rows: The request's rows, echoed.
+        loss_sum: float64 [R], sum of the losses of a row's predicted tokens (nats), or the row's class loss.
+        label_count: int64 [R], predicted tokens (1 for classification).
+        correct: int64 [R], how many of them were predicted right.
+    """
+
+    rows: np.ndarray
+    loss_sum: np.ndarray
+    label_count: np.ndarray
+    correct: np.ndarray
+
+    def to_record(self) -> RecordDict:
+        arrays = {
+            "rows": np.ascontiguousarray(self.rows, dtype=np.int64),
+            "loss_sum": np.ascontiguousarray(self.loss_sum, dtype=np.float64),
+            "label_count": np.ascontiguousarray(self.label_count, dtype=np.int64),
+            "correct": np.ascontiguousarray(self.correct, dtype=np.int64),
+        }
+        return RecordDict({"measured": ArrayRecord({name: Array(array) for name, array in arrays.items()})})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> "EvaluateReply":
+        measured = record.array_records["measured"]
+        return cls(**{name: measured[name].numpy() for name in ("rows", "loss_sum", "label_count", "correct")})
 
 
 def parameters_record(flat: np.ndarray) -> ArrayRecord:
