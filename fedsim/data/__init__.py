@@ -1,0 +1,1 @@
+"""Users and their examples: sources, ingest, the user store, contribution bounding."""

@@ -1,0 +1,118 @@
+"""Where the users' text comes from and how it becomes rows of tokens. Plain data, checked on construction."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from fedsim.errors import InvalidInput
+from fedsim.validation import require_at_least
+
+Source = Literal["docstrings", "files", "hub"]
+Recipe = Literal["stackoverflow", "cc-news", "enron"]
+LongTexts = Literal["split", "truncate", "pack"]
+
+MEMORY_LIMIT = re.compile(r"\d+(\.\d+)?\s*(KB|MB|GB|KiB|MiB|GiB)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The users, their text, and how it is cut into rows. Every example belongs to exactly one user."""
+
+    source: Source = "docstrings"
+    """docstrings: the modules of installed packages are users, their docstrings the examples. files: JSONL, CSV or
+    Parquet. hub: a Hugging Face data set."""
+    path: str | None = None
+    """files: a file, folder or pattern ("logs/*.jsonl.gz"). hub: a data set's name, or a local folder."""
+    recipe: Recipe | None = None
+    """A known data set: fills in the name and the columns that are not given. With --data.source files it reads a
+    local copy of the same columns from --data.path."""
+    user_column: str | None = None
+    """Column that says whose the example is (strings or numbers); "user_id" when not given."""
+    text_column: str | None = None
+    """Column with the text; "text" when not given."""
+    prompt_column: str | None = None
+    """Column with a prompt that is put before the text and not counted in the loss."""
+    messages_column: str | None = None
+    """Column with a conversation (a list of {"role", "content"}), used in place of the text through the tokenizer's
+    chat template; only the last message counts in the loss when the assistant wrote it."""
+    label_column: str | None = None
+    """Column with the class, for classification (strings or whole numbers)."""
+    owners_column: str | None = None
+    """Column that lists all owners of an example; examples with more than one are dropped as bad rows."""
+    packages: tuple[str, ...] = ("torch", "transformers", "numpy", "scipy")
+    """docstrings: the installed packages whose modules are the users. They are read, not imported."""
+    hub_config: str | None = None
+    """hub: configuration (subset) of the data set."""
+    hub_split: str = "train"
+    """hub: split of the data set to read; our own splits are made from its users."""
+    hub_revision: str | None = None
+    """hub: git revision of the data set."""
+    sequence_length: int = 64
+    """Most tokens in a row."""
+    long_texts: LongTexts = "split"
+    """A longer text is split into rows, or truncated to one; pack joins a user's texts end to end and cuts them into
+    full rows."""
+    minimum_tokens: int = 4
+    """Rows with fewer tokens are dropped."""
+    minimum_rows: int = 1
+    """Users with fewer rows are dropped."""
+    deduplicate: bool = True
+    """Keep one of the identical examples of a user."""
+    special_tokens: bool = True
+    """Let the tokenizer add its own special tokens (Llama's beginning-of-text; GPT-2 has none)."""
+    end_of_text: bool = False
+    """End every example with the tokenizer's end-of-text token."""
+    validation_fraction: float = 0.1
+    """Share of the users held out for validation while training."""
+    test_fraction: float = 0.1
+    """Share of the users held out for the final test."""
+    split_seed: int = 0
+    """Key of the hash that assigns users to train, validation and test."""
+    bad_rows: Literal["skip", "refuse"] = "skip"
+    """Rows without a user, with invalid UTF-8, with empty text or of the wrong type: count and skip, or stop."""
+    memory_limit: str = "1GB"
+    """Memory that grouping by user may take before it spills to disk."""
+
+    def __post_init__(self) -> None:
+        for name, values in (("source", Source), ("recipe", Recipe), ("long_texts", LongTexts)):
+            value, allowed = getattr(self, name), values.__args__
+            if value not in allowed and not (name == "recipe" and value is None):
+                raise InvalidInput(f"data.{name.replace('_', '-')}", value, "one of " + ", ".join(allowed))
+        if self.bad_rows not in ("skip", "refuse"):
+            raise InvalidInput("data.bad-rows", self.bad_rows, "skip or refuse")
+        self._check_source()
+        require_at_least("data.sequence-length", self.sequence_length, 2)
+        require_at_least("data.minimum-tokens", self.minimum_tokens, 2)
+        require_at_least("data.minimum-rows", self.minimum_rows, 1)
+        require_at_least("data.split-seed", self.split_seed, 0)
+        if self.minimum_tokens > self.sequence_length:
+            raise InvalidInput("data.minimum-tokens", self.minimum_tokens, f"at most {self.sequence_length}, the row")
+        self._check_splits()
+        if not MEMORY_LIMIT.fullmatch(self.memory_limit.strip()):
+            raise InvalidInput("data.memory-limit", self.memory_limit, 'a size such as "1GB" or "500MB"')
+
+    def _check_source(self) -> None:
+        if self.source == "files" and not self.path:
+            raise InvalidInput("data.path", self.path, "a file, folder or pattern when data.source is files")
+        if self.source == "hub" and not (self.path or self.recipe):
+            raise InvalidInput("data.path", self.path, "a data set's name or folder when data.source is hub")
+        if self.source == "docstrings":
+            if not self.packages:
+                raise InvalidInput("data.packages", self.packages, "at least one installed package")
+            for name in ("path", "recipe", "user_column", "text_column", "prompt_column", "messages_column"):
+                if getattr(self, name) is not None:
+                    flag = f"data.{name.replace('_', '-')}"
+                    hint = "Add --data.source files (or hub) to read your own data."
+                    raise InvalidInput(flag, getattr(self, name), "left out when data.source is docstrings", hint)
+        if self.messages_column and (self.prompt_column or self.text_column):
+            raise InvalidInput("data.messages-column", self.messages_column, "given without a text or prompt column")
+        if self.long_texts == "pack" and (self.prompt_column or self.messages_column or self.label_column):
+            raise InvalidInput("data.long-texts", "pack", "split or truncate with prompts, messages or labels")
+
+    def _check_splits(self) -> None:
+        for name in ("validation_fraction", "test_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InvalidInput(f"data.{name.replace('_', '-')}", getattr(self, name), "at least 0 and below 1")
+        if self.validation_fraction + self.test_fraction >= 1:
+            total = self.validation_fraction + self.test_fraction
+            raise InvalidInput("data.validation-fraction + data.test-fraction", total, "below 1")
