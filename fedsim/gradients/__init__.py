@@ -1,0 +1,23 @@
+"""Clipped gradients of many units: one contract, a reference loop and a fast path behind it."""
+
+from fedsim.gradients.clipping import CLIP_MARGIN, ClippedSum
+from fedsim.gradients.layout import ParameterLayout
+from fedsim.gradients.local_steps import clipped_local_units, clipped_local_updates
+from fedsim.gradients.objective import Batch, CausalLanguageModel, Objective, RowLosses, SequenceClassification
+from fedsim.gradients.reference import clipped_units
+from fedsim.gradients.sums import clipped_sum
+
+__all__ = [
+    "CLIP_MARGIN",
+    "Batch",
+    "CausalLanguageModel",
+    "ClippedSum",
+    "Objective",
+    "ParameterLayout",
+    "RowLosses",
+    "SequenceClassification",
+    "clipped_local_units",
+    "clipped_local_updates",
+    "clipped_sum",
+    "clipped_units",
+]

@@ -1,0 +1,154 @@
+"""What is minimised: losses of rows, for causal language models and sequence classifiers."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from fedsim.errors import InvalidInput
+from fedsim.rows import IGNORED_LABEL, TokenRows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Rows padded on the right to one length.
+
+    Attributes:
+        input_ids: int64 [R, T].
+        attention_mask: int64 [R, T], 1 on real tokens; None where no row is padded or the objective needs none.
+        labels: int64 [R, T - 1] (the token that each position predicts) or [R] (classes); IGNORED_LABEL is not scored.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor | None
+    labels: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowLosses:
+    """Losses of the rows of a batch.
+
+    Attributes:
+        loss_sum: float [R], the sum of a row's label losses (cross-entropy in nats), differentiable.
+        label_count: int64 [R], how many labels were scored.
+        correct: int64 [R], how many of them the model's highest logit got right.
+    """
+
+    loss_sum: torch.Tensor
+    label_count: torch.Tensor
+    correct: torch.Tensor
+
+
+class Objective(Protocol):
+    """What the gradient engine asks of an objective."""
+
+    def label_counts(self, rows: TokenRows) -> np.ndarray:
+        """How many labels each row scores, int64 [rows]."""
+
+    def collate(self, rows: TokenRows, indices: np.ndarray, device: torch.device | str, pad_token: int = 0) -> Batch:
+        """The rows at indices as one padded batch on device."""
+
+    def row_losses(self, model: torch.nn.Module, batch: Batch) -> RowLosses:
+        """One forward pass; row r's losses depend on row r alone."""
+
+
+@dataclass(frozen=True)
+class CausalLanguageModel:
+    """Predict each token of a row from those before it; the first token is never predicted.
+
+    A row's labels are `rows.labels` where given, else its tokens. The model maps input_ids [R, T] to logits
+    [R, T, vocabulary], either bare or as `.logits` of a Hugging Face output. Rows are padded on the right and no
+    attention mask is passed: a causal model's real positions cannot see the padding behind them.
+    """
+
+    def label_counts(self, rows: TokenRows) -> np.ndarray:
+        labels = rows.tokens if rows.labels is None else rows.labels
+        scored = np.concatenate([[0], np.cumsum(labels != IGNORED_LABEL)])
+        first = np.minimum(rows.offsets[:-1] + 1, rows.offsets[1:])
+        return (scored[rows.offsets[1:]] - scored[first]).astype(np.int64)
+
+    def collate(self, rows: TokenRows, indices: np.ndarray, device: torch.device | str, pad_token: int = 0) -> Batch:
+        input_ids, real = _padded(rows, rows.tokens, indices, pad_token)
+        labels, _ = _padded(rows, rows.tokens if rows.labels is None else rows.labels, indices, IGNORED_LABEL)
+        labels[~real] = IGNORED_LABEL
+        return Batch(
+            input_ids=torch.from_numpy(input_ids).to(device),
+            attention_mask=None,
+            labels=torch.from_numpy(np.ascontiguousarray(labels[:, 1:])).to(device),
+        )
+
+    def row_losses(self, model: torch.nn.Module, batch: Batch) -> RowLosses:
+        logits = causal_logits(model, batch)[:, :-1]
+        losses = cross_entropy(
+            logits.flatten(0, 1).float() if logits.dtype != torch.float64 else logits.flatten(0, 1),
+            batch.labels.flatten(),
+            ignore_index=IGNORED_LABEL,
+            reduction="none",
+        ).view(batch.labels.shape)
+        scored = batch.labels != IGNORED_LABEL
+        right = (logits.detach().argmax(-1) == batch.labels) & scored
+        return RowLosses(loss_sum=losses.sum(1), label_count=scored.sum(1), correct=right.sum(1))
+
+
+@dataclass(frozen=True)
+class SequenceClassification:
+    """Predict one class a row, `rows.classes`; a row of class IGNORED_LABEL is not scored.
+
+    The model maps (input_ids [R, T], attention_mask [R, T]) to logits [R, classes], either bare or as `.logits` of a
+    Hugging Face output.
+    """
+
+    def label_counts(self, rows: TokenRows) -> np.ndarray:
+        return ((_classes(rows) != IGNORED_LABEL) & (rows.lengths > 0)).astype(np.int64)
+
+    def collate(self, rows: TokenRows, indices: np.ndarray, device: torch.device | str, pad_token: int = 0) -> Batch:
+        input_ids, real = _padded(rows, rows.tokens, indices, pad_token)
+        return Batch(
+            input_ids=torch.from_numpy(input_ids).to(device),
+            attention_mask=torch.from_numpy(real.astype(np.int64)).to(device),
+            labels=torch.from_numpy(_classes(rows)[indices].astype(np.int64)).to(device),
+        )
+
+    def row_losses(self, model: torch.nn.Module, batch: Batch) -> RowLosses:
+        logits = _logits(model(batch.input_ids, attention_mask=batch.attention_mask))
+        losses = cross_entropy(
+            logits if logits.dtype == torch.float64 else logits.float(),
+            batch.labels,
+            ignore_index=IGNORED_LABEL,
+            reduction="none",
+        )
+        scored = batch.labels != IGNORED_LABEL
+        right = (logits.detach().argmax(-1) == batch.labels) & scored
+        return RowLosses(loss_sum=losses, label_count=scored.long(), correct=right.long())
+
+
+def causal_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """The model's logits [R, T, vocabulary], without a key-value cache."""
+    # Hugging Face models build a cache unless told not to; other modules do not know the argument.
+    without_cache = {"use_cache": False} if hasattr(model, "config") else {}
+    return _logits(model(batch.input_ids, **without_cache))
+
+
+def _logits(output: object) -> torch.Tensor:
+    return output if isinstance(output, torch.Tensor) else output.logits  # type: ignore[attr-defined]
+
+
+def _classes(rows: TokenRows) -> np.ndarray:
+    if rows.classes is None:
+        raise InvalidInput(
+            "rows.classes", None, "an integer array with one class a row", "Sequence classification needs labels."
+        )
+    return rows.classes
+
+
+def _padded(rows: TokenRows, values: np.ndarray, indices: np.ndarray, fill: int) -> tuple[np.ndarray, np.ndarray]:
+    """values of the chosen rows as int64 [R, T], filled on the right, and the mask of real places, bool [R, T]."""
+    starts = rows.offsets[:-1][indices]
+    lengths = rows.offsets[1:][indices] - starts
+    place = np.arange(max(int(lengths.max(initial=1)), 1))
+    real = place < lengths[:, None]
+    padded = np.full(real.shape, fill, dtype=np.int64)
+    padded[real] = values[(starts[:, None] + place)[real]]
+    return padded, real

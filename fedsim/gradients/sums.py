@@ -1,0 +1,76 @@
+"""The one call: the clipped sum of many units' gradients."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+
+from fedsim.errors import InvalidInput
+from fedsim.gradients.clipping import ClippedSum
+from fedsim.gradients.objective import Objective
+from fedsim.gradients.reference import clipped_units, reference_sum
+from fedsim.rows import TokenRows
+
+
+def clipped_sum(
+    model: torch.nn.Module,
+    rows: TokenRows,
+    unit_ids: np.ndarray,
+    clip_norm: float,
+    *,
+    objective: Objective,
+    weighting: str = "examples",
+    weights: np.ndarray | None = None,
+    method: Literal["fast", "reference"] = "fast",
+    scales: Mapping[str, float] | None = None,
+    norm_order: int = 2,
+    max_tokens: int | None = None,
+    autocast: torch.dtype | None = None,
+) -> ClippedSum:
+    """Σ over units u of g_u · min(1, clip_norm / ‖g_u‖), g_u the gradient of the unit's weighted mean loss.
+
+    A unit is what the guarantee protects together: a user's drawn examples (ULS), or one example (ELS). Adding or
+    removing one unit changes the sum by at most clip_norm, in the norm chosen, whatever its data; a unit whose
+    gradient is not finite adds exactly zero and leaves the others as they are.
+
+    Args:
+        model: Any module whose rows are independent of each other, in evaluation mode (or in training mode with
+            every dropout 0). Its parameters with requires_grad make up the gradient; it is left as it was.
+        rows: The units' rows, ragged.
+        unit_ids: Integer [rows], values 0..U-1. A value without rows is a unit with a zero gradient.
+        clip_norm: C, a finite number above 0.
+        objective: CausalLanguageModel() or SequenceClassification().
+        weighting: "examples": a unit's loss is the mean over its rows of each row's mean label loss. "tokens": the
+            mean over its labels. Rows that score no label are left out of either mean.
+        weights: Non-negative relative weight of each row within its unit, float [rows]; None means equal.
+        method: "fast": many units in one pass. "reference": one after the other by plain autograd.
+        scales: s > 0 by parameter name, 1 where absent: the norm is that of Δ⊘s, the sum is of unscaled Δ.
+            The guarantee holds only for scales that do not depend on private data other than by noised releases.
+        norm_order: 2, or 1 for the L1 norm. L1 norms need every unit's whole gradient: they take the reference path.
+        max_tokens: Tokens of one micro-batch, padding included; None chooses by device and memory.
+        autocast: torch.bfloat16 to run the model in mixed precision; norms and sums stay float32. None: as it is.
+
+    Returns:
+        The sum and, for each unit, its norm before the clip, its loss and whether it was finite.
+
+    Raises:
+        InvalidInput: An argument outside the above, or a model with dropout on.
+    """
+    if method not in ("fast", "reference"):
+        raise InvalidInput("method", method, "'fast' or 'reference'")
+    return reference_sum(
+        clipped_units(
+            model,
+            rows,
+            unit_ids,
+            clip_norm,
+            objective=objective,
+            weighting=weighting,
+            weights=weights,
+            scales=scales,
+            norm_order=norm_order,
+            max_tokens=max_tokens,
+            autocast=autocast,
+        )
+    )
