@@ -50,8 +50,7 @@ class PlanConfig:
     allow_no_privacy: bool = False
     """Allow ε = inf or a noise multiplier of 0: for debugging and for the non-private end of a comparison."""
 
-    def validate(self) -> None:
-        """Raise InvalidInput for the first field whose value is not allowed."""
+    def __post_init__(self) -> None:
         require_positive("plan.epsilon", self.epsilon, "a number above 0")
         if math.isinf(self.epsilon) and not self.allow_no_privacy:
             raise InvalidInput(
@@ -89,8 +88,7 @@ class OptimizerConfig:
     momentum: float = 0.9
     """Momentum of the momentum rule."""
 
-    def validate(self) -> None:
-        """Raise InvalidInput for the first field whose value is not allowed."""
+    def __post_init__(self) -> None:
         require_positive("optimizer.learning-rate", self.learning_rate, "a number above 0")
         require_at_least("optimizer.warmup-rounds", self.warmup_rounds, 0)
         require_between("optimizer.momentum", self.momentum, 0, 1)
@@ -120,8 +118,7 @@ class EngineConfig:
     """Sum clipped updates as fixed-point integers: the same bits for any number of workers, at the cost of one
     gradient a user at a time."""
 
-    def validate(self) -> None:
-        """Raise InvalidInput for the first field whose value is not allowed."""
+    def __post_init__(self) -> None:
         require_at_least("engine.workers", self.workers, 1)
         require_at_least("engine.cpus-per-worker", self.cpus_per_worker, 1)
         require_at_least("engine.gpus-per-worker", self.gpus_per_worker, 0)
@@ -141,8 +138,7 @@ class EvaluationConfig:
     test_rows: int = 4000
     """Most rows of the final evaluation on test users."""
 
-    def validate(self) -> None:
-        """Raise InvalidInput for the first field whose value is not allowed."""
+    def __post_init__(self) -> None:
         for name in ("every", "max_rows", "test_rows"):
             require_at_least(f"evaluation.{name.replace('_', '-')}", getattr(self, name), 1)
 
@@ -166,11 +162,6 @@ class RunConfig:
     released: whoever knows the seed can subtract the noise."""
     output: str | None = None
     """Folder for the results; by default a new one under runs/."""
-
-    def validate(self) -> None:
-        """Raise InvalidInput for the first field whose value is not allowed."""
-        for part in (self.data, self.model, self.plan, self.optimizer, self.engine, self.evaluation):
-            part.validate()
 
 
 def to_flat(config: Any, prefix: str = "") -> dict[str, Any]:

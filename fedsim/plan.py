@@ -72,6 +72,11 @@ class _Plan:
         require_between("plan.delta", self.delta, 0, 1)
 
     @property
+    def name(self) -> str:
+        """ "uls" or "els"."""
+        return "uls" if isinstance(self, UlsPlan) else "els"
+
+    @property
     def noise_std(self) -> float:
         """Standard deviation of the noise on each coordinate of the clipped sum, σC."""
         return self.noise_multiplier * self.clip_norm
@@ -117,7 +122,7 @@ class _Plan:
         """The plan as one line of JSON, for messages, checkpoints and run folders."""
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         values["adjacency"] = self.adjacency.value
-        return json.dumps({"algorithm": "uls" if isinstance(self, UlsPlan) else "els", **values})
+        return json.dumps({"algorithm": self.name, **values})
 
 
 @dataclass(frozen=True, kw_only=True)

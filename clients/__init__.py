@@ -1,0 +1,1 @@
+"""The Flower ClientApp: units' updates, clipped and summed."""

@@ -1,0 +1,68 @@
+"""Figures of runs, as PNG."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+COLOURS = {"uls": "#0b6e99", "els": "#c4571a"}
+PRETRAINED = "#777777"
+
+Curves = dict[str, list[dict[str, Any]]]
+"""The metrics of each arm, by its name."""
+
+
+def plot_loss(curves: Curves, against: str, label: str, path: Path) -> Path:
+    """Held-out loss against compute or against the budget spent.
+
+    Args:
+        curves: Lines of metrics.jsonl of each arm.
+        against: The metric on the horizontal axis ("gradient_evaluations", "epsilon").
+        label: Its name on the axis.
+        path: Where the PNG goes.
+    """
+    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    for name, lines in curves.items():
+        algorithm = name.split("-")[0]
+        axes.plot(
+            [line[against] for line in lines],
+            [line["loss"] for line in lines],
+            marker="o",
+            markersize=4,
+            linewidth=1.8,
+            color=COLOURS.get(algorithm),
+            label=name.upper(),
+        )
+    starts = [lines[0]["loss"] for lines in curves.values() if lines]
+    if starts:
+        axes.axhline(starts[0], color=PRETRAINED, linestyle="--", linewidth=1, label="pre-trained")
+    axes.set_xlabel(label)
+    axes.set_ylabel("loss on held-out users (nats)")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
+
+
+def plot_run(curves: Curves, folder: Path) -> dict[str, Path]:
+    """The figures of a report, by caption; against ε only where ε is finite."""
+    figures = {
+        "Loss on held-out users against compute": plot_loss(
+            curves, "gradient_evaluations", "gradient evaluations", folder / "loss_against_compute.png"
+        )
+    }
+    private = {
+        name: [line for line in lines if line["epsilon"] is not None and line["epsilon"] < float("inf")]
+        for name, lines in curves.items()
+    }
+    private = {name: lines for name, lines in private.items() if len(lines) > 1}
+    if private:
+        figures["Loss on held-out users against the budget spent"] = plot_loss(
+            private, "epsilon", "user-level ε spent (upper bound)", folder / "loss_against_epsilon.png"
+        )
+    return figures

@@ -1,0 +1,131 @@
+"""The report of a run or a comparison: one HTML file that opens from disk, and the table of the terminal."""
+
+import base64
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+from rich.console import Console
+from rich.table import Table
+
+from experiments.plots import Curves, plot_run
+from fedsim.errors import InvalidInput
+from server.run_folder import RunFolder
+
+COLUMNS = {
+    "algorithm": "algorithm",
+    "epsilon": "ε",
+    "noise_multiplier": "σ",
+    "group_size": "G",
+    "units_per_round": "cohort or batch",
+    "gradient_evaluations": "gradient evaluations",
+    "test_loss_before": "loss before",
+    "test_loss_after": "loss after",
+    "test_perplexity_before": "perplexity before",
+    "test_perplexity_after": "perplexity after",
+    "test_accuracy_before": "accuracy before",
+    "test_accuracy_after": "accuracy after",
+    "training_seconds": "seconds",
+}
+"""Columns of the table, in order: key of a summary, heading."""
+
+
+def write_report(folder: Path) -> Path:
+    """Write report.html and its figures for a run folder, or for a comparison's folder of runs.
+
+    Raises:
+        InvalidInput: When the folder holds no finished run.
+    """
+    arms = [folder] if (folder / "summary.json").exists() else _arms(folder)
+    runs = [(RunFolder(arm), json.loads((arm / "summary.json").read_text(encoding="utf-8"))) for arm in arms]
+    curves: Curves = {_name(run, summary): run.read_metrics() for run, summary in runs}
+    summaries = [summary for _, summary in runs]
+    figures = plot_run(curves, folder)
+    for run, summary in runs:
+        if run.path != folder:
+            plot_run({_name(run, summary): run.read_metrics()}, run.path)
+    page = (
+        _environment()
+        .get_template("report.html")
+        .render(
+            title="User-level private fine-tuning",
+            verdict=verdict(summaries),
+            columns=COLUMNS,
+            rows=[[format_value(key, summary.get(key)) for key in COLUMNS] for summary in summaries],
+            figures=[(caption, _embedded(path)) for caption, path in figures.items()],
+            statements=[(_name(run, summary).upper(), _statement(run)) for run, summary in runs],
+            configs=[(_name(run, summary).upper(), run.config.read_text(encoding="utf-8")) for run, summary in runs],
+        )
+    )
+    report = folder / "report.html"
+    report.write_text(page, encoding="utf-8")
+    return report
+
+
+def verdict(summaries: list[dict[str, Any]]) -> str:
+    """What came out, in a sentence."""
+    gains = [f"{s['algorithm'].upper()} {s['test_loss_before'] - s['test_loss_after']:+.4f}" for s in summaries]
+    if len(summaries) == 1:
+        return f"Held-out loss fell by {gains[0]} nats a token."
+    best, *others = sorted(summaries, key=lambda summary: summary["test_loss_after"])
+    lead = others[0]["test_loss_after"] - best["test_loss_after"]
+    return (
+        f"{best['algorithm'].upper()} did better on held-out users, by {lead:.4f} nats a token. "
+        f"Fall of the loss against the pre-trained model: {', '.join(gains)}."
+    )
+
+
+def print_table(summaries: list[dict[str, Any]]) -> None:
+    """The table of outcomes on the terminal: one column an arm, so that it fits narrow windows."""
+    table = Table(title="Fine-tuned with user-level privacy", title_justify="left")
+    table.add_column("")
+    for summary in summaries:
+        table.add_column(summary["algorithm"].upper(), justify="right")
+    for key, heading in list(COLUMNS.items())[1:]:
+        table.add_row(heading, *(format_value(key, summary.get(key)) for summary in summaries))
+    console = Console()
+    console.print(table)
+    console.print(verdict(summaries), highlight=False)
+
+
+def format_value(key: str, value: Any) -> str:
+    """A summary's value as people read it."""
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return value.upper() if key == "algorithm" else value
+    if isinstance(value, float) and math.isinf(value):
+        return "∞ (not private)"
+    if key in {"gradient_evaluations", "units_per_round", "group_size"}:
+        return f"{value:,.0f}"
+    if key.startswith("test_accuracy"):
+        return f"{value:.2%}"
+    if key.startswith("test_perplexity") or key == "training_seconds":
+        return f"{value:,.1f}"
+    return f"{value:.4f}" if key.startswith("test_loss") else f"{value:.3f}"
+
+
+def _arms(folder: Path) -> list[Path]:
+    arms = sorted(path.parent for path in folder.glob("*/summary.json"))
+    if not arms:
+        raise InvalidInput("folder", str(folder), "a folder with a finished run", "No summary.json was found in it.")
+    return sorted(arms, key=lambda arm: arm.name, reverse=True)
+
+
+def _name(run: RunFolder, summary: dict[str, Any]) -> str:
+    return str(summary["algorithm"])
+
+
+def _statement(run: RunFolder) -> dict[str, Any]:
+    return json.loads(run.privacy.read_text(encoding="utf-8"))
+
+
+def _embedded(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _environment() -> Environment:
+    # Texts of a run can hold anything, HTML included: everything is escaped.
+    return Environment(loader=PackageLoader("experiments", "templates"), autoescape=select_autoescape(default=True))

@@ -1,0 +1,22 @@
+"""`report`: write the report of a finished run or comparison again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.report import write_report
+from fedsim.errors import InvalidInput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write report.html and its figures from what a run folder holds."""
+
+    folder: Path
+    """The folder of a run or of a comparison."""
+
+    def run(self) -> int:
+        """Write the report and print where it is."""
+        if not self.folder.is_dir():
+            raise InvalidInput("folder", str(self.folder), "a folder that exists")
+        print(f"report: {write_report(self.folder)}")
+        return 0

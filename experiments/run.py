@@ -1,0 +1,82 @@
+"""The command line: `python -m experiments.run [command] [options]`."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from fedsim.errors import InvalidInput
+
+COMMANDS = {
+    "compare": (
+        "experiments.compare",
+        "Compare",
+        "ULS and ELS side by side at the same compute and (ε, δ); the default",
+    ),
+    "train": ("experiments.train", "Train", "fine-tune with one algorithm"),
+    "account": ("experiments.account", "Account", "ε of a plan, or the noise for a target ε"),
+    "prepare": ("experiments.prepare", "Prepare", "build a user store from files or a hub data set"),
+    "report": ("experiments.report_command", "Report", "write the report of a finished run or comparison again"),
+}
+DEFAULT_COMMAND = "compare"
+
+
+def usage() -> str:
+    """What --help prints before a command is chosen."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name.ljust(width)}  {text}" for name, (_, _, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: python -m experiments.run [command] [options]",
+            "",
+            "Fine-tune language models with user-level differential privacy.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`python -m experiments.run COMMAND --help` lists the options of a command.",
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 failed, 2 bad input."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(usage())
+        return 0
+    command = DEFAULT_COMMAND if not arguments or arguments[0].startswith("-") else arguments.pop(0)
+    try:
+        if command not in COMMANDS:
+            raise InvalidInput("command", command, "one of " + ", ".join(COMMANDS))
+        return _run(command, arguments)
+    except InvalidInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    import tyro
+
+    module, name, _ = COMMANDS[command]
+    kind = getattr(importlib.import_module(module), name)
+    default, arguments = _preset(kind, arguments)
+    chosen = tyro.cli(kind, args=arguments, prog=f"experiments.run {command}", default=default, use_underscores=False)
+    return chosen.run()
+
+
+def _preset(kind: type, arguments: list[str]) -> tuple[object | None, list[str]]:
+    """Take `--preset NAME` off the arguments; the preset's values become the defaults of the others."""
+    from experiments.presets import load_preset, preset_name
+
+    name, rest = preset_name(arguments)
+    return (None if name is None else load_preset(kind, name)), rest
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The Flower ServerApp: round loop, dispatch, release, optimizer, checkpoints."""

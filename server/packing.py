@@ -1,0 +1,68 @@
+"""Which worker computes which units: the longest first, by predicted seconds."""
+
+import heapq
+from collections.abc import Sequence
+
+import numpy as np
+
+SMOOTHING = 0.3
+"""Weight of the newest round in a worker's learned speed."""
+
+
+class Speeds:
+    """Seconds per unit of cost of each worker, learned from the rounds so far.
+
+    A worker that has not been seen counts as the average of those that have.
+    """
+
+    def __init__(self) -> None:
+        self._seconds_per_cost: dict[int, float] = {}
+
+    def learn(self, worker: int, cost: float, seconds: float) -> None:
+        """Take in that a worker needed so many seconds for units of that predicted cost."""
+        if cost <= 0 or not seconds > 0:
+            return
+        known = self._seconds_per_cost.get(worker)
+        seen = seconds / cost
+        self._seconds_per_cost[worker] = seen if known is None else (1 - SMOOTHING) * known + SMOOTHING * seen
+
+    def of(self, workers: Sequence[int]) -> np.ndarray:
+        """Seconds per unit of cost of these workers, float64 [workers], all positive."""
+        known = self._seconds_per_cost
+        typical = float(np.mean(list(known.values()))) if known else 1.0
+        return np.array([known.get(worker, typical) for worker in workers])
+
+
+def pack(costs: np.ndarray, seconds_per_cost: np.ndarray) -> list[np.ndarray]:
+    """Split units over workers so that all finish at about the same time.
+
+    Longest processing time first: the units in descending order of cost, each to the worker that is free first
+    (Graham 1969: with equal speeds, at most 4/3 of the best possible finishing time).
+
+    Args:
+        costs: float [units], at least 0: predicted cost of each unit.
+        seconds_per_cost: float [workers], positive.
+
+    Returns:
+        For each worker, positions into `costs` in ascending order, int64. Together each position once.
+    """
+    free_at = [(0.0, worker) for worker in range(len(seconds_per_cost))]
+    owner = np.empty(len(costs), dtype=np.int64)
+    speeds = seconds_per_cost.tolist()
+    order = np.argsort(-costs, kind="stable")
+    for position, cost in zip(order.tolist(), costs[order].tolist(), strict=True):
+        busy_until, worker = free_at[0]
+        owner[position] = worker
+        heapq.heapreplace(free_at, (busy_until + cost * speeds[worker], worker))
+    by_owner = np.argsort(owner, kind="stable")
+    ends = np.cumsum(np.bincount(owner, minlength=len(speeds)))
+    return np.split(by_owner, ends[:-1])
+
+
+def chunks(positions: np.ndarray, size: int | None) -> list[np.ndarray]:
+    """One worker's units, cut into messages of at most `size` units; None keeps them together."""
+    if len(positions) == 0:
+        return []
+    if size is None:
+        return [positions]
+    return [positions[start : start + size] for start in range(0, len(positions), size)]

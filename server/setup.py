@@ -1,0 +1,62 @@
+"""From a configuration and the training users to a plan."""
+
+import secrets
+from typing import Any
+
+import numpy as np
+
+from fedsim.config import PlanConfig
+from fedsim.errors import InvalidInput
+from fedsim.plan import ElsPlan, Plan, UlsPlan
+from fedsim.privacy.events import Adjacency
+
+
+def fresh_seed() -> int:
+    """A seed from the operating system, 62 bits."""
+    return secrets.randbits(62)
+
+
+def make_plan(config: PlanConfig, train: Any, sampling_seed: int) -> Plan:
+    """The plan of a run on a training split, with its noise calibrated.
+
+    Args:
+        config: Algorithm, compute, group size and privacy target.
+        train: The training split of a UserStore.
+        sampling_seed: Seed that decides which examples ELS keeps.
+
+    Raises:
+        InvalidInput: When the compute does not fit the data, or no noise reaches the target.
+    """
+    if train.num_users == 0 or train.num_rows == 0:
+        raise InvalidInput("data", f"{train.num_users} training users", "at least one user with enough text")
+    if config.delta >= 1 / train.num_users:
+        raise InvalidInput(
+            "plan.delta",
+            config.delta,
+            f"below one over the number of training users, {1 / train.num_users:.3g}",
+            "A larger δ permits publishing one user's data outright.",
+        )
+    noise = config.noise_multiplier
+    common: dict[str, Any] = {
+        "group_size": config.group_size,
+        "clip_norm": config.clip_norm,
+        "noise_multiplier": 1.0 if noise is None else noise,
+        "steps": config.rounds,
+        "delta": config.delta,
+        "adjacency": Adjacency(config.adjacency),
+        "selection": config.selection,
+        "weighting": config.weighting,
+    }
+    plan: Plan
+    if config.algorithm == "uls":
+        plan = UlsPlan(
+            num_users=train.num_users,
+            sampling_probability=config.gradients_per_round / (config.group_size * train.num_users),
+            local_steps=config.local_steps,
+            local_learning_rate=config.local_learning_rate,
+            **common,
+        )
+    else:
+        kept = int(np.minimum(np.diff(train.user_offsets), config.group_size).sum())
+        plan = ElsPlan(num_examples=kept, sampling_probability=config.gradients_per_round / kept, **common)
+    return plan if noise is not None else plan.calibrate(config.epsilon)
