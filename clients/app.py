@@ -4,7 +4,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients.worker import resident_worker
-from fedsim.engine.messages import EvaluateRequest, TrainRequest
+from fedsim.engine.evaluation_messages import EvaluateRequest
+from fedsim.engine.messages import TrainRequest
 
 app = ClientApp()
 

@@ -12,7 +12,8 @@ import torch
 from flwr.app import ArrayRecord
 
 from fedsim.config import RunConfig, from_flat
-from fedsim.engine.messages import EvaluateReply, EvaluateRequest, TrainReply, TrainRequest
+from fedsim.engine.evaluation_messages import EvaluateReply, EvaluateRequest
+from fedsim.engine.messages import TrainReply, TrainRequest
 from fedsim.gradients import ClippedSum, ParameterLayout, clipped_local_updates, clipped_sum
 from fedsim.models.evaluate import row_measurements
 from fedsim.plan import Plan, UlsPlan, plan_from_json

@@ -7,7 +7,8 @@ import numpy as np
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
-from fedsim.engine.messages import EVALUATE, EvaluateReply, EvaluateRequest
+from fedsim.engine.evaluation_messages import EvaluateReply, EvaluateRequest
+from fedsim.engine.messages import EVALUATE
 from fedsim.randomness import stream
 
 
