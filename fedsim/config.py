@@ -51,14 +51,15 @@ class PlanConfig:
     """Allow ε = inf or a noise multiplier of 0: for debugging and for the non-private end of a comparison."""
 
     def __post_init__(self) -> None:
-        require_positive("plan.epsilon", self.epsilon, "a number above 0")
+        if not self.epsilon > 0:
+            raise InvalidInput("plan.epsilon", self.epsilon, "a number above 0")
         if math.isinf(self.epsilon) and not self.allow_no_privacy:
             raise InvalidInput(
                 "plan.epsilon", self.epsilon, "finite", "Add --plan.allow-no-privacy to train without a guarantee."
             )
         require_between("plan.delta", self.delta, 0, 1)
-        require_positive("plan.clip-norm", self.clip_norm, "a number above 0")
-        require_positive("plan.local-learning-rate", self.local_learning_rate, "a number above 0")
+        require_positive("plan.clip-norm", self.clip_norm)
+        require_positive("plan.local-learning-rate", self.local_learning_rate)
         for name in ("gradients_per_round", "group_size", "rounds", "local_steps"):
             require_at_least(f"plan.{name.replace('_', '-')}", getattr(self, name), 1)
         if self.noise_multiplier is not None:
@@ -89,7 +90,7 @@ class OptimizerConfig:
     """Momentum of the momentum rule."""
 
     def __post_init__(self) -> None:
-        require_positive("optimizer.learning-rate", self.learning_rate, "a number above 0")
+        require_positive("optimizer.learning-rate", self.learning_rate)
         require_at_least("optimizer.warmup-rounds", self.warmup_rounds, 0)
         require_between("optimizer.momentum", self.momentum, 0, 1)
 
@@ -124,7 +125,7 @@ class EngineConfig:
         require_at_least("engine.gpus-per-worker", self.gpus_per_worker, 0)
         require_at_least("engine.users-per-message", self.users_per_message, 0)
         require_at_least("engine.max-tokens", self.max_tokens, 0)
-        require_positive("engine.timeout-seconds", self.timeout_seconds, "a number above 0")
+        require_positive("engine.timeout-seconds", self.timeout_seconds)
 
 
 @dataclass(frozen=True, kw_only=True)

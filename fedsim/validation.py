@@ -5,10 +5,10 @@ import math
 from fedsim.errors import InvalidInput
 
 
-def require_positive(field: str, value: float, allowed: str = "a number above 0") -> None:
-    """value > 0 (infinity counts); NaN is refused."""
-    if not value > 0:
-        raise InvalidInput(field, value, allowed)
+def require_positive(field: str, value: float) -> None:
+    """0 < value < ∞; NaN is refused."""
+    if not (value > 0 and math.isfinite(value)):
+        raise InvalidInput(field, value, "a finite number above 0")
 
 
 def require_at_least(field: str, value: float, least: float) -> None:

@@ -1,0 +1,87 @@
+"""The typed configuration: round trips, and values that are refused."""
+
+import dataclasses
+import math
+
+import pytest
+
+from fedsim.config import EngineConfig, EvaluationConfig, OptimizerConfig, PlanConfig, RunConfig, from_flat, to_flat
+from fedsim.errors import InvalidInput
+
+
+def test_flat_form_round_trips_through_flower_scalars() -> None:
+    config = RunConfig(
+        plan=PlanConfig(algorithm="els", epsilon=4.0, group_size=16, noise_multiplier=0.7),
+        optimizer=OptimizerConfig(name="sgd", learning_rate=0.5),
+        sampling_seed=3,
+    )
+    flat = to_flat(config)
+    assert all(isinstance(value, (bool, int, float, str)) for value in flat.values())
+    assert flat["plan.group-size"] == 16
+    assert from_flat(RunConfig, flat) == config
+
+
+def test_flower_may_hand_a_whole_number_for_a_float() -> None:
+    assert from_flat(RunConfig, {"plan.epsilon": 4}).plan.epsilon == 4.0
+
+
+@pytest.mark.parametrize(
+    ("flat", "field"),
+    [
+        ({"plan.epsilonn": 4.0}, "plan.epsilonn"),
+        ({"nonsense": 1}, "nonsense"),
+        ({"plan.rounds": "many"}, "plan.rounds"),
+        ({"plan.rounds": True}, "plan.rounds"),
+        ({"plan.algorithm": "fedavg"}, "plan.algorithm"),
+        ({"plan": 3}, "plan"),
+        ({"plan.epsilon.value": 3.0}, "plan.epsilon"),
+    ],
+)
+def test_unknown_fields_and_wrong_types_are_named(flat: dict, field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        from_flat(RunConfig, flat)
+    assert caught.value.field.startswith(field.split(".value")[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "field"),
+    [
+        (PlanConfig, {"epsilon": 0.0}, "plan.epsilon"),
+        (PlanConfig, {"epsilon": -1.0}, "plan.epsilon"),
+        (PlanConfig, {"epsilon": math.nan}, "plan.epsilon"),
+        (PlanConfig, {"epsilon": math.inf}, "plan.epsilon"),
+        (PlanConfig, {"delta": 1.0}, "plan.delta"),
+        (PlanConfig, {"group_size": 0}, "plan.group-size"),
+        (PlanConfig, {"clip_norm": 0.0}, "plan.clip-norm"),
+        (PlanConfig, {"clip_norm": math.inf}, "plan.clip-norm"),
+        (PlanConfig, {"rounds": 0}, "plan.rounds"),
+        (PlanConfig, {"noise_multiplier": 0.0}, "plan.noise-multiplier"),
+        (PlanConfig, {"noise_multiplier": math.nan}, "plan.noise-multiplier"),
+        (PlanConfig, {"algorithm": "els", "local_steps": 3}, "plan.local-steps"),
+        (OptimizerConfig, {"learning_rate": 0.0}, "optimizer.learning-rate"),
+        (EngineConfig, {"workers": 0}, "engine.workers"),
+        (EngineConfig, {"gpus_per_worker": -0.5}, "engine.gpus-per-worker"),
+        (EvaluationConfig, {"every": 0}, "evaluation.every"),
+    ],
+)
+def test_values_out_of_range_are_refused(kind: type, values: dict, field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        kind(**values)
+    assert caught.value.field == field
+    assert repr(caught.value.value) in str(caught.value)
+
+
+def test_infinite_epsilon_needs_an_explicit_flag() -> None:
+    assert PlanConfig(epsilon=math.inf, allow_no_privacy=True).epsilon == math.inf
+
+
+def test_every_field_is_documented() -> None:
+    import inspect
+
+    for kind in (PlanConfig, OptimizerConfig, EngineConfig, EvaluationConfig, RunConfig):
+        source = inspect.getsource(kind)
+        for item in dataclasses.fields(kind):
+            if kind is RunConfig and dataclasses.is_dataclass(item.type):
+                continue
+            after = source.split(f"    {item.name}:", 1)[1]
+            assert after.split("\n", 1)[1].lstrip().startswith('"""'), f"{kind.__name__}.{item.name} has no docstring"
