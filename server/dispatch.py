@@ -1,20 +1,23 @@
 """One round's units, sent to the workers of any Flower Grid, and their clipped updates' sum."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
-from flwr.app import ArrayRecord, Message
+from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fedsim.engine.grid import WaitingGrid
 from fedsim.engine.messages import NO_UNITS, TRAIN, TrainReply, TrainRequest
 from fedsim.errors import InvalidInput
 from server.packing import Speeds, chunks, pack
-from server.replies import BadReply, check_reply
+from server.replies import BadReply, check_reply, read_reply
 
 LONGEST_PAUSE = 0.1
 """Seconds between two looks for replies on a grid that cannot wait for them (stock Flower)."""
+GRACE = 5.0
+"""Seconds that a grid gets to declare a message expired before the server does so itself."""
 
 
 class RoundFailed(RuntimeError):
@@ -42,17 +45,6 @@ class Gathered:
     failures: tuple[str, ...]
     seconds: float
     compute_seconds: float
-
-
-@dataclass
-class _Asked:
-    """A message under way."""
-
-    worker: int
-    positions: np.ndarray
-    request: TrainRequest
-    attempt: int
-    expires: float
 
 
 class Dispatcher:
@@ -86,61 +78,232 @@ class Dispatcher:
             raise InvalidInput("timeout", timeout, "a number of seconds above 0")
         if attempts < 1:
             raise InvalidInput("attempts", attempts, "at least 1")
-        self._grid = grid
-        self._units_per_message = units_per_message
-        self._timeout = timeout
-        self._attempts = attempts
-        self._worker_timeout = worker_timeout
-        self._speeds = Speeds()
+        self.grid = grid
+        self.units_per_message = units_per_message
+        self.timeout = timeout
+        self.attempts = attempts
+        self.worker_timeout = worker_timeout
+        self.speeds = Speeds()
         self._planned: _Plan | None = None
 
     def gather(
         self,
-        *,
-        round: int,
-        units: np.ndarray,
+        request: TrainRequest,
         costs: np.ndarray,
-        clip_norm: float,
-        parameters: ArrayRecord,
-        settings: Mapping[str, float] | None = None,
-        resolution: float = 0.0,
+        *,
         unit_bound: float | None = None,
         next_units: np.ndarray | None = None,
         next_costs: np.ndarray | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> Gathered:
-        """The clipped sum over `units`.
+        """The clipped sum over the request's units.
 
         Args:
-            round: Number of the round, from 0.
-            units: int64 [n], all different; may be empty, and then nothing is sent.
-            costs: float [n], at least 0: predicted cost of each unit (its tokens).
-            clip_norm: Bound on one unit's update, as the client clips it.
-            parameters: `parameters_record(flat)`, made anew for each round.
-            settings: Further public values for the clients.
-            resolution: 0, or the step of the fixed-point grid in exact mode (`fedsim.engine.exact`).
+            request: What to compute for the whole round: `units` are all different, and may be none, in which case
+                nothing is sent; `parameters` is a record made anew for each round.
+            costs: float [units], at least 0: predicted cost of each unit (its tokens).
             unit_bound: Largest L2 norm of one unit's update as summed, if not clip_norm (per-block scales).
-            next_units, next_costs: The next round's units and costs, if known already: each worker is told which of
-                them it will be asked for, so that it can fetch their rows ahead.
+            next_units: The next round's units, if known already: each worker is told which of them it will be asked
+                for, so that it can fetch their rows ahead.
+            next_costs: Their predicted costs.
             on_progress: Called with the number of units that each accepted reply stands for.
 
         Raises:
             InvalidInput: A unit occurs twice, or costs do not match units.
             RoundFailed: Some unit's update could not be had; says which workers failed and how.
         """
-        units = np.ascontiguousarray(units, dtype=np.int64)
+        units = np.ascontiguousarray(request.units, dtype=np.int64)
         if len(np.unique(units)) != len(units):
             raise InvalidInput("units", f"an array of {len(units)}", "all different", "A unit must be counted once.")
         if len(costs) != len(units):
             raise InvalidInput("costs", f"an array of {len(costs)}", f"as long as units ({len(units)})")
-        request = TrainRequest(
-            round=round,
-            units=NO_UNITS,
-            clip_norm=clip_norm,
-            parameters=parameters,
-            settings=dict(settings or {}),
-            resolution=resolution,
+        bound = request.clip_norm if unit_bound is None else unit_bound
+        gathering = _Gathering(self, request, units, np.asarray(costs, dtype=np.float64), bound, on_progress)
+        parts = self._split(units, gathering.costs, gathering.workers)
+        hints = self._plan_next(next_units, next_costs, gathering.workers)
+        return gathering.run(parts, hints)
+
+    def workers(self, wanted: bool = True) -> list[int]:
+        """Ids of the grid's workers, waiting for the first to appear where some are wanted."""
+        end = time.monotonic() + self.worker_timeout
+        while True:
+            workers = sorted(self.grid.get_node_ids())
+            if workers or not wanted or time.monotonic() > end:
+                return workers
+            time.sleep(LONGEST_PAUSE)
+
+    def _split(self, units: np.ndarray, costs: np.ndarray, workers: list[int]) -> list[np.ndarray]:
+        """Each worker's positions into `units`: as announced in the round before, if that still fits."""
+        planned, self._planned = self._planned, None
+        if planned is not None and planned.workers == workers and np.array_equal(planned.units, units):
+            return planned.parts
+        return pack(costs, self.speeds.of(workers)) if workers else []
+
+    def _plan_next(self, units: np.ndarray | None, costs: np.ndarray | None, workers: list[int]) -> list[np.ndarray]:
+        """Each worker's units of the next round, remembered so that it will really get them."""
+        if units is None or not workers:
+            return [NO_UNITS for _ in workers]
+        units = np.ascontiguousarray(units, dtype=np.int64)
+        weights = np.ones(len(units)) if costs is None else np.asarray(costs, dtype=np.float64)
+        parts = pack(weights, self.speeds.of(workers))
+        self._planned = _Plan(units, workers, parts)
+        return [units[positions] for positions in parts]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Who computes what in the next round."""
+
+    units: np.ndarray
+    workers: list[int]
+    parts: list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A message under way."""
+
+    worker: int
+    positions: np.ndarray
+    request: TrainRequest
+    attempt: int
+    expires: float
+
+
+class _Gathering:
+    """One round under way: what has been asked of whom, and the sum so far."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        request: TrainRequest,
+        units: np.ndarray,
+        costs: np.ndarray,
+        bound: float,
+        on_progress: Callable[[int], None] | None,
+    ) -> None:
+        self.dispatcher = dispatcher
+        self.request = request
+        self.units = units
+        self.costs = costs
+        self.bound = bound
+        self.on_progress = on_progress
+        self.workers = dispatcher.workers(wanted=len(units) > 0)
+        self.size = int(request.parameters["flat"].shape[0])
+        self.total: np.ndarray | None = None
+        self.statistics: dict[str, float] = {}
+        self.asked: dict[str, _Asked] = {}
+        self.accepted: list[np.ndarray] = []
+        self.refused: set[int] = set()
+        self.failures: list[str] = []
+        self.messages = 0
+        self.busy_seconds: dict[int, float] = {}
+
+    def run(self, parts: list[np.ndarray], hints: list[np.ndarray]) -> Gathered:
+        """Send, receive, send again what failed, until every unit is in the sum."""
+        began = time.monotonic()
+        if len(self.units) and not self.workers:
+            raise RoundFailed(f"round {self.request.round}: no worker is left, or none has come up")
+        for worker, positions, hint in zip(self.workers, parts, hints, strict=len(self.units) > 0):
+            self._send(worker, positions, attempt=1, next_units=hint)
+        while self.asked:
+            for reply in self._arrivals():
+                self._take(reply)
+        if self.total is None:
+            self.total = np.zeros(self.size, dtype=np.int64 if self.request.resolution else np.float32)
+        counted = np.concatenate([NO_UNITS, *self.accepted])
+        if not np.array_equal(np.sort(counted), np.sort(self.units)):
+            raise RoundFailed(f"round {self.request.round}: the sum does not stand for exactly the units asked for")
+        return Gathered(
+            total=self.total,
+            statistics=self.statistics,
+            units=len(counted),
+            messages=self.messages,
+            failures=tuple(self.failures),
+            seconds=time.monotonic() - began,
+            compute_seconds=max(self.busy_seconds.values(), default=0.0),
         )
-        costs = np.asarray(costs, dtype=np.float64)
-        attempt = _Round(self, request, units, costs, clip_norm if unit_bound is None else unit_bound, on_progress)
-        return attempt.run(next_units, next_costs)
+
+    def _send(self, worker: int, positions: np.ndarray, attempt: int, next_units: np.ndarray = NO_UNITS) -> None:
+        timeout = self.dispatcher.timeout
+        for part in chunks(positions, self.dispatcher.units_per_message):
+            request = replace(self.request, units=self.units[part], next_units=next_units)
+            message = Message(request.to_record(), worker, TRAIN, ttl=timeout, group_id=str(self.request.round))
+            self.messages += 1
+            asked = _Asked(worker, part, request, attempt, time.monotonic() + timeout)
+            sent = list(self.dispatcher.grid.push_messages([message]))
+            if sent:
+                self.asked[sent[0]] = asked
+            else:
+                self._resend(asked, "the grid did not take the message")
+            next_units = NO_UNITS
+
+    def _arrivals(self) -> Iterable[Message]:
+        """Replies as they come. On a grid that cannot wait, look again and again, with growing pauses."""
+        grid, pause = self.dispatcher.grid, 0.001
+        while True:
+            first_to_expire = min(asked.expires for asked in self.asked.values())
+            if isinstance(grid, WaitingGrid):
+                replies = grid.wait(list(self.asked), timeout=first_to_expire + GRACE - time.monotonic())
+            else:
+                replies = list(grid.pull_messages(list(self.asked)))
+            if replies:
+                return replies
+            if time.monotonic() > first_to_expire + GRACE:
+                self._give_up_on_late()
+                return ()
+            if not isinstance(grid, WaitingGrid):
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _give_up_on_late(self) -> None:
+        """Ask others for what the grid itself should have declared expired. A late reply will not be taken."""
+        now = time.monotonic()
+        for message_id in [i for i, asked in self.asked.items() if now > asked.expires + GRACE]:
+            self._resend(self.asked.pop(message_id), f"no answer in {self.dispatcher.timeout:g} s")
+
+    def _take(self, reply: Message) -> None:
+        asked = self.asked.pop(reply.metadata.reply_to_message_id, None)
+        if asked is None:
+            return
+        if reply.has_error():
+            self._resend(asked, reply.error.reason or f"error {reply.error.code}")
+            return
+        try:
+            answer = read_reply(reply.content)
+            check_reply(answer, asked.request, self.size, self.bound)
+        except BadReply as reason:
+            self.refused.add(asked.worker)
+            self._resend(asked, f"its reply was refused: {reason}")
+            return
+        self._add(asked, answer)
+
+    def _add(self, asked: _Asked, answer: TrainReply) -> None:
+        if self.total is None:
+            self.total = np.array(answer.total)
+        else:
+            np.add(self.total, answer.total, out=self.total)
+        self.accepted.append(asked.request.units)
+        for name, value in answer.statistics.items():
+            self.statistics[name] = self.statistics.get(name, 0.0) + value
+        seconds = answer.statistics.get("seconds", 0.0)
+        self.busy_seconds[asked.worker] = self.busy_seconds.get(asked.worker, 0.0) + seconds
+        self.dispatcher.speeds.learn(asked.worker, float(self.costs[asked.positions].sum()), seconds)
+        if self.on_progress is not None:
+            self.on_progress(len(asked.positions))
+
+    def _resend(self, asked: _Asked, reason: str) -> None:
+        """Have other workers compute what one failed to deliver."""
+        failure = f"round {self.request.round}: worker {asked.worker} failed on {len(asked.positions)} units: {reason}"
+        self.failures.append(failure)
+        if asked.attempt >= self.dispatcher.attempts:
+            raise RoundFailed(f"{failure} (attempt {asked.attempt} of {self.dispatcher.attempts})")
+        willing = [worker for worker in self.dispatcher.workers() if worker not in self.refused]
+        others = [worker for worker in willing if worker != asked.worker] or willing
+        if not others:
+            raise RoundFailed(f"{failure}; no other worker is left")
+        speeds = self.dispatcher.speeds.of(others)
+        owed = [sum(self.costs[a.positions].sum() for a in self.asked.values() if a.worker == w) for w in others]
+        parts = pack(self.costs[asked.positions], speeds, busy_until=np.array(owed) * speeds)
+        for worker, part in zip(others, parts, strict=True):
+            self._send(worker, asked.positions[part], asked.attempt + 1)

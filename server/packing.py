@@ -33,7 +33,7 @@ class Speeds:
         return np.array([known.get(worker, typical) for worker in workers])
 
 
-def pack(costs: np.ndarray, seconds_per_cost: np.ndarray) -> list[np.ndarray]:
+def pack(costs: np.ndarray, seconds_per_cost: np.ndarray, busy_until: np.ndarray | None = None) -> list[np.ndarray]:
     """Split units over workers so that all finish at about the same time.
 
     Longest processing time first: the units in descending order of cost, each to the worker that is free first
@@ -42,18 +42,21 @@ def pack(costs: np.ndarray, seconds_per_cost: np.ndarray) -> list[np.ndarray]:
     Args:
         costs: float [units], at least 0: predicted cost of each unit.
         seconds_per_cost: float [workers], positive.
+        busy_until: float [workers], seconds that each still needs for what it has; None means that all are free.
 
     Returns:
         For each worker, positions into `costs` in ascending order, int64. Together each position once.
     """
-    free_at = [(0.0, worker) for worker in range(len(seconds_per_cost))]
+    waits = np.zeros(len(seconds_per_cost)) if busy_until is None else busy_until
+    free_at = [(wait, worker) for worker, wait in enumerate(waits.tolist())]
+    heapq.heapify(free_at)
     owner = np.empty(len(costs), dtype=np.int64)
     speeds = seconds_per_cost.tolist()
     order = np.argsort(-costs, kind="stable")
     for position, cost in zip(order.tolist(), costs[order].tolist(), strict=True):
-        busy_until, worker = free_at[0]
+        free, worker = free_at[0]
         owner[position] = worker
-        heapq.heapreplace(free_at, (busy_until + cost * speeds[worker], worker))
+        heapq.heapreplace(free_at, (free + cost * speeds[worker], worker))
     by_owner = np.argsort(owner, kind="stable")
     ends = np.cumsum(np.bincount(owner, minlength=len(speeds)))
     return np.split(by_owner, ends[:-1])

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from flwr.app import RecordDict
 
 from fedsim.engine.messages import TrainReply, TrainRequest
 
@@ -13,6 +14,18 @@ CHUNK = 1 << 16
 
 class BadReply(Exception):
     """A reply that must not enter the sum."""
+
+
+def read_reply(record: RecordDict) -> TrainReply:
+    """The typed reply in a message.
+
+    Raises:
+        BadReply: The record is not laid out as a TrainReply.
+    """
+    try:
+        return TrainReply.from_record(record)
+    except (KeyError, TypeError, ValueError) as failure:
+        raise BadReply(f"it is no training reply ({type(failure).__name__}: {failure})") from failure
 
 
 def check_reply(reply: TrainReply, request: TrainRequest, size: int, unit_bound: float) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from flwr.serverapp import Grid
 
 from fedsim.config import RunConfig
-from fedsim.engine.messages import parameters_record
+from fedsim.engine.messages import TrainRequest, parameters_record
 from fedsim.plan import ElsPlan, Plan
 from fedsim.privacy.ledger import Ledger
 from fedsim.resources import Resources
@@ -123,15 +123,15 @@ class Training:
         if self._kept is not None:
             units = self._kept[units]
         self.budget.charge(round)
-        gathered = self.dispatcher.gather(
+        request = TrainRequest(
             plan=self.plan.to_json(),
             round=round,
             sampling_seed=self.seeds.sampling,
             units=units,
-            costs=self._costs(units),
             clip_norm=self.plan.clip_norm,
             parameters=parameters_record(self.parameters),
         )
+        gathered = self.dispatcher.gather(request, self._costs(units))
         self.optimizer.step(noised_mean(gathered.total, self.plan, self.seeds.noise, round))
         self._seconds += time.perf_counter() - started
         return {**gathered.statistics, "units": float(len(units))}

@@ -1,12 +1,16 @@
 """What server and clients say to each other, as typed records over Flower's RecordDict."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+
+from fedsim.engine.arrays import array_record
 
 TRAIN = "train"
 EVALUATE = "evaluate"
+
+NO_UNITS = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,37 +18,45 @@ class TrainRequest:
     """Compute the clipped sum of some units' updates.
 
     Attributes:
-        plan: The plan as JSON: clients clip, draw and step as it says, whatever their own configuration.
         round: Round (ULS) or step (ELS), from 0.
+        plan: The plan as JSON: clients draw, clip and step as it says, whatever their own configuration.
         sampling_seed: Seed from which a user's rows of the round are drawn.
         units: int64 [n]; user indices into the training split (ULS), or indices of kept examples (ELS).
         clip_norm: Bound on one unit's update.
         parameters: Record with the one array "flat": the trainable parameters end to end, float32 [P]. The same
             record object is shared by all requests of a round, so that an engine can move it once.
         settings: Further public values of this round (per-block scales of a mechanism, say), by name.
+        resolution: 0 for a float32 sum; otherwise the step of the public fixed-point grid, and the reply's total
+            is the int64 sum of the units' quantised updates (`fedsim.engine.exact`).
+        next_units: int64 [m]; the units that this worker will probably be asked for in the next round, so that it
+            can bring their rows into memory while it computes. A hint: it may be ignored, and may turn out wrong.
     """
 
-    plan: str
     round: int
-    sampling_seed: int
     units: np.ndarray
     clip_norm: float
     parameters: ArrayRecord
-    settings: dict[str, float]
+    settings: dict[str, float] = field(default_factory=dict)
+    resolution: float = 0.0
+    next_units: np.ndarray = field(default_factory=NO_UNITS.copy)
+    plan: str = ""
+    sampling_seed: int = 0
 
     def to_record(self) -> RecordDict:
+        units = np.ascontiguousarray(self.units, dtype=np.int64)
+        next_units = np.ascontiguousarray(self.next_units, dtype=np.int64)
+        request = {
+            "round": self.round,
+            "clip_norm": float(self.clip_norm),
+            "resolution": float(self.resolution),
+            "plan": self.plan,
+            "sampling_seed": self.sampling_seed,
+        }
         return RecordDict(
             {
                 "parameters": self.parameters,
-                "units": ArrayRecord({"units": Array(np.ascontiguousarray(self.units, dtype=np.int64))}),
-                "request": ConfigRecord(
-                    {
-                        "plan": self.plan,
-                        "round": self.round,
-                        "sampling_seed": self.sampling_seed,
-                        "clip_norm": self.clip_norm,
-                    }
-                ),
+                "units": array_record(units=units, next_units=next_units),
+                "request": ConfigRecord(request),  # type: ignore[arg-type]
                 "settings": ConfigRecord({name: float(value) for name, value in self.settings.items()}),
             }
         )
@@ -52,14 +64,17 @@ class TrainRequest:
     @classmethod
     def from_record(cls, record: RecordDict) -> "TrainRequest":
         request = record.config_records["request"]
+        units = record.array_records["units"]
         return cls(
-            plan=str(request["plan"]),
             round=int(request["round"]),  # type: ignore[arg-type]
-            sampling_seed=int(request["sampling_seed"]),  # type: ignore[arg-type]
             clip_norm=float(request["clip_norm"]),  # type: ignore[arg-type]
-            units=record.array_records["units"]["units"].numpy(),
+            units=units["units"].numpy(),
             parameters=record.array_records["parameters"],
             settings={name: float(value) for name, value in record.config_records["settings"].items()},  # type: ignore[arg-type]
+            resolution=float(request["resolution"]),  # type: ignore[arg-type]
+            next_units=units["next_units"].numpy(),
+            plan=str(request["plan"]),
+            sampling_seed=int(request["sampling_seed"]),  # type: ignore[arg-type]
         )
 
 
@@ -83,8 +98,8 @@ class TrainReply:
     def to_record(self) -> RecordDict:
         return RecordDict(
             {
-                "total": ArrayRecord({"flat": Array(self.total)}),
-                "units": ArrayRecord({"units": Array(np.ascontiguousarray(self.units, dtype=np.int64))}),
+                "total": array_record(flat=self.total),
+                "units": array_record(units=np.ascontiguousarray(self.units, dtype=np.int64)),
                 "reply": ConfigRecord({"round": self.round}),
                 "statistics": ConfigRecord({name: float(value) for name, value in self.statistics.items()}),
             }
@@ -100,69 +115,9 @@ class TrainReply:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluateRequest:
-    """Measure the model on some rows of held-out users.
-
-    Attributes:
-        split: "validation" or "test".
-        rows: int64 [R], row indices into that split.
-        parameters: As in TrainRequest.
-    """
-
-    split: str
-    rows: np.ndarray
-    parameters: ArrayRecord
-
-    def to_record(self) -> RecordDict:
-        return RecordDict(
-            {
-                "parameters": self.parameters,
-                "rows": ArrayRecord({"rows": Array(np.ascontiguousarray(self.rows, dtype=np.int64))}),
-                "request": ConfigRecord({"split": self.split}),
-            }
-        )
-
-    @classmethod
-    def from_record(cls, record: RecordDict) -> "EvaluateRequest":
-        return cls(
-            split=str(record.config_records["request"]["split"]),
-            rows=record.array_records["rows"]["rows"].numpy(),
-            parameters=record.array_records["parameters"],
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateReply:
-    """What was measured, row by row, so that the server can average by user.
-
-    Attributes:
-        rows: The request's rows, echoed.
-        loss_sum: float64 [R], sum of the losses of a row's predicted tokens (nats), or the row's class loss.
-        label_count: int64 [R], predicted tokens (1 for classification).
-        correct: int64 [R], how many of them were predicted right.
-    """
-
-    rows: np.ndarray
-    loss_sum: np.ndarray
-    label_count: np.ndarray
-    correct: np.ndarray
-
-    def to_record(self) -> RecordDict:
-        arrays = {
-            "rows": np.ascontiguousarray(self.rows, dtype=np.int64),
-            "loss_sum": np.ascontiguousarray(self.loss_sum, dtype=np.float64),
-            "label_count": np.ascontiguousarray(self.label_count, dtype=np.int64),
-            "correct": np.ascontiguousarray(self.correct, dtype=np.int64),
-        }
-        return RecordDict({"measured": ArrayRecord({name: Array(array) for name, array in arrays.items()})})
-
-    @classmethod
-    def from_record(cls, record: RecordDict) -> "EvaluateReply":
-        measured = record.array_records["measured"]
-        return cls(**{name: measured[name].numpy() for name in ("rows", "loss_sum", "label_count", "correct")})
-
-
 def parameters_record(flat: np.ndarray) -> ArrayRecord:
-    """The record that carries trainable parameters, float32 [P]."""
-    return ArrayRecord({"flat": Array(flat)})
+    """The record that carries trainable parameters, float32 [P].
+
+    The values are not copied: make a new record for each round and leave `flat` as it is until the round is over.
+    """
+    return array_record(flat=flat)

@@ -1,0 +1,241 @@
+"""RayGrid: a Flower Grid over resident Ray actors, on one machine or a cluster."""
+
+import math
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from flwr.app import Message, RecordDict, UserConfig
+from flwr.common.constant import ErrorCode
+
+from fedsim.engine.broadcast import Broadcasts
+from fedsim.engine.cluster import join_or_start, leave, require_room
+from fedsim.engine.grid import WaitingGrid, error_reply, stamp
+from fedsim.engine.resident import ClientAppSource
+from fedsim.engine.versions import require_same_versions, versions
+from fedsim.engine.worker import Worker
+from fedsim.errors import InvalidInput
+
+
+@dataclass
+class _Slot:
+    """One worker: its node id, the actor that fills it now, and what that actor has been asked."""
+
+    node: int
+    actor: Any
+    described: ray.ObjectRef
+    started: ray.ObjectRef | None
+    pid: int = 0
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A message under way."""
+
+    message: Message
+    slot: _Slot
+    reply: ray.ObjectRef
+    deadline: float
+
+
+class RayGrid(WaitingGrid):
+    """A Flower Grid whose nodes are Ray actors that stay alive for the whole run.
+
+    Each actor loads the ClientApp once and keeps what it holds. A round's shared records cross into Ray's object
+    store once and are read there without a copy; replies come back the same way. A worker that dies or hangs is
+    replaced, and the messages it had are answered with error replies, as Flower does; sending them again is the
+    server's part (`server.dispatch`).
+
+    Args:
+        client_app: Where to import the ClientApp from, "package.module:name"; or a ClientApp or a function that
+            makes one, which must then survive pickling.
+        run_config: The run's flat user configuration.
+        workers: Number of actors.
+        cpus_per_worker: CPU cores reserved for each, and threads that each may use; fractions share a core.
+        gpus_per_worker: GPUs reserved for each; 0.25 puts four actors on one GPU.
+        address: Address of a running Ray cluster ("auto", "host:6379"); None starts one on this machine.
+        object_store_bytes: Shared memory for a cluster started here; None leaves Ray's default.
+        timeout: Seconds after which a message counts as failed, if its own time to live is not shorter.
+        start_timeout: Seconds that workers get to start.
+        log_to_driver: Print what workers print.
+
+    Raises:
+        InvalidInput: The cluster has no room for that many workers; says how many it has room for.
+        VersionsDiffer: Some worker's Python or packages differ from the driver's.
+        WorkersDidNotStart: A worker failed to start, with its reason.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientAppSource,
+        run_config: UserConfig | None = None,
+        *,
+        workers: int = 2,
+        cpus_per_worker: float = 1.0,
+        gpus_per_worker: float = 0.0,
+        address: str | None = None,
+        object_store_bytes: int | None = None,
+        timeout: float | None = None,
+        start_timeout: float = 300.0,
+        log_to_driver: bool = False,
+    ) -> None:
+        if workers < 1:
+            raise InvalidInput("workers", workers, "at least 1")
+        super().__init__()
+        self._client = (client_app, dict(run_config or {}))
+        self._workers = workers
+        self._resources = {"num_cpus": cpus_per_worker, "num_gpus": gpus_per_worker}
+        self._timeout = math.inf if timeout is None else timeout
+        self._start_timeout = start_timeout
+        self._sent: dict[str, _Sent] = {}
+        self._broadcasts = Broadcasts()
+        self._slots: dict[int, _Slot] = {}
+        self._owns_ray = join_or_start(
+            address,
+            cpus=workers * cpus_per_worker,
+            object_store_bytes=object_store_bytes,
+            log_to_driver=log_to_driver,
+        )
+        try:
+            require_room(workers, cpus_per_worker, gpus_per_worker)
+            self._slots = {node: self._fill(node) for node in range(1, workers + 1)}
+            self._await_all()
+        except BaseException:
+            self.close()
+            raise
+
+    # Workers ---------------------------------------------------------------------------------------------------
+
+    def _fill(self, node: int) -> _Slot:
+        threads = max(1, int(self._resources["num_cpus"]))
+        actor: Any = (
+            ray.remote(Worker)
+            .options(**self._resources, scheduling_strategy="SPREAD", max_restarts=0, max_task_retries=0)
+            .remote(threads, sys.path)
+        )
+        described = actor.describe.remote()
+        return _Slot(node, actor, described, actor.start.remote(*self._client, node, self._workers))
+
+    def _await_all(self) -> None:
+        started = [slot.started for slot in self._slots.values()]
+        _, late = ray.wait(started, num_returns=len(started), timeout=self._start_timeout)
+        if late:
+            raise WorkersDidNotStart(f"{len(late)} of {len(started)} workers not ready in {self._start_timeout:g} s")
+        for slot in self._slots.values():
+            self._admit(slot)
+
+    def _admit(self, slot: _Slot) -> None:
+        """Take a worker that has started into service, or raise what kept it from starting."""
+        try:
+            require_same_versions(versions(), ray.get(slot.described), f"worker {slot.node}")
+            assert slot.started is not None
+            slot.pid = ray.get(slot.started)
+        except ray.exceptions.RayError as failure:
+            raise WorkersDidNotStart(f"worker {slot.node}: {_reason(failure)}") from failure
+        slot.started = None
+
+    def get_node_ids(self) -> list[int]:
+        """Ids of the workers that are ready; if none is, waits for the first that is being replaced."""
+        starting = {slot.started: slot for slot in self._slots.values() if slot.started is not None}
+        if starting:
+            patience = self._start_timeout if len(starting) == len(self._slots) else 0
+            ready, _ = ray.wait(list(starting), num_returns=1, timeout=patience)
+            if ready:
+                ready, _ = ray.wait(list(starting), num_returns=len(starting), timeout=0)
+            for reference in ready:
+                slot = starting[reference]
+                try:
+                    self._admit(slot)
+                except (WorkersDidNotStart, RuntimeError):
+                    del self._slots[slot.node]
+        return [slot.node for slot in self._slots.values() if slot.started is None]
+
+    def _replace(self, slot: _Slot) -> None:
+        """Put a fresh actor in the place of one that died or hangs."""
+        if self._slots.get(slot.node) is not slot:
+            return
+        ray.kill(slot.actor, no_restart=True)
+        self._slots[slot.node] = self._fill(slot.node)
+
+    # Messages --------------------------------------------------------------------------------------------------
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Send the messages to their workers, which answer them in order."""
+        return [self._push(message) for message in messages]
+
+    def _push(self, message: Message) -> str:
+        message_id = stamp(message)
+        slot = self._slots[message.metadata.dst_node_id]
+        content, names, references = self._broadcasts.split(message.content, message.metadata.group_id)
+        light = _same_message(message, content)
+        reply: ray.ObjectRef = slot.actor.answer.remote(light, names, *references)
+        deadline = time.monotonic() + self._seconds_for(message)
+        self._sent[message_id] = _Sent(_same_message(message, RecordDict()), slot, reply, deadline)
+        return message_id
+
+    def _seconds_for(self, message: Message) -> float:
+        return min(message.metadata.ttl, self._timeout)
+
+    def wait(self, message_ids: Iterable[str], timeout: float | None = None) -> list[Message]:
+        """Replies that are there, or the first to come; see `WaitingGrid.wait`."""
+        sent = {self._sent[i].reply: i for i in message_ids if i in self._sent}
+        if not sent:
+            return []
+        patience = min(self._sent[i].deadline for i in sent.values()) - time.monotonic()
+        if timeout is not None:
+            patience = min(patience, timeout)
+        ready, _ = ray.wait(list(sent), num_returns=1, timeout=max(0.0, patience))
+        if ready and len(sent) > 1:
+            ready, _ = ray.wait(list(sent), num_returns=len(sent), timeout=0)
+        replies = [self._receive(self._sent.pop(sent[reference])) for reference in ready]
+        return replies or self._expire(sent.values())
+
+    def _receive(self, sent: _Sent) -> Message:
+        try:
+            return ray.get(sent.reply)
+        except ray.exceptions.RayError as failure:
+            self._replace(sent.slot)
+            return error_reply(
+                sent.message, ErrorCode.NODE_UNAVAILABLE, f"worker {sent.slot.node}: {_reason(failure)}"
+            )
+
+    def _expire(self, message_ids: Iterable[str]) -> list[Message]:
+        """Error replies to messages past their time to live; the workers that owe the answers are replaced."""
+        now = time.monotonic()
+        replies = []
+        for message_id in [i for i in message_ids if self._sent[i].deadline <= now]:
+            sent = self._sent.pop(message_id)
+            self._replace(sent.slot)
+            reason = f"worker {sent.slot.node} gave no answer in {self._seconds_for(sent.message):g} s"
+            replies.append(error_reply(sent.message, ErrorCode.MESSAGE_UNAVAILABLE, reason))
+        return replies
+
+    def close(self) -> None:
+        """Stop the workers, and the Ray cluster if it was started here."""
+        self._sent.clear()
+        self._broadcasts.clear()
+        for slot in self._slots.values():
+            ray.kill(slot.actor, no_restart=True)
+        self._slots.clear()
+        if self._owns_ray:
+            self._owns_ray = False
+            leave()
+
+
+class WorkersDidNotStart(RuntimeError):
+    """Workers that should have started did not."""
+
+
+def _same_message(message: Message, content: RecordDict) -> Message:
+    """A message with the same metadata and other content."""
+    return Message(content, metadata=message.metadata)  # type: ignore[call-overload]
+
+
+def _reason(failure: ray.exceptions.RayError) -> str:
+    """What happened, without Ray's advice and colours."""
+    cause = getattr(failure, "cause", None)
+    text = f"{type(cause).__name__}: {cause}" if cause is not None else f"{type(failure).__name__}: {failure}"
+    return text.strip()

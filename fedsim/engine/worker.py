@@ -1,0 +1,44 @@
+"""The process behind one RayGrid worker."""
+
+import os
+import sys
+
+from flwr.app import ArrayRecord, Message, UserConfig
+
+from fedsim.engine.resident import ClientAppSource, ResidentClient
+from fedsim.engine.versions import versions
+
+
+class Worker:
+    """A Ray actor that keeps one ClientApp loaded and answers messages one at a time.
+
+    Args:
+        threads: Threads that numerical libraries may use here.
+        paths: The driver's import path; the ClientApp's module may lie on it.
+    """
+
+    def __init__(self, threads: int, paths: list[str]) -> None:
+        self._threads = threads
+        self._client: ResidentClient | None = None
+        sys.path.extend(path for path in paths if path not in sys.path)
+        # Read by OpenMP and the BLAS libraries when they are first loaded.
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ[name] = str(threads)
+
+    def describe(self) -> dict[str, str]:
+        """Versions of Python and packages in this process."""
+        return versions()
+
+    def start(self, source: ClientAppSource, run_config: UserConfig, node_id: int, workers: int) -> int:
+        """Load the ClientApp; returns this process's id."""
+        self._client = ResidentClient(source, run_config, node_id, workers)
+        if torch := sys.modules.get("torch"):
+            torch.set_num_threads(self._threads)
+        return os.getpid()
+
+    def answer(self, message: Message, names: list[str], *records: ArrayRecord) -> Message:
+        """The client's reply. `records` are the message's large records, read from shared memory, by `names`."""
+        assert self._client is not None
+        for name, record in zip(names, records, strict=True):
+            message.content[name] = record
+        return self._client.answer(message)
