@@ -1,0 +1,1 @@
+"""User-level privacy: events, the certified accountant, calibration, ledger and statement. Needs numpy and scipy."""

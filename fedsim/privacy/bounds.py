@@ -1,0 +1,38 @@
+"""Kinds of numbers that are never mixed up: certified bounds, and estimates that certify nothing."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """A certified interval: the true value lies in [lower, upper].
+
+    Attributes:
+        lower: At most the true value. Shows how tight the upper bound is; never certifies a run.
+        upper: At least the true value. The only number that certifies or calibrates.
+    """
+
+    lower: float
+    upper: float
+
+    def __post_init__(self) -> None:
+        if not self.lower <= self.upper:
+            raise ValueError(f"lower bound {self.lower} is above the upper bound {self.upper}")
+
+    @property
+    def gap(self) -> float:
+        """(upper − lower)/upper; 0 when both are equal."""
+        return 0.0 if self.lower == self.upper else (self.upper - self.lower) / self.upper
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """An approximation of unknown sign: a diagnostic. It has no upper or lower bound and calibrates nothing.
+
+    Attributes:
+        value: The approximation.
+        method: What produced it.
+    """
+
+    value: float
+    method: str
