@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from fedsim.errors import InvalidInput
 from fedsim.validation import require_at_least
@@ -75,7 +75,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         for name, values in (("source", Source), ("recipe", Recipe), ("long_texts", LongTexts)):
-            value, allowed = getattr(self, name), values.__args__
+            value, allowed = getattr(self, name), get_args(values)
             if value not in allowed and not (name == "recipe" and value is None):
                 raise InvalidInput(f"data.{name.replace('_', '-')}", value, "one of " + ", ".join(allowed))
         if self.bad_rows not in ("skip", "refuse"):

@@ -1,0 +1,130 @@
+"""Second pass over the data: examples grouped by user, larger than memory, by DuckDB's external sort."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fedsim.data.shape import Examples
+from fedsim.errors import InvalidInput
+
+EXAMPLES_AT_ONCE = 1 << 16
+MOST_CLASSES = 10_000
+
+
+class GroupedParts:
+    """The parts that `spool` wrote, user by user in the order of the users' keyed hashes.
+
+    Args:
+        folder: The parts.
+        scratch: Folder for what does not fit in memory.
+        memory_limit: Memory that the sort may take ("1GB").
+        token_type: Integer type of the tokens.
+    """
+
+    def __init__(self, folder: Path, scratch: Path, memory_limit: str, token_type: np.dtype):
+        self._connection = duckdb.connect()
+        settings = {
+            "memory_limit": memory_limit,
+            "temp_directory": str(scratch),
+            "preserve_insertion_order": False,
+            "enable_progress_bar": False,
+            # Each thread of the sort holds buffers of its own: more threads need more memory, and disks are few.
+            "threads": 2,
+        }
+        for name, value in settings.items():
+            self._connection.execute(f"SET {name} = ?", [value])
+        self._examples = f"read_parquet({_quoted(folder / 'examples-*.parquet')})"
+        self._users = f"read_parquet({_quoted(folder / 'users-*.parquet')})"
+        self._token_type = token_type
+        described = self._connection.execute(f"DESCRIBE SELECT * FROM {self._examples}").fetchall()
+        self._columns = [column[0] for column in described]
+        self.classes = self._classes() if "label" in self._columns else []
+
+    def __enter__(self) -> "GroupedParts":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def batches(self) -> Iterator[tuple[np.ndarray, Examples]]:
+        """Whole users at a time.
+
+        Yields:
+            (keys uint64 [users, 2] ascending, their examples in the order of the data).
+        """
+        extra = [column for column in ("prefix", "label") if column in self._columns]
+        names = ", ".join(["high", "low", "tokens", *extra])
+        query = self._connection.sql(f"SELECT {names} FROM {self._examples} ORDER BY high, low, ordinal")
+        waiting: list[pa.RecordBatch] = []
+        for batch in query.to_arrow_reader(EXAMPLES_AT_ONCE):
+            last = _last_user(batch)
+            if last:
+                yield self._examples_of([*waiting, batch.slice(0, last)])
+                waiting = []
+            elif waiting and _key(waiting[-1], len(waiting[-1]) - 1) != _key(batch, 0):
+                yield self._examples_of(waiting)
+                waiting = []
+            waiting.append(batch.slice(last))
+        if waiting:
+            yield self._examples_of(waiting)
+
+    def user_names(self, keys: np.ndarray) -> pa.Table:
+        """The names of the users with these keys, in the same order; column "user"."""
+        kept = pa.table({"place": np.arange(len(keys)), "high": keys[:, 0], "low": keys[:, 1]})
+        self._connection.register("kept", kept)
+        names = f"SELECT high, low, min(user) AS user FROM {self._users} GROUP BY high, low"
+        query = f"SELECT user FROM kept JOIN ({names}) USING (high, low) ORDER BY place"
+        return self._connection.sql(query).to_arrow_table()
+
+    def _classes(self) -> list[str]:
+        rows = self._connection.execute(f"SELECT DISTINCT label FROM {self._examples}").fetchall()
+        names = [row[0] for row in rows]
+        if len(names) > MOST_CLASSES:
+            raise InvalidInput(
+                "data.label-column", f"{len(names)} different labels", f"at most {MOST_CLASSES} classes"
+            )
+        numeric = all(name.lstrip("-").isdecimal() for name in names)
+        return sorted(names, key=int) if numeric else sorted(names)
+
+    def _examples_of(self, batches: list[pa.RecordBatch]) -> tuple[np.ndarray, Examples]:
+        table = pa.Table.from_batches(batches).combine_chunks()
+        keys = np.stack([table[name].to_numpy() for name in ("high", "low")], axis=1)
+        begins = np.ones(len(keys), dtype=bool)
+        begins[1:] = (keys[1:] != keys[:-1]).any(axis=1)
+        values = table["tokens"].cast(pa.large_binary()).combine_chunks()
+        values = values.chunk(0) if isinstance(values, pa.ChunkedArray) else values
+        ends = np.frombuffer(values.buffers()[1], np.int64)[values.offset : values.offset + len(values) + 1]
+        width = self._token_type.itemsize
+        data = (
+            np.frombuffer(values.buffers()[2], np.uint8)[ends[0] : ends[-1]] if len(values) else np.empty(0, np.uint8)
+        )
+        classes = None
+        if self.classes:
+            classes = pc.index_in(table["label"], pa.array(self.classes)).to_numpy().astype(np.int32)
+        examples = Examples(
+            tokens=np.frombuffer(data, self._token_type),
+            lengths=np.diff(ends) // width,
+            users=np.cumsum(begins) - 1,
+            prefixes=table["prefix"].to_numpy().astype(np.int64) if "prefix" in self._columns else None,
+            classes=classes,
+        )
+        return keys[begins], examples
+
+
+def _key(batch: pa.RecordBatch, place: int) -> tuple[int, int]:
+    return batch["high"][place].as_py(), batch["low"][place].as_py()
+
+
+def _last_user(batch: pa.RecordBatch) -> int:
+    """Where the rows of the batch's last user begin."""
+    high, low = batch["high"].to_numpy(), batch["low"].to_numpy()
+    others = np.flatnonzero((high != high[-1]) | (low != low[-1]))
+    return int(others[-1]) + 1 if len(others) else 0
+
+
+def _quoted(path: Path) -> str:
+    return "'" + str(path).replace("'", "''") + "'"

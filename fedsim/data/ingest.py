@@ -1,0 +1,211 @@
+"""From a configuration to an opened user store: built once, found again by what it depends on."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from fedsim.data.config import DataConfig
+from fedsim.data.encode import TextEncoder
+from fedsim.data.group import GroupedParts
+from fedsim.data.recipes import resolve
+from fedsim.data.records import BadRows
+from fedsim.data.shape import distinct, of_users_with, rows_of
+from fedsim.data.sources import Progress, Source, default_cache, open_source, silent
+from fedsim.data.spool import spool
+from fedsim.data.store import FORMAT, MANIFEST, UserStore
+from fedsim.data.write import StoreWriter
+from fedsim.errors import InvalidInput
+
+NOT_CONTENT = {"memory_limit", "bad_rows"}
+"""Fields that do not change what is in a finished store."""
+
+
+def open_or_build(
+    config: DataConfig, tokenizer: Any, cache: Path | None = None, progress: Progress = silent
+) -> UserStore:
+    """The store of this data with this tokenizer: from the cache, or built there now.
+
+    Args:
+        config: Which data, and how it becomes rows.
+        tokenizer: See `TextEncoder`.
+        cache: Folder of the cache; by default FEDSIM_CACHE or ~/.cache/fedsim.
+        progress: Told what is being done.
+
+    Raises:
+        InvalidInput: See `build_store`.
+    """
+    cache = cache or default_cache()
+    config = resolve(config)
+    source = open_source(config, cache, progress)
+    encoder = _encoder(config, tokenizer)
+    recipe = _recipe(config, source, encoder)
+    return _build(config, source, encoder, recipe, cache / "stores" / recipe["key"], cache, progress)
+
+
+def build_store(
+    config: DataConfig,
+    tokenizer: Any,
+    output: str | Path,
+    cache: Path | None = None,
+    progress: Progress = silent,
+) -> UserStore:
+    """Build the store of this data in a folder of its own, or open it there if it is already that store.
+
+    The work is done beside it, in `output` + ".partial", and moved in one step at the end: a folder with a manifest
+    is a finished store. An interrupted build goes on where it stopped when it is called again with the same
+    configuration, tokenizer and data. Memory stays within config.memory_limit plus a few hundred MB.
+
+    Args:
+        config: Which data, and how it becomes rows.
+        tokenizer: See `TextEncoder`.
+        output: Folder of the store; must not exist, unless it holds this very store.
+        cache: Folder where docstrings are kept; by default FEDSIM_CACHE or ~/.cache/fedsim.
+        progress: Told what is being done.
+
+    Raises:
+        InvalidInput: If a path, package, data set or column does not exist; if no user has enough text; if rows are
+            bad and config.bad_rows is "refuse"; if output holds something else or cannot be written.
+    """
+    cache = cache or default_cache()
+    config = resolve(config)
+    source = open_source(config, cache, progress)
+    encoder = _encoder(config, tokenizer)
+    return _build(config, source, encoder, _recipe(config, source, encoder), Path(output), cache, progress)
+
+
+def _encoder(config: DataConfig, tokenizer: Any) -> TextEncoder:
+    return TextEncoder(tokenizer, special_tokens=config.special_tokens, end_of_text=config.end_of_text)
+
+
+def _recipe(config: DataConfig, source: Source, encoder: TextEncoder) -> dict[str, Any]:
+    """Everything the store's content depends on, and its hash."""
+    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_CONTENT}
+    recipe = {"format": FORMAT, "data": fields, "source": source.identity, "tokenizer": encoder.fingerprint}
+    text = json.dumps(recipe, sort_keys=True, default=str)
+    return json.loads(text) | {"key": hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}
+
+
+def _build(
+    config: DataConfig,
+    source: Source,
+    encoder: TextEncoder,
+    recipe: dict[str, Any],
+    output: Path,
+    cache: Path,
+    progress: Progress,
+) -> UserStore:
+    partial = output.with_name(output.name + ".partial")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(str(output.with_name(output.name + ".lock")))
+        with lock:
+            if _finished(output, recipe["key"]):
+                return UserStore.open(output)
+            _start(partial, recipe["key"])
+            records, bad = spool(source, config, encoder, partial / "parts", progress)
+            _group(config, encoder, recipe, partial, records, bad, progress)
+            os.replace(partial / "store", output)
+            shutil.rmtree(partial)
+    except PermissionError as error:
+        raise InvalidInput("output", str(output), "a folder that can be written", str(error)) from None
+    return UserStore.open(output)
+
+
+def _finished(output: Path, key: str) -> bool:
+    """Whether the store is there already; anything else there is refused."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return False
+    manifest = output / MANIFEST
+    if not manifest.is_file():
+        raise InvalidInput("output", str(output), "a new folder or a store of the same data")
+    if UserStore.open(output).manifest["recipe"]["key"] != key:
+        hint = "It holds a store of other data, settings or tokenizer: choose another folder or remove it."
+        raise InvalidInput("output", str(output), "a new folder or a store of the same data", hint)
+    return True
+
+
+def _start(partial: Path, key: str) -> None:
+    """Keep the parts of an interrupted build of the same store; begin anew otherwise."""
+    mark = partial / "key"
+    if partial.exists() and not (mark.is_file() and mark.read_text() == key):
+        shutil.rmtree(partial)
+    partial.mkdir(exist_ok=True)
+    mark.write_text(key)
+    for unfinished in ("store", "scratch"):
+        shutil.rmtree(partial / unfinished, ignore_errors=True)
+        (partial / unfinished).mkdir()
+
+
+def _group(
+    config: DataConfig,
+    encoder: TextEncoder,
+    recipe: dict[str, Any],
+    partial: Path,
+    records: int,
+    bad: BadRows,
+    progress: Progress,
+) -> None:
+    """Second pass: group, cut and write."""
+    writer = StoreWriter(partial / "store", encoder.dtype)
+    good = records - bad.total
+    if not good:
+        raise _no_user(config, records, bad)
+    done, duplicates = 0, 0
+    progress("Grouping by user", 0, good)
+    with GroupedParts(partial / "parts", partial / "scratch", config.memory_limit, encoder.dtype) as parts:
+        for keys, examples in parts.batches():
+            done += len(examples.lengths)
+            kept = distinct(examples) if config.deduplicate else examples
+            duplicates += len(examples.lengths) - len(kept.lengths)
+            rows = rows_of(kept, config.sequence_length, config.long_texts, config.minimum_tokens)
+            writer.append(keys, of_users_with(rows, config.minimum_rows))
+            progress("Grouping by user", done, good)
+        splits = _splits(writer.keys[:, 0], config)
+        if splits["train"][1] == 0:
+            raise _no_user(config, records, bad)
+        manifest = {
+            "records": records,
+            "bad_rows": bad.to_json(),
+            "duplicates": duplicates,
+            "classes": parts.classes,
+            "vocabulary_size": encoder.vocabulary_size,
+            "tokenizer": encoder.fingerprint,
+            "recipe": recipe,
+        }
+        progress("Writing the store", 0, 1)
+        writer.finish(parts.user_names(writer.keys), splits, manifest)
+        progress("Writing the store", 1, 1)
+
+
+def _splits(hashes: np.ndarray, config: DataConfig) -> dict[str, list[int]]:
+    """Ranges of users by thresholds on their sorted keyed hashes.
+
+    A user's split depends on the user and the key alone: adding or removing a user moves no other user, so that
+    neighbouring data sets have neighbouring training sets.
+    """
+    train = 1 - config.validation_fraction - config.test_fraction
+    shares = [train, train + config.validation_fraction]
+    bounds = [int(np.searchsorted(hashes, np.uint64(min(int(share * 2**64), 2**64 - 1)))) for share in shares]
+    if not config.test_fraction:
+        bounds[1] = len(hashes)
+    if not config.test_fraction and not config.validation_fraction:
+        bounds[0] = len(hashes)
+    edges = [0, *bounds, len(hashes)]
+    return {name: edges[place : place + 2] for place, name in enumerate(("train", "validation", "test"))}
+
+
+def _no_user(config: DataConfig, records: int, bad: BadRows) -> InvalidInput:
+    where = config.path or ", ".join(config.packages)
+    reasons = "; ".join(f"{entry['count']} {reason}" for reason, entry in bad.to_json().items()) or "none bad"
+    hint = (
+        f"It has {records} records ({reasons}); no user is left for training with {config.minimum_rows} row(s) of "
+        f"{config.minimum_tokens} tokens: lower data.minimum-tokens or data.minimum-rows, or bring more text."
+    )
+    return InvalidInput("data", where, "data in which a user has enough text", hint)

@@ -1,0 +1,99 @@
+"""Records as they come out of a source, before anything about them is trusted."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedsim.errors import InvalidInput
+
+POSITIONS_KEPT = 5
+
+
+class Malformed:
+    """Stands for every value of a record that could not be parsed at all."""
+
+
+MALFORMED = Malformed()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Records:
+    """Neighbouring records of one file.
+
+    Attributes:
+        columns: For each column asked for, one value a record: None where it is missing, MALFORMED in every column
+            where the record could not be parsed, bytes that are not UTF-8 as lone surrogates (PEP 383).
+        origin: Name of the file or split, to be shown.
+        first: Number of the first record in it, as shown to people (line or row, from 1).
+        done: How much of the source has been read, in the unit of its total.
+    """
+
+    columns: Mapping[str, Sequence[Any]]
+    origin: str
+    first: int
+    done: float = 0.0
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+
+@dataclass
+class BadRows:
+    """Records left out, by reason: how many, and where the first few are."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    positions: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, position: str, count: int = 1) -> None:
+        self.counts[reason] = self.counts.get(reason, 0) + count
+        kept = self.positions.setdefault(reason, [])
+        if len(kept) < POSITIONS_KEPT:
+            kept.append(position)
+
+    def merge(self, other: Mapping[str, Any]) -> None:
+        """Add what to_json described, as read earlier in the data or later."""
+        for reason, entry in other.items():
+            self.counts[reason] = self.counts.get(reason, 0) + entry["count"]
+            kept = self.positions.setdefault(reason, [])
+            kept.extend(entry["first"][: POSITIONS_KEPT - len(kept)])
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            reason: {"count": count, "first": self.positions[reason]} for reason, count in sorted(self.counts.items())
+        }
+
+
+def require_columns(wanted: Mapping[str, str], present: Sequence[str], origin: str) -> None:
+    """Every wanted column is there.
+
+    Args:
+        wanted: Column by the option that named it ("data.user-column").
+        present: The columns of the data.
+        origin: Where, to be shown.
+
+    Raises:
+        InvalidInput: Naming the option, the column, and the columns that exist.
+    """
+    for option, column in wanted.items():
+        if column not in present:
+            columns = ", ".join(map(str, present)) or "(none)"
+            raise InvalidInput(option, column, f"one of the columns of {origin}: {columns}")
+
+
+def in_parts(records: Iterator[Records], most_records: int, most_characters: int) -> Iterator[list[Records]]:
+    """Neighbouring records gathered into parts of about one size; where they are cut depends on the data alone."""
+    part: list[Records] = []
+    count, characters = 0, 0
+    for chunk in records:
+        part.append(chunk)
+        count += len(chunk)
+        characters += sum(len(value) for values in chunk.columns.values() for value in values if type(value) is str)
+        if count >= most_records or characters >= most_characters:
+            yield part
+            part, count, characters = [], 0, 0
+    if part:
+        yield part

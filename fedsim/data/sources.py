@@ -1,0 +1,96 @@
+"""Where records come from: embedded docstrings, files, Hugging Face data sets; and public text."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsim.data import docstrings as embedded
+from fedsim.data.config import DataConfig
+from fedsim.data.files import find_files, read_files
+from fedsim.data.hub import open_hub
+from fedsim.data.records import Records
+
+ROLES = ("user", "text", "prompt", "messages", "label", "owners")
+
+Progress = Callable[[str, float, float | None], None]
+"""Told (what is being done, how much is done, how much there is)."""
+
+
+def silent(what: str, done: float, total: float | None) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Records with users.
+
+    Attributes:
+        identity: What the records depend on (names, sizes, times, versions), as JSON: equal for equal data.
+        columns: The column of each role ("user", "text", …) that the data has.
+        total: The value of Records.done at the end, where known.
+        read: Starts reading from the beginning.
+    """
+
+    identity: Any
+    columns: dict[str, str]
+    total: float | None
+    read: Callable[[], Iterator[Records]]
+
+
+def default_cache() -> Path:
+    """Folder for what is costly to make again: FEDSIM_CACHE, or ~/.cache/fedsim."""
+    return Path(os.environ.get("FEDSIM_CACHE") or Path.home() / ".cache" / "fedsim")
+
+
+def open_source(config: DataConfig, cache: Path, progress: Progress = silent) -> Source:
+    """The source that a resolved configuration names.
+
+    Raises:
+        InvalidInput: If the path, package, data set or a column does not exist.
+    """
+    if config.source == "docstrings":
+        return _docstrings(config, cache, progress)
+    columns = {role: getattr(config, f"{role}_column") for role in ROLES}
+    columns = {role: column for role, column in columns.items() if column}
+    wanted = {f"data.{role}-column": column for role, column in columns.items()}
+    assert config.path is not None
+    if config.source == "files":
+        files = find_files(config.path)
+        stats = [file.stat() for file in files]
+        identity = [[file.name, s.st_size, s.st_mtime_ns] for file, s in zip(files, stats, strict=True)]
+        total = float(sum(s.st_size for s in stats))
+        return Source(identity=identity, columns=columns, total=total, read=lambda: read_files(files, wanted))
+    hub = open_hub(config.path, config.hub_config, config.hub_split, config.hub_revision, wanted)
+    return Source(identity=hub.identity, columns=columns, total=hub.total, read=hub.read)
+
+
+def public_texts(cache: Path | None = None, progress: Progress = silent) -> Iterator[str]:
+    """Public text without users: the docstrings of Python's standard library, in order of the modules' names.
+
+    For tokenizers and pre-training. Nobody is protected here, and none of it is in the default private users.
+    """
+    library = embedded.find_library(embedded.STANDARD_LIBRARY)
+    told = _reading(library.name, progress)
+    for _, texts in embedded.docstrings(library, cache or default_cache(), told):
+        yield from texts
+
+
+def _docstrings(config: DataConfig, cache: Path, progress: Progress) -> Source:
+    libraries = [embedded.find_library(name) for name in sorted(set(config.packages))]
+
+    def read() -> Iterator[Records]:
+        for library in libraries:
+            done = 0
+            for module, texts in embedded.docstrings(library, cache, _reading(library.name, progress)):
+                columns = {"module": [module] * len(texts), "docstring": texts}
+                yield Records(columns=columns, origin=module, first=1, done=done)
+                done += len(texts)
+
+    identity = [library.identity for library in libraries]
+    return Source(identity=identity, columns={"user": "module", "text": "docstring"}, total=None, read=read)
+
+
+def _reading(name: str, progress: Progress) -> Callable[[int, int], None]:
+    return lambda done, total: progress(f"Reading docstrings of {name}", done, total)

@@ -1,0 +1,128 @@
+"""Write a store: columns are appended to plain files, then set down as Arrow files that can be memory-mapped."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from fedsim.data.shape import Examples
+from fedsim.data.store import FORMAT, MANIFEST, checksum, manifest_checksum
+
+FILES = {
+    "token": "tokens.arrow",
+    "start": "rows.arrow",
+    "length": "rows.arrow",
+    "ignored_prefix": "rows.arrow",
+    "class": "rows.arrow",
+    "user_offset": "offsets.arrow",
+}
+QUANTILES = {"minimum": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "maximum": 1.0}
+
+
+class StoreWriter:
+    """Appends users, in order, to a new store in an empty folder.
+
+    Memory does not grow with rows or tokens: a column is a growing file, mapped when it becomes an Arrow file.
+    """
+
+    def __init__(self, folder: Path, token_type: np.dtype):
+        self._folder = folder
+        self._types = {"token": token_type}
+        self._open: dict[str, Any] = {}
+        self._rows_per_user: list[np.ndarray] = []
+        self._keys: list[np.ndarray] = []
+        self.num_rows = 0
+        self.num_tokens = 0
+
+    def append(self, keys: np.ndarray, rows: Examples) -> None:
+        """Add users with their rows; users without rows are left out.
+
+        Args:
+            keys: uint64 [users, 2], the users' keyed hashes, above all earlier ones.
+            rows: Their rows; rows.users are places in keys, ascending.
+        """
+        if not len(rows.lengths):
+            return
+        owners, counts = np.unique(rows.users, return_counts=True)
+        self._keys.append(keys[owners])
+        self._rows_per_user.append(counts)
+        self._put("token", rows.tokens.astype(self._types["token"], copy=False))
+        self._put("start", self.num_tokens + np.cumsum(rows.lengths) - rows.lengths)
+        self._put("length", rows.lengths.astype(np.int32))
+        if rows.prefixes is not None:
+            self._put("ignored_prefix", rows.prefixes.astype(np.int32))
+        if rows.classes is not None:
+            self._put("class", rows.classes.astype(np.int32))
+        self.num_rows += len(rows.lengths)
+        self.num_tokens += int(rows.lengths.sum())
+
+    @property
+    def keys(self) -> np.ndarray:
+        """uint64 [users, 2]: keyed hashes of the users so far, ascending."""
+        return np.concatenate(self._keys) if self._keys else np.empty((0, 2), np.uint64)
+
+    def finish(self, names: pa.Table, splits: dict[str, list[int]], manifest: dict[str, Any]) -> None:
+        """Write the Arrow files, and last of all the manifest that makes them a store.
+
+        Args:
+            names: Column "user": the users' names, in order.
+            splits: First user and the user after the last, for each split.
+            manifest: What else the manifest is to say.
+        """
+        for file in self._open.values():
+            file.close()
+        counts = np.concatenate(self._rows_per_user)
+        offsets = np.zeros(len(counts) + 1, dtype=np.int64)
+        np.cumsum(counts, out=offsets[1:])
+        columns = {name: np.memmap(self._raw(name), self._types[name], mode="r") for name in self._open}
+        for name in sorted(set(FILES.values()) - {"offsets.arrow"}):
+            _write_arrow(self._folder / name, {c: v for c, v in columns.items() if FILES[c] == name})
+        _write_arrow(self._folder / "offsets.arrow", {"user_offset": offsets})
+        with pa.OSFile(str(self._folder / "users.arrow"), "wb") as sink, pa.ipc.new_file(sink, names.schema) as writer:
+            writer.write_table(names.combine_chunks())
+        for name in self._open:
+            self._raw(name).unlink()
+        files = {}
+        for file in sorted(self._folder.glob("*.arrow")):
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+            files[file.name] = {"bytes": file.stat().st_size, "crc32": checksum(file)}
+        content = json.dumps([files, splits, manifest["classes"], manifest["tokenizer"]], sort_keys=True)
+        whole = {
+            "format": FORMAT,
+            "fingerprint": hashlib.blake2b(content.encode(), digest_size=16).hexdigest(),
+            "num_users": len(counts),
+            "num_rows": self.num_rows,
+            "num_tokens": self.num_tokens,
+            "rows_per_user": {name: int(np.quantile(counts, at)) for name, at in QUANTILES.items()},
+            "splits": splits,
+            "files": files,
+            **manifest,
+        }
+        with (self._folder / MANIFEST).open("w", encoding="utf-8") as file:
+            json.dump(whole | {"crc32": manifest_checksum(whole)}, file, indent=2, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _raw(self, name: str) -> Path:
+        return self._folder / f"{name}.raw"
+
+    def _put(self, name: str, values: np.ndarray) -> None:
+        if name not in self._open:
+            self._open[name] = self._raw(name).open("wb")
+            self._types[name] = values.dtype
+        values.tofile(self._open[name])
+
+
+def _write_arrow(path: Path, columns: dict[str, np.ndarray]) -> None:
+    """One uncompressed Arrow IPC file with one record batch: each column is contiguous, and so can be mapped."""
+    arrays = [
+        pa.Array.from_buffers(pa.from_numpy_dtype(v.dtype), len(v), [None, pa.py_buffer(v)]) for v in columns.values()
+    ]
+    batch = pa.RecordBatch.from_arrays(arrays, names=list(columns))
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
