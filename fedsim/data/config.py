@@ -1,13 +1,13 @@
 """Where the users' text comes from and how it becomes rows of tokens. Plain data, checked on construction."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from fedsim.errors import InvalidInput
 from fedsim.validation import require_at_least
 
-Source = Literal["docstrings", "files", "hub"]
+Source = Literal["docstrings", "files", "hub", "store"]
 Recipe = Literal["stackoverflow", "cc-news", "enron"]
 LongTexts = Literal["split", "truncate", "pack"]
 
@@ -20,9 +20,10 @@ class DataConfig:
 
     source: Source = "docstrings"
     """docstrings: the modules of installed packages are users, their docstrings the examples. files: JSONL, CSV or
-    Parquet. hub: a Hugging Face data set."""
+    Parquet. hub: a Hugging Face data set. store: a folder that prepare wrote, as it is."""
     path: str | None = None
-    """files: a file, folder or pattern ("logs/*.jsonl.gz"). hub: a data set's name, or a local folder."""
+    """files: a file, folder or pattern ("logs/*.jsonl.gz"). hub: a data set's name, or a local folder. store: the
+    folder."""
     recipe: Recipe | None = None
     """A known data set: fills in the name and the columns that are not given. With --data.source files it reads a
     local copy of the same columns from --data.path."""
@@ -94,6 +95,8 @@ class DataConfig:
     def _check_source(self) -> None:
         if self.source == "files" and not self.path:
             raise InvalidInput("data.path", self.path, "a file, folder or pattern when data.source is files")
+        if self.source == "store":
+            self._check_store()
         if self.source == "hub" and not (self.path or self.recipe):
             raise InvalidInput("data.path", self.path, "a data set's name or folder when data.source is hub")
         if self.source == "docstrings":
@@ -108,6 +111,15 @@ class DataConfig:
             raise InvalidInput("data.messages-column", self.messages_column, "given without a text or prompt column")
         if self.long_texts == "pack" and (self.prompt_column or self.messages_column or self.label_column):
             raise InvalidInput("data.long-texts", "pack", "split or truncate with prompts, messages or labels")
+
+    def _check_store(self) -> None:
+        if not self.path:
+            raise InvalidInput("data.path", self.path, "a folder that prepare wrote when data.source is store")
+        for item in fields(self):
+            if item.name not in ("source", "path") and getattr(self, item.name) != item.default:
+                flag = f"data.{item.name.replace('_', '-')}"
+                hint = "A store is used as it was prepared: prepare another to change this."
+                raise InvalidInput(flag, getattr(self, item.name), "left out when data.source is store", hint)
 
     def _check_splits(self) -> None:
         for name in ("validation_fraction", "test_fraction"):

@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +45,10 @@ def open_or_build(
     """
     cache = cache or default_cache()
     config = resolve(config)
-    source = open_source(config, cache, progress)
     encoder = _encoder(config, tokenizer)
+    if config.source == "store":
+        return _prepared(Path(str(config.path)), encoder)
+    source = open_source(config, cache, progress)
     recipe = _recipe(config, source, encoder)
     return _build(config, source, encoder, recipe, cache / "stores" / recipe["key"], cache, progress)
 
@@ -73,11 +77,22 @@ def build_store(
         InvalidInput: If a path, package, data set or column does not exist; if no user has enough text; if rows are
             bad and config.bad_rows is "refuse"; if output holds something else or cannot be written.
     """
+    if config.source == "store":
+        raise InvalidInput("data.source", "store", "docstrings, files or hub to build a store")
     cache = cache or default_cache()
     config = resolve(config)
     source = open_source(config, cache, progress)
     encoder = _encoder(config, tokenizer)
     return _build(config, source, encoder, _recipe(config, source, encoder), Path(output), cache, progress)
+
+
+def _prepared(path: Path, encoder: TextEncoder) -> UserStore:
+    """A store that prepare wrote, if its tokens mean the same to this tokenizer."""
+    store = UserStore.open(path)
+    if store.manifest["tokenizer"] != encoder.fingerprint:
+        hint = "Its tokens came from another tokenizer: prepare it again with this model."
+        raise InvalidInput("data.path", str(path), "a store of the model's own tokenizer", hint)
+    return store
 
 
 def _encoder(config: DataConfig, tokenizer: Any) -> TextEncoder:
@@ -102,20 +117,30 @@ def _build(
     progress: Progress,
 ) -> UserStore:
     partial = output.with_name(output.name + ".partial")
+    with _alone(output):
+        if _finished(output, recipe["key"]):
+            return UserStore.open(output)
+        _start(partial, recipe["key"])
+        records, bad = spool(source, config, encoder, partial / "parts", progress)
+        _group(config, encoder, recipe, partial, records, bad, progress)
+        os.replace(partial / "store", output)
+        shutil.rmtree(partial)
+    return UserStore.open(output)
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """While this lasts no other process builds the store; one that wants to waits and then finds it."""
+    lock = FileLock(str(output.with_name(output.name + ".lock")))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(str(output.with_name(output.name + ".lock")))
-        with lock:
-            if _finished(output, recipe["key"]):
-                return UserStore.open(output)
-            _start(partial, recipe["key"])
-            records, bad = spool(source, config, encoder, partial / "parts", progress)
-            _group(config, encoder, recipe, partial, records, bad, progress)
-            os.replace(partial / "store", output)
-            shutil.rmtree(partial)
-    except PermissionError as error:
-        raise InvalidInput("output", str(output), "a folder that can be written", str(error)) from None
-    return UserStore.open(output)
+        lock.acquire()
+    except OSError as error:
+        raise InvalidInput("output", str(output), "in a folder that can be written", f"{error}.") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _finished(output: Path, key: str) -> bool:

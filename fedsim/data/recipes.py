@@ -18,7 +18,7 @@ RECIPES: dict[str, dict[str, str]] = {
 def resolve(config: DataConfig) -> DataConfig:
     """The configuration with a recipe's fields, and the default column names, filled in."""
     values = dict(RECIPES[config.recipe]) if config.recipe else {}
-    if config.source != "docstrings":
+    if config.source in ("files", "hub"):
         values.setdefault("user_column", "user_id")
         if not config.messages_column:
             values.setdefault("text_column", "text")

@@ -1,0 +1,83 @@
+"""The `prepare` command: text by user to a user store that training opens at once."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fedsim.data.config import DataConfig
+from fedsim.data.ingest import build_store, open_or_build
+from fedsim.data.progress import shown
+from fedsim.data.sources import Progress, default_cache, public_texts
+from fedsim.data.store import SPLITS, UserStore
+from fedsim.errors import InvalidInput
+from fedsim.models.config import DEFAULT_PATH, ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """Build a user store: read, check, encode and group the data by user. Training with the same data and model
+    options then opens it at once. An interrupted run goes on where it stopped."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Which data, and how it becomes rows of tokens."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The model whose tokenizer encodes the text."""
+    output: str | None = None
+    """Folder for the store; by default the cache, where training looks for it. Elsewhere, train on it with
+    --data.source store --data.path FOLDER."""
+    json: bool = False
+    """Print the store's manifest as one JSON object instead of a table."""
+
+    def run(self) -> int:
+        with shown() as progress:
+            tokenizer = _tokenizer(self.model, progress)
+            if self.output is None:
+                store = open_or_build(self.data, tokenizer, progress=progress)
+            else:
+                store = build_store(self.data, tokenizer, self.output, progress=progress)
+        if self.json:
+            print(json.dumps({"path": str(store.path), **store.manifest}, ensure_ascii=False))
+        else:
+            _print_summary(store)
+        return 0
+
+
+def _tokenizer(config: ModelConfig, progress: Progress) -> Any:
+    """The model's tokenizer, without the model; the default model's is learnt anew, which takes a second or two."""
+    if config.path == DEFAULT_PATH:
+        from fedsim.models.tokenizer import train_tokenizer
+
+        return train_tokenizer(public_texts(default_cache(), progress), config.small.vocabulary_size)
+    from transformers import AutoTokenizer
+
+    folder = Path(config.path).expanduser()
+    try:
+        return AutoTokenizer.from_pretrained(str(folder) if folder.exists() else config.path)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        allowed = "a folder or a name on the Hugging Face hub with a tokenizer"
+        raise InvalidInput("model.path", config.path, allowed, f"Loading it said: {reason}") from error
+
+
+def _print_summary(store: UserStore) -> None:
+    manifest = store.manifest
+    table = Table(title=f"User store {store.path}", title_justify="left")
+    for column in ("", "users", "rows", "tokens"):
+        table.add_column(column, justify="right" if column else "left")
+    views = {name: store.split(name) for name in SPLITS} | {"all": store}
+    for name, view in views.items():
+        table.add_row(name, *(f"{count:,}" for count in (view.num_users, view.num_rows, view.num_tokens)))
+    console = Console()
+    console.print(table)
+    quantiles = ", ".join(f"{name} {count:,}" for name, count in manifest["rows_per_user"].items())
+    console.print(f"Rows per user: {quantiles}", highlight=False)
+    console.print(f"Records read: {manifest['records']:,}; duplicates left out: {manifest['duplicates']:,}")
+    if manifest["classes"]:
+        console.print(f"Classes: {', '.join(manifest['classes'])}", markup=False)
+    for reason, entry in manifest["bad_rows"].items():
+        first = ", ".join(entry["first"])
+        console.print(f"Left out: {entry['count']:,} × {reason} (first: {first})", markup=False, highlight=False)
