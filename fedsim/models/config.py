@@ -1,9 +1,10 @@
 """What model to fine-tune, and how. Plain data: importing this needs neither torch nor transformers."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from fedsim.errors import InvalidInput
+from fedsim.validation import require_at_least, require_positive
 
 DEFAULT_PATH = "default"
 """The path that stands for our own small model, pre-trained on public text on first use."""
@@ -46,14 +47,13 @@ class SmallModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "batch_rows"):
-            _check_at_least("model.small", name, getattr(self, name), 1)
-        _check_at_least("model.small", "context", self.context, 2)
-        _check_at_least("model.small", "vocabulary_size", self.vocabulary_size, 257)
-        _check_at_least("model.small", "steps", self.steps, 0)
+            require_at_least(f"model.small.{name.replace('_', '-')}", getattr(self, name), 1)
+        require_at_least("model.small.context", self.context, 2)
+        require_at_least("model.small.vocabulary-size", self.vocabulary_size, 257)
+        require_at_least("model.small.steps", self.steps, 0)
+        require_positive("model.small.learning-rate", self.learning_rate)
         if self.width % self.heads:
             raise InvalidInput("model.small.width", self.width, f"a multiple of model.small.heads ({self.heads})")
-        if not self.learning_rate > 0:
-            raise InvalidInput("model.small.learning_rate", self.learning_rate, "a number above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,24 +93,19 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not self.path.strip():
             raise InvalidInput("model.path", self.path, 'a Hugging Face model name, a folder, or "default"')
-        if self.task not in ("causal-lm", "sequence-classification"):
-            raise InvalidInput("model.task", self.task, "causal-lm or sequence-classification")
-        _check_at_least("model", "num_labels", self.num_labels, 2)
-        _check_at_least("model", "lora_rank", self.lora_rank, 0)
-        _check_at_least("model", "seed", self.seed, 0)
-        _check_at_least("model", "threads", self.threads, 1)
-        if not self.lora_alpha > 0:
-            raise InvalidInput("model.lora_alpha", self.lora_alpha, "a number above 0")
+        if self.task not in get_args(Task):
+            raise InvalidInput("model.task", self.task, "one of " + ", ".join(get_args(Task)))
+        require_at_least("model.num-labels", self.num_labels, 2)
+        require_at_least("model.lora-rank", self.lora_rank, 0)
+        require_at_least("model.seed", self.seed, 0)
+        require_at_least("model.threads", self.threads, 1)
+        require_positive("model.lora-alpha", self.lora_alpha)
         if self.lora_targets and not self.lora_rank:
-            hint = "Set model.lora_rank to a number above 0, or leave lora_targets out."
-            raise InvalidInput("model.lora_targets", self.lora_targets, "empty when model.lora_rank is 0", hint)
-        if self.base_dtype not in ("float32", "bfloat16"):
-            raise InvalidInput("model.base_dtype", self.base_dtype, "float32 or bfloat16")
-        if self.base_dtype != "float32" and not self.lora_rank:
-            hint = "Without LoRA every weight is trained, and trained weights are float32."
-            raise InvalidInput("model.base_dtype", self.base_dtype, "float32 when model.lora_rank is 0", hint)
-
-
-def _check_at_least(prefix: str, name: str, value: int, least: int) -> None:
-    if value < least:
-        raise InvalidInput(f"{prefix}.{name}", value, f"a whole number of at least {least}")
+            hint = "Set model.lora-rank to a number above 0, or leave the targets out."
+            raise InvalidInput("model.lora-targets", self.lora_targets, "empty when model.lora-rank is 0", hint)
+        if self.base_dtype not in get_args(Dtype):
+            raise InvalidInput("model.base-dtype", self.base_dtype, "one of " + ", ".join(get_args(Dtype)))
+        if self.base_dtype != "float32" and (not self.lora_rank or self.task != "causal-lm"):
+            allowed = "float32 when model.lora-rank is 0 or model.task is sequence-classification"
+            hint = "Weights that are trained, a classifier's head among them, are float32."
+            raise InvalidInput("model.base-dtype", self.base_dtype, allowed, hint)

@@ -1,0 +1,212 @@
+"""Losses and accuracies of a model on rows, as sums that add up over workers."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from fedsim.gradients.objective import Objective
+from fedsim.gradients.packing import pad_token_of
+from fedsim.rows import TokenRows
+
+LOGITS_PER_BATCH = {"cpu": 2**22, "cuda": 2**28}
+"""Logits held at once: 16 MiB of float32 on a CPU, where more falls out of the cache, and 1 GiB on a GPU."""
+
+
+class RowView(Protocol):
+    """Rows looked up by index: a user store's view."""
+
+    @property
+    def row_lengths(self) -> np.ndarray:
+        """Tokens of each row, integer array [rows]."""
+
+    def take(self, row_indices: np.ndarray, /) -> TokenRows:
+        """The rows at the indices, in that order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Sums over rows; two evaluations of different rows add up.
+
+    Attributes:
+        loss_sum: Cross-entropy summed over labels, nats.
+        label_count: Labels scored: predicted tokens, or classified rows.
+        correct: Labels that the highest logit got right.
+        rows: Rows read.
+    """
+
+    loss_sum: float = 0.0
+    label_count: int = 0
+    correct: int = 0
+    rows: int = 0
+
+    def __add__(self, other: "Evaluation") -> "Evaluation":
+        return Evaluation(
+            loss_sum=self.loss_sum + other.loss_sum,
+            label_count=self.label_count + other.label_count,
+            correct=self.correct + other.correct,
+            rows=self.rows + other.rows,
+        )
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy per label, nats; NaN where nothing was scored."""
+        return self.loss_sum / self.label_count if self.label_count else math.nan
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss); infinity where that overflows."""
+        return math.exp(self.loss) if not self.loss > 700 else math.inf
+
+    @property
+    def accuracy(self) -> float:
+        """Share of labels that the highest logit got right; NaN where nothing was scored."""
+        return self.correct / self.label_count if self.label_count else math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluations:
+    """Sums over the rows of each unit (a user, say, or a single row), arrays of shape [units].
+
+    Attributes:
+        loss_sum: float64, cross-entropy summed over a unit's labels, nats.
+        label_count: int64, labels scored.
+        correct: int64, labels that the highest logit got right.
+        rows: int64, rows read.
+    """
+
+    loss_sum: np.ndarray
+    label_count: np.ndarray
+    correct: np.ndarray
+    rows: np.ndarray
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Mean cross-entropy per label of each unit, float64 [units]; NaN where a unit has no label."""
+        return _ratio(self.loss_sum, self.label_count)
+
+    @property
+    def accuracies(self) -> np.ndarray:
+        """Share of right labels of each unit, float64 [units]; NaN where a unit has no label."""
+        return _ratio(self.correct, self.label_count)
+
+    def by_unit(self, unit_ids: np.ndarray, units: int | None = None) -> "Evaluations":
+        """Sums over coarser units.
+
+        Args:
+            unit_ids: Integers from 0, the coarser unit that each present one belongs to.
+            units: Number of coarser units; by default one more than the highest id.
+        """
+        size = max(units or 0, int(unit_ids.max(initial=-1)) + 1)
+        return Evaluations(
+            loss_sum=np.bincount(unit_ids, self.loss_sum, size),
+            label_count=np.bincount(unit_ids, self.label_count, size).astype(np.int64),
+            correct=np.bincount(unit_ids, self.correct, size).astype(np.int64),
+            rows=np.bincount(unit_ids, self.rows, size).astype(np.int64),
+        )
+
+    @property
+    def total(self) -> Evaluation:
+        """The sum over units."""
+        return Evaluation(
+            loss_sum=float(self.loss_sum.sum()),
+            label_count=int(self.label_count.sum()),
+            correct=int(self.correct.sum()),
+            rows=int(self.rows.sum()),
+        )
+
+    @property
+    def loss_standard_error(self) -> float:
+        """Standard error of total.loss over the drawing of units, nats.
+
+        Units, not labels, are independent, so it is that of a ratio of sums over units (delta method; Cochran 1977,
+        section 6.4). NaN for fewer than two units.
+        """
+        counted = self.label_count > 0
+        units = int(counted.sum())
+        if units < 2:
+            return math.nan
+        residuals = self.loss_sum[counted] - self.total.loss * self.label_count[counted]
+        return float(np.sqrt(units / (units - 1) * (residuals**2).sum()) / self.label_count.sum())
+
+
+def evaluate(
+    model: torch.nn.Module,
+    rows: TokenRows | RowView,
+    objective: Objective,
+    *,
+    indices: np.ndarray | None = None,
+    max_tokens: int | None = None,
+    device: torch.device | str | None = None,
+) -> Evaluation:
+    """Loss and accuracy of the model on rows.
+
+    The same rows give the same sums, whatever the batches and whoever computes which part, up to float32 rounding
+    within a row.
+
+    Args:
+        model: In evaluation mode, on the device that is to be used.
+        rows: Rows in memory, or a user store's view that looks them up batch by batch.
+        objective: What is predicted.
+        indices: Rows to read; by default all.
+        max_tokens: Tokens of one batch, padding included; by default so many that the logits stay small.
+        device: Device of the model; by default that of its first parameter.
+
+    Returns:
+        Sums over the rows.
+    """
+    found = evaluate_rows(model, rows, objective, indices=indices, max_tokens=max_tokens, device=device)
+    return found.by_unit(np.zeros(len(found.loss_sum), np.int64)).total
+
+
+def evaluate_rows(
+    model: torch.nn.Module,
+    rows: TokenRows | RowView,
+    objective: Objective,
+    *,
+    indices: np.ndarray | None = None,
+    max_tokens: int | None = None,
+    device: torch.device | str | None = None,
+) -> Evaluations:
+    """As evaluate, for each row on its own: arrays aligned with indices (or with all rows)."""
+    lengths = rows.lengths if isinstance(rows, TokenRows) else rows.row_lengths
+    read = np.arange(len(lengths)) if indices is None else np.asarray(indices)
+    place = torch.device(device) if device is not None else next(model.parameters()).device
+    loss_sum = np.zeros(len(read))
+    label_count = np.zeros(len(read), np.int64)
+    correct = np.zeros(len(read), np.int64)
+    with torch.inference_mode():
+        for batch in _batches(lengths[read], max_tokens or _default_max_tokens(model, place)):
+            part, chosen = _look_up(rows, read[batch])
+            losses = objective.row_losses(model, objective.collate(part, chosen, place, pad_token_of(model)))
+            loss_sum[batch] = losses.loss_sum.double().cpu().numpy()
+            label_count[batch] = losses.label_count.cpu().numpy()
+            correct[batch] = losses.correct.cpu().numpy()
+    return Evaluations(loss_sum=loss_sum, label_count=label_count, correct=correct, rows=np.ones(len(read), np.int64))
+
+
+def _batches(lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:
+    """Places of rows of alike lengths, rows × longest within max_tokens, or a single row that is longer."""
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        size = max(1, max_tokens // max(1, int(lengths[order[start]])))
+        yield order[start : start + size]
+        start += size
+
+
+def _default_max_tokens(model: torch.nn.Module, device: torch.device) -> int:
+    vocabulary = getattr(getattr(model, "config", None), "vocab_size", 4096)
+    return max(1, LOGITS_PER_BATCH.get(device.type, LOGITS_PER_BATCH["cuda"]) // vocabulary)
+
+
+def _look_up(rows: TokenRows | RowView, indices: np.ndarray) -> tuple[TokenRows, np.ndarray]:
+    """Rows in memory and the indices to use in them."""
+    return (rows, indices) if isinstance(rows, TokenRows) else (rows.take(indices), np.arange(len(indices)))
+
+
+def _ratio(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    return np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0)

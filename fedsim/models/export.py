@@ -1,0 +1,142 @@
+"""Save a fine-tuned model in the formats that others read, and prove that what was saved is what was trained."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+
+from fedsim.errors import InvalidInput
+from fedsim.models.config import DEFAULT_PATH
+from fedsim.models.evaluate import evaluate
+from fedsim.models.load import AUTO_CLASSES, LoadedModel
+from fedsim.models.quiet import quiet_transformers
+from fedsim.rows import TokenRows
+
+TOLERANCE = 1e-5
+BASE = "base"
+"""Sub-folder with the default model's own weights beside adapters on it: nobody else has them."""
+
+
+class ExportMismatch(RuntimeError):
+    """The export, read back, does not compute the losses of the model that was exported.
+
+    Attributes:
+        trained: Loss of the model in memory, nats per label.
+        exported: Loss of the model read back.
+    """
+
+    def __init__(self, trained: float, exported: float) -> None:
+        self.trained, self.exported = trained, exported
+        super().__init__(f"the exported model's loss is {exported!r}, the trained model's {trained!r}")
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.trained, self.exported)
+
+
+def export(loaded: LoadedModel, folder: str | Path, *, rows: TokenRows | None = None) -> Path:
+    """Write the model to a folder: Hugging Face's format, or PEFT's for adapters; safetensors and tokenizer.
+
+    The folder is read back and must give the trained model's loss on the rows. It appears complete and checked, or
+    not at all; a folder that is there already is replaced then.
+
+    Args:
+        loaded: The model, with the weights that are to be saved.
+        folder: Where to.
+        rows: Rows for the check; by default random tokens, the same ones each time. They are not stored.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InvalidInput: The folder cannot be written.
+        ExportMismatch: The losses differ by more than 1e-5, relatively.
+    """
+    folder = Path(folder).absolute()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise InvalidInput("output", str(folder), f"a folder that can be written ({error.strerror})") from error
+    try:
+        with quiet_transformers():
+            _save(loaded, unfinished)
+            _check(loaded, unfinished, probe_rows(loaded) if rows is None else rows)
+        _name_base(loaded, unfinished, folder)
+        os.chmod(unfinished, 0o755)
+        _replace(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def read_export(loaded: LoadedModel, folder: Path) -> Any:
+    """The model in an export of `loaded`, read back as anyone would, on the device of `loaded`."""
+    kind = AUTO_CLASSES[loaded.config.task]
+    dtype = getattr(torch, loaded.config.base_dtype)
+    if not loaded.config.lora_rank:
+        model = kind.from_pretrained(folder, use_safetensors=True, dtype=dtype)
+    else:
+        own = folder / BASE
+        labels = {"num_labels": loaded.config.num_labels} if loaded.config.task == "sequence-classification" else {}
+        base = kind.from_pretrained(own if own.exists() else loaded.base, use_safetensors=True, dtype=dtype, **labels)
+        base.config.pad_token_id = loaded.pad_token
+        model = PeftModel.from_pretrained(base, folder)
+    return model.to(next(loaded.model.parameters()).device).eval()
+
+
+def probe_rows(loaded: LoadedModel, count: int = 16, length: int = 32) -> TokenRows:
+    """Rows of random tokens (and random classes for a classifier): public, and sensitive to every weight."""
+    generator = np.random.default_rng(0)
+    length = min(length, loaded.context or length)
+    tokens = generator.integers(0, len(loaded.tokenizer), (count, length))
+    classes = generator.integers(0, loaded.config.num_labels, count)
+    return TokenRows.from_lists(tokens.tolist(), classes if loaded.config.task == "sequence-classification" else None)
+
+
+def _save(loaded: LoadedModel, folder: Path) -> None:
+    model: Any = loaded.model
+    before, model.config.pad_token_id = model.config.pad_token_id, loaded.pad_token
+    try:
+        model.save_pretrained(folder)
+    finally:
+        model.config.pad_token_id = before
+    # PEFT adds a model card with nothing but blanks to fill in.
+    (folder / "README.md").unlink(missing_ok=True)
+    loaded.tokenizer.save_pretrained(folder)
+    if loaded.config.lora_rank and loaded.config.path == DEFAULT_PATH:
+        shutil.copytree(loaded.base, folder / BASE)
+
+
+def _check(loaded: LoadedModel, folder: Path, rows: TokenRows) -> None:
+    trained = evaluate(loaded.model, rows, loaded.objective).loss
+    exported = evaluate(read_export(loaded, folder), rows, loaded.objective).loss
+    if not abs(exported - trained) <= TOLERANCE * abs(trained):
+        raise ExportMismatch(trained, exported)
+
+
+def _name_base(loaded: LoadedModel, unfinished: Path, folder: Path) -> None:
+    """Adapters name the base that they belong to: the copy beside them, once it is in place."""
+    if (unfinished / BASE).exists():
+        adapters: Any = loaded.model
+        settings = adapters.peft_config["default"]
+        before, settings.base_model_name_or_path = settings.base_model_name_or_path, str(folder / BASE)
+        try:
+            settings.save_pretrained(unfinished)
+        finally:
+            settings.base_model_name_or_path = before
+
+
+def _replace(unfinished: Path, folder: Path) -> None:
+    """Put the finished folder in place of an older one."""
+    if not folder.exists():
+        os.rename(unfinished, folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    os.rename(folder, old)
+    os.rename(unfinished, folder)
+    shutil.rmtree(old)

@@ -1,0 +1,174 @@
+"""Load a Hugging Face causal language model or sequence classifier, in full or with LoRA adapters."""
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+from fedsim.errors import InvalidInput
+from fedsim.gradients.layout import ParameterLayout
+from fedsim.gradients.objective import CausalLanguageModel, Objective, SequenceClassification
+from fedsim.models.config import DEFAULT_PATH, ModelConfig
+from fedsim.models.lora import add_adapters
+from fedsim.models.quiet import quiet_transformers
+
+logger = logging.getLogger(__name__)
+
+AUTO_CLASSES = {"causal-lm": AutoModelForCausalLM, "sequence-classification": AutoModelForSequenceClassification}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model ready to be trained: dropout off, padding known, the right parameters trainable.
+
+    Attributes:
+        model: A Hugging Face model, or a PEFT model around one; in evaluation mode, trained weights float32.
+        tokenizer: Its tokenizer.
+        objective: What is minimised and measured.
+        config: What was asked for.
+        base: Name or folder that the weights came from (the cache's folder for the default model).
+    """
+
+    model: torch.nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    objective: Objective
+    config: ModelConfig
+    base: str
+
+    @property
+    def pad_token(self) -> int:
+        """Token id that fills rows up; masked or not scored wherever it fills."""
+        return self.tokenizer.pad_token_id
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens in a row that the model can read; None where its positions have no limit."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    @property
+    def layout(self) -> ParameterLayout:
+        """The trainable parameters as one flat vector."""
+        return ParameterLayout.of(self.model)
+
+
+def load_model(
+    config: ModelConfig,
+    *,
+    public_texts: Callable[[], Iterable[str]] | None = None,
+    cache: Path | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> LoadedModel:
+    """Load the model that the configuration names.
+
+    Weights are read from safetensors files only: pickled weights can run code and are refused. Every process that
+    loads the same configuration gets the same weights, adapters and new classifier head included.
+
+    Args:
+        config: Path, task, LoRA.
+        public_texts: Gives the public texts that the default model is pre-trained on; called for it alone.
+        cache: Where pre-trained default models are kept; needed for the default model alone.
+        device: Where to put the model.
+        progress: Show a progress bar when the default model has to be pre-trained.
+
+    Raises:
+        InvalidInput: The model cannot be found, has no safetensors weights or no tokenizer, or no layer to adapt.
+    """
+    base = _base(config, public_texts, cache, progress)
+    model = _weights(config, base)
+    tokenizer = _tokenizer(config, base)
+    # A classifier reads its answer at the last token that is not padding. A causal model needs none, and would look
+    # through every batch for it, which on a GPU waits for the device.
+    model.config.pad_token_id = tokenizer.pad_token_id if config.task == "sequence-classification" else None
+    for parameter in model.parameters():
+        parameter.requires_grad_(config.lora_rank == 0)
+    if config.lora_rank:
+        model = add_adapters(model, config)
+    objective: Objective = CausalLanguageModel() if config.task == "causal-lm" else SequenceClassification()
+    model = model.to(device).eval()
+    return LoadedModel(model=model, tokenizer=tokenizer, objective=objective, config=config, base=base)
+
+
+def _base(
+    config: ModelConfig, public_texts: Callable[[], Iterable[str]] | None, cache: Path | None, progress: bool
+) -> str:
+    if config.path != DEFAULT_PATH:
+        folder = Path(config.path).expanduser()
+        if folder.is_dir():
+            return str(folder.resolve())
+        if config.path.startswith((".", "/", "~")) or config.path.count("/") > 1:
+            raise _not_found(config, f"there is no folder {folder}.")
+        return config.path
+    if public_texts is None or cache is None:
+        raise InvalidInput("model.path", config.path, "a Hugging Face model where no public text or cache is given")
+    from fedsim.models.small import small_model_folder
+
+    folder = small_model_folder(
+        config.small, texts=public_texts, cache=cache, seed=config.seed, threads=config.threads, progress=progress
+    )
+    return str(folder)
+
+
+def _weights(config: ModelConfig, base: str) -> Any:
+    try:
+        shape = without_dropout(AutoConfig.from_pretrained(base))
+        if config.task == "sequence-classification":
+            shape.num_labels = config.num_labels
+        with torch.random.fork_rng(devices=[]), quiet_transformers():
+            # Missing weights are judged below.
+            torch.manual_seed(config.seed)  # A new classifier head is drawn at random.
+            model, report = AUTO_CLASSES[config.task].from_pretrained(
+                base,
+                config=shape,
+                dtype=getattr(torch, config.base_dtype),
+                use_safetensors=True,
+                ignore_mismatched_sizes=config.task == "sequence-classification",
+                output_loading_info=True,
+            )
+    except (OSError, ValueError) as error:
+        raise _not_found(config, str(error).strip().splitlines()[0]) from error
+    drawn = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
+    if drawn and config.task == "causal-lm":
+        raise _not_found(config, f"no weights for {', '.join(drawn)}.")
+    if drawn:
+        logger.info("new weights, drawn at random: %s", ", ".join(drawn))
+    return model
+
+
+def _tokenizer(config: ModelConfig, base: str) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base)
+    except (OSError, ValueError) as error:
+        raise _not_found(config, str(error).strip().splitlines()[0]) from error
+    if tokenizer.pad_token is None:
+        # Any token will do, since what it fills is masked; adding one would change the model's vocabulary.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
+
+
+def without_dropout(config: PretrainedConfig) -> PretrainedConfig:
+    """The configuration with every dropout rate set to zero, in place.
+
+    Clipping needs a row's gradient to depend on that row alone, and the fast path and its reference to agree.
+    """
+    for name, value in config.to_dict().items():
+        if ("drop" in name or name.endswith("_pdrop")) and isinstance(value, float):
+            setattr(config, name, 0.0)
+    return config
+
+
+def _not_found(config: ModelConfig, reason: str) -> InvalidInput:
+    kind = "causal language model" if config.task == "causal-lm" else "sequence classifier"
+    allowed = f"a {kind} with safetensors weights and a tokenizer: a folder, or a name on the Hugging Face hub"
+    return InvalidInput("model.path", config.path, allowed, f"Loading it said: {reason}")
