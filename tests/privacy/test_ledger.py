@@ -51,8 +51,11 @@ events = st.one_of(
 )
 
 
-QUICK = mock.patch("os.fsync", lambda descriptor: None)
-"""Does not wait for the disk, where a test opens hundreds of ledgers."""
+def no_sync(descriptor: int) -> None:
+    """Does not wait for the disk, where a test opens hundreds of ledgers."""
+
+
+QUICK = mock.patch("os.fsync", no_sync)
 
 
 def written(path: Path, *charges: Event) -> bytes:
