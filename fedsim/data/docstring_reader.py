@@ -27,9 +27,8 @@ def docstrings_of(source: bytes) -> list[str]:
 
 
 def _literals(node: ast.AST) -> Iterator[str]:
-    body = node.body  # type: ignore[attr-defined]
-    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and body:
-        first = body[0]
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+        first = node.body[0]
         if (
             isinstance(first, ast.Expr)
             and isinstance(first.value, ast.Constant)
@@ -40,7 +39,7 @@ def _literals(node: ast.AST) -> Iterator[str]:
     for blocks in ("body", "handlers", "orelse", "finalbody", "cases"):
         statements = getattr(node, blocks, None)
         for statement in statements if isinstance(statements, list) else ():
-            if isinstance(getattr(statement, "body", None), list):
+            if isinstance(getattr(statement, "body", None), list) or hasattr(statement, "cases"):
                 yield from _literals(statement)
 
 

@@ -1,0 +1,143 @@
+import bz2
+import gzip
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from readable_stores import texts_by_user, write_jsonl
+
+from fedsim.data.config import DataConfig
+from fedsim.data.files import find_files, read_files
+from fedsim.data.ingest import build_store
+from fedsim.data.records import MALFORMED
+from fedsim.errors import InvalidInput
+
+RECORDS = [{"user_id": user, "text": f'line "{n}",\nÜnïcode'} for n, user in enumerate("abcab")]
+WANTED = {"data.user-column": "user_id", "data.text-column": "text"}
+
+
+def write(path, kind: str) -> None:
+    table = pa.Table.from_pylist(RECORDS)
+    plain = path.with_name("plain")
+    if kind.startswith("parquet"):
+        pq.write_table(table, path, row_group_size=2)
+        return
+    if kind.startswith("jsonl"):
+        write_jsonl(plain, RECORDS)
+    else:
+        delimiter = "\t" if kind.startswith("tsv") else ","
+        pyarrow.csv.write_csv(table, plain, pyarrow.csv.WriteOptions(delimiter=delimiter))
+    content = plain.read_bytes()
+    plain.unlink()
+    if kind.endswith("gz"):
+        content = gzip.compress(content)
+    elif kind.endswith("bz2"):
+        content = bz2.compress(content)
+    elif kind.endswith(("zst", "lz4")):
+        codec = {"zst": "zstd", "lz4": "lz4"}[kind[-3:]]
+        with pa.CompressedOutputStream(str(path), codec) as stream:
+            stream.write(content)
+        return
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "kind", ["jsonl", "csv", "tsv", "parquet", "jsonl.gz", "csv.gz", "jsonl.zst", "tsv.bz2", "csv.lz4", "jsonl.lz4"]
+)
+def test_every_format_gives_the_same_users(tmp_path, tokenizer, kind) -> None:
+    path = tmp_path / f"data.{kind}"
+    write(path, kind)
+    config = DataConfig(source="files", path=str(path), validation_fraction=0, test_fraction=0)
+    store = build_store(config, tokenizer, tmp_path / "store")
+    assert texts_by_user(store) == {
+        user: [record["text"] for record in RECORDS if record["user_id"] == user] for user in "abc"
+    }
+    assert store.manifest["bad_rows"] == {}
+
+
+def test_folders_and_patterns_of_mixed_shards(tmp_path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("b.jsonl", "a.csv.gz", "sub/c.parquet"):
+        write(tmp_path / name, name.split(".", 1)[1])
+    (tmp_path / "README.md").write_text("not data")
+    names = ["a.csv.gz", "b.jsonl", "c.parquet"]
+    assert [file.name for file in find_files(str(tmp_path))] == names
+    assert [file.name for file in find_files(str(tmp_path / "**/*.parquet"))] == ["c.parquet"]
+    records = list(read_files(find_files(str(tmp_path)), WANTED))
+    assert {chunk.origin for chunk in records} == set(names)
+    assert sum(map(len, records)) == 15
+    done = [chunk.done for chunk in records]
+    assert done == sorted(done)
+    assert done[-1] == sum(file.stat().st_size for file in find_files(str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["data.txt", "data.parquet.gz", "data", "data.gz"])
+def test_other_formats_are_refused(tmp_path, name) -> None:
+    (tmp_path / name).write_bytes(b"something")
+    with pytest.raises(InvalidInput, match="JSONL, CSV, TSV or Parquet"):
+        find_files(str(tmp_path / name))
+    with pytest.raises(InvalidInput, match="JSONL, CSV, TSV or Parquet"):
+        find_files(str(tmp_path / "*"))
+
+
+def test_an_empty_folder_is_refused(tmp_path) -> None:
+    with pytest.raises(InvalidInput, match=r"data\.path"):
+        find_files(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["jsonl.gz", "parquet", "jsonl.zst"])
+def test_a_file_that_breaks_off_is_refused(tmp_path, kind) -> None:
+    path = tmp_path / f"data.{kind}"
+    write(path, kind)
+    path.write_bytes(path.read_bytes()[:-12])
+    with pytest.raises(InvalidInput, match="undamaged"):
+        list(read_files([path], WANTED))
+
+
+def test_a_json_array_is_refused_with_what_is_expected(tmp_path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text('[{"user_id": "a",\n"text": "b"}]')
+    with pytest.raises(InvalidInput, match="JSON lines"):
+        list(read_files([path], WANTED))
+
+
+def test_csv_rows_that_are_short_or_not_utf8(tmp_path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_bytes(b"text,user_id\nhello,a\nno user\n\xff\xfe,b\n,c\n")
+    (chunk,) = read_files([path], WANTED)
+    assert chunk.columns["user_id"] == ["a", None, "b", "c"]
+    assert chunk.columns["text"] == ["hello", "no user", "\udcff\udcfe", None]
+    assert chunk.first == 1
+
+
+def test_json_lines_that_are_no_objects(tmp_path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"user_id": 1, "text": "a"}\n\n{"user_id"\n"text"\n')
+    (chunk,) = read_files([path], WANTED)
+    assert chunk.columns["text"] == ["a", MALFORMED, MALFORMED, MALFORMED]
+
+
+def test_parquet_strings_that_are_not_utf8(tmp_path) -> None:
+    values = pa.array([b"good", b"\xff bad", None], pa.binary())
+    strings = pa.StringArray.from_buffers(3, values.buffers()[1], values.buffers()[2], values.buffers()[0])
+    pq.write_table(pa.table({"user_id": pa.array([1, 2, 3]), "text": strings}), tmp_path / "d.parquet")
+    (chunk,) = read_files([tmp_path / "d.parquet"], WANTED)
+    assert chunk.columns["text"] == ["good", "\udcff bad", None]
+    pq.write_table(pa.table({"user_id": pa.array([1, 2, 3]), "text": values}), tmp_path / "d.parquet")
+    (chunk,) = read_files([tmp_path / "d.parquet"], WANTED)
+    assert chunk.columns["text"] == ["good", "\udcff bad", None]
+
+
+def test_users_as_dictionaries_and_numbers(tmp_path, tokenizer) -> None:
+    names = pa.array(["ann", "bob", "ann"]).dictionary_encode()
+    pq.write_table(pa.table({"user_id": names, "text": ["one text", "two texts", "three"]}), tmp_path / "d.parquet")
+    config = DataConfig(source="files", path=str(tmp_path / "d.parquet"), validation_fraction=0, test_fraction=0)
+    assert texts_by_user(build_store(config, tokenizer, tmp_path / "store"))["ann"] == ["one text", "three"]
+
+
+def test_a_column_missing_from_a_later_shard_is_named(tmp_path) -> None:
+    write(tmp_path / "a.csv", "csv")
+    (tmp_path / "b.csv").write_text("user_id,body\na,b\n")
+    with pytest.raises(InvalidInput, match=r"b\.csv: user_id, body"):
+        list(read_files(find_files(str(tmp_path)), WANTED))

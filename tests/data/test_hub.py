@@ -1,0 +1,133 @@
+import datasets
+import pytest
+from readable_stores import texts_by_user, write_jsonl
+
+from fedsim.data.config import DataConfig
+from fedsim.data.ingest import build_store
+from fedsim.data.recipes import RECIPES, resolve
+from fedsim.errors import InvalidInput
+
+RECORDS = [{"who": user, "said": f"line {n}", "kind": n % 2} for n, user in enumerate("abcab")]
+EXPECTED = {"a": ["line 0", "line 3"], "b": ["line 1", "line 4"], "c": ["line 2"]}
+
+
+def hub(path, **options) -> DataConfig:
+    base = {"user_column": "who", "text_column": "said", "validation_fraction": 0, "test_fraction": 0}
+    return DataConfig(source="hub", path=str(path), **(base | options))
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.parametrize("layout", ["parquet", "jsonl", "saved", "saved splits"])
+def test_a_local_data_set(tmp_path, tokenizer, layout) -> None:
+    folder = tmp_path / "talk"
+    folder.mkdir()
+    features = datasets.Features(
+        {
+            "who": datasets.Value("string"),
+            "said": datasets.Value("string"),
+            "kind": datasets.ClassLabel(names=["x", "y"]),
+        }
+    )
+    data = datasets.Dataset.from_list(RECORDS, features=features)
+    if layout == "parquet":
+        data.to_parquet(folder / "train-00000-of-00001.parquet")
+    elif layout == "jsonl":
+        write_jsonl(folder / "train.jsonl", RECORDS)
+    elif layout == "saved":
+        data.save_to_disk(folder)
+    else:
+        datasets.DatasetDict({"train": data, "dev": data.select([0])}).save_to_disk(folder)
+    store = build_store(hub(folder, label_column="kind"), tokenizer, tmp_path / "store")
+    assert texts_by_user(store) == EXPECTED
+    assert store.classes == (["0", "1"] if layout == "jsonl" else ["x", "y"])
+    assert store.manifest["records"] == 5
+
+
+def test_errors_name_what_to_correct(tmp_path, tokenizer) -> None:
+    folder = tmp_path / "talk"
+    folder.mkdir()
+    write_jsonl(folder / "train.jsonl", RECORDS)
+    for options, words in (
+        ({"user_column": "author"}, r"data\.user-column is 'author'.*who, said, kind"),
+        ({"hub_split": "dev"}, r"split.*dev"),
+        ({"hub_config": "other"}, r"other"),
+    ):
+        with pytest.raises(InvalidInput, match=words):
+            build_store(hub(folder, **options), tokenizer, tmp_path / "store")
+    with pytest.raises(InvalidInput, match=r"data\.path"):
+        build_store(hub(tmp_path / "nothing"), tokenizer, tmp_path / "store")
+
+
+SCHEMAS = {
+    # Columns as published, with one post, article or e-mail of two users each, and one without a user.
+    "stackoverflow": [
+        {
+            "Id": 1,
+            "PostTypeId": 1,
+            "Title": "How?",
+            "Body": "How do I?",
+            "OwnerUserId": 23,
+            "ContentLicense": "CC BY-SA",
+        },
+        {"Id": 2, "PostTypeId": 2, "Title": None, "Body": "Like so.", "OwnerUserId": 42, "ContentLicense": "CC BY-SA"},
+        {
+            "Id": 3,
+            "PostTypeId": 2,
+            "Title": None,
+            "Body": "Gone user",
+            "OwnerUserId": None,
+            "ContentLicense": "CC BY-SA",
+        },
+    ],
+    "cc-news": [
+        {
+            "title": "A",
+            "text": "It rained.",
+            "domain": "a.example",
+            "date": "",
+            "description": "",
+            "url": "",
+            "image_url": "",
+        },
+        {
+            "title": "B",
+            "text": "It shone.",
+            "domain": "b.example",
+            "date": "",
+            "description": "",
+            "url": "",
+            "image_url": "",
+        },
+        {"title": "C", "text": "Nowhere.", "domain": "", "date": "", "description": "", "url": "", "image_url": ""},
+    ],
+    "enron": [
+        {"message_id": "1", "subject": "Hi", "from": "ann@enron.com", "to": ["b"], "body": "Lunch?", "file_name": "x"},
+        {"message_id": "2", "subject": "Re", "from": "bob@enron.com", "to": ["a"], "body": "Gladly", "file_name": "y"},
+        {"message_id": "3", "subject": "No", "from": None, "to": [], "body": "Spam", "file_name": "z"},
+    ],
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_read_the_published_columns(tmp_path, tokenizer, recipe) -> None:
+    write_jsonl(tmp_path / "data.jsonl", SCHEMAS[recipe])
+    options = {"recipe": recipe, "validation_fraction": 0, "test_fraction": 0}
+    config = DataConfig(source="files", path=str(tmp_path / "data.jsonl"), **options)
+    store = build_store(config, tokenizer, tmp_path / "store")
+    user, text = RECIPES[recipe]["user_column"], RECIPES[recipe]["text_column"]
+    assert texts_by_user(store) == {str(record[user]): [record[text]] for record in SCHEMAS[recipe][:2]}
+    assert store.manifest["bad_rows"]["missing user"]["count"] == 1
+    (tmp_path / "local").mkdir()
+    write_jsonl(tmp_path / "local" / "train.jsonl", SCHEMAS[recipe])
+    config = DataConfig(source="hub", path=str(tmp_path / "local"), **options)
+    assert texts_by_user(build_store(config, tokenizer, tmp_path / "hub")) == texts_by_user(store)
+
+
+def test_a_recipe_names_the_data_set_and_gives_way_to_options() -> None:
+    assert resolve(DataConfig(source="hub", recipe="cc-news")).path == "vblagoje/cc_news"
+    config = resolve(DataConfig(source="hub", recipe="enron", text_column="subject", path="mine"))
+    assert (config.path, config.user_column, config.text_column) == ("mine", "from", "subject")
