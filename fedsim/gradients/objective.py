@@ -33,7 +33,7 @@ class RowLosses:
     Attributes:
         loss_sum: float [R], the sum of a row's label losses (cross-entropy in nats), differentiable.
         label_count: int64 [R], how many labels were scored.
-        correct: int64 [R], how many of them the model's highest logit got right.
+        correct: int64 [R], for how many of them no logit is higher than the label's.
     """
 
     loss_sum: torch.Tensor
@@ -88,7 +88,7 @@ class CausalLanguageModel:
             reduction="none",
         ).view(batch.labels.shape)
         scored = batch.labels != IGNORED_LABEL
-        right = (logits.detach().argmax(-1) == batch.labels) & scored
+        right = _right(logits.detach(), batch.labels) & scored
         return RowLosses(loss_sum=losses.sum(1), label_count=scored.sum(1), correct=right.sum(1))
 
 
@@ -120,7 +120,7 @@ class SequenceClassification:
             reduction="none",
         )
         scored = batch.labels != IGNORED_LABEL
-        right = (logits.detach().argmax(-1) == batch.labels) & scored
+        right = _right(logits.detach(), batch.labels) & scored
         return RowLosses(loss_sum=losses, label_count=scored.long(), correct=right.long())
 
 
@@ -129,6 +129,11 @@ def causal_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     # Hugging Face models build a cache unless told not to; other modules do not know the argument.
     without_cache = {"use_cache": False} if hasattr(model, "config") else {}
     return _logits(model(batch.input_ids, **without_cache))
+
+
+def _right(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Where no logit is higher than the label's."""
+    return logits.gather(-1, labels.clamp(min=0).unsqueeze(-1))[..., 0] >= logits.amax(-1)
 
 
 def _logits(output: object) -> torch.Tensor:

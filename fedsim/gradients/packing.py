@@ -35,6 +35,31 @@ def split_rows(units: Units, unit: int, budget: int) -> list[np.ndarray]:
     return parts
 
 
+def pack_units(units: Units, budget: int) -> tuple[list[np.ndarray], list[int]]:
+    """Units that share a micro-batch, and units that get micro-batches of their own.
+
+    Units of like rows are put together, so that little is padded. A unit is alone if two of it would not fit.
+    """
+    counts = units.counts
+    longest = np.zeros(len(units), dtype=np.int64)
+    np.maximum.at(longest, np.repeat(np.arange(len(units)), counts), units.lengths)
+    present = np.flatnonzero(counts)
+    large = 2 * counts * longest > budget
+    order = present[~large[present]]
+    order = order[np.lexsort((counts[order], longest[order]))]
+    together: list[np.ndarray] = []
+    start = rows = 0
+    for place, unit in enumerate(order):
+        # Sorted by length, so this unit's longest row is the padded length of all.
+        if (rows + counts[unit]) * longest[unit] > budget:
+            together.append(order[start:place])
+            start, rows = place, 0
+        rows += counts[unit]
+    if start < len(order):
+        together.append(order[start:])
+    return together, present[large[present]].tolist()
+
+
 def pad_token_of(model: torch.nn.Module) -> int:
     """The token that fills rows: the model's own where it has one."""
     return getattr(getattr(model, "config", None), "pad_token_id", None) or 0

@@ -20,6 +20,12 @@ def autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractCont
     return torch.autocast(device.type, dtype)
 
 
+def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """The dtype in which a matrix product of the tensor would run here: autocast's if it is on, else its own."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+
+
 def model_device(model: torch.nn.Module) -> torch.device:
     """The device of the model's trainable parameters.
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from fedsim.gradients.clipping import ClippedSum, check_clip, clip_factors, flat_norm, inverse_scales
+from fedsim.gradients.head import fused_loss
 from fedsim.gradients.layout import ParameterLayout, trainable_parameters
 from fedsim.gradients.objective import Objective
 from fedsim.gradients.packing import pad_token_of, split_rows, token_budget
@@ -56,8 +57,12 @@ def unit_gradient(
     layout: ParameterLayout,
     max_tokens: int | None,
     autocast: torch.dtype | None,
+    head: torch.nn.Linear | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A unit's gradient, [P] flat, and its loss; its rows pass in micro-batches whose gradients are added up."""
+    """A unit's gradient, [P] flat, and its loss; its rows pass in micro-batches whose gradients are added up.
+
+    With `head`, the result of `plain_head`, the last layer and the loss are computed in chunks; by default not.
+    """
     device = model_device(model)
     parameters = list(trainable_parameters(model).values())
     gradient = torch.zeros(layout.size, dtype=accumulation_dtype(model), device=device)
@@ -67,8 +72,10 @@ def unit_gradient(
         batch = objective.collate(rows, units.rows[part], device, pad_token_of(model))
         coefficients = torch.as_tensor(units.coefficients[part], dtype=gradient.dtype, device=device)
         with autocasting(device, autocast):
-            losses = objective.row_losses(model, batch).loss_sum
-        part_loss = (coefficients * losses).sum()
+            if head is None:
+                part_loss = (coefficients * objective.row_losses(model, batch).loss_sum).sum()
+            else:
+                part_loss, _ = fused_loss(model, head, batch, coefficients)
         pieces = torch.autograd.grad(part_loss, parameters, allow_unused=True)
         for view, piece in zip(layout.views(gradient).values(), pieces, strict=True):
             if piece is not None:

@@ -7,9 +7,14 @@ import numpy as np
 import torch
 
 from fedsim.errors import InvalidInput
-from fedsim.gradients.clipping import ClippedSum
+from fedsim.gradients.clipping import ClippedSum, check_clip, inverse_scales
+from fedsim.gradients.fast import FastSum
+from fedsim.gradients.layout import ParameterLayout
 from fedsim.gradients.objective import Objective
+from fedsim.gradients.packing import token_budget
+from fedsim.gradients.precision import check_deterministic, model_device
 from fedsim.gradients.reference import clipped_units, reference_sum
+from fedsim.gradients.units import make_units
 from fedsim.rows import TokenRows
 
 
@@ -59,6 +64,19 @@ def clipped_sum(
     """
     if method not in ("fast", "reference"):
         raise InvalidInput("method", method, "'fast' or 'reference'")
+    if method == "fast" and norm_order == 2:
+        check_clip(clip_norm, norm_order)
+        check_deterministic(model)
+        return FastSum(
+            model,
+            rows,
+            make_units(rows, unit_ids, objective, weighting, weights),
+            objective,
+            clip_norm,
+            inverse_scales(ParameterLayout.of(model), scales),
+            token_budget(model, model_device(model), max_tokens),
+            autocast,
+        ).run()
     return reference_sum(
         clipped_units(
             model,

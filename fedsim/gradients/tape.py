@@ -1,0 +1,130 @@
+"""What one forward and backward pass leaves for the clipped sum: each layer's inputs and output gradients."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from fedsim.gradients.groups import Group
+from fedsim.gradients.unit_gradients import UnitGradients
+
+
+class RowsMixedError(RuntimeError):
+    """A layer's tensors cannot be split by row, so one pass cannot tell units apart."""
+
+
+class Tape:
+    """Per-unit gradients of a micro-batch, as they come out of the backward pass.
+
+    Attributes:
+        groups: The micro-batch's units.
+        rows: Rows of the micro-batch.
+        gradients: For each group, UnitGradients by parameter (its identity: tied layers meet here).
+    """
+
+    def __init__(self, groups: list[Group], parameters: Iterable[torch.nn.Parameter]) -> None:
+        self._wanted = {id(parameter) for parameter in parameters}
+        self.groups = groups
+        self.rows = groups[-1].rows.stop
+        self.gradients: list[dict[int, UnitGradients]] = [{} for _ in groups]
+
+    def wants(self, parameter: torch.nn.Parameter | None) -> bool:
+        """Whether the parameter is one of those whose gradients are summed."""
+        return id(parameter) in self._wanted
+
+    def at(self, group: int, parameter: torch.nn.Parameter) -> UnitGradients:
+        """Where a parameter's gradients for a group are collected."""
+        return self.gradients[group].setdefault(id(parameter), UnitGradients(parameter.shape))
+
+    def by_row(self, tensor: torch.Tensor, trailing: int = 1) -> torch.Tensor:
+        """A layer's tensor as [rows, n, …], the last `trailing` axes kept.
+
+        Raises:
+            RowsMixedError: Its first axis is neither the rows nor the rows' tokens.
+        """
+        if len(tensor) % self.rows or (len(tensor) != self.rows and tensor.ndim != 1 + trailing):
+            raise RowsMixedError(f"a tensor of shape {tuple(tensor.shape)} for {self.rows} rows")
+        return tensor.reshape(self.rows, -1, *tensor.shape[tensor.ndim - trailing :])
+
+    def outer(self, parameter: torch.nn.Parameter, left: torch.Tensor, right: torch.Tensor) -> None:
+        """The parameter's gradient is left^T right, summed over tokens; left [rows, n, p], right [rows, n, q]."""
+        if not self.wants(parameter):
+            return
+        for number, group in enumerate(self.groups):
+            self.at(number, parameter).add_outer(group.by_unit(left), group.by_unit(right))
+
+    def lookup(self, parameter: torch.nn.Parameter, index: torch.Tensor, gradient: torch.Tensor) -> None:
+        """The parameter's gradient is gradient [rows, n, q] added at index [rows, n]."""
+        if not self.wants(parameter):
+            return
+        for number, group in enumerate(self.groups):
+            self.at(number, parameter).add_lookup(group.by_unit(index), group.by_unit(gradient))
+
+    def summed(self, parameter: torch.nn.Parameter | None, gradient: torch.Tensor) -> None:
+        """The parameter's gradient is the sum over tokens of gradient [rows, n, *shape]."""
+        if parameter is None or not self.wants(parameter):
+            return
+        wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
+        for number, group in enumerate(self.groups):
+            self.at(number, parameter).add_held(group.by_unit(gradient).sum(1, dtype=wide))
+
+
+Record = Callable[[Tape, Any, tuple[torch.Tensor, ...], torch.Tensor], None]
+"""A layer's rule: from its inputs and its output's gradient to terms of its parameters' gradients."""
+
+
+@contextmanager
+def recording(tape: Tape, layers: dict[torch.nn.Module, Record]) -> Iterator[None]:
+    """Within it, a forward pass through the layers and its backward pass write to the tape.
+
+    The model's parameters must not require gradients meanwhile: what autograd would do for them is done here.
+    """
+    # Makes every recorded output require a gradient, wherever the first trainable layer is.
+    anchor = torch.zeros((), requires_grad=True)
+    with ExitStack() as stack:
+        for module, record in layers.items():
+            handle = module.register_forward_hook(_hook(tape, record, anchor), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def _hook(tape: Tape, record: Record, anchor: torch.Tensor) -> Callable:
+    def hook(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any], output: object) -> object:
+        if not torch.is_grad_enabled():
+            return None
+        if not isinstance(output, torch.Tensor) or not all(isinstance(a, torch.Tensor) for a in args) or kwargs:
+            raise RowsMixedError(f"{type(module).__name__} takes or returns something other than tensors")
+        if isinstance(module, torch.nn.Embedding) and len(output) == 1 < tape.rows:
+            # Positions looked up once for all rows: looked up for each row instead, so that rows stay apart.
+            output = output.expand(tape.rows, *output.shape[1:])
+        return _Recorded.apply(output, anchor, tape, record, module, *args)
+
+    return hook
+
+
+class _Recorded(torch.autograd.Function):
+    """The identity; its backward pass writes to the tape.
+
+    Inputs are saved through autograd, which refuses them if they were overwritten in place, recomputes them under
+    activation checkpointing and frees them with the graph.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        output: torch.Tensor,
+        anchor: torch.Tensor,
+        tape: Tape,
+        record: Record,
+        module: torch.nn.Module,
+        *inputs: torch.Tensor,
+    ) -> torch.Tensor:
+        ctx.tape, ctx.record, ctx.module = tape, record, module
+        ctx.save_for_backward(*inputs)
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
+        ctx.record(ctx.tape, ctx.module, tuple(saved.detach() for saved in ctx.saved_tensors), gradient)
+        return gradient, None, None, None, None, *(None for _ in ctx.saved_tensors)
