@@ -203,7 +203,7 @@ class _Gathering:
         """Send, receive, send again what failed, until every unit is in the sum."""
         began = time.monotonic()
         if len(self.units) and not self.workers:
-            raise RoundFailed(f"round {self.request.round}: no worker is left, or none has come up")
+            raise RoundFailed(f"round {self.request.round}: no worker is left, or none has come up{self._lost()}")
         for worker, positions, hint in zip(self.workers, parts, hints, strict=len(self.units) > 0):
             self._send(worker, positions, attempt=1, next_units=hint)
         while self.asked:
@@ -301,9 +301,13 @@ class _Gathering:
         willing = [worker for worker in self.dispatcher.workers() if worker not in self.refused]
         others = [worker for worker in willing if worker != asked.worker] or willing
         if not others:
-            raise RoundFailed(f"{failure}; no other worker is left")
+            raise RoundFailed(f"{failure}; no other worker is left{self._lost()}")
         speeds = self.dispatcher.speeds.of(others)
         owed = [sum(self.costs[a.positions].sum() for a in self.asked.values() if a.worker == w) for w in others]
         parts = pack(self.costs[asked.positions], speeds, busy_until=np.array(owed) * speeds)
         for worker, part in zip(others, parts, strict=True):
             self._send(worker, asked.positions[part], asked.attempt + 1)
+
+    def _lost(self) -> str:
+        lost = self.dispatcher.grid.lost if isinstance(self.dispatcher.grid, WaitingGrid) else {}
+        return f" ({'; '.join(lost.values())})" if lost else ""

@@ -66,11 +66,14 @@ def make_app(tamper: Tamper | None = None) -> ClientApp:
 
 
 def _misfortune(request: TrainRequest, context: Context) -> None:
-    """What run_config or settings ask for: slow units, or a death, a hang or an exception at one unit.
+    """What run_config or settings ask for: slow units, a gate (a file to wait for), or a death, a hang or an
+    exception at one unit.
 
     With "marks" (a folder) in run_config a misfortune happens once, whoever it hits; without, every time.
     """
     time.sleep(float(context.run_config.get("seconds_per_unit", 0.0)) * len(request.units))
+    while "gate" in context.run_config and not Path(str(context.run_config["gate"])).exists():
+        time.sleep(0.02)
     for name, happen in {"die": _die, "hang": _hang, "raise": _raise}.items():
         unit = request.settings.get(name)
         if unit is None or unit not in request.units:

@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 
+from fedsim.engine.versions import VersionsDiffer
 from fedsim.errors import InvalidInput
 
 
@@ -19,6 +20,10 @@ def join_or_start(address: str | None, *, cpus: float, object_store_bytes: int |
             more workers than cores can be tried.
         object_store_bytes: Shared memory of a cluster started here; None leaves Ray's default.
         log_to_driver: Print what workers print.
+
+    Raises:
+        InvalidInput: Nothing answers at the address.
+        VersionsDiffer: The cluster runs another Ray or Python.
 
     Returns:
         Whether the connection was made here, and is therefore to be ended here.
@@ -36,6 +41,11 @@ def join_or_start(address: str | None, *, cpus: float, object_store_bytes: int |
     except ConnectionError as failure:
         hint = f"Start one with `ray start --head`. ({failure})"
         raise InvalidInput("engine.address", address, "the address of a running Ray cluster", hint) from failure
+    except RuntimeError as failure:
+        if "mismatch" in str(failure):
+            # Ray names its own and Python's versions on both sides.
+            raise VersionsDiffer(str(failure)) from failure
+        raise
     return True
 
 

@@ -23,7 +23,11 @@ class WaitingGrid(Grid):
     from 1. Use as a context manager, or call `close`.
     """
 
+    lost: dict[int, str]
+    """Workers that died and could not be replaced, with the reason."""
+
     def __init__(self) -> None:
+        self.lost = {}
         self._run = Run.create_empty(RUN_ID)
         # Flower's Message constructor asks this global who is sending; a SuperLink would have set it.
         if TaskIdentity._run_id is None:

@@ -1,6 +1,7 @@
 """RayGrid: a Flower Grid over resident Ray actors, on one machine or a cluster."""
 
 import math
+import re
 import sys
 import time
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ from fedsim.engine.broadcast import Broadcasts
 from fedsim.engine.cluster import join_or_start, leave, require_room
 from fedsim.engine.grid import WaitingGrid, error_reply, stamp
 from fedsim.engine.resident import ClientAppSource
-from fedsim.engine.versions import require_same_versions, versions
+from fedsim.engine.versions import VersionsDiffer, require_same_versions, versions
 from fedsim.engine.worker import Worker
 from fedsim.errors import InvalidInput
 
@@ -36,7 +37,7 @@ class _Sent:
     """A message under way."""
 
     message: Message
-    slot: _Slot
+    slot: _Slot | None
     reply: ray.ObjectRef
     deadline: float
 
@@ -149,13 +150,19 @@ class RayGrid(WaitingGrid):
                 slot = starting[reference]
                 try:
                     self._admit(slot)
-                except (WorkersDidNotStart, RuntimeError):
+                except (WorkersDidNotStart, VersionsDiffer) as failure:
                     del self._slots[slot.node]
+                    self.lost[slot.node] = str(failure)
         return [slot.node for slot in self._slots.values() if slot.started is None]
 
-    def _replace(self, slot: _Slot) -> None:
-        """Put a fresh actor in the place of one that died or hangs."""
-        if self._slots.get(slot.node) is not slot:
+    @property
+    def process_ids(self) -> dict[int, int]:
+        """Process id of each worker that is ready, by node id (on the machine that Ray placed it on)."""
+        return {slot.node: slot.pid for slot in self._slots.values() if slot.started is None}
+
+    def _replace(self, slot: _Slot | None) -> None:
+        """Put a fresh actor in the place of one that died or hangs, unless that was done before."""
+        if slot is None or self._slots.get(slot.node) is not slot:
             return
         ray.kill(slot.actor, no_restart=True)
         self._slots[slot.node] = self._fill(slot.node)
@@ -168,13 +175,23 @@ class RayGrid(WaitingGrid):
 
     def _push(self, message: Message) -> str:
         message_id = stamp(message)
-        slot = self._slots[message.metadata.dst_node_id]
+        slot = self._slots.get(message.metadata.dst_node_id)
+        if slot is None:
+            return self._refuse(message)
         content, names, references = self._broadcasts.split(message.content, message.metadata.group_id)
         light = _same_message(message, content)
         reply: ray.ObjectRef = slot.actor.answer.remote(light, names, *references)
         deadline = time.monotonic() + self._seconds_for(message)
         self._sent[message_id] = _Sent(_same_message(message, RecordDict()), slot, reply, deadline)
         return message_id
+
+    def _refuse(self, message: Message) -> str:
+        """Answer for a worker that does not exist (any more)."""
+        node = message.metadata.dst_node_id
+        reason = self.lost.get(node, f"there is no worker {node}")
+        reply = ray.put(error_reply(message, ErrorCode.NODE_UNAVAILABLE, reason))
+        self._sent[message.metadata.message_id] = _Sent(message, None, reply, math.inf)
+        return message.metadata.message_id
 
     def _seconds_for(self, message: Message) -> float:
         return min(message.metadata.ttl, self._timeout)
@@ -198,9 +215,7 @@ class RayGrid(WaitingGrid):
             return ray.get(sent.reply)
         except ray.exceptions.RayError as failure:
             self._replace(sent.slot)
-            return error_reply(
-                sent.message, ErrorCode.NODE_UNAVAILABLE, f"worker {sent.slot.node}: {_reason(failure)}"
-            )
+            return error_reply(sent.message, ErrorCode.NODE_UNAVAILABLE, _reason(failure))
 
     def _expire(self, message_ids: Iterable[str]) -> list[Message]:
         """Error replies to messages past their time to live; the workers that owe the answers are replaced."""
@@ -209,7 +224,7 @@ class RayGrid(WaitingGrid):
         for message_id in [i for i in message_ids if self._sent[i].deadline <= now]:
             sent = self._sent.pop(message_id)
             self._replace(sent.slot)
-            reason = f"worker {sent.slot.node} gave no answer in {self._seconds_for(sent.message):g} s"
+            reason = f"no answer in {self._seconds_for(sent.message):g} s"
             replies.append(error_reply(sent.message, ErrorCode.MESSAGE_UNAVAILABLE, reason))
         return replies
 
@@ -235,7 +250,10 @@ def _same_message(message: Message, content: RecordDict) -> Message:
 
 
 def _reason(failure: ray.exceptions.RayError) -> str:
-    """What happened, without Ray's advice and colours."""
+    """What happened, on one line, without Ray's identifiers and advice."""
     cause = getattr(failure, "cause", None)
-    text = f"{type(cause).__name__}: {cause}" if cause is not None else f"{type(failure).__name__}: {failure}"
-    return text.strip()
+    if cause is not None:
+        return f"{type(cause).__name__}: {cause}".strip()
+    told = re.split(r"\n\n|Some common causes|Worker exit type", str(failure))[0]
+    lines = [line for line in told.splitlines() if line and not line.startswith(("\t", " "))]
+    return f"{type(failure).__name__}: {' '.join(lines)}".strip()
