@@ -5,22 +5,33 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord
 
 from fedsim.config import RunConfig, from_flat
 from fedsim.engine.evaluation_messages import EvaluateReply, EvaluateRequest
+from fedsim.engine.exact import quantise
 from fedsim.engine.messages import TrainReply, TrainRequest
-from fedsim.gradients import ClippedSum, ParameterLayout, clipped_local_updates, clipped_sum
-from fedsim.models.evaluate import row_measurements
+from fedsim.gradients import (
+    ClippedSum,
+    ParameterLayout,
+    clipped_local_units,
+    clipped_local_updates,
+    clipped_sum,
+    clipped_units,
+)
+from fedsim.models.evaluate import evaluate_units
 from fedsim.plan import Plan, UlsPlan, plan_from_json
 from fedsim.resources import open_resources
 from fedsim.rows import TokenRows
 
 logger = logging.getLogger(__name__)
+
+Fetched = tuple[TokenRows, np.ndarray]
+"""Rows, and the position of each row's unit among the units asked for."""
 
 
 class Worker:
@@ -35,30 +46,31 @@ class Worker:
         self.config = config
         self.store = resources.store
         self.objective = resources.loaded.objective
+        self.pad_token = resources.loaded.pad_token
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = resources.loaded.model.to(self.device)
         self.layout = ParameterLayout.of(self.model)
         self.max_tokens = config.engine.max_tokens or None
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._ahead: tuple[tuple[str, int, bytes], Future[Fetched] | None] = (("", -1, b""), None)
 
     def train(self, request: TrainRequest) -> TrainReply:
         """The clipped sum over the request's units."""
         started = time.perf_counter()
         plan = plan_from_json(request.plan)
-        train = self.store.split("train")
-        row_indices, unit_ids = plan.rows_of(train, request.units, request.round, request.sampling_seed)
-        rows = train.take(row_indices)
-        self._load(request.parameters)
-        result = self._with_memory_left(lambda max_tokens: self._clipped(plan, request, rows, unit_ids, max_tokens))
+        rows, unit_ids = self._fetched(plan, request)
+        self._fetch_ahead(plan, request)
+        self.layout.load(self.model, request.parameters["flat"].numpy())
+        compute = self._exact if request.resolution else self._clipped
+        result = self._with_memory_left(lambda tokens: compute(plan, request, rows, unit_ids, tokens))
         finite = result.finite.cpu().numpy()
-        norms = result.norms.cpu().numpy()
-        losses = result.losses.cpu().numpy()
         return TrainReply(
             round=request.round,
             units=request.units,
             total=result.total.cpu().numpy(),
             statistics={
-                "loss_sum": float(losses[finite].sum()),
-                "clipped_units": float((norms[finite] > request.clip_norm).sum()),
+                "loss_sum": float(result.losses.cpu().numpy()[finite].sum()),
+                "clipped_units": float((result.norms.cpu().numpy()[finite] > request.clip_norm).sum()),
                 "nonfinite_units": float((~finite).sum()),
                 "rows": float(len(rows)),
                 "tokens": float(len(rows.tokens)),
@@ -69,38 +81,71 @@ class Worker:
     def evaluate(self, request: EvaluateRequest) -> EvaluateReply:
         """Loss, predicted tokens and correct predictions of each row."""
         rows = self.store.split(request.split).take(request.rows)
-        self._load(request.parameters)
-        measured = row_measurements(self.model, rows, self.objective, device=self.device)
+        self.layout.load(self.model, request.parameters["flat"].numpy())
+        losses = evaluate_units(self.model, rows, self.objective, np.arange(len(rows)), pad_token=self.pad_token)
         return EvaluateReply(
             rows=request.rows,
-            loss_sum=measured.loss_sum,
-            label_count=measured.label_count,
-            correct=measured.correct,
+            loss_sum=losses.loss_sum,
+            label_count=losses.label_count,
+            correct=losses.correct,
         )
 
-    def _load(self, parameters: ArrayRecord) -> None:
-        self.layout.load(self.model, torch.from_numpy(parameters["flat"].numpy()))
+    def _fetched(self, plan: Plan, request: TrainRequest) -> Fetched:
+        """The rows of the request's units and each row's unit: fetched ahead, or now."""
+        place, ahead = self._ahead
+        if ahead is not None and place == (request.plan, request.round, request.units.tobytes()):
+            return ahead.result()
+        return self._fetch(plan, request.units, request.round, request.sampling_seed)
+
+    def _fetch_ahead(self, plan: Plan, request: TrainRequest) -> None:
+        """Bring the next round's probable rows into memory while this round computes."""
+        following = request.round + 1
+        self._ahead = (
+            (request.plan, following, request.next_units.tobytes()),
+            self._pool.submit(self._fetch, plan, request.next_units, following, request.sampling_seed)
+            if len(request.next_units)
+            else None,
+        )
+
+    def _fetch(self, plan: Plan, units: np.ndarray, round: int, sampling_seed: int) -> Fetched:
+        train = self.store.split("train")
+        row_indices, unit_ids = plan.rows_of(train, units, round, sampling_seed)
+        return train.take(row_indices), unit_ids
 
     def _clipped(
         self, plan: Plan, request: TrainRequest, rows: TokenRows, unit_ids: np.ndarray, max_tokens: int | None
     ) -> ClippedSum:
-        common: dict[str, Any] = {
-            "objective": self.objective,
-            "weighting": plan.weighting,
-            "max_tokens": max_tokens,
-            "num_units": len(request.units),
-        }
-        if isinstance(plan, UlsPlan) and plan.local_steps > 1:
-            return clipped_local_updates(
-                self.model,
-                rows,
-                unit_ids,
-                request.clip_norm,
-                local_steps=plan.local_steps,
-                local_learning_rate=plan.local_learning_rate,
-                **common,
-            )
+        """Many units in one pass, or one after the other where each takes local steps."""
+        common = self._common(plan, max_tokens)
+        if local := _local_steps(plan):
+            return clipped_local_updates(self.model, rows, unit_ids, request.clip_norm, **local, **common)
         return clipped_sum(self.model, rows, unit_ids, request.clip_norm, method=self.config.gradients, **common)
+
+    def _exact(
+        self, plan: Plan, request: TrainRequest, rows: TokenRows, unit_ids: np.ndarray, max_tokens: int | None
+    ) -> ClippedSum:
+        """One unit after the other, each put on the public fixed-point grid, summed as integers."""
+        common = self._common(plan, max_tokens)
+        if local := _local_steps(plan):
+            updates = clipped_local_units(self.model, rows, unit_ids, request.clip_norm, **local, **common)
+        else:
+            updates = clipped_units(self.model, rows, unit_ids, request.clip_norm, **common)
+        total = np.zeros(self.layout.size, dtype=np.int64)
+        norms, losses = [], []
+        for _, update, norm, loss in updates:
+            total += quantise(update.cpu().numpy(), request.clip_norm, request.resolution)
+            norms.append(norm)
+            losses.append(loss)
+        before = torch.tensor(norms, dtype=torch.float64)
+        return ClippedSum(
+            total=torch.from_numpy(total),
+            norms=before,
+            losses=torch.tensor(losses, dtype=torch.float64),
+            finite=torch.isfinite(before),
+        )
+
+    def _common(self, plan: Plan, max_tokens: int | None) -> dict[str, Any]:
+        return {"objective": self.objective, "weighting": plan.weighting, "max_tokens": max_tokens}
 
     def _with_memory_left(self, compute: Any) -> ClippedSum:
         """compute(max_tokens), with the micro-batch halved for good each time the device runs out of memory."""
@@ -114,6 +159,13 @@ class Worker:
                 logger.warning("out of memory: micro-batches shrink to %d tokens", smaller)
                 self.max_tokens = smaller
                 torch.cuda.empty_cache()
+
+
+def _local_steps(plan: Plan) -> dict[str, Any]:
+    """The arguments of local steps, where a unit takes several."""
+    if isinstance(plan, UlsPlan) and plan.local_steps > 1:
+        return {"local_steps": plan.local_steps, "local_learning_rate": plan.local_learning_rate}
+    return {}
 
 
 def resident_worker(run_config: Mapping[str, Any]) -> Worker:

@@ -152,6 +152,11 @@ class UlsPlan(_Plan):
         _require_compute(self.sampling_probability, self.num_users, "users in the training split")
 
     @property
+    def population(self) -> int:
+        """Units that can be sampled."""
+        return self.num_users
+
+    @property
     def expected_cohort_size(self) -> float:
         """M = qN, the public constant by which sums are divided."""
         return self.sampling_probability * self.num_users
@@ -212,6 +217,11 @@ class ElsPlan(_Plan):
         super().__post_init__()
         require_at_least("num_examples", self.num_examples, 1)
         _require_compute(self.sampling_probability, self.num_examples, "examples kept")
+
+    @property
+    def population(self) -> int:
+        """Units that can be sampled."""
+        return self.num_examples
 
     @property
     def expected_batch_size(self) -> float:

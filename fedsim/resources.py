@@ -4,22 +4,13 @@ Server and clients call the same function with the same configuration; what one 
 cache by the others.
 """
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fedsim.config import RunConfig
-from fedsim.data.sources import public_texts
+from fedsim.data.ingest import open_or_build
+from fedsim.data.sources import Progress, default_cache, public_texts, silent
 from fedsim.data.store import UserStore
-
-if TYPE_CHECKING:
-    from fedsim.models.load import LoadedModel
-
-
-def cache_folder() -> Path:
-    """Where built stores and pre-trained models are kept: FEDSIM_CACHE, else ~/.cache/fedsim."""
-    return Path(os.environ.get("FEDSIM_CACHE") or Path.home() / ".cache" / "fedsim")
+from fedsim.models.load import LoadedModel, load_model
 
 
 @dataclass(frozen=True)
@@ -31,19 +22,25 @@ class Resources:
         store: The user store, with its training, validation and test users.
     """
 
-    loaded: "LoadedModel"
+    loaded: LoadedModel
     store: UserStore
 
 
-def open_resources(config: RunConfig) -> Resources:
+def open_resources(config: RunConfig, progress: Progress = silent) -> Resources:
     """Load the model and open the store, building and caching what is not there yet.
+
+    Args:
+        config: What to open.
+        progress: Told what is being built.
 
     Raises:
         InvalidInput: When the model or the data cannot be had as configured.
     """
-    from fedsim.data.build import open_or_build
-    from fedsim.models.load import load_model
-
-    loaded = load_model(config.model, public_texts=lambda: public_texts(config.data), cache=cache_folder())
-    store = open_or_build(config.data, loaded.tokenizer, cache_folder())
-    return Resources(loaded=loaded, store=store)
+    cache = default_cache()
+    loaded = load_model(
+        config.model,
+        public_texts=lambda: public_texts(cache, progress),
+        cache=cache,
+        progress=progress is not silent,
+    )
+    return Resources(loaded=loaded, store=open_or_build(config.data, loaded.tokenizer, cache, progress))

@@ -16,7 +16,7 @@ def noised_mean(total: np.ndarray, plan: Plan, noise_seed: int | bytes, round: i
     expected, never the realised, number of units: the latter would leak who took part.
 
     Args:
-        total: The clipped sum, float32 [P]; overwritten.
+        total: The clipped sum, float32 or (from exact sums) float64 [P]; overwritten.
         plan: Gives σC and the normaliser.
         noise_seed: Seed or secret key of the noise.
         round: The round, from 0.
@@ -26,9 +26,8 @@ def noised_mean(total: np.ndarray, plan: Plan, noise_seed: int | bytes, round: i
     """
     generator = stream(noise_seed, "noise", round)
     if plan.noise_std > 0:
-        scale = np.float32(plan.noise_std)
         for start in range(0, len(total), CHUNK):
             part = total[start : start + CHUNK]
-            part += scale * generator.standard_normal(len(part), dtype=np.float32)
-    total /= np.float32(plan.normaliser)
+            part += total.dtype.type(plan.noise_std) * generator.standard_normal(len(part), dtype=total.dtype)
+    total /= total.dtype.type(plan.normaliser)
     return total

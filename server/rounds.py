@@ -9,6 +9,7 @@ import numpy as np
 from flwr.serverapp import Grid
 
 from fedsim.config import RunConfig
+from fedsim.engine.exact import dequantise, resolution_for
 from fedsim.engine.messages import TrainRequest, parameters_record
 from fedsim.plan import ElsPlan, Plan
 from fedsim.privacy.ledger import Ledger
@@ -90,6 +91,7 @@ class Training:
             grid, units_per_message=config.engine.users_per_message or None, timeout=config.engine.timeout_seconds
         )
         self._kept = plan.kept_rows(self.train, seeds.sampling) if isinstance(plan, ElsPlan) else None
+        self._resolution = resolution_for(plan.clip_norm, plan.population) if config.engine.exact else 0.0
         self._validation_rows = held_out_rows(self.validation, config.evaluation.max_rows)
         self._seconds = 0.0
 
@@ -119,9 +121,7 @@ class Training:
     def _round(self, round: int) -> dict[str, float]:
         """One release and one optimizer step; returns sums over the cohort, which are private."""
         started = time.perf_counter()
-        units = self.plan.sample(round, self.seeds.sampling)
-        if self._kept is not None:
-            units = self._kept[units]
+        units, following = self._units(round), self._units(round + 1)
         self.budget.charge(round)
         request = TrainRequest(
             plan=self.plan.to_json(),
@@ -130,11 +130,21 @@ class Training:
             units=units,
             clip_norm=self.plan.clip_norm,
             parameters=parameters_record(self.parameters),
+            resolution=self._resolution,
         )
-        gathered = self.dispatcher.gather(request, self._costs(units))
-        self.optimizer.step(noised_mean(gathered.total, self.plan, self.seeds.noise, round))
+        gathered = self.dispatcher.gather(
+            request, self._costs(units), next_units=following, next_costs=self._costs(following)
+        )
+        total = dequantise(gathered.total, self._resolution) if self._resolution else gathered.total
+        mean = noised_mean(total, self.plan, self.seeds.noise, round)
+        self.optimizer.step(mean.astype(np.float32, copy=False))
         self._seconds += time.perf_counter() - started
         return {**gathered.statistics, "units": float(len(units))}
+
+    def _units(self, round: int) -> np.ndarray:
+        """The units that a round samples: users (ULS), or rows of kept examples (ELS)."""
+        units = self.plan.sample(round, self.seeds.sampling)
+        return units if self._kept is None else self._kept[units]
 
     def _costs(self, units: np.ndarray) -> np.ndarray:
         """Predicted tokens of each unit, float64."""
