@@ -1,0 +1,166 @@
+"""Choose a parameter for a privacy target, from certified upper bounds alone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedsim.errors import InvalidInput
+from fedsim.privacy.accountant import epsilon_bounds
+from fedsim.privacy.bounds import Bounds
+from fedsim.privacy.events import Adjacency, Event
+from fedsim.validation import require_at_least, require_between, require_positive
+
+ADD_OR_REMOVE = Adjacency.ADD_OR_REMOVE_ONE_USER
+PRECISION = 1e-4
+"""Relative precision of a calibrated real parameter."""
+LEAST_NOISE, MOST_NOISE = 1e-2, 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """A parameter that meets a privacy target.
+
+    Attributes:
+        value: The parameter.
+        epsilon: What it achieves; epsilon.upper is at most the target.
+    """
+
+    value: float
+    epsilon: Bounds
+
+
+def calibrate_noise_multiplier(
+    make_event: Callable[[float], Event],
+    *,
+    epsilon: float,
+    delta: float,
+    adjacency: Adjacency = ADD_OR_REMOVE,
+    tolerance: float = 1e-3,
+) -> Calibration:
+    """The least noise multiplier, to a relative 1e-4, whose ε upper bound at delta is at most epsilon.
+
+    Args:
+        make_event: The event for a noise multiplier; its ε must fall as the noise multiplier grows.
+        epsilon: The target.
+        delta: δ of the target.
+        adjacency: Which data sets count as neighbours.
+        tolerance: Relative distance of upper and lower bounds.
+
+    Raises:
+        InvalidInput: If no noise multiplier up to 1e6 meets the target.
+    """
+    search = _Search(make_event, epsilon, delta, adjacency, tolerance)
+    return search.real(safe=MOST_NOISE, unsafe=LEAST_NOISE, start=1.0, name="noise multiplier")
+
+
+def calibrate_sampling_probability(
+    make_event: Callable[[float], Event],
+    *,
+    epsilon: float,
+    delta: float,
+    adjacency: Adjacency = ADD_OR_REMOVE,
+    tolerance: float = 1e-3,
+) -> Calibration:
+    """The largest sampling probability, to a relative 1e-4, that meets the target; arguments as for the noise."""
+    search = _Search(make_event, epsilon, delta, adjacency, tolerance)
+    return search.real(safe=1e-9, unsafe=1.0, start=1e-2, name="sampling probability")
+
+
+def calibrate_steps(
+    make_event: Callable[[int], Event],
+    *,
+    epsilon: float,
+    delta: float,
+    adjacency: Adjacency = ADD_OR_REMOVE,
+    tolerance: float = 1e-3,
+    most: int = 10_000_000,
+) -> Calibration:
+    """The largest number of steps, at most `most`, that meets the target; arguments as for the noise."""
+    return _Search(make_event, epsilon, delta, adjacency, tolerance).whole(most, "number of steps")
+
+
+def calibrate_group_size(
+    make_event: Callable[[int], Event],
+    *,
+    epsilon: float,
+    delta: float,
+    adjacency: Adjacency = ADD_OR_REMOVE,
+    tolerance: float = 1e-3,
+    most: int = 4096,
+) -> Calibration:
+    """The largest group size, at most `most`, that meets the target; arguments as for the noise."""
+    return _Search(make_event, epsilon, delta, adjacency, tolerance).whole(most, "group size")
+
+
+class _Search:
+    """Evaluations of ε's upper bound at values of the parameter, each made once."""
+
+    def __init__(self, make_event: Callable, epsilon: float, delta: float, adjacency: Adjacency, tolerance: float):
+        require_positive("epsilon", epsilon)
+        require_between("delta", delta, 0, 1)
+        self.make_event = make_event
+        self.target = epsilon
+        self.delta = delta
+        self.adjacency = adjacency
+        self.tolerance = tolerance
+        self.known: dict[float, Bounds] = {}
+
+    def at(self, value: float) -> Bounds:
+        if value not in self.known:
+            event = self.make_event(value)
+            self.known[value] = epsilon_bounds(event, self.delta, adjacency=self.adjacency, tolerance=self.tolerance)
+        return self.known[value]
+
+    def meets(self, value: float) -> bool:
+        return self.at(value).upper <= self.target
+
+    def real(self, *, safe: float, unsafe: float, start: float, name: str) -> Calibration:
+        """Bisect the logarithm between a value that meets the target and one that does not."""
+        inner = start
+        factor = 2.0 if safe > unsafe else 0.5
+        if self.meets(inner):
+            while self.meets(inner):
+                safe, inner = inner, inner / factor
+                if (inner - unsafe) * (safe - unsafe) <= 0:
+                    if self.meets(unsafe):
+                        return Calibration(value=unsafe, epsilon=self.at(unsafe))
+                    inner = unsafe
+                    break
+            unsafe = inner
+        else:
+            outermost = safe
+            while not self.meets(inner):
+                unsafe, inner = inner, inner * factor
+                if (factor > 1 and inner > outermost) or inner < 1e-9:
+                    raise self.impossible(unsafe, name)
+            safe = inner
+        while abs(np.log(safe / unsafe)) > PRECISION:
+            middle = float(np.sqrt(safe * unsafe))
+            if self.meets(middle):
+                safe = middle
+            else:
+                unsafe = middle
+        return Calibration(value=safe, epsilon=self.at(safe))
+
+    def whole(self, most: int, name: str) -> Calibration:
+        require_at_least("most", most, 1)
+        if not self.meets(1):
+            raise self.impossible(1, name)
+        low, high = 1, 2
+        while high <= most and self.meets(high):
+            low, high = high, 2 * high
+        high = min(high, most + 1)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.meets(middle) else (low, middle)
+        return Calibration(value=low, epsilon=self.at(low))
+
+    def impossible(self, value: float, name: str) -> InvalidInput:
+        reached = self.at(value)
+        return InvalidInput(
+            "epsilon",
+            self.target,
+            f"at least {reached.lower:.4g}, what a {name} of {value:g} has at δ = {self.delta:g}",
+            "Allow a larger ε or δ, or fewer steps.",
+        )

@@ -1,0 +1,106 @@
+"""From an event and an adjacency to the pair of distributions that dominates it.
+
+Another mechanism joins by registering a function from its event and an adjacency to a LossPair.
+"""
+
+from collections.abc import Callable
+from functools import singledispatch
+from math import comb
+from typing import Protocol
+
+import numpy as np
+
+from fedsim.errors import InvalidInput
+from fedsim.privacy.events import (
+    Adjacency,
+    BinomialMixtureGaussian,
+    FixedSizeSubsampledGaussian,
+    Gaussian,
+    MixtureOfGaussians,
+    PoissonSubsampledGaussian,
+)
+from fedsim.privacy.gaussian_pairs import Floats, GaussianPair, Mixture
+from fedsim.privacy.loss_cells import LossCells
+
+NEGLIGIBLE = 1e-60
+
+
+class LossPair(Protocol):
+    """P against Q, as far as the accountant needs to know them."""
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether P against Q and Q against P have the same privacy curve."""
+
+    @property
+    def least_loss(self) -> float:
+        """A lower limit of the loss, −∞ where there is none."""
+
+    def loss_range(self, tail: float) -> tuple[float, float]:
+        """Losses (low, high) with Q(loss < low) ≤ tail and P(loss > high) ≤ tail."""
+
+    def cells(self, edges: Floats) -> LossCells:
+        """Probabilities of the cells between evenly spaced losses, and of both ends, under P and under Q."""
+
+
+@singledispatch
+def dominating_pair(event: object, adjacency: Adjacency) -> LossPair:
+    """The pair that dominates an event: Q is the distribution without the user, P with it (remove direction)."""
+    raise InvalidInput("event", event, "an event with a registered dominating pair")
+
+
+register: Callable = dominating_pair.register
+
+
+@register
+def _gaussian(event: Gaussian, adjacency: Adjacency) -> LossPair:
+    return mixture_pair(np.array([1.0]), np.array([1.0]), event.noise_multiplier, adjacency)
+
+
+@register
+def _poisson(event: PoissonSubsampledGaussian, adjacency: Adjacency) -> LossPair:
+    q = event.sampling_probability
+    return mixture_pair(np.array([0.0, 1.0]), np.array([1 - q, q]), event.noise_multiplier, adjacency)
+
+
+@register
+def _binomial(event: BinomialMixtureGaussian, adjacency: Adjacency) -> LossPair:
+    sensitivities = np.arange(event.group_size + 1.0)
+    weights = binomial_weights(event.group_size, event.sampling_probability)
+    return mixture_pair(sensitivities, weights, event.noise_multiplier, adjacency)
+
+
+@register
+def _mixture(event: MixtureOfGaussians, adjacency: Adjacency) -> LossPair:
+    weights = np.array(event.probabilities)
+    return mixture_pair(np.array(event.sensitivities), weights, event.noise_multiplier, adjacency)
+
+
+@register
+def _fixed_size(event: FixedSizeSubsampledGaussian, adjacency: Adjacency) -> LossPair:
+    if adjacency is Adjacency.REPLACE_ONE_USER:
+        raise InvalidInput("adjacency", adjacency.value, Adjacency.ADD_OR_REMOVE_ONE_USER.value)
+    share = event.cohort_size / event.population_size
+    return mixture_pair(np.array([0.0, 2.0]), np.array([1 - share, share]), event.noise_multiplier, adjacency)
+
+
+def mixture_pair(
+    sensitivities: Floats, weights: Floats, noise_multiplier: float, adjacency: Adjacency
+) -> GaussianPair:
+    """A contribution of norm s_i with probability w_i, plus noise, against none or against the opposite one."""
+    present = weights > NEGLIGIBLE
+    means, kept = sensitivities[present] / noise_multiplier, weights[present]
+    above = Mixture(means, kept)
+    nothing = Mixture(np.zeros(1), np.ones(1))
+    replaced = adjacency is Adjacency.REPLACE_ONE_USER
+    return GaussianPair(above=above, below=Mixture(-means, kept) if replaced else nothing)
+
+
+def binomial_weights(trials: int, probability: float) -> Floats:
+    """Binomial(trials, probability) at 0 … trials, from exact coefficients."""
+    if probability == 1:
+        return np.eye(1, trials + 1, trials)[0]
+    chosen = np.arange(trials + 1, dtype=np.longdouble)
+    coefficients = np.array([np.longdouble(comb(trials, k)) for k in range(trials + 1)])
+    p = np.longdouble(probability)
+    return np.exp(np.log(coefficients) + chosen * np.log(p) + (trials - chosen) * np.log1p(-p)).astype(float)

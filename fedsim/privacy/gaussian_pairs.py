@@ -1,0 +1,180 @@
+"""Pairs of Gaussian mixtures on the line: the worst case of every sampled Gaussian sum.
+
+Lemma (half-spaces are worst). Let γ_v be N(v, σ²I). Of all sets A with γ_0(A) = a, the half-space H = {x₁ ≥ t} of that
+size has the largest γ_v(A) over ‖v‖ ≤ s, attained at v = s·e₁, and the smallest, attained at v = −s·e₁ (Neyman and
+Pearson: each is a likelihood-ratio test of γ_0 against γ_v; and the optimum is monotone in s). One H serves all s at
+once. So for any mixtures with ‖v_k‖ ≤ s_k and ‖v'_k‖ ≤ s_k, and any α ≥ 0,
+
+    sup_A [Σ w_k γ_{v_k}(A) − α Σ w_k γ_{v'_k}(A)]  ≤  sup_t [Σ w_k γ_{s_k}(x ≥ t) − α Σ w_k γ_{−s_k}(x ≥ t)].
+
+The right side is the hockey-stick divergence of two mixtures on the line, whose likelihood ratio is increasing. This
+gives the dominating pair of replace-one (left as written), of remove (v' = 0: Choquette-Choo et al. 2024, Charles et
+al. 2024, Theorem 2) and of add (v = 0), and it shows that raising any s_k, or moving weight to a larger s_k, can only
+raise the divergence. All three are attained by aligned updates, hence tight.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import ndtr
+
+from fedsim.privacy.loss_cells import LossCells
+
+Floats = NDArray[np.float64]
+ROUNDING = 4 * np.finfo(float).eps
+CHUNK = 400_000
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Σ_k weights_k · N(means_k, 1), in units of σ."""
+
+    means: Floats
+    weights: Floats
+    log_weights: Floats = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "log_weights", np.log(self.weights))
+
+    def log_ratio(self, x: Floats) -> tuple[Floats, Floats]:
+        """log of the density over that of N(0, 1), and its derivative."""
+        exponents = np.multiply.outer(x, self.means) + (self.log_weights - self.means**2 / 2)
+        largest = exponents.max(axis=1)
+        np.exp(exponents - largest[:, None], out=exponents)
+        total = exponents.sum(axis=1)
+        return largest + np.log(total), exponents @ self.means / total
+
+    def upper_tail(self, x: float) -> float:
+        """Probability of a value above x."""
+        return float(self.weights @ ndtr(self.means - x))
+
+    def cells(self, x: Floats) -> tuple[Floats, Floats]:
+        """Probability below x₀, between neighbours, above the last; and a bound on each one's rounding error."""
+        z = np.subtract.outer(x, self.means)
+        # Each component's tail, taken from its nearer side: differences then keep their relative precision.
+        near = ndtr(-np.abs(z))
+        signed = np.where(z > 0, -near, near)
+        crossing = np.diff(z > 0, axis=0, prepend=False, append=True)
+        mass = np.diff(signed, axis=0, prepend=0.0, append=0.0)
+        doubt = (near * (1 + z * z)) @ self.weights
+        error = ROUNDING * (np.append(doubt, 0.0) + np.insert(doubt, 0, 0.0))
+        return np.maximum((mass + crossing) @ self.weights, 0.0), error
+
+
+@dataclass(frozen=True)
+class GaussianPair:
+    """P (means ≥ 0) against Q (means ≤ 0), unit variance; the loss log dP/dQ increases in x.
+
+    Attributes:
+        above: P.
+        below: Q.
+    """
+
+    above: Mixture
+    below: Mixture
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether Q mirrors P, so that both directions have the same losses."""
+        return np.array_equal(self.above.means, -self.below.means) and np.array_equal(
+            self.above.weights, self.below.weights
+        )
+
+    @property
+    def least_loss(self) -> float:
+        """Infimum of the loss: finite where P and Q both stay at 0 with some probability and Q goes nowhere else."""
+        if self.below.means.any() or not (self.above.means == 0).any():
+            return -np.inf
+        return float(np.log(self.above.weights[self.above.means == 0].sum()))
+
+    def loss(self, x: Floats) -> tuple[Floats, Floats]:
+        """Loss and its derivative at each x."""
+        return _by_chunks(self._loss, x, self._components)
+
+    def loss_range(self, tail: float) -> tuple[float, float]:
+        """Losses (low, high) with Q(loss < low) ≤ tail and P(loss > high) ≤ tail."""
+        reach = 40.0
+        top = self.above.means.max() + reach
+        bottom = self.below.means.min() - reach
+        high = brentq(lambda x: np.log(self.above.upper_tail(x) + 1e-320) - np.log(tail), bottom, top)
+        mirrored = Mixture(-self.below.means, self.below.weights)
+        low = -brentq(lambda x: np.log(mirrored.upper_tail(x) + 1e-320) - np.log(tail), -top, -bottom)
+        losses, _ = self._loss(np.array([low - 1e-6, high + 1e-6]))
+        return float(losses[0]), float(losses[1])
+
+    def cells(self, edges: Floats) -> LossCells:
+        """The probability of each cell of losses between neighbouring edges, under P and under Q."""
+        inside = edges > self.least_loss
+        x = self._points(edges[inside])
+        p, p_error = _by_chunks(self.above.cells, x, self._components, overlap=True)
+        q, q_error = _by_chunks(self.below.cells, x, self._components, overlap=True)
+        values, _ = self.loss(x)
+        rounding = ROUNDING * (1 + np.abs(x).max() * np.abs(self._spread) + self._spread**2)
+        missing = np.zeros(len(edges) - len(x))
+        return LossCells(
+            edges=edges,
+            p=np.concatenate([missing, p]),
+            q=np.concatenate([missing, q]),
+            p_error=np.concatenate([missing, p_error]),
+            q_error=np.concatenate([missing, q_error]),
+            loss_error=float(np.abs(values - edges[inside]).max() + rounding),
+        )
+
+    @property
+    def _components(self) -> int:
+        return len(self.above.means) + len(self.below.means)
+
+    @property
+    def _spread(self) -> float:
+        return float(self.above.means.max() - self.below.means.min())
+
+    def _loss(self, x: Floats) -> tuple[Floats, Floats]:
+        up, slope_up = self.above.log_ratio(x)
+        if not self.below.means.any():
+            return up, slope_up
+        down, slope_down = self.below.log_ratio(x)
+        return up - down, slope_up - slope_down
+
+    def _points(self, losses: Floats) -> Floats:
+        """The x at which the loss takes each value: a table, then Newton steps kept inside its brackets."""
+        low, high = self._bracket(losses[0], losses[-1])
+        table = np.linspace(low, high, 2049)
+        at_table, _ = self.loss(table)
+        place = np.clip(np.searchsorted(at_table, losses), 1, len(table) - 1)
+        left, right = table[place - 1], table[place]
+        x = np.clip(np.interp(losses, np.maximum.accumulate(at_table), table), left, right)
+        scale = ROUNDING * (1 + np.abs(losses))
+        for _ in range(60):
+            value, slope = self.loss(x)
+            miss = value - losses
+            right, left = np.where(miss > 0, x, right), np.where(miss > 0, left, x)
+            if (np.abs(miss) <= scale).all() or (right - left <= ROUNDING * (1 + np.abs(x))).all():
+                break
+            step = x - miss / np.maximum(slope, 1e-300)
+            x = np.where((step > left) & (step < right), step, (left + right) / 2)
+        return np.maximum.accumulate(x)
+
+    def _bracket(self, low: float, high: float) -> tuple[float, float]:
+        start, end = -8.0, 8.0
+        while self._loss(np.array([end]))[0][0] < high:
+            end *= 2
+        while self._loss(np.array([start]))[0][0] > low and start > -1e6:
+            start *= 2
+        return start, end
+
+
+def _by_chunks(compute: Callable, x: Floats, components: int, *, overlap: bool = False) -> tuple[Floats, Floats]:
+    """compute over pieces of x, so that the points × components tables stay small."""
+    size = max(CHUNK // components, 16)
+    if len(x) <= size:
+        return compute(x)
+    pieces = [compute(x[start : start + size + overlap]) for start in range(0, len(x) - overlap, size)]
+    if not overlap:
+        return np.concatenate([piece[0] for piece in pieces]), np.concatenate([piece[1] for piece in pieces])
+    first, last = pieces[0], pieces[-1]
+    return tuple(  # type: ignore[return-value]
+        np.concatenate([first[i][:1], *(piece[i][1:-1] for piece in pieces), last[i][-1:]]) for i in range(2)
+    )
