@@ -56,10 +56,7 @@ def plot_run(curves: Curves, folder: Path) -> dict[str, Path]:
             curves, "gradient_evaluations", "gradient evaluations", folder / "loss_against_compute.png"
         )
     }
-    private = {
-        name: [line for line in lines if line["epsilon"] is not None and line["epsilon"] < float("inf")]
-        for name, lines in curves.items()
-    }
+    private = {name: [line for line in lines if line["epsilon"] is not None] for name, lines in curves.items()}
     private = {name: lines for name, lines in private.items() if len(lines) > 1}
     if private:
         figures["Loss on held-out users against the budget spent"] = plot_loss(

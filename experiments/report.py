@@ -2,7 +2,6 @@
 
 import base64
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +92,9 @@ def print_table(summaries: list[dict[str, Any]]) -> None:
 def format_value(key: str, value: Any) -> str:
     """A summary's value as people read it."""
     if value is None:
-        return "–"
+        return "∞: no privacy" if key == "epsilon" else "–"
     if isinstance(value, str):
         return value.upper() if key == "algorithm" else value
-    if isinstance(value, float) and math.isinf(value):
-        return "∞ (not private)"
     if key in {"gradient_evaluations", "units_per_round", "group_size"}:
         return f"{value:,.0f}"
     if key.startswith("test_accuracy"):

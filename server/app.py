@@ -15,8 +15,9 @@ import fedsim
 from fedsim.config import RunConfig, from_flat, to_flat
 from fedsim.gradients import ParameterLayout
 from fedsim.models.export import export
+from fedsim.plan import Plan
 from fedsim.resources import open_resources
-from server.privacy import privacy_statement
+from server.privacy import privacy_statement, without_infinities
 from server.rounds import Outcome, Seeds, Training, describe
 from server.run_folder import RunFolder, write_json
 from server.setup import fresh_seed, make_plan
@@ -63,18 +64,18 @@ def train(grid: Grid, config: RunConfig) -> dict[str, Any]:
     training = Training(config, plan, resources, grid, folder, seeds, parameters)
     outcome = training.run()
 
-    write_json(folder.privacy, privacy_statement(config, plan, training.ledger, outcome.rounds))
+    write_json(folder.privacy, privacy_statement(config, plan, training.ledger, outcome.rounds, versions()))
     layout.load(resources.loaded.model, outcome.parameters)
     export(resources.loaded, folder.model)
-    summary = summarise(plan.name, plan, config, outcome, time.perf_counter() - started)
+    summary = without_infinities(summarise(plan, config, outcome, time.perf_counter() - started))
     write_json(folder.summary, summary)
     return summary
 
 
-def summarise(algorithm: str, plan: Any, config: RunConfig, outcome: Outcome, seconds: float) -> dict[str, Any]:
+def summarise(plan: Plan, config: RunConfig, outcome: Outcome, seconds: float) -> dict[str, Any]:
     """The outcome of one arm, as comparison.json holds it."""
     return {
-        "algorithm": algorithm,
+        "algorithm": plan.name,
         "epsilon": outcome.epsilon,
         "delta": plan.delta,
         "noise_multiplier": plan.noise_multiplier,

@@ -3,6 +3,8 @@
 import math
 
 from fedsim.plan import Plan
+from fedsim.privacy.accountant import epsilon_bounds
+from fedsim.privacy.events import Composed, Repeated
 from fedsim.privacy.ledger import Ledger
 
 
@@ -39,7 +41,8 @@ class Budget:
         """Upper bound on ε once more rounds have been charged."""
         if not self._private:
             return math.inf
-        count = len(self._ledger.entries) + more
+        count = len(self._ledger) + more
         if count not in self._known:
-            self._known[count] = self._plan.epsilon(count).upper
+            event = Composed(events=(self._ledger.event(), Repeated(event=self._plan.step_event(), count=more)))
+            self._known[count] = epsilon_bounds(event, self._plan.delta, adjacency=self._plan.adjacency).upper
         return self._known[count]

@@ -1,6 +1,7 @@
 """The round loop: sample, charge, ask, sum, add noise, divide, step."""
 
 import dataclasses
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -159,6 +160,7 @@ class Training:
             self.grid, self.validation, "validation", self._validation_rows, parameters_record(self.parameters)
         )
         epsilon = self.budget.epsilon()
+        spent = epsilon if math.isfinite(epsilon) else None
         progress.evaluated(round, measured.loss, measured.accuracy, epsilon)
         units = statistics.get("units", 0.0)
         self.folder.append_metrics(
@@ -167,10 +169,10 @@ class Training:
                 "loss": measured.loss,
                 "perplexity": measured.perplexity,
                 "accuracy": measured.accuracy,
-                "epsilon": epsilon,
+                "epsilon": spent,
                 "gradient_evaluations": round * self.plan.gradients_per_round,
                 "learning_rate": self.optimizer.learning_rate,
-                "seconds": round and self._seconds,
+                "seconds": self._seconds,
                 # Computed from training users without noise: for debugging, never for release.
                 "not_private": {
                     "units": units,

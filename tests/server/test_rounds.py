@@ -1,0 +1,138 @@
+"""The round loop, driven by mock clients whose updates are known."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from mock_training import PARAMETERS, mock_clients, sum_of_units, training, uls_plan
+
+from fedsim.engine.messages import TrainRequest
+from server.dispatch import RoundFailed
+from server.rounds import Seeds
+
+
+def released(parameters: np.ndarray) -> np.ndarray:
+    """The mean that plain SGD at learning rate 1 subtracted from zero."""
+    return -parameters
+
+
+def test_without_noise_the_mean_is_the_sum_over_the_expected_cohort(tmp_path) -> None:
+    plan = uls_plan(noise_multiplier=0.0, steps=4)
+    run = training(tmp_path, plan, epsilon=math.inf)
+    outcome = run.run()
+    cohorts = [plan.sample(round, 1) for round in range(4)]
+    expected = np.zeros(PARAMETERS)
+    for cohort in cohorts:
+        expected[cohort] += 1.0 / 10.0  # qN = 0.2 · 50, whatever the realised cohort
+    assert {len(cohort) for cohort in cohorts} != {10}
+    np.testing.assert_allclose(released(outcome.parameters), expected, atol=1e-6)
+    assert math.isinf(outcome.epsilon)
+
+
+def test_noise_has_the_planned_scale_and_is_fresh_each_round(tmp_path) -> None:
+    plan = uls_plan(noise_multiplier=3.0, clip_norm=2.0, steps=1)
+    silent = mock_clients(lambda request: np.zeros(PARAMETERS, dtype=np.float32))
+    first = released(training(tmp_path / "a", plan, clients=silent).run().parameters)
+    # σC/M = 3 · 2 / 10; the standard deviation of 20,000 draws is within 2 % of it.
+    assert np.std(first) == pytest.approx(0.6, rel=0.02)
+    assert abs(np.mean(first)) < 0.02
+
+    two_rounds = released(
+        training(tmp_path / "b", uls_plan(noise_multiplier=3.0, clip_norm=2.0, steps=2), clients=silent)
+        .run()
+        .parameters
+    )
+    second = two_rounds - first
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.05
+    other_seed = training(tmp_path / "c", plan, clients=silent, seeds=Seeds(sampling=1, noise=3)).run().parameters
+    assert not np.allclose(first, released(other_seed))
+
+
+def test_an_empty_cohort_still_releases_noise_and_is_charged(tmp_path) -> None:
+    plan = uls_plan(sampling_probability=1e-9, steps=1)
+    run = training(tmp_path, plan)
+    outcome = run.run()
+    assert len(plan.sample(0, 1)) == 0
+    assert np.std(outcome.parameters) * plan.normaliser == pytest.approx(1.0, rel=0.02)
+    assert len(run.ledger) == 1
+
+
+def test_the_run_stops_before_the_round_that_would_exceed_the_budget(tmp_path) -> None:
+    plan = uls_plan(noise_multiplier=1.0, steps=20)
+    limit = (plan.epsilon(4).upper + plan.epsilon(5).upper) / 2
+    run = training(tmp_path, plan, epsilon=limit)
+    outcome = run.run()
+    assert outcome.rounds == 4
+    assert len(run.ledger) == 4
+    assert outcome.epsilon == pytest.approx(plan.epsilon(4).upper, rel=1e-6)
+    assert outcome.epsilon <= limit
+
+
+def test_the_charge_is_on_disk_before_any_client_is_asked(tmp_path) -> None:
+    charged = []
+
+    def total(request: TrainRequest) -> np.ndarray:
+        charged.append((tmp_path / "ledger.jsonl").read_text().count("poisson-subsampled-gaussian"))
+        return sum_of_units(request)
+
+    training(tmp_path, uls_plan(steps=3), clients=mock_clients(total), workers=1).run()
+    assert charged == [1, 2, 3]
+
+
+def test_a_client_that_fails_once_has_its_users_computed_elsewhere(tmp_path) -> None:
+    failed = []
+
+    def total(request: TrainRequest) -> np.ndarray:
+        if request.round == 1 and not failed:
+            failed.append(request.units)
+            raise RuntimeError("worker lost")
+        return sum_of_units(request)
+
+    plan = uls_plan(noise_multiplier=0.0)
+    with_failure = training(tmp_path / "a", plan, clients=mock_clients(total), epsilon=math.inf).run()
+    without = training(tmp_path / "b", plan, epsilon=math.inf).run()
+    assert len(failed) == 1
+    np.testing.assert_allclose(with_failure.parameters, without.parameters, atol=1e-6)
+
+
+def test_a_client_that_keeps_failing_ends_the_run_with_the_charge_kept(tmp_path) -> None:
+    def total(request: TrainRequest) -> np.ndarray:
+        raise RuntimeError("worker lost")
+
+    run = training(tmp_path, uls_plan(), clients=mock_clients(total))
+    with pytest.raises(RoundFailed, match="worker lost"):
+        run.run()
+    assert len(run.ledger) == 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e6])
+def test_a_sum_that_is_not_finite_or_too_long_is_never_released(tmp_path, bad: float) -> None:
+    def total(request: TrainRequest) -> np.ndarray:
+        values = sum_of_units(request)
+        values[7] = bad
+        return values
+
+    run = training(tmp_path, uls_plan(), clients=mock_clients(total))
+    with pytest.raises(RoundFailed):
+        run.run()
+    assert np.all(run.parameters == 0)
+
+
+def test_one_user_a_message_gives_the_same_sum(tmp_path) -> None:
+    plan = uls_plan(noise_multiplier=0.0)
+    together = training(tmp_path / "a", plan, epsilon=math.inf).run().parameters
+    run = training(tmp_path / "b", plan, epsilon=math.inf)
+    run.dispatcher.units_per_message = 1
+    np.testing.assert_allclose(run.run().parameters, together, atol=1e-6)
+
+
+def test_metrics_name_what_is_not_private(tmp_path) -> None:
+    run = training(tmp_path, uls_plan(steps=2))
+    run.run()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [0, 2]
+    assert lines[0]["epsilon"] == 0.0
+    assert lines[1]["gradient_evaluations"] == pytest.approx(2 * 10 * 2)
+    assert set(lines[1]["not_private"]) == {"units", "train_loss", "clipped_fraction", "nonfinite_units"}
+    assert not {"train_loss", "clipped_fraction", "units"} & set(lines[1])
