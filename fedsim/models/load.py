@@ -126,7 +126,6 @@ def _weights(config: ModelConfig, base: str) -> Any:
         if config.task == "sequence-classification":
             shape.num_labels = config.num_labels
         with torch.random.fork_rng(devices=[]), quiet_transformers():
-            # Missing weights are judged below.
             torch.manual_seed(config.seed)  # A new classifier head is drawn at random.
             model, report = AUTO_CLASSES[config.task].from_pretrained(
                 base,

@@ -1,0 +1,133 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import TINY
+
+from fedsim.models.evaluate import Evaluation, Evaluations, evaluate, evaluate_rows
+from fedsim.rows import IGNORED_LABEL, TokenRows
+
+
+@pytest.fixture(scope="module")
+def causal(load):
+    return load()
+
+
+@pytest.fixture(scope="module")
+def classifier(load):
+    return load(task="sequence-classification", num_labels=4)
+
+
+def random_rows(count: int, seed: int = 0, longest: int = TINY.context) -> TokenRows:
+    generator = np.random.default_rng(seed)
+    lengths = generator.integers(1, longest + 1, count)
+    rows = TokenRows.from_lists([generator.integers(0, TINY.vocabulary_size, n).tolist() for n in lengths])
+    labels = np.where(generator.random(len(rows.tokens)) < 0.2, IGNORED_LABEL, rows.tokens)
+    classes = generator.integers(0, 4, count)
+    return TokenRows(tokens=rows.tokens, offsets=rows.offsets, labels=labels, classes=classes)
+
+
+class View:
+    """Rows that are looked up, as in a store."""
+
+    def __init__(self, rows: TokenRows) -> None:
+        self.rows = rows
+
+    @property
+    def row_lengths(self) -> np.ndarray:
+        return self.rows.lengths
+
+    def take(self, row_indices: np.ndarray, /) -> TokenRows:
+        bounds = [(self.rows.offsets[row], self.rows.offsets[row + 1]) for row in row_indices]
+        return TokenRows(
+            tokens=np.concatenate([self.rows.tokens[a:b] for a, b in bounds]),
+            offsets=np.cumsum([0, *(b - a for a, b in bounds)]),
+            labels=np.concatenate([self.rows.labels[a:b] for a, b in bounds]),
+            classes=self.rows.classes[row_indices],
+        )
+
+
+def test_the_loss_is_the_one_that_transformers_computes(causal) -> None:
+    rows = random_rows(1, longest=20)
+    tokens, labels = torch.tensor(rows.tokens)[None], torch.tensor(rows.labels)[None]
+    found = evaluate(causal.model, rows, causal.objective)
+    assert found.loss == pytest.approx(causal.model(tokens, labels=labels).loss.item(), rel=1e-5)
+    assert found.perplexity == pytest.approx(math.exp(found.loss))
+    predicted = causal.model(tokens).logits[0, :-1].argmax(-1)
+    scored = labels[0, 1:] != IGNORED_LABEL
+    assert found.correct == int((predicted[scored] == labels[0, 1:][scored]).sum())
+
+
+def test_a_classifier_counts_rows(classifier) -> None:
+    rows = random_rows(12)
+    found = evaluate(classifier.model, rows, classifier.objective)
+    alone = [
+        classifier.model(torch.tensor(rows.tokens[a:b])[None]).logits[0]
+        for a, b in zip(rows.offsets[:-1], rows.offsets[1:], strict=True)
+    ]
+    losses = torch.nn.functional.cross_entropy(torch.stack(alone), torch.tensor(rows.classes), reduction="sum")
+    assert found.loss_sum == pytest.approx(losses.item(), rel=1e-5)
+    assert found.label_count == found.rows == 12
+    assert found.correct == sum(int(logits.argmax()) == c for logits, c in zip(alone, rows.classes, strict=True))
+
+
+@settings(max_examples=15, deadline=None)
+@given(count=st.integers(1, 30), max_tokens=st.integers(1, 400), cut=st.integers(0, 30), seed=st.integers(0, 99))
+def test_neither_batches_nor_parts_change_the_sums(causal, classifier, count, max_tokens, cut, seed) -> None:
+    rows = random_rows(count, seed)
+    cut = min(cut, count)
+    for loaded in (causal, classifier):
+        whole = evaluate(loaded.model, rows, loaded.objective)
+        parts = Evaluation()
+        for indices in (np.arange(cut), np.arange(cut, count)):
+            parts += evaluate(loaded.model, rows, loaded.objective, indices=indices, max_tokens=max_tokens)
+        assert parts.loss_sum == pytest.approx(whole.loss_sum, rel=1e-5)
+        assert (parts.label_count, parts.rows) == (whole.label_count, count)
+        # A tie between two logits may fall either way by rounding.
+        assert abs(parts.correct - whole.correct) <= 1
+
+
+def test_a_view_is_read_by_index(causal) -> None:
+    rows = random_rows(20)
+    indices = np.array([7, 3, 11])
+    seen = evaluate_rows(causal.model, View(rows), causal.objective, indices=indices, max_tokens=40)
+    everything = evaluate_rows(causal.model, rows, causal.objective)
+    np.testing.assert_allclose(seen.loss_sum, everything.loss_sum[indices], rtol=1e-5)
+    np.testing.assert_array_equal(seen.label_count, everything.label_count[indices])
+
+
+def test_units_add_up_their_rows(causal) -> None:
+    rows = random_rows(10)
+    unit_ids = np.array([0, 0, 2, 2, 2, 4, 0, 2, 4, 4])
+    by_row = evaluate_rows(causal.model, rows, causal.objective)
+    users = by_row.by_unit(unit_ids, units=6)
+    assert users.rows.tolist() == [3, 0, 4, 0, 3, 0]
+    assert users.losses[2] == pytest.approx(
+        by_row.loss_sum[[2, 3, 4, 7]].sum() / by_row.label_count[[2, 3, 4, 7]].sum()
+    )
+    assert np.isnan(users.losses[[1, 3, 5]]).all()
+    assert np.isnan(users.accuracies[[1, 3, 5]]).all()
+    assert users.total == by_row.total
+
+
+def test_nothing_scored_is_not_a_number(causal) -> None:
+    found = evaluate(causal.model, TokenRows.from_lists([[5], [7]]), causal.objective)
+    assert (found.label_count, found.rows) == (0, 2)
+    assert math.isnan(found.loss)
+    assert math.isnan(found.perplexity)
+    assert math.isnan(found.accuracy)
+    assert Evaluation(loss_sum=1e6, label_count=1).perplexity == math.inf
+
+
+def test_the_standard_error_is_that_of_drawing_units_again() -> None:
+    generator = np.random.default_rng(0)
+    counts = generator.integers(1, 200, 400)
+    means = generator.normal(5, 1, 400) + 0.01 * counts
+    users = Evaluations(loss_sum=means * counts, label_count=counts, correct=counts // 2, rows=np.ones(400, np.int64))
+    draws = generator.integers(0, 400, (2000, 400))
+    losses = users.loss_sum[draws].sum(1) / counts[draws].sum(1)
+    assert users.loss_standard_error == pytest.approx(losses.std(), rel=0.1)
+    assert math.isnan(users.by_unit(np.zeros(400, np.int64)).loss_standard_error)
