@@ -17,7 +17,7 @@ ROWS_AT_ONCE = 1 << 22
 """Rows ranked in one go: bounds the memory of bounding a large store."""
 
 
-def bounded_rows(view: UserStore, group_size: int, seed: int, selection: Selection = "random") -> np.ndarray:
+def bounded_rows(view: UserStore, group_size: int, seed: int | bytes, selection: Selection = "random") -> np.ndarray:
     """The rows that ELS trains on: min(group_size, rows of the user) rows of every user.
 
     A view, not a copy: the store stays as it is. What is kept of one user depends on (seed, user, number of rows of
@@ -26,7 +26,7 @@ def bounded_rows(view: UserStore, group_size: int, seed: int, selection: Selecti
     Args:
         view: The training users.
         group_size: Most rows kept of a user, at least 1.
-        seed: Seed of the selection.
+        seed: Seed of the selection, or secret key bytes.
         selection: How the rows are chosen.
 
     Returns:
@@ -49,7 +49,7 @@ def bounded_rows(view: UserStore, group_size: int, seed: int, selection: Selecti
 
 
 def draw_rows(
-    view: UserStore, users: np.ndarray, group_size: int, seed: int, round: int, selection: Selection = "random"
+    view: UserStore, users: np.ndarray, group_size: int, seed: int | bytes, round: int, selection: Selection = "random"
 ) -> tuple[np.ndarray, np.ndarray]:
     """The rows that a ULS cohort trains on in one round: min(group_size, rows of the user) rows of each user.
 
@@ -60,7 +60,7 @@ def draw_rows(
         view: The training users.
         users: Integers of shape [cohort], each in 0..view.num_users-1.
         group_size: Most rows drawn of a user, at least 1.
-        seed: Seed of the draws.
+        seed: Seed of the draws, or secret key bytes.
         round: Number of the round, from 0.
         selection: How the rows are chosen.
 
@@ -137,7 +137,7 @@ def _ragged(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def _round_keys(seed: int, purpose: str, *place: int) -> np.ndarray:
+def _round_keys(seed: int | bytes, purpose: str, *place: int) -> np.ndarray:
     return stream(seed, purpose, *place).integers(0, 2**64, size=2, dtype=np.uint64)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ class TextEncoder:
         if end and self._end is not None:
             rows = [[*row, self._end] for row in rows]
         lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-        tokens = np.fromiter((token for row in rows for token in row), dtype=np.int64, count=int(lengths.sum()))
+        tokens = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths.sum()))
         limit = self.vocabulary_size or 2**32
         if tokens.size and not (tokens.min() >= 0 and tokens.max() < limit):
             raise InvalidInput("tokenizer", type(self._tokenizer).__name__, f"one whose ids are from 0 to {limit - 1}")

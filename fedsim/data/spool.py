@@ -6,9 +6,8 @@ A finished part is never made again: an interrupted ingest reads the source from
 
 import hashlib
 import json
-import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fedsim.data.check import good_records
 from fedsim.data.config import DataConfig
 from fedsim.data.encode import TextEncoder
-from fedsim.data.records import MALFORMED, BadRows, Records, in_parts
+from fedsim.data.records import BadRows, Records, in_parts
 from fedsim.data.sources import Progress, Source
 from fedsim.errors import InvalidInput
 
@@ -70,38 +70,36 @@ def _write_part(
     part: list[Records], read: int, source: Source, config: DataConfig, encoder: TextEncoder, folder: Path, number: int
 ) -> dict[str, Any]:
     bad = BadRows()
-    examples = list(_checked(part, source.columns, encoder, bad))
+    examples = good_records(part, source.columns, encoder.render, bad)
     if bad.total and config.bad_rows == "refuse":
         reason, entry = next(iter(bad.to_json().items()))
         hint = "Mend the data, or use --data.bad-rows skip to leave such rows out."
         raise InvalidInput("data", entry["first"][0], f"a good row ({reason})", hint)
-    keys = {example["user"]: b"" for example in examples}
-    keys = {user: user_key(user, config.split_seed) for user in keys}
-    halves = np.frombuffer(b"".join(keys[example["user"]] for example in examples), dtype=">u8").reshape(-1, 2)
-    columns: dict[str, Any] = {
-        "high": halves[:, 0].astype(np.uint64),
-        "low": halves[:, 1].astype(np.uint64),
-        "ordinal": np.arange(read, read + len(examples), dtype=np.int64),
-    }
-    texts = [example["text"] for example in examples]
-    if "prompt" in source.columns or "messages" in source.columns:
-        prompts, prefix = encoder.encode([example["prompt"] for example in examples], end=False)
-        tokens, lengths = encoder.encode(texts, begin=False)
+    keys = {user: user_key(user, config.split_seed) for user in dict.fromkeys(examples["user"])}
+    ordinals = np.arange(read, read + len(examples["user"]), dtype=np.int64)
+    columns: dict[str, Any] = _halves(map(keys.__getitem__, examples["user"])) | {"ordinal": ordinals}
+    if "prompt" in examples:
+        prompts, prefix = encoder.encode(examples["prompt"], end=False)
+        tokens, lengths = encoder.encode(examples["text"], begin=False)
         tokens, lengths = _interleaved(prompts, prefix, tokens, lengths)
         columns["prefix"] = prefix.astype(np.int32)
     else:
-        tokens, lengths = encoder.encode(texts)
+        tokens, lengths = encoder.encode(examples["text"])
     columns["tokens"] = _binary(tokens, lengths)
-    if "label" in source.columns:
-        columns["label"] = pa.array([example["label"] for example in examples], pa.string())
-    halves = np.frombuffer(b"".join(keys.values()), dtype=">u8").reshape(-1, 2)
-    users = {"high": halves[:, 0].astype(np.uint64), "low": halves[:, 1].astype(np.uint64)}
-    names = pa.array([name.encode() for name in keys], pa.binary()).cast(pa.string())
-    _write(pa.table(users | {"user": names}), folder / f"users-{number:06d}.parquet")
+    if "label" in examples:
+        columns["label"] = pa.array(examples["label"], pa.string())
+    users = _halves(keys.values()) | {"user": pa.array(list(keys), pa.string())}
+    _write(pa.table(users), folder / f"users-{number:06d}.parquet")
     found = bad.to_json()
     table = pa.table(columns).replace_schema_metadata({"bad_rows": json.dumps(found)})
     _write(table, folder / f"examples-{number:06d}.parquet")
     return found
+
+
+def _halves(keys: Iterable[bytes]) -> dict[str, np.ndarray]:
+    """16-byte keys as two columns of integers, which sort as the bytes do."""
+    halves = np.frombuffer(b"".join(keys), dtype=">u8").reshape(-1, 2)
+    return {"high": halves[:, 0].astype(np.uint64), "low": halves[:, 1].astype(np.uint64)}
 
 
 def _write(table: pa.Table, file: Path) -> None:
@@ -128,75 +126,3 @@ def _interleaved(
     joined[from_first] = first
     joined[~from_first] = second
     return joined, lengths
-
-
-def _checked(
-    part: list[Records], columns: dict[str, str], encoder: TextEncoder, bad: BadRows
-) -> Iterator[dict[str, str]]:
-    """The good records, by role, all values as strings; the others are counted."""
-    for records in part:
-        values = [records.columns[column] for column in columns.values()]
-        for place, row in enumerate(zip(*values, strict=True)):
-            try:
-                yield _check(dict(zip(columns, row, strict=True)), encoder)
-            except _Bad as reason:
-                bad.add(str(reason), f"{records.origin}:{records.first + place}")
-
-
-class _Bad(Exception):
-    """Why a record is left out."""
-
-
-def _check(record: dict[str, Any], encoder: TextEncoder) -> dict[str, str]:
-    if any(value is MALFORMED for value in record.values()):
-        raise _Bad("cannot be parsed")
-    owners = record.pop("owners", None)
-    if owners is not None and len(set(owners if isinstance(owners, list) else [owners])) > 1:
-        raise _Bad("several owners")
-    good = {"user": _name(record.pop("user"), "user")}
-    if "label" in record:
-        good["label"] = _name(record.pop("label"), "label")
-    if "messages" in record:
-        good["prompt"], good["text"] = encoder.render(_messages(record.pop("messages")))
-    for role, value in record.items():
-        if value is None and role == "prompt":
-            value = ""
-        if value is None:
-            raise _Bad(f"missing {role}")
-        if not isinstance(value, str):
-            raise _Bad(f"{role} of the wrong type ({type(value).__name__})")
-        good[role] = value
-    if not good["text"].strip():
-        raise _Bad("empty text")
-    for value in good.values():
-        if not value.isascii():
-            try:
-                value.encode()
-            except UnicodeEncodeError:
-                raise _Bad("invalid UTF-8") from None
-    return good
-
-
-def _name(value: Any, role: str) -> str:
-    """A user or label as a string; whole numbers are written alike whether stored as integer or float."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        raise _Bad(f"missing {role}")
-    if isinstance(value, str):
-        if not value or value.isspace():
-            raise _Bad(f"missing {role}")
-        return value
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _Bad(f"{role} of the wrong type ({type(value).__name__})")
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _messages(value: Any) -> list[dict[str, str]]:
-    if value is None or value == []:
-        raise _Bad("missing messages")
-    fits = isinstance(value, list) and all(
-        isinstance(item, dict) and isinstance(item.get("role"), str) and isinstance(item.get("content"), str)
-        for item in value
-    )
-    if not fits:
-        raise _Bad("messages of the wrong type")
-    return value
