@@ -23,7 +23,7 @@ from fedsim.gradients import (
     clipped_sum,
     clipped_units,
 )
-from fedsim.models.evaluate import evaluate_units
+from fedsim.models.evaluate import evaluate_rows
 from fedsim.plan import Plan, UlsPlan, plan_from_json
 from fedsim.resources import open_resources
 from fedsim.rows import TokenRows
@@ -46,7 +46,6 @@ class Worker:
         self.config = config
         self.store = resources.store
         self.objective = resources.loaded.objective
-        self.pad_token = resources.loaded.pad_token
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = resources.loaded.model.to(self.device)
         self.layout = ParameterLayout.of(self.model)
@@ -82,7 +81,7 @@ class Worker:
         """Loss, predicted tokens and correct predictions of each row."""
         rows = self.store.split(request.split).take(request.rows)
         self.layout.load(self.model, request.parameters["flat"].numpy())
-        losses = evaluate_units(self.model, rows, self.objective, np.arange(len(rows)), pad_token=self.pad_token)
+        losses = evaluate_rows(self.model, rows, self.objective, device=self.device)
         return EvaluateReply(
             rows=request.rows,
             loss_sum=losses.loss_sum,
