@@ -12,7 +12,7 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,7 @@ from typing import Any, Self
 import numpy as np
 
 from fedsim.errors import InvalidInput
-from fedsim.privacy.accountant import epsilon_bounds
+from fedsim.privacy.accountant import epsilon_bounds, flatten
 from fedsim.privacy.bounds import Bounds
 from fedsim.privacy.events import Adjacency, Composed, Event, Repeated, from_json, to_json
 from fedsim.validation import require_at_least
@@ -196,19 +196,8 @@ def merged(events: Iterable[Event]) -> Composed:
     """The composition of events, with equal ones merged into Repeated, in order of first appearance."""
     counts: Counter[Event] = Counter()
     for event in events:
-        for single, count in _singles(event, 1):
-            counts[single] += count
+        counts.update(flatten(event))
     return Composed(events=tuple(Repeated(event=event, count=count) for event, count in counts.items() if count))
-
-
-def _singles(event: Event, count: int) -> Iterator[tuple[Event, int]]:
-    if isinstance(event, Repeated):
-        yield from _singles(event.event, count * event.count)
-    elif isinstance(event, Composed):
-        for part in event.events:
-            yield from _singles(part, count)
-    else:
-        yield event, count
 
 
 def _lock(descriptor: int, path: Path) -> None:

@@ -68,6 +68,11 @@ class PrivacyStatement:
     versions: Mapping[str, str] = field(default_factory=dict)
     ledger: str = "ledger.jsonl"
 
+    def __post_init__(self) -> None:
+        # The type says so already; a guarantee is worth a second look.
+        if not isinstance(self.epsilon, Bounds):
+            raise TypeError(f"{self.epsilon!r} certifies nothing: a privacy statement needs Bounds")
+
     @classmethod
     def of(
         cls,
