@@ -79,7 +79,8 @@ def _write_part(
     ordinals = np.arange(read, read + len(examples["user"]), dtype=np.int64)
     columns: dict[str, Any] = _halves(map(keys.__getitem__, examples["user"])) | {"ordinal": ordinals}
     if "prompt" in examples:
-        prompts, prefix = encoder.encode(examples["prompt"], end=False)
+        # A chat template writes the special tokens itself.
+        prompts, prefix = encoder.encode(examples["prompt"], begin="messages" not in source.columns, end=False)
         tokens, lengths = encoder.encode(examples["text"], begin=False)
         tokens, lengths = _interleaved(prompts, prefix, tokens, lengths)
         columns["prefix"] = prefix.astype(np.int32)
