@@ -95,12 +95,42 @@ def test_orders_converge_where_every_step_is_small(event: Any) -> None:
     assert errors[3] < 3e-4 * exact.upper
 
 
+def test_the_series_has_the_moments_of_the_sum() -> None:
+    """Order k has the moments up to 7 of a law with cumulants up to k + 2, less products of higher order."""
+    present, _ = _loss_sums(Repeated(event=PUBLISHED.event, count=20_000))
+    skew, kurtosis, fifth = present.cumulants[2:] / present.std ** np.arange(3, 6)
+    z = np.linspace(-14, 14, 40_001)
+    middle = (z[1:] + z[:-1]) / 2
+    expected = {
+        1: {3: skew, 4: 3, 5: 10 * skew},
+        2: {3: skew, 4: 3 + kurtosis, 5: 10 * skew, 6: 15 + 15 * kurtosis + 10 * skew**2},
+        3: {5: 10 * skew + fifth, 7: 105 * skew + 21 * fifth + 35 * skew * kurtosis},
+    }
+    for order, moments in expected.items():
+        mass = -np.diff(present.above(present.mean + z * present.std, order, 1))
+        for power, value in moments.items():
+            assert mass @ middle**power == pytest.approx(value, rel=1e-4), (order, power)
+    assert present.series(3)[9] == pytest.approx(280 * skew**3 / math.factorial(9))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_add_direction_mirrors_the_sum(order: int) -> None:
+    present, _ = _loss_sums(PUBLISHED)
+    epsilon = np.linspace(0, 12, 25)
+    mirrored = 1 - present.above(-epsilon, order, 1)
+    np.testing.assert_allclose(present.above(epsilon, order, -1), mirrored, atol=1e-12)
+
+
 def test_the_finite_sample_bound_holds_where_it_is_finite() -> None:
     exact = epsilon_bounds(MANY_SMALL, 0.05)
     for order in ORDERS:
         bound = finite_sample_epsilon(MANY_SMALL, 0.05, order=order).value
         assert exact.upper <= bound < 1.05 * exact.upper
         assert bound > epsilon_estimate(MANY_SMALL, 0.05, order=order).value
+        present, absent = _loss_sums(MANY_SMALL)
+        margin = present.distance(order) + math.exp(bound) * absent.distance(order)
+        ends = [delta_estimate(MANY_SMALL, bound, order=order, direction=way).value for way in ("remove", "add")]
+        assert max(ends) + margin == pytest.approx(0.05, rel=1e-3)
 
 
 def test_the_finite_sample_bound_is_infinite_at_the_published_setting() -> None:
