@@ -136,12 +136,29 @@ class _Search:
                     raise self.impossible(unsafe, name)
             safe = inner
         while abs(np.log(safe / unsafe)) > PRECISION:
-            middle = float(np.sqrt(safe * unsafe))
+            middle = self.between(safe, unsafe)
             if self.meets(middle):
                 safe = middle
             else:
                 unsafe = middle
         return Calibration(value=safe, epsilon=self.at(safe))
+
+    def between(self, safe: float, unsafe: float) -> float:
+        """A value inside the bracket near the one that meets the target exactly: log ε is nearly linear in its log.
+
+        It stops a little on the far side of the crossing, so that the longer end of the bracket moves; every third
+        value is the middle, so that the bracket shrinks whatever the curve.
+        """
+        ends = np.log([safe, unsafe])
+        misses = np.log([max(self.at(value).upper, 1e-300) / self.target for value in (safe, unsafe)])
+        if not np.isfinite(misses).all() or misses[0] == misses[1] or len(self.known) % 3 == 0:
+            return float(np.exp(ends.mean()))
+        crossing = ends[0] - misses[0] * (ends[1] - ends[0]) / (misses[1] - misses[0])
+        longer = ends[np.argmax(np.abs(ends - crossing))]
+        step = 0.4 * PRECISION * np.sign(longer - crossing)
+        low, high = sorted(ends)
+        margin = 0.1 * PRECISION
+        return float(np.exp(np.clip(crossing + step, low + margin, high - margin)))
 
     def whole(self, most: int, name: str) -> Calibration:
         require_at_least("most", most, 1)
