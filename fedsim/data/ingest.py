@@ -192,21 +192,22 @@ def _group(
             rows = rows_of(kept, config.sequence_length, config.long_texts, config.minimum_tokens)
             writer.append(keys, of_users_with(rows, config.minimum_rows))
             progress("Grouping by user", done, good)
-        splits = _splits(writer.keys[:, 0], config)
-        if splits["train"][1] == 0:
-            raise _no_user(config, records, bad)
-        manifest = {
-            "records": records,
-            "bad_rows": bad.to_json(),
-            "duplicates": duplicates,
-            "classes": parts.classes,
-            "vocabulary_size": encoder.vocabulary_size,
-            "tokenizer": encoder.fingerprint,
-            "recipe": recipe,
-        }
-        progress("Writing the store", 0, 1)
-        writer.finish(parts.user_names(writer.keys), splits, manifest)
-        progress("Writing the store", 1, 1)
+        names, classes = parts.user_names(writer.keys), parts.classes
+    splits = _splits(writer.keys[:, 0], config)
+    if splits["train"][1] == 0:
+        raise _no_user(config, records, bad)
+    manifest = {
+        "records": records,
+        "bad_rows": bad.to_json(),
+        "duplicates": duplicates,
+        "classes": classes,
+        "vocabulary_size": encoder.vocabulary_size,
+        "tokenizer": encoder.fingerprint,
+        "recipe": recipe,
+    }
+    progress("Writing the store", 0, 1)
+    writer.finish(names, splits, manifest)
+    progress("Writing the store", 1, 1)
 
 
 def _splits(hashes: np.ndarray, config: DataConfig) -> dict[str, list[int]]:
