@@ -10,9 +10,12 @@ from fedsim.privacy.composition import ComposedTail, Parts, best_tilt, compose, 
 from fedsim.privacy.dominating_pairs import LossPair, dominating_pair
 from fedsim.privacy.events import Adjacency, Composed, Event, Repeated
 from fedsim.privacy.loss_cells import GridMeasure, dominated_measure, dominating_measure
+from fedsim.privacy.mechanisms import vector_laplace  # noqa: F401 - registers its dominating pair
 from fedsim.validation import require_at_least, require_between, require_positive
 
 MOST_CELLS = 2**21
+LOG_NOTHING = -230.0
+"""A direction whose log δ is below this is no worse than what rounding leaves: an ε above its largest loss, say."""
 
 
 def epsilon_bounds(
@@ -103,6 +106,8 @@ class _Direction:
         upper = self.measures(spacing, tail)[0]
         tilt, bound = best_tilt(upper, epsilon=epsilon, delta=delta)
         if delta is None:
+            if bound < LOG_NOTHING:
+                return Bounds(lower=0.0, upper=min(float(np.exp(bound)) + _infinite(upper), 1.0))
             tail = min(np.exp(bound), 1.0) * 1e-6 / self.turns
             wanted = tolerance / (0.33 * self.turns * tilt**2)
         else:
@@ -125,7 +130,7 @@ class _Direction:
         target = bound if epsilon is None else epsilon
         window = find_window(upper, tilt, target)
         above, below = compose(upper, window, target), compose(lower, window, target)
-        infinite = -np.expm1(sum(count * np.log1p(-measure.infinite) for measure, count in upper))
+        infinite = _infinite(upper)
         above_shift = sum(count * measure.shift for measure, count in upper)
         below_shift = sum(count * measure.shift for measure, count in lower)
         high = ComposedTail(above.losses + above_shift, above.deltas + above.errors + infinite, above.errors)
@@ -154,12 +159,40 @@ class _Key:
 def _measures(key: _Key, spacing: float, tail: float, swapped: bool) -> tuple[GridMeasure, GridMeasure]:
     pair = key.pair
     low, high = pair.loss_range(tail)
-    origin, bottom = 0.0, 3
-    cells = pair.cells(spacing * np.arange(np.floor(low / spacing), np.ceil(high / spacing) + 1) + origin)
+    origin, bottom = grid_origin(pair, spacing, low)
+    cells = pair.cells(origin + spacing * np.arange(np.ceil((high - origin) / spacing) + 1))
     top = 1 + (len(cells.p) - bottom - 1) % 3
     if swapped:
         cells, bottom, top = cells.swapped(), top, bottom
     return dominating_measure(cells), dominated_measure(cells, bottom, top)
+
+
+def _infinite(parts: Parts) -> float:
+    """Probability that the composed loss is infinite."""
+    return float(-np.expm1(sum(count * np.log1p(-measure.infinite) for measure, count in parts)))
+
+
+def grid_origin(pair: LossPair, spacing: float, low: float) -> tuple[float, int]:
+    """The first grid point, and how many of the first cells to merge.
+
+    Without sampling the user is absent with probability w, and much of the loss lies just above log w, within less
+    than a grid step. The grid is laid so that all of it, merged, falls on a grid point.
+    """
+    least = pair.least_loss
+    if least < low - 2 * spacing:
+        return spacing * np.floor(low / spacing), 1
+    start, end = 2.0, 20.0
+    for _ in range(5):
+        cells = pair.cells(least + spacing * np.linspace(start, end, 65))
+        merged = np.log(np.cumsum(cells.p[:-1])) - np.log(np.cumsum(cells.q[:-1]))
+        reach = (cells.edges - merged) / spacing
+        first = int(np.argmax(reach >= 2))
+        if reach[first] < 2 or first == 0:
+            return least - spacing, 1
+        step = (end - start) / 64
+        start, end = start + step * (first - 1), start + step * first
+    below = int(np.ceil((cells.edges[first] - least) / spacing))
+    return float(cells.edges[first] - below * spacing), below + 1
 
 
 def _interpolate(tail: ComposedTail, epsilon: float) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-SLACK = 1e-7
+SLACK = 1e-6
 """Part of a grid step by which a merged loss may miss its grid point; charged to the lower bound."""
 
 
