@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -20,13 +21,14 @@ FILES = {
     "class": "rows.arrow",
     "user_offset": "offsets.arrow",
 }
+BLOCK = 1 << 24
 QUANTILES = {"minimum": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "maximum": 1.0}
 
 
 class StoreWriter:
     """Appends users, in order, to a new store in an empty folder.
 
-    Memory does not grow with rows or tokens: a column is a growing file, mapped when it becomes an Arrow file.
+    Memory does not grow with rows or tokens: a column is a growing file, copied when it becomes part of an Arrow file.
     """
 
     def __init__(self, folder: Path, token_type: np.dtype):
@@ -78,10 +80,11 @@ class StoreWriter:
         counts = np.concatenate(self._rows_per_user)
         offsets = np.zeros(len(counts) + 1, dtype=np.int64)
         np.cumsum(counts, out=offsets[1:])
-        columns = {name: np.memmap(self._raw(name), self._types[name], mode="r") for name in self._open}
-        for name in sorted(set(FILES.values()) - {"offsets.arrow"}):
-            _write_arrow(self._folder / name, {c: v for c, v in columns.items() if FILES[c] == name})
-        _write_arrow(self._folder / "offsets.arrow", {"user_offset": offsets})
+        self._put("user_offset", offsets)
+        self._open["user_offset"].close()
+        for name in sorted(set(FILES.values())):
+            columns = {column: self._types[column] for column in self._open if FILES[column] == name}
+            _write_arrow(self._folder / name, {self._raw(column): kind for column, kind in columns.items()})
         with pa.OSFile(str(self._folder / "users.arrow"), "wb") as sink, pa.ipc.new_file(sink, names.schema) as writer:
             writer.write_table(names.combine_chunks())
         for name in self._open:
@@ -118,11 +121,49 @@ class StoreWriter:
         values.tofile(self._open[name])
 
 
-def _write_arrow(path: Path, columns: dict[str, np.ndarray]) -> None:
-    """One uncompressed Arrow IPC file with one record batch: each column is contiguous, and so can be mapped."""
-    arrays = [
-        pa.Array.from_buffers(pa.from_numpy_dtype(v.dtype), len(v), [None, pa.py_buffer(v)]) for v in columns.values()
-    ]
-    batch = pa.RecordBatch.from_arrays(arrays, names=list(columns))
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
+def _write_arrow(path: Path, columns: dict[Path, np.dtype]) -> None:
+    """One uncompressed Arrow IPC file with one record batch, so that each column is contiguous and can be mapped.
+
+    Args:
+        path: The file.
+        columns: Plain files of values, named after the columns, and their types.
+    """
+    mapped = [np.memmap(column, kind, mode="r") for column, kind in columns.items()]
+    arrays = [pa.Array.from_buffers(pa.from_numpy_dtype(v.dtype), len(v), [None, pa.py_buffer(v)]) for v in mapped]
+    batch = pa.RecordBatch.from_arrays(arrays, names=[column.stem for column in columns])
+    with path.open("wb") as file:
+        sink = pa.PythonFile(_CopyingSink(file, list(columns)), mode="w")
+        with pa.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+
+
+class _CopyingSink:
+    """A file for Arrow to write to, which takes the columns' values from their plain files.
+
+    Arrow would read a mapped column from end to end in one write, and the whole column would count as this process's
+    memory. Copying in blocks takes a few megabytes whatever the size.
+    """
+
+    closed = False
+
+    def __init__(self, file: BinaryIO, columns: list[Path]):
+        self._file = file
+        self._columns = columns
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        if isinstance(data, pa.Buffer) and self._columns and size == self._columns[0].stat().st_size:
+            with self._columns.pop(0).open("rb") as column:
+                shutil.copyfileobj(column, self._file, BLOCK)
+        else:
+            self._file.write(data)
+        return size
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self.closed = True
