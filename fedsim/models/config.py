@@ -36,14 +36,14 @@ class SmallModelConfig:
     vocabulary_size: int = 4096
     """Tokens of the byte-level BPE tokenizer, at most; at least 257 (the bytes and the end-of-text token)."""
 
-    steps: int = 600
+    steps: int = 500
     """Pre-training steps; 0 leaves the weights as initialised."""
 
-    batch_rows: int = 16
+    batch_rows: int = 8
     """Rows of text (each up to context tokens) in one pre-training step."""
 
     learning_rate: float = 3e-3
-    """Peak learning rate of pre-training (AdamW, short linear warm-up, then cosine decay)."""
+    """Peak learning rate of pre-training (short linear warm-up, then cosine decay)."""
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "batch_rows"):
@@ -85,7 +85,7 @@ class ModelConfig:
     """Seed of everything drawn at random here: pre-training, LoRA and classifier-head initialisation."""
 
     threads: int = 2
-    """CPU threads for pre-training the default model. Another number may change its weights by rounding."""
+    """CPU threads for pre-training the default model; its weights do not depend on them."""
 
     small: SmallModelConfig = field(default_factory=SmallModelConfig)
     """Shape and pre-training of the default model; ignored for any other path."""

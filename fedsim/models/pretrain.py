@@ -25,35 +25,24 @@ WEIGHT_DECAY = 0.01
 
 
 def pack_rows(texts: Sequence[Sequence[int]], context: int, separator: int, seed: int) -> TokenRows:
-    """Tokenised texts cut and joined to rows of exactly context tokens, in a random order.
-
-    A row begins where a text begins (or at a multiple of context within it), as the rows of a user store do; short
-    texts follow one another in a row, divided by the separator. What is left at a row's end is not scored.
+    """Tokenised texts in a random order, joined end to end and cut into rows of context tokens.
 
     Args:
-        texts: Token ids of each text; an empty one is skipped.
+        texts: Token ids of each text.
         context: Tokens in a row.
-        separator: The end-of-text token.
+        separator: The end-of-text token; it stands before every text.
         seed: Seed of the order.
 
     Returns:
-        Rows of context tokens each.
+        Rows of context tokens, the last filled up with separators that are not scored.
     """
-    pieces = [list(text[i : i + context]) for text in texts for i in range(0, len(text), context)]
-    order = stream(seed, "pretraining-rows").permutation(len(pieces))
-    packed: list[list[int]] = []
-    for place in order:
-        piece = pieces[place]
-        if packed and len(packed[-1]) + 1 + len(piece) <= context:
-            packed[-1] += [separator, *piece]
-        else:
-            packed.append(piece)
-    tokens = np.full((len(packed), context), separator, dtype=np.int64)
-    labels = np.full((len(packed), context), IGNORED_LABEL, dtype=np.int64)
-    for row, values in enumerate(packed):
-        tokens[row, : len(values)] = labels[row, : len(values)] = values
-    offsets = np.arange(len(packed) + 1, dtype=np.int64) * context
-    return TokenRows(tokens=tokens.ravel(), offsets=offsets, labels=labels.ravel())
+    order = stream(seed, "pretraining-rows").permutation(len(texts))
+    joined = np.fromiter((token for place in order for token in (separator, *texts[place])), dtype=np.int64)
+    count = -(-len(joined) // context)
+    tokens = np.full(count * context, separator, dtype=np.int64)
+    labels = np.full(count * context, IGNORED_LABEL, dtype=np.int64)
+    tokens[: len(joined)] = labels[: len(joined)] = joined
+    return TokenRows(tokens=tokens, offsets=np.arange(count + 1, dtype=np.int64) * context, labels=labels)
 
 
 def pretrain(

@@ -39,11 +39,12 @@ def trained(threads: int, seed: int = 0, steps: int = 10) -> tuple[list[float], 
 
 
 @given(st.lists(st.lists(st.integers(1, 9), max_size=30), min_size=1, max_size=20), st.integers(2, 12))
-def test_packing_scores_every_token_once(texts: list[list[int]], context: int) -> None:
+def test_packing_keeps_every_token_once(texts: list[list[int]], context: int) -> None:
     rows = pack_rows(texts, context, SEPARATOR, seed=0)
     scored = rows.labels[rows.labels != IGNORED_LABEL]
     assert (rows.tokens[rows.labels != IGNORED_LABEL] == scored).all()
     assert sorted(scored[scored != SEPARATOR]) == sorted(token for text in texts for token in text)
+    assert len(scored) == sum(1 + len(text) for text in texts)
     assert (rows.lengths == context).all()
 
 
