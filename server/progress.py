@@ -59,3 +59,10 @@ class RoundProgress:
         if self._bar:
             note = f"loss {self._loss:.3f}  ε {epsilon:.2f}"
             self._bar.update(self._task, completed=round, note=note)
+
+    def stopped(self, round: int, limit: float) -> None:
+        """The budget is spent before the planned rounds are done."""
+        self._console.print(
+            f"{self._title} stopped after {round} of {self._rounds} rounds: another would exceed ε = {limit:g}.",
+            highlight=False,
+        )

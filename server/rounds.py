@@ -100,15 +100,19 @@ class Training:
         """Train until the plan's steps are done or the budget is spent."""
         test_rows = held_out_rows(self.test, self.config.evaluation.test_rows)
         before = evaluate(self.grid, self.test, "test", test_rows, parameters_record(self.parameters))
-        round = 0
+        round = measured = 0
         with RoundProgress(self.plan.name.upper(), self.plan.steps) as progress:
             self._measure(round, progress, {})
             while round < self.plan.steps and self.budget.affords_another():
                 statistics = self._round(round)
                 round += 1
                 progress.advanced(round, self.budget.epsilon())
-                if round % self.config.evaluation.every == 0 or round == self.plan.steps:
-                    self._measure(round, progress, statistics)
+                if round % self.config.evaluation.every == 0:
+                    self._measure(measured := round, progress, statistics)
+            if measured < round:
+                self._measure(round, progress, statistics)
+            if round < self.plan.steps:
+                progress.stopped(round, self.config.plan.epsilon)
         after = evaluate(self.grid, self.test, "test", test_rows, parameters_record(self.parameters))
         return Outcome(
             parameters=self.parameters,
