@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import irfft, next_fast_len, rfft
 from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
 
 from fedsim.privacy.loss_cells import GridMeasure
 
@@ -31,8 +30,9 @@ def log_moment(parts: Parts, tilt: float) -> float:
 
 
 def _log_moment(measure: GridMeasure, tilt: float) -> float:
-    with np.errstate(divide="ignore"):
-        return float(logsumexp(tilt * measure.losses + np.log(measure.masses)))
+    exponents = tilt * measure.losses + measure.log_masses
+    largest = exponents.max()
+    return float(largest + np.log(np.exp(exponents - largest).sum()))
 
 
 def log_kernel(tilt: float) -> float:
@@ -40,18 +40,32 @@ def log_kernel(tilt: float) -> float:
     return tilt * np.log(tilt / (1 + tilt)) - np.log1p(tilt) if tilt > 0 else 0.0
 
 
-def best_tilt(parts: Parts, *, epsilon: float | None = None, delta: float | None = None) -> tuple[float, float]:
-    """The tilt whose Chernoff bound is best, and that bound: on log δ for a given ε, or on ε for a given δ."""
+def best_tilt(
+    parts: Parts, *, epsilon: float | None = None, delta: float | None = None, near: float | None = None
+) -> tuple[float, float]:
+    """The tilt whose Chernoff bound is best, and that bound: on log δ for a given ε, or on ε for a given δ.
+
+    The bound is for the measures as they are, without their shifts and infinite masses.
+
+    Args:
+        parts: What is composed.
+        epsilon: ε, where δ is asked for.
+        delta: δ, where ε is asked for.
+        near: A tilt to look around; without it every magnitude is tried.
+    """
 
     def bound(log_tilt: float) -> float:
         tilt = float(np.exp(log_tilt))
         value = log_moment(parts, tilt) + log_kernel(tilt)
         return value - tilt * epsilon if delta is None else (value - np.log(delta)) / tilt  # type: ignore[operator]
 
-    coarse = np.linspace(-9, 20, 30)
+    coarse = np.linspace(-9, 20, 30) if near is None else np.log(near) + np.array([-0.1, 0, 0.1])
     values = [bound(point) for point in coarse]
-    middle = coarse[int(np.argmin(values))]
-    found = minimize_scalar(bound, bounds=(middle - 1, middle + 1), method="bounded", options={"xatol": 1e-3})
+    middle = int(np.argmin(values))
+    if near is not None:
+        return float(np.exp(coarse[middle])), values[middle]
+    around = (coarse[middle] - 1, coarse[middle] + 1)
+    found = minimize_scalar(bound, bounds=around, method="bounded", options={"xatol": 1e-2})
     return float(np.exp(found.x)), float(found.fun)
 
 
@@ -62,6 +76,10 @@ class ComposedTail:
     losses: Floats
     deltas: Floats
     errors: Floats
+
+    def moved(self, shift: float, added: Floats) -> "ComposedTail":
+        """The curve at losses moved by shift, with something added to δ."""
+        return ComposedTail(self.losses + shift, self.deltas + added, self.errors)
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,12 @@ class GaussianPair:
         )
 
     @property
+    def gaussian_shift(self) -> float:
+        """Distance of the means in units of σ, where P and Q are one Gaussian each; NaN otherwise."""
+        means = np.unique(self.above.means), np.unique(self.below.means)
+        return float(means[0][0] - means[1][0]) if len(means[0]) == len(means[1]) == 1 else np.nan
+
+    @property
     def least_loss(self) -> float:
         """Infimum of the loss: finite where P and Q both stay at 0 with some probability and Q goes nowhere else."""
         if self.below.means.any() or not (self.above.means == 0).any():

@@ -6,6 +6,7 @@ loss, and spreading it while keeping Σ p and Σ p·z = Σ q. The reverse moves 
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 SLACK = 1e-6
 """Part of a grid step by which a merged loss may miss its grid point; charged to the lower bound."""
+TINY = 1e-290
+"""Below this a Q-probability has lost its precision, and mass is rounded instead of spread."""
+EPS = float(np.finfo(float).eps)
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,11 @@ class LossCells:
     p_error: Floats
     q_error: Floats
     loss_error: float
+
+    @property
+    def spacing(self) -> float:
+        """Distance of neighbouring edges."""
+        return float((self.edges[-1] - self.edges[0]) / (len(self.edges) - 1))
 
     def swapped(self) -> "LossCells":
         """The same cells for Q against P."""
@@ -65,10 +74,16 @@ class GridMeasure:
     infinite: float
     shift: float
 
-    @property
+    @cached_property
     def losses(self) -> Floats:
         """The loss of each mass."""
-        return self.origin + self.spacing * np.arange(len(self.masses))
+        return self.origin + self.spacing * np.arange(len(self.masses), dtype=np.float64)
+
+    @cached_property
+    def log_masses(self) -> Floats:
+        """Logarithm of each mass."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.masses)
 
 
 def dominating_measure(cells: LossCells) -> GridMeasure:
@@ -78,13 +93,8 @@ def dominating_measure(cells: LossCells) -> GridMeasure:
     masses[:-1] += lower
     masses[1:] += upper + cells.p_error[1:-1]
     masses[0] += cells.p[0] + cells.p_error[0]
-    return GridMeasure(
-        origin=float(cells.edges[0]),
-        spacing=_spacing(cells),
-        masses=masses,
-        infinite=float(cells.p[-1] + cells.p_error[-1]),
-        shift=cells.loss_error,
-    )
+    infinite = float(cells.p[-1] + cells.p_error[-1])
+    return GridMeasure(float(cells.edges[0]), cells.spacing, masses, infinite, _edge_error(cells))
 
 
 def dominated_measure(cells: LossCells, bottom: int, top: int) -> GridMeasure:
@@ -95,52 +105,56 @@ def dominated_measure(cells: LossCells, bottom: int, top: int) -> GridMeasure:
 
     Args:
         cells: The cells, n + 2 of them.
-        bottom: How many of the first cells to merge into one.
-        top: How many of the last cells to merge into one; the rest must be a multiple of three.
+        bottom: How many of the first cells to merge into one, at least 1.
+        top: How many of the last cells to merge into one, at least 1; the rest must be a multiple of three.
     """
     masses = np.zeros(len(cells.edges))
     last = len(cells.p) - top
-    for group in (slice(0, bottom), slice(last, None)):
-        _round_down(
-            cells,
-            masses,
-            np.array([cells.p[group].sum()]),
-            np.array([cells.q[group].sum()]),
-            np.array([cells.p_error[group].sum()]),
-            np.array([cells.q_error[group].sum()]),
-        )
-    _triples(cells, masses, slice(bottom, last))
-    return GridMeasure(
-        origin=float(cells.edges[0]),
-        spacing=_spacing(cells),
-        masses=masses,
-        infinite=0.0,
-        shift=-cells.loss_error - SLACK * _spacing(cells),
+    ends = [slice(0, bottom), slice(last, None)]
+    _round_down(
+        cells,
+        masses,
+        *(np.array([part[end].sum() for end in ends]) for part in (cells.p, cells.q, cells.p_error, cells.q_error)),
     )
+    _place_triples(cells, masses, bottom, last)
+    shift = -_edge_error(cells) - SLACK * cells.spacing
+    return GridMeasure(float(cells.edges[0]), cells.spacing, masses, 0.0, shift)
 
 
-def _triples(cells: LossCells, masses: Floats, inside: slice) -> None:
-    p, q = (values[inside].reshape(-1, 3) for values in (cells.p, cells.q))
-    p_error, q_error = (values[inside].reshape(-1, 3).sum(axis=1) for values in (cells.p_error, cells.q_error))
-    first = inside.start + 3 * np.arange(len(p))
-    # In units where the ratio z = e^{−loss} is 1 at the lower inner edge and `next_z` at the upper one.
-    scaled = q * _ratio(cells.edges[first])[:, None]
-    next_z = np.exp(-_spacing(cells))
-    total = p.sum(axis=1)
-    error = p_error + q_error * _ratio(cells.edges[first]) + total * cells.loss_error
-    upper = (total - scaled.sum(axis=1) - error) / (1 - next_z)
-    # The triple's own E(κ − z)₊ at both inner edges, and its slopes, bound it from below in between.
-    at_upper = np.maximum(next_z * p[:, 2] - scaled[:, 2] - error, 0)
-    at_lower = p[:, 1] + p[:, 2] - scaled[:, 1] - scaled[:, 2] - error
-    slope_upper, slope_lower = p[:, 2], p[:, 1] + p[:, 2]
+def _spread(cells: LossCells) -> tuple[Floats, Floats]:
+    """Mass at the lower and at the upper edge of each inner cell; what rounding leaves open goes up."""
+    p, q = cells.p[1:-1], cells.q[1:-1]
+    scale: Floats = np.exp(np.minimum(cells.edges[:-1], 700.0))
+    error = cells.p_error[1:-1] + scale * cells.q_error[1:-1] + 4 * p * _edge_error(cells)
+    upper = np.clip((p - scale * q + error) / -np.expm1(-cells.spacing), 0, p)
+    upper = np.where(q > TINY, upper, p).astype(np.float64)
+    return p - upper, upper
+
+
+def _place_triples(cells: LossCells, masses: Floats, start: int, stop: int) -> None:
+    p, q = (part[start:stop].reshape(-1, 3) for part in (cells.p, cells.q))
+    p_error, q_error = (part[start:stop].reshape(-1, 3).sum(axis=1) for part in (cells.p_error, cells.q_error))
+    # Cell i ends at edge i. In units where z = e^{−loss} is 1 at the lower inner edge, it is next_z at the upper one.
+    first = start + 3 * np.arange(len(p))
+    scale = np.exp(np.minimum(cells.edges[first], 700.0))
+    next_z = np.exp(-cells.spacing)
+    total, tail = p.sum(axis=1), p[:, 1] + p[:, 2]
+    z_sums = q * scale[:, None]
+    error = p_error + q_error * scale + 4 * total * _edge_error(cells)
+    upper = (total - z_sums.sum(axis=1) - error) / (1 - next_z)
+    good = (upper >= 0) & (upper <= total - p_error) & (q.min(axis=1) > TINY) & (cells.edges[first] < 700)
+    # Spreading is covered if E(κ − z)₊ of the triple stays above that of the two points for κ between their z. The
+    # tangents at both ends, whose slopes are tail probabilities, bound the triple's from below.
+    at_upper = np.maximum(next_z * p[:, 2] - z_sums[:, 2] - error, 0)
+    at_lower = tail - z_sums[:, 1] - z_sums[:, 2] - error
+    slope_upper, slope_lower = np.maximum(p[:, 2] - p_error, 0), tail + p_error
     with np.errstate(divide="ignore", invalid="ignore"):
         meet = (at_lower - slope_lower * (1 - next_z) - at_upper) / (slope_upper - slope_lower)
-        meet = np.clip(meet, 0, 1 - next_z)
-        envelope = np.maximum(at_upper + slope_upper * meet, at_lower - slope_lower * (1 - next_z - meet))
-        good = (upper * meet <= envelope) | (upper <= slope_upper)
-    good &= (upper >= 0) & (upper <= total - p_error) & (scaled.min(axis=1) > 0) & (q.min(axis=1) > 1e-290)
-    np.add.at(masses, first[good], (total - p_error - upper)[good])
-    np.add.at(masses, first[good] + 1, upper[good])
+    meet = np.clip(np.nan_to_num(meet), 0, 1 - next_z)
+    covered = np.maximum(at_upper + slope_upper * meet, at_lower - slope_lower * (1 - next_z - meet))
+    good &= (upper * meet <= covered) | (upper <= slope_upper)
+    masses[first[good]] += (total - p_error - upper)[good]
+    masses[first[good] + 1] += upper[good]
     bad = ~good
     _round_down(cells, masses, total[bad], q.sum(axis=1)[bad], p_error[bad], q_error[bad])
 
@@ -148,28 +162,12 @@ def _triples(cells: LossCells, masses: Floats, inside: slice) -> None:
 def _round_down(cells: LossCells, masses: Floats, p: Floats, q: Floats, p_error: Floats, q_error: Floats) -> None:
     """Put each merged (p, q) on the grid point at or below its loss; below the grid it is dropped."""
     low = np.maximum(p - p_error, 0)
-    with np.errstate(divide="ignore"):
-        loss = np.log(low) - np.log(q + q_error)
-    loss = np.where(low > 0, loss, -np.inf)
-    place = np.floor((loss - cells.edges[0]) / _spacing(cells) + SLACK)
-    place = np.minimum(place, len(masses) - 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        loss = np.where(low > 0, np.log(low) - np.log(q + q_error + 1e-320), -np.inf)
+    place = np.minimum(np.floor((loss - cells.edges[0]) / cells.spacing + SLACK), len(masses) - 1)
     kept = place >= 0
     np.add.at(masses, place[kept].astype(int), low[kept])
 
 
-def _spread(cells: LossCells) -> tuple[Floats, Floats]:
-    """Mass at the lower and at the upper edge of each inner cell; what rounding leaves open goes up."""
-    p, q = cells.p[1:-1], cells.q[1:-1]
-    scale = _ratio(cells.edges[:-1])
-    error = cells.p_error[1:-1] + scale * cells.q_error[1:-1] + 2 * p * cells.loss_error
-    upper = np.clip((p - scale * q + error) / -np.expm1(-_spacing(cells)), 0, p)
-    upper = np.where(q > 1e-290, upper, p)
-    return np.asarray(p - upper), upper
-
-
-def _ratio(losses: Floats) -> Floats:
-    return np.exp(np.minimum(losses, 700.0))
-
-
-def _spacing(cells: LossCells) -> float:
-    return float(cells.edges[1] - cells.edges[0])
+def _edge_error(cells: LossCells) -> float:
+    return cells.loss_error + 4 * EPS * float(np.abs(cells.edges[[0, -1]]).max())
