@@ -6,6 +6,7 @@ from fedsim.gradients.local_steps import clipped_local_units, clipped_local_upda
 from fedsim.gradients.objective import Batch, CausalLanguageModel, Objective, RowLosses, SequenceClassification
 from fedsim.gradients.reference import clipped_units
 from fedsim.gradients.sums import clipped_sum
+from fedsim.gradients.verify import layer_paths
 
 __all__ = [
     "CLIP_MARGIN",
@@ -20,4 +21,5 @@ __all__ = [
     "clipped_local_updates",
     "clipped_sum",
     "clipped_units",
+    "layer_paths",
 ]

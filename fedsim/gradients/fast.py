@@ -61,13 +61,35 @@ class FastSum:
         )
 
     def run(self) -> ClippedSum:
-        """Every unit once: small ones together, a unit that fills a micro-batch by itself alone."""
+        """Every unit once: small ones together, a unit that fills a micro-batch by itself alone.
+
+        Where the device runs out of memory the budget is halved and the units are packed anew.
+        """
         together, alone = pack_units(self.units, self.budget)
-        for units in together:
-            self.add_together(units)
+        pending = together[::-1]
+        while pending:
+            units = pending.pop()
+            try:
+                pass_ = self._pass(units)
+            except torch.OutOfMemoryError:
+                if len(units) == 1:
+                    raise
+                torch.cuda.empty_cache()
+                self.budget //= 2
+                pending += [units[len(units) // 2 :], units[: len(units) // 2]]
+                continue
+            self._add(*pass_)
         for unit in alone:
             self.add_alone(unit)
         return self.result()
+
+    def kinds(self) -> dict[str, str]:
+        """The kind of rule of each layer with trainable parameters, by the layer's name."""
+        return {
+            name: "fused with the loss" if module is self.head else rule_for(module)[0]
+            for name, module in self.model.named_modules()
+            if module is self.head or module in self._layers()
+        }
 
     def add_alone(self, unit: int) -> None:
         """A unit whose micro-batches hold no other: plain autograd, then the clip."""
@@ -80,27 +102,41 @@ class FastSum:
 
     def add_together(self, units: np.ndarray) -> None:
         """Units that share a micro-batch; their rows must fit it."""
+        self._add(*self._pass(units))
+
+    def _pass(self, units: np.ndarray) -> tuple[np.ndarray, Tape, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Forward and backward pass and norms: units as ordered, what they left, losses, norms, which are unsure."""
         units = units[np.argsort(self.units.counts[units], kind="stable")]
         tape, row_losses, coefficients = self._backward(units)
-        where = torch.as_tensor(units, device=self.device)
-        norms, unsure = self._norms(tape, len(units))
+        norms, doubtful = self._norms(tape, len(units))
+        owner = torch.as_tensor(np.repeat(np.arange(len(units)), self.units.counts[units]), device=self.device)
+        weighted = coefficients * row_losses.loss_sum.detach().to(coefficients.dtype)
+        losses = torch.zeros_like(norms).index_add_(0, owner, weighted)
+        return units, tape, losses, norms, doubtful
+
+    def _add(
+        self, units: np.ndarray, tape: Tape, losses: torch.Tensor, norms: torch.Tensor, doubtful: torch.Tensor
+    ) -> None:
+        """Clip what a pass left and add it up; doubtful units are done again, alone."""
         factors, finite = clip_factors(norms, self.clip_norm)
-        left_out = unsure | ~finite
-        any_left_out = bool(left_out.any())
         factors = factors.to(self.total.dtype)
+        left_out = doubtful | ~finite
+        any_left_out = bool(left_out.any())
+        views = self.layout.views(self.total)
         for group, gradients in zip(tape.groups, tape.gradients, strict=True):
-            for name, view in self.layout.views(self.total).items():
-                found = gradients.get(id(self.parameters[name]))
-                if found is not None:
-                    if any_left_out:
-                        found.zero(left_out[group.units])
-                    found.add_weighted(view, factors[group.units])
+            for name, parameter in self.parameters.items():
+                found = gradients.get(id(parameter))
+                if found is None:
+                    continue
+                if any_left_out:
+                    found.zero(left_out[group.units])
+                found.add_weighted(views[name], factors[group.units])
+        where = torch.as_tensor(units, device=self.device)
         self.norms[where] = norms
-        owner = torch.as_tensor(np.repeat(units, self.units.counts[units]), device=self.device)
-        self.losses.index_add_(0, owner, coefficients * row_losses.loss_sum.detach().to(coefficients.dtype))
-        for unit in units[unsure.cpu().numpy()] if any_left_out else ():
-            self.losses[unit] = 0
-            self.add_alone(int(unit))
+        self.losses[where] = losses
+        if any_left_out:
+            for unit in units[doubtful.cpu().numpy()]:
+                self.add_alone(int(unit))
 
     def _backward(self, units: np.ndarray) -> tuple[Tape, RowLosses, torch.Tensor]:
         """One pass over the rows of units; returns what it left, and the rows' losses and coefficients."""

@@ -154,17 +154,20 @@ class _Head:
             if holds_gradient(tokens, len(self.weight), self.hidden.shape[-1], self.hidden.element_size()):
                 tape.at(number, head.weight).add_held(self._unit_gradients(tape, head, number))
             else:
-                gradient = torch.cat([self._recorded(tape, head, number, rows) for rows in self._chunks(group)])
+                kept = self.hidden.new_empty(group.size * group.rows_per_unit, self.hidden.shape[1], len(self.weight))
+                for rows in self._chunks(group):
+                    place = slice(rows.start - group.rows.start, rows.stop - group.rows.start)
+                    self._recorded(tape, head, number, rows, kept[place])
                 tape.at(number, head.weight).outers.append(
-                    (gradient.view(group.size, tokens, -1), self.weighted(group.rows).view(group.size, tokens, -1))
+                    (kept.view(group.size, tokens, -1), self.weighted(group.rows).view(group.size, tokens, -1))
                 )
 
     def weighted(self, rows: slice) -> torch.Tensor:
         """Hidden states times their rows' coefficients: the cheaper side to scale."""
         return self.hidden[rows] * self.coefficients[rows, None, None].to(self.hidden.dtype)
 
-    def logit_gradient(self, rows: slice) -> torch.Tensor:
-        """p − onehot(y), [rows, n, V] in hidden's dtype, without coefficients.
+    def logit_gradient(self, rows: slice, out: torch.Tensor | None = None) -> torch.Tensor:
+        """p − onehot(y), [rows, n, V] in hidden's dtype, without coefficients; written to out where that is given.
 
         On the way it writes the rows' losses, their correct predictions and the hidden states' gradients.
         """
@@ -174,14 +177,16 @@ class _Head:
         logits = torch.nn.functional.linear(self.hidden[rows], self.weight, self.bias).to(self.losses.dtype)
         right = (logits.gather(-1, place) >= logits.amax(-1, keepdim=True))[..., 0]
         self.correct[rows] = (right & scored).sum(1)
-        gradient = torch.log_softmax(logits, -1)
-        del logits
+        in_place = out is not None and out.dtype == logits.dtype
+        gradient = torch.log_softmax(logits, -1, out=out if in_place else None)
         self.losses[rows] = -gradient.gather(-1, place)[..., 0].masked_fill(~scored, 0).sum(1)
         gradient.exp_()
         gradient.scatter_add_(-1, place, gradient.new_full((), -1.0).expand(place.shape))
         if gradient.is_cuda or not scored.all():
             gradient.masked_fill_(~scored.unsqueeze(-1), 0)
         gradient = gradient.to(self.hidden.dtype)
+        if out is not None and not in_place:
+            out.copy_(gradient)
         torch.matmul(gradient, self.weight, out=self.hidden_gradient[rows])
         self.hidden_gradient[rows] *= self.coefficients[rows, None, None].to(self.hidden.dtype)
         return gradient
@@ -210,9 +215,11 @@ class _Head:
             held[first : first + count] += products
         return held
 
-    def _recorded(self, tape: Tape, head: Any, number: int, rows: slice) -> torch.Tensor:
+    def _recorded(
+        self, tape: Tape, head: Any, number: int, rows: slice, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The logits' gradient of a chunk; the bias's part of it goes to the tape at once."""
-        gradient = self.logit_gradient(rows)
+        gradient = self.logit_gradient(rows, out)
         if tape.wants(head.bias):
             group = tape.groups[number]
             per_row = torch.einsum("rnv,r->rv", gradient.to(self.losses.dtype), self.coefficients[rows])

@@ -6,16 +6,36 @@ import torch
 from fedsim.errors import InvalidInput
 from fedsim.gradients.units import Units
 
-CPU_TOKENS = 512
+CPU_TOKENS = 1024
+"""On a CPU larger micro-batches fall out of its caches and gain nothing."""
+GPU_TOKENS = 65536
 
 
 def token_budget(model: torch.nn.Module, device: torch.device, max_tokens: int | None) -> int:
-    """Tokens, padding included, that one micro-batch may hold."""
-    if max_tokens is None:
+    """Tokens, padding included, that one micro-batch may hold.
+
+    On a GPU the choice is half of the free memory by a generous estimate of what a token leaves behind; should it
+    still be too much, the fast path halves it and goes on.
+
+    Raises:
+        InvalidInput: max_tokens below 1.
+    """
+    if max_tokens is not None:
+        if max_tokens < 1:
+            raise InvalidInput("max_tokens", max_tokens, "at least 1, or None to choose by device")
+        return max_tokens
+    if device.type != "cuda":
         return CPU_TOKENS
-    if max_tokens < 1:
-        raise InvalidInput("max_tokens", max_tokens, "at least 1, or None to choose by device")
-    return max_tokens
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(min(GPU_TOKENS, max(1, free / 2 / token_bytes(model))))
+
+
+def token_bytes(model: torch.nn.Module) -> int:
+    """A generous estimate of the bytes that one token's activations and their gradients take in a pass."""
+    widths = sum(sum(p.shape) for p in model.parameters() if p.ndim == 2)
+    # Inputs, outputs and their gradients, and about as much again in functions without parameters.
+    return 4 * 4 * widths
 
 
 def split_rows(units: Units, unit: int, budget: int) -> list[np.ndarray]:

@@ -61,8 +61,7 @@ def check_deterministic(model: torch.nn.Module) -> None:
             raise InvalidInput("model", f"{name} in training mode", "without statistics over the batch", hint)
         if isinstance(module, torch.nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
             raise InvalidInput("model", f"{name} with p={module.p} in training mode", "without dropout", hint)
-    # Attention layers apply their dropout in a function call and read its rate from the configuration.
-    rates = getattr(getattr(model, "config", None), "__dict__", {})
-    for key, rate in rates.items():
-        if ("drop" in key) and isinstance(rate, float) and rate > 0:
-            raise InvalidInput("model.config", f"{key}={rate} in training mode", "without dropout", hint)
+        # Attention layers often apply their dropout in a function call and keep its rate as a number.
+        for key, rate in vars(module).items():
+            if module.training and "drop" in key and isinstance(rate, float) and rate > 0:
+                raise InvalidInput("model", f"{name}.{key}={rate} in training mode", "without dropout", hint)

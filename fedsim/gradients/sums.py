@@ -1,5 +1,6 @@
 """The one call: the clipped sum of many units' gradients."""
 
+import logging
 from collections.abc import Mapping
 from typing import Literal
 
@@ -14,8 +15,12 @@ from fedsim.gradients.objective import Objective
 from fedsim.gradients.packing import token_budget
 from fedsim.gradients.precision import check_deterministic, model_device
 from fedsim.gradients.reference import clipped_units, reference_sum
+from fedsim.gradients.tape import RowsMixedError
 from fedsim.gradients.units import make_units
+from fedsim.gradients.verify import why_reference
 from fedsim.rows import TokenRows
+
+log = logging.getLogger(__name__)
 
 
 def clipped_sum(
@@ -67,16 +72,18 @@ def clipped_sum(
     if method == "fast" and norm_order == 2:
         check_clip(clip_norm, norm_order)
         check_deterministic(model)
-        return FastSum(
-            model,
-            rows,
-            make_units(rows, unit_ids, objective, weighting, weights),
-            objective,
-            clip_norm,
-            inverse_scales(ParameterLayout.of(model), scales),
-            token_budget(model, model_device(model), max_tokens),
-            autocast,
-        ).run()
+        units = make_units(rows, unit_ids, objective, weighting, weights)
+        inverse = inverse_scales(ParameterLayout.of(model), scales)
+        budget = token_budget(model, model_device(model), max_tokens)
+
+        def fresh() -> FastSum:
+            return FastSum(model, rows, units, objective, clip_norm, inverse, budget, autocast)
+
+        if not why_reference(fresh):
+            try:
+                return fresh().run()
+            except RowsMixedError as error:
+                log.warning("%s takes the reference path for this call: %s", type(model).__name__, error)
     return reference_sum(
         clipped_units(
             model,

@@ -126,5 +126,6 @@ class _Recorded(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
-        ctx.record(ctx.tape, ctx.module, tuple(saved.detach() for saved in ctx.saved_tensors), gradient)
-        return gradient, None, None, None, None, *(None for _ in ctx.saved_tensors)
+        inputs = ctx.saved_tensors  # checkpointing allows reading them once
+        ctx.record(ctx.tape, ctx.module, tuple(saved.detach() for saved in inputs), gradient)
+        return gradient, None, None, None, None, *(None for _ in inputs)

@@ -1,0 +1,97 @@
+"""Trust, but check once: is the fast path right for this very model?
+
+A model may use a weight without calling the layer that owns it, or mix rows in a way that no rule foresees. So the
+first call for a model compares the fast path with plain autograd on two of the caller's own units; if they differ,
+the model takes the reference path, and the log says why.
+"""
+
+import logging
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+
+from fedsim.gradients.clipping import flat_norm
+from fedsim.gradients.fast import FastSum
+from fedsim.gradients.packing import pack_units
+from fedsim.gradients.reference import unit_gradient
+from fedsim.gradients.tape import RowsMixedError
+
+log = logging.getLogger(__name__)
+
+_verdicts: WeakKeyDictionary[torch.nn.Module, dict[tuple, str]] = WeakKeyDictionary()
+_paths: WeakKeyDictionary[torch.nn.Module, dict[str, str]] = WeakKeyDictionary()
+
+
+def layer_paths(model: torch.nn.Module) -> dict[str, str]:
+    """How the last checked call formed each trainable parameter's per-unit norms, by parameter name.
+
+    "held": the unit's gradient itself. "Gram norm" and "direct norm": from activations and output gradients.
+    "gathered": table rows. "exact cross term": a tied input and output embedding. Empty before the first call.
+    """
+    return dict(_paths.get(model, {}))
+
+
+def why_reference(fresh: Callable[[], FastSum]) -> str:
+    """Why this model must take the reference path, in words; empty if the fast path is right for it.
+
+    Args:
+        fresh: Makes an empty sum over the caller's units.
+    """
+    trial = fresh()
+    known = _verdicts.setdefault(trial.model, {})
+    key = (trial.layout, trial.objective, trial.autocast, trial.model.training)
+    if key in known:
+        return known[key]
+    together, _ = pack_units(trial.units, trial.budget)
+    if not together:
+        return ""  # every unit is alone, and that is plain autograd
+    chosen = together[-1][-2:]
+    reason = _difference(trial, chosen)
+    if reason is None:
+        return ""  # nothing to compare by: not finite
+    if trial.units.counts[chosen].sum() > 1:  # a single row cannot show that rows mix
+        known[key] = reason
+    _paths[trial.model] = {name: ", ".join(sorted(paths)) for name, paths in sorted(trial.paths.items())}
+    if reason:
+        log.warning("%s takes the reference path: %s", type(trial.model).__name__, reason)
+    else:
+        for name, path in _paths[trial.model].items():
+            log.debug("%s: %s", name, path)
+        for name, kind in trial.kinds().items():
+            if kind.startswith("generic"):
+                log.info("%s has no rule of its own: %s", name, kind)
+    return reason
+
+
+def _difference(trial: FastSum, chosen: np.ndarray) -> str | None:
+    """In what the fast path differs from plain autograd on the chosen units; None if those are not finite."""
+    try:
+        trial.add_together(chosen)
+    except torch.OutOfMemoryError:
+        raise
+    except (RowsMixedError, RuntimeError) as error:
+        return str(error)
+    expected = torch.zeros_like(trial.total)
+    relative, absolute = (5e-2, 2e-2) if trial.autocast or _is_half(trial.model) else (1e-3, 1e-4)
+    for unit in map(int, chosen):
+        gradient, _ = unit_gradient(
+            trial.model, trial.rows, trial.units, unit, trial.objective, trial.layout, trial.budget, trial.autocast
+        )
+        norm = float(flat_norm(trial.layout.views(gradient), trial.inverse, 2))
+        if not (norm < float("inf")):
+            return None
+        if abs(norm - float(trial.norms[unit])) > relative * norm:
+            return f"a unit's norm is {norm:.6g} by autograd and {float(trial.norms[unit]):.6g} in one pass"
+        expected += gradient * min(1.0, trial.clip_norm / max(norm, 1e-30))
+    scale = float(expected.norm())
+    found = trial.layout.views(trial.total)
+    for name, view in trial.layout.views(expected).items():
+        if float((view - found[name]).norm()) > relative * float(view.norm()) + absolute * scale:
+            return f"the gradient of {name} differs from autograd's"
+    return ""
+
+
+def _is_half(model: torch.nn.Module) -> bool:
+    return any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())

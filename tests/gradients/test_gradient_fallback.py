@@ -1,0 +1,106 @@
+"""What the fast path cannot serve takes the reference path by itself; the loss is fused only where that is right."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from gradient_checks import VOCABULARY, Around, Tables, assert_same, ragged
+
+from fedsim.gradients import CausalLanguageModel, clipped_sum, layer_paths
+from fedsim.gradients import head as head_module
+from fedsim.gradients.head import fused_loss, plain_head
+
+OBJECTIVE = CausalLanguageModel()
+
+
+class Bypassing(torch.nn.Module):
+    """Uses a layer's weight without calling the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called, self.bypassed = torch.nn.Linear(6, 6), torch.nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(torch.relu(self.called(x)), self.bypassed.weight)
+
+
+class Sorting(torch.nn.Module):
+    """Hands a layer the tokens of all rows in another order, as a mixture of experts does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = x.reshape(-1, 6)
+        order = flat[:, 0].argsort()
+        return self.layer(flat[order])[order.argsort()].view(x.shape)
+
+
+@pytest.mark.parametrize("layer", [Bypassing, Sorting])
+def test_a_model_without_a_right_fast_path_takes_the_reference(layer: type, caplog) -> None:
+    torch.manual_seed(0)
+    model = Around(layer(), 6)
+    rows, ids = ragged()
+    expected = clipped_sum(model, rows, ids, 0.1, objective=OBJECTIVE, method="reference")
+    for _ in range(2):
+        assert_same(clipped_sum(model, rows, ids, 0.1, objective=OBJECTIVE), expected, 1e-5)
+    assert [record.levelno for record in caplog.records].count(logging.WARNING) == 1
+    assert "reference path" in caplog.text
+
+
+def test_the_default_is_the_fast_path_and_says_which_way_each_layer_went() -> None:
+    model = Tables(4, True, None)
+    rows, ids = ragged()
+    expected = clipped_sum(model, rows, ids, 0.1, objective=OBJECTIVE, method="reference")
+    assert layer_paths(model) == {}
+    assert_same(clipped_sum(model, rows, ids, 0.1, objective=OBJECTIVE), expected, 1e-5)
+    assert set(layer_paths(model)) == {"token.weight", "position.weight"}
+
+
+def language_model(**settings: object) -> torch.nn.Module:
+    from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    if "final_logit_softcapping" in settings:
+        config = Gemma2Config(
+            hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, head_dim=8,
+            num_key_value_heads=1, vocab_size=VOCABULARY, **settings,
+        )  # fmt: skip
+        return Gemma2ForCausalLM(config).eval()
+    config = GPT2Config(
+        n_embd=16, n_layer=1, n_head=2, vocab_size=VOCABULARY, n_positions=16, bos_token_id=1, eos_token_id=1
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+def test_the_fused_loss_is_used_only_where_the_head_gives_the_logits() -> None:
+    assert plain_head(language_model()) is not None
+    assert plain_head(language_model(final_logit_softcapping=None)) is not None
+    assert plain_head(language_model(final_logit_softcapping=30.0)) is None
+    assert plain_head(Tables(4, True, None)) is None
+
+
+@pytest.mark.parametrize("chunk", [1, 900, 10**9])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_fused_loss_equals_the_ordinary_one(chunk: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(head_module.CHUNK_ELEMENTS, "cpu", chunk)
+    model = language_model().double()
+    if bias:
+        model.lm_head.bias = torch.nn.Parameter(torch.randn(VOCABULARY, dtype=torch.float64))
+    rows, _ = ragged()
+    indices = np.arange(len(rows))
+    batch = OBJECTIVE.collate(rows, indices, "cpu")
+    coefficients = torch.rand(len(indices), dtype=torch.float64)
+    plain = OBJECTIVE.row_losses(model, batch)
+    expected = torch.autograd.grad((coefficients * plain.loss_sum).sum(), list(model.parameters()))
+    loss, found = fused_loss(model, plain_head(model), batch, coefficients)
+    torch.testing.assert_close(found.loss_sum, plain.loss_sum.detach())
+    assert found.label_count.tolist() == plain.label_count.tolist()
+    assert found.correct.tolist() == plain.correct.tolist()
+    for one, other in zip(torch.autograd.grad(loss, list(model.parameters())), expected, strict=True):
+        torch.testing.assert_close(one, other)
+    from gradient_checks import check
+
+    check(model, most=3)

@@ -1,0 +1,193 @@
+"""What privacy rests on: no unit moves the sum by more than the clip, and none can poison the others."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from gradient_checks import VOCABULARY, Around, Tables, architectures, assert_same, fast_sum, ragged
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsim.errors import InvalidInput
+from fedsim.gradients import CausalLanguageModel, ParameterLayout, clipped_sum, clipped_units
+from fedsim.gradients.clipping import clip_factors
+from fedsim.rows import IGNORED_LABEL, TokenRows
+
+OBJECTIVE = CausalLanguageModel()
+MODELS = {name: (model.eval(), objective) for name, model, objective in architectures()}
+
+
+class Poisoned(torch.nn.Module):
+    """Rows that contain the token 7 have a value (nan, inf or huge) in their activations."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.inner, self.value = Tables(12, True, None), value
+        self.layer = torch.nn.Linear(VOCABULARY, VOCABULARY)
+        self.eval()
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        bad = (input_ids == 7).any(1)[:, None, None]
+        return self.layer(torch.where(bad, self.value, 1.0) * self.inner(input_ids))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+@pytest.mark.parametrize("method", ["fast", "reference"])
+def test_a_unit_that_is_not_finite_adds_exactly_zero_and_leaves_the_others(value: float, method: str) -> None:
+    torch.manual_seed(0)
+    model = Poisoned(value)
+    rng = np.random.default_rng(1)
+    lists = [[t if t != 7 else 8 for t in rng.integers(1, VOCABULARY, 9).tolist()] for _ in range(8)]
+    clean_rows, ids = TokenRows.from_lists([lists[i] for i in (0, 1, 4, 5, 6, 7)]), np.array([0, 0, 2, 2, 3, 3])
+    lists[3][4] = 7
+    rows, poisoned_ids = TokenRows.from_lists(lists), np.array([0, 0, 1, 1, 2, 2, 3, 3])
+
+    def total(rows, ids):
+        if method == "fast":
+            return fast_sum(model, rows, ids, 0.5, objective=OBJECTIVE)
+        return clipped_sum(model, rows, ids, 0.5, objective=OBJECTIVE, method="reference")
+
+    poisoned, clean = total(rows, poisoned_ids), total(clean_rows, ids)
+    assert poisoned.finite.tolist() == [True, False, True, True]
+    assert torch.isfinite(poisoned.total).all()
+    torch.testing.assert_close(poisoned.total, clean.total, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(poisoned.norms[[0, 2, 3]], clean.norms[[0, 2, 3]])
+
+
+def test_only_poisoned_units_give_a_sum_of_exactly_zero() -> None:
+    rows = TokenRows.from_lists([[7, 1, 2], [3, 7, 4]])
+    found = fast_sum(Poisoned(math.nan), rows, np.array([0, 1]), 1.0, objective=OBJECTIVE)
+    assert not found.total.any()
+    assert not found.finite.any()
+
+
+@pytest.mark.parametrize("name", ["gpt2, tied", "llama", "bert classifier"])
+def test_one_unit_alone_never_exceeds_the_clip(name: str) -> None:
+    model, objective = MODELS[name]
+    model = model.to(torch.float32)
+    rows, ids = ragged(units=4)
+    for clip_norm in (1e-6, 0.37, 3.0):
+        for unit in range(4):
+            mine = np.flatnonzero(ids == unit)
+            own = TokenRows(
+                tokens=np.concatenate([rows.tokens[rows.offsets[r] : rows.offsets[r + 1]] for r in mine]),
+                offsets=np.concatenate([[0], np.cumsum(rows.lengths[mine])]),
+                classes=rows.classes[mine],
+            )
+            found = fast_sum(model, own, np.zeros(len(mine), dtype=int), clip_norm, objective=objective)
+            assert float(found.total.double().norm()) <= clip_norm
+    for _, update, _, _ in clipped_units(model, rows, ids, 0.37, objective=objective):
+        assert float(update.double().norm()) <= 0.37
+
+
+@settings(max_examples=200, deadline=None)
+@given(norm=st.floats(0, 1e17), clip_norm=st.floats(1e-12, 1e12))
+def test_factors_never_scale_above_the_clip(norm: float, clip_norm: float) -> None:
+    factor, finite = clip_factors(torch.tensor([norm], dtype=torch.float64), clip_norm)
+    assert finite.all()
+    assert float(factor) * norm <= clip_norm
+    assert float(factor) == 1 or float(factor) * norm >= clip_norm * (1 - 2**-15)
+
+
+def test_a_norm_that_cancellation_makes_unsure_is_computed_again() -> None:
+    # Two tokens with opposite output gradients: the Gram form subtracts nearly equal numbers.
+    class Cancelling(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(64, 64, bias=False)
+            torch.nn.init.normal_(self.layer.weight, std=1e-3)
+            self.eval()
+
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            x = torch.ones(*input_ids.shape, 64) * 100
+            sign = torch.tensor([1.0, -1.0, 0.0])[: input_ids.shape[1]].view(1, -1, 1)
+            tilt = 1 + 1e-6 * torch.arange(64)
+            y = self.layer(x * torch.where(sign < 0, tilt, torch.ones(64)))
+            return (y * sign).cumsum(1)[..., :61] * torch.tensor([0.0, 1.0, 0.0])[: input_ids.shape[1]].view(1, -1, 1)
+
+    model = Cancelling()
+    rows = TokenRows.from_lists([[1, 2, 3], [4, 5, 6]])
+    expected = clipped_sum(model, rows, np.array([0, 1]), 1e-6, objective=OBJECTIVE, method="reference")
+    found = fast_sum(model, rows, np.array([0, 1]), 1e-6, objective=OBJECTIVE)
+    assert expected.norms.min() > 0
+    assert_same(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("norm_order", [1, 2])
+def test_scales_whiten_the_norm_and_leave_the_sum_unscaled(norm_order: int) -> None:
+    model, objective = MODELS["gpt2, tied"]
+    model = model.to(torch.float64)
+    rows, ids = ragged(units=3)
+    layout = ParameterLayout.of(model)
+    scales = {name: 0.5 + 3 * (i % 4) for i, name in enumerate(layout.names)}
+    found = clipped_sum(model, rows, ids, 0.2, objective=objective, scales=scales, norm_order=norm_order)
+    expected, whitened = torch.zeros(layout.size, dtype=torch.float64), []
+    for _, gradient, _, _ in clipped_units(model, rows, ids, 1e9, objective=objective):
+        scaled = torch.cat([view.flatten() / scales[name] for name, view in layout.views(gradient).items()])
+        whitened.append(float(scaled.norm(norm_order)))
+        expected += gradient * min(1.0, 0.2 / whitened[-1])
+    torch.testing.assert_close(found.norms, torch.tensor(whitened, dtype=torch.float64))
+    torch.testing.assert_close(found.total, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_units_without_labels_or_rows_add_nothing() -> None:
+    model, objective = MODELS["llama"]
+    model = model.to(torch.float32)
+    rows = TokenRows(
+        tokens=np.arange(1, 13),
+        offsets=np.array([0, 4, 8, 12]),
+        labels=np.concatenate([np.arange(1, 5), np.full(4, IGNORED_LABEL), np.arange(9, 13)]),
+    )
+    found = fast_sum(model, rows, np.array([0, 1, 3]), 1.0, objective=objective)
+    assert found.norms[[1, 2]].tolist() == [0, 0]
+    assert found.losses[[1, 2]].tolist() == [0, 0]
+    assert found.finite.all()
+    alone = fast_sum(model, rows, np.array([0, 1, 1]), 1.0, objective=objective)
+    torch.testing.assert_close(found.norms[0], alone.norms[0])
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model, objective = MODELS["gpt2, tied"]
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    rows, ids = ragged()
+    fast_sum(model, rows, ids, 1.0, objective=objective)
+    assert all(
+        torch.equal(before[name], p) and p.requires_grad and p.grad is None for name, p in model.named_parameters()
+    )
+    assert not any(module._forward_hooks for module in model.modules())
+    assert "forward" not in vars(model.lm_head)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("clip_norm", 0.0),
+        ("clip_norm", math.nan),
+        ("norm_order", 3),
+        ("method", "slow"),
+        ("weighting", "rows"),
+        ("max_tokens", 0),
+        ("scales", {"nothing": 1.0}),
+        ("scales", {"layer.weight": 0.0}),
+        ("autocast", torch.float16),
+        ("weights", np.array([1.0, -1.0])),
+        ("unit_ids", np.array([0, -1])),
+        ("unit_ids", np.array([0.0, 1.0])),
+    ],
+)
+def test_wrong_arguments_are_named(argument: str, value: object) -> None:
+    rows = TokenRows.from_lists([[1, 2, 3], [4, 5]])
+    arguments = {"unit_ids": np.array([0, 1]), "clip_norm": 1.0, "objective": OBJECTIVE} | {argument: value}
+    with pytest.raises(InvalidInput, match=argument):
+        clipped_sum(Around(torch.nn.Linear(4, 4), 4), rows, **arguments)
+
+
+def test_dropout_is_refused() -> None:
+    model, objective = MODELS["gpt2, tied"]
+    rows, ids = ragged()
+    try:
+        with pytest.raises(InvalidInput, match="dropout"):
+            clipped_sum(model.train(), rows, ids, 1.0, objective=objective)
+    finally:
+        model.eval()
