@@ -36,3 +36,16 @@ class Estimate:
 
     value: float
     method: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LooseBound:
+    """An upper bound by another method, without certified rounding: shown beside Bounds, never in their place.
+
+    Attributes:
+        value: The bound; inf where the method gives none.
+        method: What produced it.
+    """
+
+    value: float
+    method: str

@@ -225,12 +225,10 @@ class PrivacyStatement:
             )
         if not self._uniform:
             how += " Releases of other kinds were charged as well: the ledger lists them, and ε counts them all."
-        upper = _shown(self.epsilon.upper, decimal.ROUND_CEILING)
-        lower = _shown(self.epsilon.lower, decimal.ROUND_FLOOR)
         return (
-            f"The released models are user-level differentially private with ε = {upper}, δ = {self.delta:g}: "
+            f"The released models are user-level differentially private with ε = {shown_above(self.epsilon.upper)}, δ = {self.delta:g}: "
             f"{neighbours} changes the probability of any outcome by a factor of at most e^ε, up to δ. The ε is a "
-            f"certified upper bound; the exact value for this mechanism is at least {lower}. {how} What this does not "
+            f"certified upper bound; the exact value for this mechanism is at least {shown_below(self.epsilon.lower)}. {how} What this does not "
             f"cover: {' '.join(self.not_covered)}"
         )
 
@@ -311,7 +309,18 @@ def _differs(part: Event, statement: PrivacyStatement) -> bool:
     return to_json(event) != expected
 
 
+def shown_above(value: float) -> str:
+    """value with four significant digits, rounded up: what is shown is still an upper bound."""
+    return _shown(value, decimal.ROUND_CEILING)
+
+
+def shown_below(value: float) -> str:
+    """value with four significant digits, rounded down: what is shown is still a lower bound."""
+    return _shown(value, decimal.ROUND_FLOOR)
+
+
 def _shown(value: float, rounding: str) -> str:
-    """value with four significant digits, rounded so that what is shown is still a bound."""
+    if math.isinf(value):
+        return "∞"
     exact = decimal.Decimal(value)
     return f"{exact.quantize(decimal.Decimal(1).scaleb(exact.adjusted() - 3), rounding=rounding).normalize():f}"

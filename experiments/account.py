@@ -1,0 +1,306 @@
+"""`account`: ε of a plan, or the parameter that meets a target ε. Needs no torch, flwr or ray."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from json import dumps
+from pathlib import Path
+from typing import Any, Literal
+
+from fedsim.errors import InvalidInput
+from fedsim.privacy.accountant import epsilon_bounds
+from fedsim.privacy.bounds import Bounds
+from fedsim.privacy.calibration import (
+    calibrate_group_size,
+    calibrate_noise_multiplier,
+    calibrate_sampling_probability,
+    calibrate_steps,
+)
+from fedsim.privacy.comparisons import Comparison, compare
+from fedsim.privacy.events import (
+    Adjacency,
+    BinomialMixtureGaussian,
+    Composed,
+    Event,
+    FixedSizeSubsampledGaussian,
+    Gaussian,
+    PoissonSubsampledGaussian,
+    Repeated,
+    to_json,
+)
+from fedsim.privacy.ledger import merged, read_entries
+from fedsim.privacy.statement import shown_above, shown_below
+from fedsim.validation import require_at_least, require_between, require_positive
+
+CALIBRATE: dict[str, Callable[..., Any]] = {
+    "noise_multiplier": calibrate_noise_multiplier,
+    "steps": calibrate_steps,
+    "sampling_probability": calibrate_sampling_probability,
+    "group_size": calibrate_group_size,
+}
+"""What can be left out where a target is given, and what finds it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """Account for a plan: certified bounds on its user-level ε.
+
+    With --target-epsilon, leave out exactly one of --noise-multiplier, --steps, --sampling-probability and (els)
+    --group-size: the least noise, most steps, largest probability or largest group that meets the target is found.
+    """
+
+    algorithm: Literal["uls", "els"] = "uls"
+    """uls samples users and clips each user's update; els samples examples and clips each example's gradient."""
+    group_size: int | None = None
+    """Most examples of one user in the whole run (els). Does not matter to ε for uls."""
+    sampling: Literal["poisson", "fixed-size", "none"] = "poisson"
+    """How units join a step: each independently (poisson), a cohort of fixed size without replacement (fixed-size;
+    uls), or all of them always (none)."""
+    sampling_probability: float | None = None
+    """poisson: probability with which a user (uls) or an example (els) joins a step."""
+    cohort_size: int | None = None
+    """fixed-size: users in a cohort."""
+    population_size: int | None = None
+    """fixed-size: users to draw from."""
+    noise_multiplier: float | None = None
+    """Noise standard deviation over the clip norm."""
+    steps: int | None = None
+    """Steps or rounds."""
+    delta: float = 1e-5
+    """δ at which ε is computed."""
+    target_epsilon: float | None = None
+    """The ε to meet with whatever was left out."""
+    adjacency: Literal["add-or-remove-one-user", "replace-one-user"] = "add-or-remove-one-user"
+    """The change of the data set that must stay hidden."""
+    tolerance: float = 1e-3
+    """Largest relative distance of the two bounds."""
+    ledger: Path | None = None
+    """Account for what this ledger holds instead of for a plan."""
+    compare: bool = False
+    """Show other accountants beside: Rényi, black-box group privacy (els), and Edgeworth estimates."""
+    plot: Path | None = None
+    """Draw the (ε, δ) curve and the trade-off curve into this PNG file."""
+    json: bool = False
+    """Print one JSON object."""
+
+    def run(self) -> int:
+        """Compute, print, draw."""
+        try:
+            result = self.result()
+        except InvalidInput as error:
+            raise _as_typed(error) from None
+        print(dumps(result, allow_nan=False) if self.json else in_words(result))
+        return 0
+
+    def result(self) -> dict[str, Any]:
+        """What is printed, as JSON values; an infinite ε is null.
+
+        Raises:
+            InvalidInput: For options out of range, missing, or that do not go together.
+        """
+        self._check()
+        calibrated = None if self.ledger is not None else self._left_out()
+        plan, event, epsilon = self._solve(calibrated)
+        result = plan._described(event) | {
+            "epsilon": {"upper": _finite(epsilon.upper), "lower": _finite(epsilon.lower)},
+            "calibrated": calibrated,
+        }
+        if self.compare:
+            rows = compare(event, self.delta, adjacency=Adjacency(self.adjacency))
+            result["comparisons"] = [_row(row) for row in rows]
+        if self.plot is not None:
+            result["plot"] = str(self._draw(event, epsilon))
+        return result
+
+    def event(self) -> Event:
+        """What the whole plan releases.
+
+        Raises:
+            InvalidInput: For a value out of range, or one that is missing.
+        """
+        steps = self._given("steps")
+        require_at_least("steps", steps, 0)
+        if steps == 0 and self.noise_multiplier == 0:
+            return Composed(events=())  # Nothing is released, so that the noise does not matter.
+        return Repeated(event=self._step(), count=steps)
+
+    def _step(self) -> Event:
+        noise = self._given("noise_multiplier")
+        if self.sampling == "fixed-size":
+            return FixedSizeSubsampledGaussian(
+                cohort_size=self._given("cohort_size"),
+                population_size=self._given("population_size"),
+                noise_multiplier=noise,
+            )
+        probability = 1.0 if self.sampling == "none" else self._given("sampling_probability")
+        if self.algorithm == "els":
+            return BinomialMixtureGaussian(
+                group_size=self._given("group_size"), sampling_probability=probability, noise_multiplier=noise
+            )
+        if self.sampling == "none":
+            return Gaussian(noise_multiplier=noise)
+        return PoissonSubsampledGaussian(sampling_probability=probability, noise_multiplier=noise)
+
+    def _solve(self, calibrated: str | None) -> "tuple[Account, Composed, Bounds]":
+        """The plan with nothing left out, what it releases, and its ε."""
+        if self.ledger is not None:
+            event = merged(entry.event for entry in read_entries(self.ledger))
+            return self, event, self._epsilon(event)
+        if calibrated is None:
+            event = merged((self.event(),))
+            return self, event, self._epsilon(event)
+
+        def filled(value: float) -> Account:
+            whole = calibrated in ("steps", "group_size")
+            return dataclasses.replace(self, **{calibrated: int(value) if whole else float(value)})  # type: ignore[arg-type]
+
+        found = CALIBRATE[calibrated](
+            lambda value: filled(value).event(),
+            epsilon=self.target_epsilon,
+            delta=self.delta,
+            adjacency=Adjacency(self.adjacency),
+            tolerance=self.tolerance,
+        )
+        plan = filled(found.value)
+        return plan, merged((plan.event(),)), found.epsilon
+
+    def _epsilon(self, event: Event) -> Bounds:
+        return epsilon_bounds(event, self.delta, adjacency=Adjacency(self.adjacency), tolerance=self.tolerance)
+
+    def _needed(self) -> list[str]:
+        """The options that the plan is made of."""
+        names = ["noise_multiplier", "steps"]
+        names += {"poisson": ["sampling_probability"], "fixed-size": ["cohort_size", "population_size"], "none": []}[
+            self.sampling
+        ]
+        return [*names, "group_size"] if self.algorithm == "els" else names
+
+    def _left_out(self) -> str | None:
+        """The one option to calibrate."""
+        missing = [name for name in self._needed() if getattr(self, name) is None]
+        if self.target_epsilon is None:
+            if missing:
+                self._given(missing[0])
+            return None
+        open_ones = [name for name in self._needed() if name in CALIBRATE]
+        for name in missing:
+            if name not in CALIBRATE:
+                self._given(name)
+        if len(missing) != 1:
+            value = ", ".join(f"--{_dashed(name)}" for name in missing) or "nothing"
+            options = ", ".join(f"--{_dashed(name)}" for name in open_ones)
+            raise InvalidInput(
+                "target-epsilon",
+                self.target_epsilon,
+                f"given with exactly one of {options} left out",
+                f"Left out: {value}.",
+            )
+        return missing[0]
+
+    def _given(self, name: str) -> Any:
+        value = getattr(self, name)
+        if value is None:
+            hint = f"Add --{_dashed(name)}."
+            if name in CALIBRATE:
+                hint = f"Add --{_dashed(name)}, or --target-epsilon to have it found."
+            raise InvalidInput(_dashed(name), None, "given", hint)
+        return value
+
+    def _check(self) -> None:
+        require_between("delta", self.delta, 0, 1)
+        require_positive("tolerance", self.tolerance)
+        if self.target_epsilon is not None:
+            require_positive("target-epsilon", self.target_epsilon)
+        if self.plot is not None and self.plot.suffix.lower() != ".png":
+            raise InvalidInput("plot", str(self.plot), "a file name that ends with .png")
+        if self.algorithm == "els" and self.sampling == "fixed-size":
+            raise InvalidInput("sampling", self.sampling, "poisson or none for els")
+        plan_options = (
+            "group_size",
+            "sampling_probability",
+            "cohort_size",
+            "population_size",
+            "noise_multiplier",
+            "steps",
+        )
+        allowed = [*self._needed(), "group_size"] if self.ledger is None else []
+        for name in plan_options:
+            value = getattr(self, name)
+            if value is not None and name not in allowed:
+                beside = f"--sampling {self.sampling}" if self.ledger is None else "--ledger"
+                raise InvalidInput(_dashed(name), value, f"left out with {beside}")
+        if self.ledger is not None and self.target_epsilon is not None:
+            raise InvalidInput("target-epsilon", self.target_epsilon, "left out with --ledger")
+        if self.ledger is None and self.group_size is not None:
+            require_at_least("group-size", self.group_size, 1)
+
+    def _described(self, event: Composed) -> dict[str, Any]:
+        common = {"unit": "user", "adjacency": self.adjacency, "delta": self.delta}
+        if self.ledger is not None:
+            return common | {"ledger": str(self.ledger), "event": to_json(event)}
+        values = {name: getattr(self, name) for name in self._needed()}
+        return (
+            common | {"algorithm": self.algorithm, "sampling": self.sampling, "group_size": self.group_size} | values
+        )
+
+    def _draw(self, event: Event, epsilon: Bounds) -> Path:
+        from experiments.privacy_plot import plot_guarantee
+        from fedsim.privacy.tradeoff import privacy_curve
+
+        assert self.plot is not None
+        what = "ledger" if self.ledger is not None else self.algorithm.upper()
+        curve = privacy_curve(event, adjacency=Adjacency(self.adjacency))
+        return plot_guarantee(curve, self.delta, epsilon, f"{what}, {self.adjacency}", self.plot)
+
+
+def in_words(result: dict[str, Any]) -> str:
+    """A result for people."""
+    epsilon, names = result["epsilon"], ("noise_multiplier", "steps", "sampling_probability", "group_size")
+    if epsilon["upper"] is None:
+        lines = [f"user-level ε is not bounded at δ = {result['delta']:g} ({result['adjacency']})"]
+    else:
+        lines = [
+            f"user-level ε ≤ {shown_above(epsilon['upper'])} at δ = {result['delta']:g} ({result['adjacency']})",
+            f"it is at least {shown_below(epsilon['lower'])}: both bounds are certified",
+        ]
+    if result["calibrated"]:
+        lines.append(f"found: {_dashed(result['calibrated'])} = {result[result['calibrated']]!r}")
+    shown = [f"{_dashed(name)} {result[name]:g}" for name in names if result.get(name) is not None]
+    if shown:
+        lines.append(f"{result['algorithm'].upper()}, sampling {result['sampling']}: " + ", ".join(shown))
+    if "comparisons" in result:
+        lines += ["", *_table(result["comparisons"])]
+    if "plot" in result:
+        lines.append(f"plot: {result['plot']}")
+    return "\n".join(lines)
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    width = max(len(row["method"]) for row in rows)
+    kinds = max(len(row["kind"]) for row in rows)
+    shown = [shown_above(math.inf if row["epsilon"] is None else row["epsilon"]) for row in rows]
+    head = f"{'accountant'.ljust(width)}  {'kind'.ljust(kinds)}  {'ε':>10}"
+    body = [
+        f"{row['method'].ljust(width)}  {row['kind'].ljust(kinds)}  {text:>10}"
+        for row, text in zip(rows, shown, strict=True)
+    ]
+    return [head, *body, "Only the first certifies; an estimate may lie on either side of the true value."]
+
+
+def _row(row: Comparison) -> dict[str, Any]:
+    return {"method": row.method, "kind": row.kind, "epsilon": _finite(row.value)}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _as_typed(error: InvalidInput) -> InvalidInput:
+    """The same error with its field spelled as on the command line."""
+    field = {"epsilon": "target-epsilon"}.get(error.field, _dashed(error.field))
+    return InvalidInput(field, error.value, error.allowed, error.hint)
