@@ -42,7 +42,7 @@ class SmallModelConfig:
     batch_rows: int = 8
     """Rows of text (each up to context tokens) in one pre-training step."""
 
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
     """Peak learning rate of pre-training (short linear warm-up, then cosine decay)."""
 
     def __post_init__(self) -> None:

@@ -25,6 +25,7 @@ from fedsim.models.quiet import quiet_transformers
 
 logger = logging.getLogger(__name__)
 
+UNLIMITED = 10**9
 AUTO_CLASSES = {"causal-lm": AutoModelForCausalLM, "sequence-classification": AutoModelForSequenceClassification}
 
 
@@ -54,7 +55,15 @@ class LoadedModel:
     @property
     def context(self) -> int | None:
         """Most tokens in a row that the model can read; None where its positions have no limit."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        positions = getattr(self._text_config, "max_position_embeddings", None)
+        # Some models keep positions in reserve (RoBERTa); an unknown length is a huge number.
+        limits = [limit for limit in (positions, self.tokenizer.model_max_length) if limit and limit < UNLIMITED]
+        return min(limits, default=None)
+
+    @property
+    def _text_config(self) -> PretrainedConfig:
+        model: Any = self.model
+        return model.config.get_text_config()
 
     @property
     def layout(self) -> ParameterLayout:

@@ -19,7 +19,7 @@ MICRO_BATCH_ROWS = 4
 
 WARM_UP = 0.05
 FINAL_RATE = 0.05
-MATRIX_RATE = 6.0
+MATRIX_RATE = 2.0
 """Learning rate of the orthogonalised updates over that of AdamW."""
 WEIGHT_DECAY = 0.01
 

@@ -19,6 +19,9 @@ from fedsim.models.pretrain import pack_rows, pretrain
 from fedsim.models.quiet import quiet_transformers
 from fedsim.models.tokenizer import train_tokenizer
 
+INITIAL_SPREAD = 0.04
+"""Standard deviation of the initial weights; twice GPT-2's, since few steps follow."""
+
 RECIPE = 1
 """Raised whenever the same configuration and text would give other weights, so that stale caches are not found."""
 
@@ -87,6 +90,8 @@ def _make(folder: Path, config: SmallModelConfig, texts: list[str], seed: int, t
     history = pretrain(model, rows, config, seed=seed, threads=threads, progress=progress)
     unfinished = Path(tempfile.mkdtemp(prefix=".small-", dir=folder.parent))
     try:
+        # Known from here on: in training nothing is padded, and transformers would look for padding in every batch.
+        model.config.pad_token_id = tokenizer.pad_token_id
         with quiet_transformers():
             model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
@@ -107,7 +112,7 @@ def _initialised(config: SmallModelConfig, vocabulary: int, end_of_text: int, se
         n_head=config.heads,
         bos_token_id=end_of_text,
         eos_token_id=end_of_text,
-        pad_token_id=end_of_text,
+        initializer_range=INITIAL_SPREAD,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,

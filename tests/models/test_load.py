@@ -164,3 +164,12 @@ def test_frozen_weights_may_be_bfloat16_and_adapters_stay_float32(story_llama: s
     assert dtypes == {True: torch.float32, False: torch.bfloat16}
     rows = TokenRows.from_lists(loaded.tokenizer(STORIES)["input_ids"])
     assert 0.8 < evaluate(loaded.model, rows, loaded.objective).loss < 1.6
+
+
+def test_the_context_is_the_shorter_of_model_and_tokenizer(load) -> None:
+    loaded = load()
+    assert loaded.context == TINY.context
+    loaded.tokenizer.model_max_length = 20
+    assert loaded.context == 20
+    loaded.tokenizer.model_max_length = int(1e30)
+    assert loaded.context == TINY.context
