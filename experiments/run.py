@@ -14,6 +14,8 @@ COMMANDS = {
         "ULS and ELS side by side at the same compute and (ε, δ); the default",
     ),
     "train": ("experiments.train", "Train", "fine-tune with one algorithm"),
+    "plan": ("experiments.plan", "PlanCommand", "predict whether ULS or ELS will win, and the group size, in seconds"),
+    "mean-estimation": ("experiments.mean_estimation", "MeanEstimation", "the synthetic study, with closed form"),
     "account": ("experiments.account", "Account", "ε of a plan, or the noise for a target ε"),
     "prepare": ("experiments.prepare", "Prepare", "build a user store from files or a hub data set"),
     "report": ("experiments.report_command", "Report", "write the report of a finished run or comparison again"),

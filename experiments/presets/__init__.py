@@ -43,4 +43,6 @@ def load_preset(kind: type, name: str) -> Any:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidInput("preset", name, "a TOML file", f"{error}.") from None
-    return from_nested(kind, values)
+    # Presets describe a training run; a command with other fields says what of that it uses.
+    chosen = kind.preset_values(values) if hasattr(kind, "preset_values") else values
+    return from_nested(kind, chosen)

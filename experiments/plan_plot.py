@@ -1,0 +1,54 @@
+"""The planner's picture: predicted noise against group size, for both algorithms."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from experiments.plots import COLOURS
+from fedsim.plan import Plan
+from fedsim.planner import NormCurve, UserSizes, compare, predicted_noise
+
+STYLES = {"measured": "-", "assumed": "-", "aligned": "--", "orthogonal": ":"}
+
+
+def plot_plan(plans: Sequence[Plan], sizes: UserSizes, curves: Sequence[NormCurve], path: Path) -> Path:
+    """Noise of the released mean, in units of one example's gradient norm, on logarithmic axes."""
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    els = [plan for plan in plans if plan.name == "els"]
+    axes.plot(
+        [plan.group_size for plan in els],
+        [predicted_noise(plan, curves[0], sizes.median) for plan in els],
+        color=COLOURS["els"],
+        marker="o",
+        label="ELS",
+    )
+    for curve in curves:
+        uls = [plan for plan in plans if plan.name == "uls"]
+        axes.plot(
+            [plan.group_size for plan in uls],
+            [predicted_noise(plan, curve, sizes.median) for plan in uls],
+            color=COLOURS["uls"],
+            linestyle=STYLES[curve.name],
+            marker="o",
+            markersize=4,
+            label=f"ULS, gradients {curve.name}" if curve.name != "measured" else "ULS, norms measured",
+        )
+        found = compare(plans, sizes, curve)
+        axes.plot(found.uls.group_size, found.uls_noise, marker="*", markersize=13, color=COLOURS["uls"])
+    axes.plot(found.els.group_size, found.els_noise, marker="*", markersize=13, color=COLOURS["els"])
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    ticks = sorted({plan.group_size for plan in plans})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xlabel("group size G (star: recommended)")
+    axes.set_ylabel("predicted noise of the released mean")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path

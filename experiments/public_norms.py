@@ -1,0 +1,60 @@
+"""L(G): the typical norm of a user's mean gradient over G examples, measured on public users."""
+
+from typing import Any
+
+import numpy as np
+
+from fedsim.data.contribution import draw_rows
+from fedsim.errors import InvalidInput
+from fedsim.gradients import clipped_sum
+from fedsim.planner import NormCurve
+
+UNCLIPPED = 1e9
+MOST_USERS = 24
+LARGEST_GROUP = 16
+
+
+def measure_norms(
+    model: Any,
+    objective: Any,
+    view: Any,
+    *,
+    largest_group: int = LARGEST_GROUP,
+    users: int = MOST_USERS,
+    seed: int = 0,
+) -> NormCurve:
+    """Measure L(G) for G = 1, 2, 4, … at a model's present weights.
+
+    The same users answer for every group size, so that differences between group sizes are not differences between
+    users: those that own the largest group size for which there are enough of them.
+
+    Args:
+        model: The pre-trained model; its trainable parameters are what is measured.
+        objective: Its objective.
+        view: A UserStore of public users. Users to be protected must not be measured here: the norms are released.
+        largest_group: Largest G, where the users own as many examples.
+        users: Most users measured.
+        seed: Which users, and which of their examples.
+
+    Returns:
+        The median norm over users at each group size, relative to G = 1.
+
+    Raises:
+        InvalidInput: When fewer than four users own two examples.
+    """
+    counts = np.diff(view.user_offsets)
+    group = largest_group
+    while group > 1 and (counts >= group).sum() < min(users, 8):
+        group //= 2
+    chosen = np.flatnonzero(counts >= group)
+    if group < 2 or len(chosen) < 4:
+        raise InvalidInput("public users", len(chosen), "at least four users with two examples each")
+    chosen = np.sort(np.random.default_rng(seed).permutation(chosen)[:users])
+
+    sizes = [1 << i for i in range(group.bit_length())]
+    medians = []
+    for size in sizes:
+        indices, units = draw_rows(view, chosen, size, seed, 0)
+        norms = clipped_sum(model, view.take(indices), units, UNCLIPPED, objective=objective).norms
+        medians.append(float(np.median(np.asarray(norms.detach().cpu(), dtype=np.float64))))
+    return NormCurve.measured(sizes, medians)

@@ -1,0 +1,313 @@
+"""Which algorithm, and which group size, for a compute budget: predicted before any training.
+
+At fixed gradient evaluations a round, B, a released mean carries noise of standard deviation
+
+    ULS: σ_ULS(q = B/(N·G)) · L(G) · G / B        ELS: σ_ELS(p = B/|D|, G) · L(1) / B
+
+on each coordinate, when each algorithm clips at the typical norm of its units: L(G) is that of a user's mean gradient
+over G of its examples. The gradient signal is the same in both, so less noise is better (Charles et al. 2024,
+Section 5). Their advice, followed here: ELS takes the median number of examples a user owns; ULS takes the group size
+of least predicted noise.
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any, Literal
+
+import numpy as np
+
+from fedsim.errors import InvalidInput
+from fedsim.plan import ElsPlan, Plan, UlsPlan
+from fedsim.privacy.calibration import calibrate_noise_multiplier
+from fedsim.privacy.events import Adjacency
+from fedsim.validation import require_at_least, require_between, require_positive
+
+TOLERANCE = 0.01
+"""Relative tolerance on ε when the planner calibrates: its σ are certified, but up to about 1 % above the least."""
+TIE = 0.05
+"""Predictions closer than this are called level."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserSizes:
+    """How many examples users own.
+
+    Attributes:
+        num_users: N.
+        sizes: Examples of representative users, each standing for as many users as the others, ascending.
+        source: Where the numbers come from, in words.
+        private: Whether they were computed from the data to be protected.
+    """
+
+    num_users: int
+    sizes: np.ndarray
+    source: str
+    private: bool
+
+    @classmethod
+    def of_users(cls, view: Any) -> "UserSizes":
+        """The sizes of every user of a store's view."""
+        return cls(
+            num_users=view.num_users,
+            sizes=np.sort(np.diff(view.user_offsets)),
+            source="counted in the training split of the user store",
+            private=True,
+        )
+
+    @classmethod
+    def of_quantiles(cls, num_users: int, quantiles: Mapping[float, float]) -> "UserSizes":
+        """Sizes between quantiles that a person typed in, interpolated in the logarithm.
+
+        Args:
+            num_users: N.
+            quantiles: Level in [0, 1] → examples; {0.5: 12, 0.9: 65, 1: 1404}. One quantile means that all users own
+                as many; without level 0 the least user owns 1 example.
+        """
+        require_at_least("num-users", num_users, 1)
+        levels = sorted(quantiles)
+        if not levels:
+            raise InvalidInput("user-sizes", dict(quantiles), "at least one quantile, such as 0.5:12")
+        for level in levels:
+            if not 0 <= level <= 1:
+                raise InvalidInput("user-sizes", level, "levels between 0 and 1")
+            require_at_least("user-sizes", quantiles[level], 1)
+        values = [float(quantiles[level]) for level in levels]
+        if values != sorted(values):
+            raise InvalidInput("user-sizes", dict(quantiles), "sizes that do not fall as the level rises")
+        if len(levels) > 1 and levels[0] > 0:
+            levels, values = [0.0, *levels], [1.0, *values]
+        middles = (np.arange(2000) + 0.5) / 2000
+        sizes = np.rint(np.exp(np.interp(middles, levels, np.log(values)))).astype(np.int64)
+        return cls(num_users=num_users, sizes=sizes, source="as given", private=False)
+
+    @cached_property
+    def median(self) -> int:
+        """Examples of the median user, at least 1."""
+        return max(1, int(np.median(self.sizes)))
+
+    def quantile(self, level: float) -> float:
+        """Examples that a share `level` of the users do not exceed."""
+        return float(np.quantile(self.sizes, level))
+
+    def kept(self, group_size: int) -> int:
+        """|D|: examples that ELS keeps when each user keeps at most group_size."""
+        return round(self.num_users * float(np.minimum(self.sizes, group_size).mean()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What is computed and what is guaranteed.
+
+    Attributes:
+        epsilon: User-level ε, finite.
+        delta: User-level δ.
+        gradients_per_round: B, expected gradient evaluations a round.
+        rounds: T.
+        adjacency: The change of the data set that stays hidden.
+    """
+
+    epsilon: float
+    delta: float
+    gradients_per_round: float
+    rounds: int
+    adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE_USER
+
+    def __post_init__(self) -> None:
+        require_positive("plan.epsilon", self.epsilon)
+        require_between("plan.delta", self.delta, 0, 1)
+        require_at_least("plan.gradients-per-round", self.gradients_per_round, 1)
+        require_at_least("plan.rounds", self.rounds, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormCurve:
+    """L(G)/L(1): the typical norm of a user's mean gradient over G examples, relative to one example's.
+
+    Attributes:
+        name: "aligned", "orthogonal", "measured" or "assumed".
+        group_sizes: Ascending from 1.
+        norms: L(G)/L(1) at them; between them interpolated in logarithms, beyond them held, which favours neither.
+    """
+
+    name: str
+    group_sizes: tuple[int, ...]
+    norms: tuple[float, ...]
+
+    @classmethod
+    def of_alignment(cls, name: str, alignment: float, largest: int = 1 << 20) -> "NormCurve":
+        """L(G)² ∝ alignment + (1 − alignment)/G: a part that a user's examples share, and one that averages out.
+
+        Args:
+            name: Its name.
+            alignment: Mean cosine between gradients of one user's examples: 1 alike, 0 orthogonal.
+            largest: Largest group size covered.
+        """
+        if not 0 <= alignment <= 1:
+            raise InvalidInput("alignment", alignment, "a number from 0 (orthogonal) to 1 (aligned)")
+        sizes = tuple(sorted({round(2 ** (i / 8)) for i in range(8 * largest.bit_length())}))
+        return cls(
+            name=name,
+            group_sizes=sizes,
+            norms=tuple(math.sqrt(alignment + (1 - alignment) / size) for size in sizes),
+        )
+
+    @classmethod
+    def measured(cls, group_sizes: Sequence[int], norms: Sequence[float]) -> "NormCurve":
+        """From typical norms measured at some group sizes, the first of which is 1."""
+        if not group_sizes or group_sizes[0] != 1 or len(group_sizes) != len(norms):
+            raise InvalidInput("group_sizes", tuple(group_sizes), "ascending from 1, with one norm each")
+        for value in norms:
+            require_positive("norms", value)
+        return cls(name="measured", group_sizes=tuple(group_sizes), norms=tuple(n / norms[0] for n in norms))
+
+    def __call__(self, group_size: float) -> float:
+        """L(G)/L(1)."""
+        logs = np.interp(math.log(group_size), np.log(self.group_sizes), np.log(self.norms))
+        return float(np.exp(logs))
+
+
+ALIGNED = NormCurve(name="aligned", group_sizes=(1,), norms=(1.0,))
+ORTHOGONAL = NormCurve.of_alignment("orthogonal", 0.0)
+
+
+def calibrated_plans(
+    sizes: UserSizes, target: Target, group_sizes: Mapping[str, Sequence[int]] | None = None
+) -> list[Plan]:
+    """Every algorithm and group size for which the budget fits the data, with calibrated noise and clip norm 1.
+
+    Args:
+        sizes: The users.
+        target: Compute, ε and δ.
+        group_sizes: Those to look at, for "uls" and for "els"; by default `default_group_sizes` for both.
+
+    Raises:
+        InvalidInput: When the budget is larger than the data under every choice.
+    """
+    default = default_group_sizes(sizes, target)
+    chosen = group_sizes or {"uls": default, "els": default}
+    drafts = [draft_plan(name, group, sizes, target) for name in chosen for group in chosen[name]]
+    fitting = [plan for plan in drafts if plan is not None]
+    if not fitting:
+        most = f"at most {sizes.num_users * max(max(groups) for groups in chosen.values())}"
+        raise InvalidInput("plan.gradients-per-round", target.gradients_per_round, most + ", what the data can give")
+    # Most of the time goes to numpy's transforms, which run outside the interpreter lock.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda plan: _calibrated(plan, target.epsilon), fitting))
+
+
+def draft_plan(algorithm: str, group_size: int, sizes: UserSizes, target: Target) -> Plan | None:
+    """The plan of one algorithm with one group size, its noise not yet calibrated; None if the data is too small."""
+    common: dict[str, Any] = {
+        "group_size": group_size,
+        "clip_norm": 1.0,
+        "noise_multiplier": 1.0,
+        "steps": target.rounds,
+        "delta": target.delta,
+        "adjacency": target.adjacency,
+    }
+    if algorithm == "uls":
+        probability = target.gradients_per_round / group_size / sizes.num_users
+        if probability > 1:
+            return None
+        return UlsPlan(num_users=sizes.num_users, sampling_probability=probability, **common)
+    kept = sizes.kept(group_size)
+    if target.gradients_per_round > kept:
+        return None
+    return ElsPlan(num_examples=kept, sampling_probability=target.gradients_per_round / kept, **common)
+
+
+def default_group_sizes(sizes: UserSizes, target: Target) -> list[int]:
+    """Powers of two up to the 90 % quantile of the user sizes, B and 64, and the median."""
+    most = max(1, min(int(sizes.quantile(0.9)), int(target.gradients_per_round), 64))
+    powers = {1 << i for i in range(most.bit_length())}
+    return sorted(powers | {min(sizes.median, most)})
+
+
+@lru_cache(maxsize=4096)
+def _calibrated(plan: Plan, epsilon: float) -> Plan:
+    found = calibrate_noise_multiplier(
+        lambda noise: replace(plan, noise_multiplier=noise).event(),
+        epsilon=epsilon,
+        delta=plan.delta,
+        adjacency=plan.adjacency,
+        tolerance=TOLERANCE,
+    )
+    return replace(plan, noise_multiplier=found.value)
+
+
+def predicted_noise(plan: Plan, curve: NormCurve, typical_size: int) -> float:
+    """Noise on one coordinate of the released mean, as a multiple of L(1).
+
+    Args:
+        plan: With calibrated noise.
+        curve: L(G)/L(1).
+        typical_size: Examples of the median user, who cannot average over more.
+    """
+    norm = curve(min(plan.group_size, typical_size)) if isinstance(plan, UlsPlan) else 1.0
+    return plan.noise_multiplier * norm / plan.normaliser
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What is expected under one curve of gradient norms.
+
+    Attributes:
+        curve: L(G).
+        els: The recommended ELS plan: group size nearest to the median examples a user owns.
+        uls: The ULS plan of least predicted noise.
+        els_noise: Predicted noise of els, in units of L(1).
+        uls_noise: Predicted noise of uls, in units of L(1).
+    """
+
+    curve: NormCurve
+    els: Plan
+    uls: Plan
+    els_noise: float
+    uls_noise: float
+
+    @property
+    def ratio(self) -> float:
+        """ELS noise over ULS noise: above 1, ULS is expected to do better."""
+        return self.els_noise / self.uls_noise
+
+    @property
+    def winner(self) -> Literal["uls", "els", "level"]:
+        """Who is expected to do better; "level" within TIE."""
+        if abs(math.log(self.ratio)) <= math.log1p(TIE):
+            return "level"
+        return "uls" if self.ratio > 1 else "els"
+
+
+def compare(plans: Sequence[Plan], sizes: UserSizes, curve: NormCurve) -> Verdict:
+    """Compare the recommended plan of each algorithm under a curve.
+
+    Raises:
+        InvalidInput: When one of the algorithms has no plan that fits.
+    """
+    uls_plans = [plan for plan in plans if isinstance(plan, UlsPlan)]
+    els_plans = [plan for plan in plans if isinstance(plan, ElsPlan)]
+    if not (uls_plans and els_plans):
+        missing = "els" if uls_plans else "uls"
+        raise InvalidInput("plan.gradients-per-round", "too large", f"within what {missing} can draw from the data")
+    els: Plan = min(els_plans, key=lambda plan: (abs(plan.group_size - sizes.median), plan.group_size))
+    uls: Plan = min(uls_plans, key=lambda plan: predicted_noise(plan, curve, sizes.median))
+    return Verdict(
+        curve=curve,
+        els=els,
+        uls=uls,
+        els_noise=predicted_noise(els, curve, sizes.median),
+        uls_noise=predicted_noise(uls, curve, sizes.median),
+    )
+
+
+def break_even_norm(uls: Plan, els: Plan) -> float:
+    """The L(G)/L(1) at which both plans carry the same noise: below it, uls is ahead.
+
+    At 1 or above, uls is ahead or level even when a user's gradients are all the same; below 1/√G, els is ahead even
+    when they are orthogonal.
+    """
+    return els.noise_multiplier / els.normaliser * uls.normaliser / uls.noise_multiplier
