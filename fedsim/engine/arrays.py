@@ -4,7 +4,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 
 class NumpyArray(Array):
@@ -70,3 +70,27 @@ def array_record(**arrays: np.ndarray) -> ArrayRecord:
 def stored_bytes(record: ArrayRecord) -> int:
     """Bytes that a record's arrays hold; nothing is serialised to find out."""
     return sum(array.nbytes if isinstance(array, NumpyArray) else len(array.data) for array in record.values())
+
+
+def arrays(content: RecordDict, name: str) -> ArrayRecord:
+    """The array record of that name.
+
+    Not `content.array_records[name]`: what that property returns refers to itself, so that it keeps every array of
+    the message in memory until Python next looks for cycles. With large models that is several copies too many.
+
+    Raises:
+        KeyError: There is none of that name.
+        TypeError: It is a record of another kind.
+    """
+    record = content[name]
+    if not isinstance(record, ArrayRecord):
+        raise TypeError(f"the record {name} holds no arrays")
+    return record
+
+
+def scalars(content: RecordDict, name: str) -> ConfigRecord:
+    """The configuration record of that name; see `arrays`."""
+    record = content[name]
+    if not isinstance(record, ConfigRecord):
+        raise TypeError(f"the record {name} holds no scalars")
+    return record

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from fedsim.engine.arrays import array_record
+from fedsim.engine.arrays import array_record, arrays, scalars
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,9 @@ class EvaluateRequest:
     @classmethod
     def from_record(cls, record: RecordDict) -> "EvaluateRequest":
         return cls(
-            split=str(record.config_records["request"]["split"]),
-            rows=record.array_records["rows"]["rows"].numpy(),
-            parameters=record.array_records["parameters"],
+            split=str(scalars(record, "request")["split"]),
+            rows=arrays(record, "rows")["rows"].numpy(),
+            parameters=arrays(record, "parameters"),
         )
 
 
@@ -67,5 +67,5 @@ class EvaluateReply:
 
     @classmethod
     def from_record(cls, record: RecordDict) -> "EvaluateReply":
-        measured = record.array_records["measured"]
+        measured = arrays(record, "measured")
         return cls(**{name: measured[name].numpy() for name in ("rows", "loss_sum", "label_count", "correct")})

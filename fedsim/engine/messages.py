@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from fedsim.engine.arrays import array_record
+from fedsim.engine.arrays import array_record, arrays, scalars
 
 TRAIN = "train"
 EVALUATE = "evaluate"
@@ -63,14 +63,14 @@ class TrainRequest:
 
     @classmethod
     def from_record(cls, record: RecordDict) -> "TrainRequest":
-        request = record.config_records["request"]
-        units = record.array_records["units"]
+        request = scalars(record, "request")
+        units = arrays(record, "units")
         return cls(
             round=int(request["round"]),  # type: ignore[arg-type]
             clip_norm=float(request["clip_norm"]),  # type: ignore[arg-type]
             units=units["units"].numpy(),
-            parameters=record.array_records["parameters"],
-            settings={name: float(value) for name, value in record.config_records["settings"].items()},  # type: ignore[arg-type]
+            parameters=arrays(record, "parameters"),
+            settings={name: float(value) for name, value in scalars(record, "settings").items()},  # type: ignore[arg-type]
             resolution=float(request["resolution"]),  # type: ignore[arg-type]
             next_units=units["next_units"].numpy(),
             plan=str(request["plan"]),
@@ -108,10 +108,10 @@ class TrainReply:
     @classmethod
     def from_record(cls, record: RecordDict) -> "TrainReply":
         return cls(
-            round=int(record.config_records["reply"]["round"]),  # type: ignore[arg-type]
-            units=record.array_records["units"]["units"].numpy(),
-            total=record.array_records["total"]["flat"].numpy(),
-            statistics={name: float(value) for name, value in record.config_records["statistics"].items()},  # type: ignore[arg-type]
+            round=int(scalars(record, "reply")["round"]),  # type: ignore[arg-type]
+            units=arrays(record, "units")["units"].numpy(),
+            total=arrays(record, "total")["flat"].numpy(),
+            statistics={name: float(value) for name, value in scalars(record, "statistics").items()},  # type: ignore[arg-type]
         )
 
 

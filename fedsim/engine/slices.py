@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from fedsim.engine.arrays import scalars
 from fedsim.engine.grid import WaitingGrid
 from fedsim.engine.ray_grid import WorkersDidNotStart
 from fedsim.errors import InvalidInput
@@ -36,7 +37,7 @@ class TrialRequest:
 
     @classmethod
     def from_record(cls, record: RecordDict) -> "TrialRequest":
-        trial = record.config_records["trial"]
+        trial = scalars(record, "trial")
         return cls(max_tokens=int(trial["max_tokens"]), seconds=float(trial["seconds"]))  # type: ignore[arg-type]
 
 
@@ -52,7 +53,7 @@ class TrialReply:
 
     @classmethod
     def from_record(cls, record: RecordDict) -> "TrialReply":
-        trial = record.config_records["trial"]
+        trial = scalars(record, "trial")
         return cls(tokens=int(trial["tokens"]), seconds=float(trial["seconds"]))  # type: ignore[arg-type]
 
 

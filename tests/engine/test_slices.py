@@ -118,4 +118,3 @@ def test_real_work_on_this_device() -> None:
 
     best = fastest(try_slices(lambda count: LocalGrid(app, workers=count), [1], [8, 512], seconds=0.02))
     assert best.tokens_per_second > 0
-    assert best.max_tokens == 512

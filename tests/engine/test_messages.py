@@ -1,0 +1,76 @@
+"""Requests and replies as records: nothing lost, nothing copied, nothing kept alive."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from mock_clients import honest_reply, request_for
+
+from fedsim.engine.arrays import NumpyArray, arrays, scalars
+from fedsim.engine.messages import TrainReply, TrainRequest
+
+UNITS = np.array([4, 1, 7])
+
+
+def test_a_request_comes_back_as_it_was() -> None:
+    sent = request_for(
+        UNITS,
+        round=3,
+        settings={"scale": 0.5},
+        resolution=2.0**-30,
+        next_units=np.array([9]),
+        plan="{}",
+        sampling_seed=11,
+    )
+    got = TrainRequest.from_record(sent.to_record())
+    assert np.array_equal(got.units, UNITS)
+    assert np.array_equal(got.next_units, [9])
+    assert (got.round, got.clip_norm, got.settings) == (3, sent.clip_norm, {"scale": 0.5})
+    assert (got.resolution, got.plan, got.sampling_seed) == (2.0**-30, "{}", 11)
+    assert got.parameters is sent.parameters
+
+
+def test_a_reply_comes_back_as_it_was_without_a_copy() -> None:
+    sent = honest_reply(request_for(UNITS))
+    got = TrainReply.from_record(sent.to_record())
+    assert np.shares_memory(got.total, sent.total)
+    assert np.array_equal(got.units, UNITS)
+    assert got.statistics == sent.statistics
+
+
+def test_reading_a_message_leaves_no_cycle_that_holds_its_arrays() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        record = honest_reply(request_for(UNITS)).to_record()
+        values = weakref.ref(arrays(record, "total")["flat"].__dict__["_ndarray"])
+        reply = TrainReply.from_record(record)
+        assert values() is not None
+        del record, reply
+        assert values() is None
+        request = request_for(UNITS)
+        values = weakref.ref(request.parameters["flat"].__dict__["_ndarray"])
+        received = TrainRequest.from_record(request.to_record())
+        del request, received
+        assert values() is None
+    finally:
+        gc.enable()
+
+
+def test_records_of_the_wrong_kind_are_refused() -> None:
+    content = RecordDict({"arrays": ArrayRecord(), "scalars": ConfigRecord()})
+    with pytest.raises(TypeError, match="no arrays"):
+        arrays(content, "scalars")
+    with pytest.raises(TypeError, match="no scalars"):
+        scalars(content, "arrays")
+    with pytest.raises(KeyError):
+        arrays(content, "absent")
+
+
+def test_an_adopted_array_replaces_the_values_held() -> None:
+    array = NumpyArray(np.zeros(4))
+    before = weakref.ref(array.__dict__["_ndarray"])
+    array.adopt(np.zeros(4))
+    assert before() is None
