@@ -75,7 +75,9 @@ def _print_summary(store: UserStore) -> None:
     console.print(table)
     quantiles = ", ".join(f"{name} {count:,}" for name, count in manifest["rows_per_user"].items())
     console.print(f"Rows per user: {quantiles}", highlight=False)
-    console.print(f"Records read: {manifest['records']:,}; duplicates left out: {manifest['duplicates']:,}")
+    console.print(
+        f"Records read: {manifest['records']:,}; duplicates left out: {manifest['duplicates']:,}", highlight=False
+    )
     if manifest["classes"]:
         console.print(f"Classes: {', '.join(manifest['classes'])}", markup=False)
     for reason, entry in manifest["bad_rows"].items():

@@ -20,7 +20,7 @@ from fedsim.data.recipes import resolve
 from fedsim.data.records import BadRows
 from fedsim.data.shape import distinct, of_users_with, rows_of
 from fedsim.data.sources import Progress, Source, default_cache, open_source, silent
-from fedsim.data.spool import spool
+from fedsim.data.spool import refuse_bad_rows, spool
 from fedsim.data.store import FORMAT, MANIFEST, UserStore
 from fedsim.data.write import StoreWriter
 from fedsim.errors import InvalidInput
@@ -119,7 +119,9 @@ def _build(
     partial = output.with_name(output.name + ".partial")
     with _alone(output):
         if _finished(output, recipe["key"]):
-            return UserStore.open(output)
+            store = UserStore.open(output)
+            refuse_bad_rows(config, store.manifest["bad_rows"])
+            return store
         _start(partial, recipe["key"])
         records, bad = spool(source, config, encoder, partial / "parts", progress)
         _group(config, encoder, recipe, partial, records, bad, progress)

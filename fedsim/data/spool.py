@@ -7,7 +7,7 @@ A finished part is never made again: an interrupted ingest reads the source from
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,20 @@ def spool(
             found = json.loads(pq.read_metadata(file).metadata[b"bad_rows"])
         else:
             found = _write_part(part, read, source, config, encoder, folder, number)
+        refuse_bad_rows(config, found)
         bad.merge(found)
         read += sum(map(len, part))
         progress("Reading and encoding", part[-1].done, source.total)
     progress("Reading and encoding", source.total or read, source.total or read)
     return read, bad
+
+
+def refuse_bad_rows(config: DataConfig, found: Mapping[str, Any]) -> None:
+    """Raise InvalidInput, naming the first, where records were left out and config.bad_rows is "refuse"."""
+    if found and config.bad_rows == "refuse":
+        reason, entry = next(iter(found.items()))
+        hint = "Mend the data, or use --data.bad-rows skip to leave such rows out."
+        raise InvalidInput("data", entry["first"][0], f"a good row ({reason})", hint)
 
 
 def user_key(user: str, split_seed: int) -> bytes:
@@ -71,10 +80,6 @@ def _write_part(
 ) -> dict[str, Any]:
     bad = BadRows()
     examples = good_records(part, source.columns, encoder.render, bad)
-    if bad.total and config.bad_rows == "refuse":
-        reason, entry = next(iter(bad.to_json().items()))
-        hint = "Mend the data, or use --data.bad-rows skip to leave such rows out."
-        raise InvalidInput("data", entry["first"][0], f"a good row ({reason})", hint)
     keys = {user: user_key(user, config.split_seed) for user in dict.fromkeys(examples["user"])}
     ordinals = np.arange(read, read + len(examples["user"]), dtype=np.int64)
     columns: dict[str, Any] = _halves(map(keys.__getitem__, examples["user"])) | {"ordinal": ordinals}

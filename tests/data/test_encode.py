@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from readable_stores import texts_by_user, write_jsonl
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fedsim.data.config import DataConfig
 from fedsim.data.encode import TextEncoder
@@ -66,6 +66,13 @@ def test_fingerprints_tell_tokenizers_apart(words, hugging_face) -> None:
     assert TextEncoder(hugging_face).fingerprint != with_template
     one, other = (lambda texts: [[1]] * len(texts)), (lambda texts: [[2]] * len(texts))
     assert TextEncoder(one).fingerprint != TextEncoder(other).fingerprint
+
+
+def test_a_saved_tokenizer_has_the_same_fingerprint(hugging_face, tmp_path) -> None:
+    hugging_face(["hello there"], truncation=True, max_length=2, padding="max_length")
+    hugging_face.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert TextEncoder(loaded).fingerprint == TextEncoder(hugging_face).fingerprint
 
 
 @pytest.mark.parametrize(

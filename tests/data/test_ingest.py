@@ -56,6 +56,9 @@ def test_bad_rows_are_refused_on_request(tmp_path, tokenizer) -> None:
     with pytest.raises(InvalidInput, match=r"data\.jsonl:\d+"):
         build_store(files(path, bad_rows="refuse"), tokenizer, tmp_path / "store")
     assert not (tmp_path / "store").exists()
+    build_store(files(path), tokenizer, tmp_path / "store")
+    with pytest.raises(InvalidInput, match=r"data\.jsonl:\d+"):
+        build_store(files(path, bad_rows="refuse"), tokenizer, tmp_path / "store")
 
 
 def test_only_the_first_positions_are_kept(tmp_path, tokenizer) -> None:
