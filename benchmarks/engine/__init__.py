@@ -1,0 +1,1 @@
+"""What a round costs beyond its computation, against stock Flower and pfl-research."""

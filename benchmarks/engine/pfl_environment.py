@@ -1,0 +1,44 @@
+"""pfl-research in an environment of its own, made on first use (it needs an older dp-accounting than fedsim)."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+PFL = "pfl[pytorch]==0.6.0"
+SCRIPT = Path(__file__).with_name("pfl_rounds.py")
+
+
+def environment(cache: Path) -> Path:
+    """The environment's Python; installs pfl-research and the same torch as here, once."""
+    folder = cache / "pfl-env"
+    python, ready = folder / "bin" / "python", folder / ".ready"
+    if not ready.exists():
+        torch = version("torch").split("+")[0]
+        print(f"  making an environment for pfl-research in {folder} (once)", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", PFL, f"torch=={torch}"], check=True)
+        ready.touch()
+    return python
+
+
+def rounds(cache: Path, count: int, processes: int) -> tuple[list[float], dict[str, np.ndarray]]:
+    """Seconds of each round with so many processes of one thread, and the parameters after one noiseless round."""
+    python = environment(cache)
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "rounds.npz"
+        launcher = [str(python)]
+        if processes > 1:
+            launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        subprocess.run(
+            [*launcher, str(SCRIPT), str(count), "1", str(output)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+            check=True,
+            capture_output=True,
+        )
+        found = dict(np.load(output))
+    return found.pop("seconds").tolist(), found
