@@ -110,7 +110,7 @@ class Account:
             rows = compare(event, self.delta, adjacency=Adjacency(self.adjacency))
             result["comparisons"] = [_row(row) for row in rows]
         if self.plot is not None:
-            result["plot"] = str(self._draw(event, epsilon))
+            result["plot"] = str(plan._draw(event, epsilon))
         return result
 
     def event(self) -> Event:
@@ -249,9 +249,15 @@ class Account:
         from fedsim.privacy.tradeoff import privacy_curve
 
         assert self.plot is not None
-        what = "ledger" if self.ledger is not None else self.algorithm.upper()
         curve = privacy_curve(event, adjacency=Adjacency(self.adjacency))
-        return plot_guarantee(curve, self.delta, epsilon, f"{what}, {self.adjacency}", self.plot)
+        return plot_guarantee(curve, self.delta, epsilon, self._title(), self.plot)
+
+    def _title(self) -> str:
+        """What is drawn: the ledger, or the plan's parameters."""
+        if self.ledger is not None:
+            return f"{self.ledger}, {self.adjacency}"
+        values = ", ".join(f"{_dashed(name)} {getattr(self, name):g}" for name in self._needed())
+        return f"{self.algorithm.upper()}, {self.adjacency}: {values}"
 
 
 def in_words(result: dict[str, Any]) -> str:

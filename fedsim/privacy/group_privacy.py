@@ -20,8 +20,8 @@ from fedsim.validation import require_between
 
 LEAST_LOG_DELTA = -690.0
 """The smallest log δ′ that double precision holds."""
-SPACING = 1.15
-REFINEMENTS = 6
+STEP = 1.01
+"""Least factor between log δ′ that are tried."""
 TOLERANCE = 0.01
 
 
@@ -46,32 +46,27 @@ def group_privacy_epsilon(
     group_size, example = _example_level(event)
     steps = np.arange(group_size)
 
-    def chained(log_delta: float) -> tuple[bool, float]:
-        """Whether the group's δ meets the target when one example's is e^log_delta, and the group's ε."""
+    def chained(log_delta: float) -> tuple[float, float]:
+        """One example's ε at δ′ = e^log_delta, and the log δ′ that the group's δ then needs."""
         one = epsilon_bounds(example, math.exp(log_delta), adjacency=adjacency, tolerance=TOLERANCE).upper
-        return log_delta + float(logsumexp(steps * one)) <= math.log(delta) + 1e-12, group_size * one
+        return one, math.log(delta) - float(logsumexp(steps * one))
 
     method = f"black-box group privacy, {group_size} examples"
-    return LooseBound(value=_least(chained, math.log(delta)), method=method)
+    return LooseBound(value=group_size * _least(chained, math.log(delta)), method=method)
 
 
-def _least(chained: Callable[[float], tuple[bool, float]], start: float) -> float:
-    """ε at the largest log δ′ from start downwards that is feasible, or inf."""
-    low, previous = start, start
-    feasible, epsilon = chained(low)
-    while not feasible:
-        previous, low = low, low * SPACING
-        if low < LEAST_LOG_DELTA:
-            return math.inf
-        feasible, epsilon = chained(low)
-    for _ in range(REFINEMENTS if low < previous else 0):
-        middle = (low + previous) / 2
-        feasible, at_middle = chained(middle)
-        if feasible:
-            low, epsilon = middle, at_middle
-        else:
-            previous = middle
-    return epsilon
+def _least(chained: Callable[[float], tuple[float, float]], start: float) -> float:
+    """One example's ε at the largest log δ′ from start downwards that is small enough, to a step; or inf.
+
+    What is needed only falls as δ′ does: nothing between a δ′ and what it needs can be small enough, and is skipped.
+    """
+    log_delta = start
+    while log_delta >= LEAST_LOG_DELTA:
+        epsilon, needed = chained(log_delta)
+        if log_delta <= needed + 1e-12 * abs(needed):
+            return epsilon
+        log_delta = min(needed, log_delta * STEP)
+    return math.inf
 
 
 def _example_level(event: Event) -> tuple[int, Composed]:

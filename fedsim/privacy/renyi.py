@@ -1,9 +1,9 @@
 """Rényi accounting of the same run, for comparison: an upper bound that is looser than the tight pair's.
 
 Per step and order α the Rényi divergence D_α(P‖Q) = log E_Q[(dP/dQ)^α] / (α − 1), the larger of both directions. It
-adds up over steps, and is turned into ε at δ once, at the best order (Mironov 2017), by dp_accounting's conversion. The
-divergences are integrated here: dp_accounting has none for Binomial mixtures, and for the Poisson-subsampled Gaussian
-its own agree at whole orders and are larger between them.
+adds up over steps, and is turned into ε at δ once, at the best order (Mironov 2017), by dp_accounting's conversion.
+The divergences are integrated here: dp_accounting has none for Binomial mixtures, and for the Poisson-subsampled
+Gaussian its own agree at whole orders and are larger between them.
 """
 
 import math

@@ -225,10 +225,11 @@ class PrivacyStatement:
             )
         if not self._uniform:
             how += " Releases of other kinds were charged as well: the ledger lists them, and ε counts them all."
+        upper, lower = shown_above(self.epsilon.upper), shown_below(self.epsilon.lower)
         return (
-            f"The released models are user-level differentially private with ε = {shown_above(self.epsilon.upper)}, δ = {self.delta:g}: "
+            f"The released models are user-level differentially private with ε = {upper}, δ = {self.delta:g}: "
             f"{neighbours} changes the probability of any outcome by a factor of at most e^ε, up to δ. The ε is a "
-            f"certified upper bound; the exact value for this mechanism is at least {shown_below(self.epsilon.lower)}. {how} What this does not "
+            f"certified upper bound; the exact value for this mechanism is at least {lower}. {how} What this does not "
             f"cover: {' '.join(self.not_covered)}"
         )
 

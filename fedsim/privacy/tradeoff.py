@@ -10,7 +10,8 @@ from fedsim.privacy.bounds import Bounds
 from fedsim.privacy.events import Adjacency, Event
 
 Floats = NDArray[np.float64]
-DELTAS = np.array([*np.geomspace(1e-12, 1e-2, 11), 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9])
+LARGE = (0.02, 0.035, 0.05, 0.075, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+DELTAS = np.array([*np.geomspace(1e-12, 1e-3, 10), 3e-3, 1e-2, *LARGE])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ def privacy_curve(
     Args:
         event: What is released.
         adjacency: Which data sets count as neighbours.
-        deltas: δ in (0, 1); by default 18 values from 1e-12 to 0.9, denser towards 1.
+        deltas: δ in (0, 1); by default 28 values from 1e-12 to 0.9, most of them large.
         least_epsilon: The curve ends with the first ε below this: still smaller ones are slow to bound, and show
             nothing.
         tolerance: Relative distance of the bounds.
