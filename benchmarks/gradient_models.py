@@ -1,0 +1,95 @@
+"""Models of the gradient benchmark: built from their configuration, with random weights, so nothing is fetched."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """A model shape, and the batch that is measured on it by default.
+
+    Attributes:
+        kind: "gpt2" or "llama-lora".
+        width, layers, heads, vocabulary: The model's shape.
+        length: Tokens a row.
+        users: Users of the ULS cases; the ELS case has four times as many examples.
+    """
+
+    kind: str
+    width: int
+    layers: int
+    heads: int
+    vocabulary: int
+    length: int
+    users: int
+
+
+SIZES = {
+    "tiny": Size(kind="gpt2", width=128, layers=4, heads=4, vocabulary=4096, length=64, users=64),
+    "124m": Size(kind="gpt2", width=768, layers=12, heads=12, vocabulary=50257, length=128, users=64),
+    "350m": Size(kind="gpt2", width=1024, layers=24, heads=16, vocabulary=50257, length=128, users=64),
+    "1.1b-lora": Size(kind="llama-lora", width=2048, layers=22, heads=32, vocabulary=32000, length=128, users=64),
+}
+
+
+def build(size: Size, device: torch.device, checkpointing: bool, linear_layers: bool = False) -> torch.nn.Module:
+    """The model in float32, without dropout.
+
+    Args:
+        checkpointing: Recompute activations in the backward pass (training mode, as Hugging Face wants for it).
+        linear_layers: Replace Hugging Face's Conv1D by torch's Linear, which Opacus has fast rules for.
+    """
+    torch.manual_seed(0)
+    model = _gpt2(size) if size.kind == "gpt2" else _llama_with_lora(size)
+    if linear_layers:
+        _replace_conv1d(model)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.train(checkpointing).to(device)
+
+
+def _gpt2(size: Size) -> torch.nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        n_embd=size.width,
+        n_layer=size.layers,
+        n_head=size.heads,
+        vocab_size=size.vocabulary,
+        n_positions=size.length,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        loss_type="ForCausalLM",
+    )
+    return GPT2LMHeadModel(config)
+
+
+def _llama_with_lora(size: Size) -> torch.nn.Module:
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=size.width,
+        intermediate_size=5632,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=4,
+        vocab_size=size.vocabulary,
+        max_position_embeddings=2048,
+    )
+    return get_peft_model(LlamaForCausalLM(config), LoraConfig(r=8, target_modules="all-linear"))
+
+
+def _replace_conv1d(model: torch.nn.Module) -> None:
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child).__name__ == "Conv1D":
+                linear = torch.nn.Linear(*child.weight.shape)
+                with torch.no_grad():
+                    linear.weight.copy_(child.weight.t())
+                    linear.bias.copy_(child.bias)
+                setattr(module, name, linear)

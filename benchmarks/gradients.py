@@ -1,0 +1,216 @@
+"""Cost of the clipped sum against training without privacy and against its rivals: `python -m benchmarks.gradients`.
+
+Needs torch and transformers (peft for LoRA) and nothing else, so that it runs unchanged on a bare GPU machine. Every
+way of doing the step runs in one process, in turns, each at the best of several micro-batch sizes; times are medians.
+The last line is one JSON object with every ratio by name: "time" and "memory" ratios are ours over the other's (below
+1.5 is the aim), "speedup" is the other's time over ours.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import statistics
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from benchmarks.gradient_models import SIZES, Size, build
+from benchmarks.gradient_rivals import OpacusStep, find_opacus, fused_step, plain_step
+from fedsim.gradients import CausalLanguageModel, clipped_sum, layer_paths
+from fedsim.rows import TokenRows
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+@dataclass
+class Way:
+    """One way to do the step, at one micro-batch size."""
+
+    name: str
+    step: Callable[[], None]
+    times: list[float] = field(default_factory=list)
+    memory: float = 0.0
+
+    @property
+    def time(self) -> float:
+        return statistics.median(self.times) if self.times else float("inf")
+
+
+def main() -> None:
+    options = _options()
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")  # Opacus's own hooks
+    device = torch.device(options.device)
+    size = SIZES[options.size]
+    autocast = torch.bfloat16 if options.autocast == "bf16" else None
+    opacus = options.opacus != "off" and find_opacus(install=options.opacus == "auto")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{options.size} on {name}, torch {torch.__version__}, autocast {options.autocast}, clock {options.clock}")
+    if not opacus:
+        print("Opacus is not there: its ratios are left out.")
+    users = options.users or size.users
+    ratios: dict[str, float] = {}
+    for case, units, rows_per_unit in (("els", 4 * users, 1), ("uls_4_rows", users, 4), ("uls_1_row", users, 1)):
+        if case in options.cases.split(","):
+            measured = measure(case, units, rows_per_unit, size, device, autocast, opacus, options)
+            ratios.update({f"{options.size}.{case}.{key}": value for key, value in measured.items()})
+    print(json.dumps(ratios))
+
+
+def measure(
+    case: str,
+    units: int,
+    rows_per_unit: int,
+    size: Size,
+    device: torch.device,
+    autocast: torch.dtype | None,
+    opacus: bool,
+    options: argparse.Namespace,
+) -> dict[str, float]:
+    """Times and memory of every way for one case; prints a table and returns the ratios."""
+    model = build(size, device, options.checkpointing)
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, size.vocabulary, (units * rows_per_unit, size.length))
+    batch = torch.from_numpy(tokens).to(device)
+    rows = TokenRows(tokens=tokens.ravel(), offsets=np.arange(len(tokens) + 1) * size.length)
+    ids = np.repeat(np.arange(units), rows_per_unit)
+    # A clip that bites for about half of the units, as a tuned one does.
+    sample = slice(0, 4 * rows_per_unit)
+    first = TokenRows(tokens=tokens[sample].ravel(), offsets=rows.offsets[: 4 * rows_per_unit + 1])
+    norms = clipped_sum(model, first, ids[sample], 1.0, objective=CausalLanguageModel(), autocast=autocast).norms
+    clip_norm = float(norms.median())
+
+    def ours(method: str) -> None:
+        clipped_sum(
+            model, rows, ids, clip_norm, objective=CausalLanguageModel(), method=method, autocast=autocast,
+            max_tokens=options.max_tokens,
+        )  # fmt: skip
+
+    sizes = [n for n in map(int, options.micro_batches.split(",")) if n <= len(tokens) and n % rows_per_unit == 0]
+    ways = [Way("fast", lambda: ours("fast")), Way("loop", lambda: ours("reference"))]
+    for n in sizes:
+        ways.append(Way(f"non-private/{n}", lambda n=n: plain_step(model, batch, n, autocast)))
+        ways.append(Way(f"non-private, fused loss/{n}", lambda n=n: fused_step(model, batch, n, autocast)))
+    if opacus:
+        for mode in ("per-sample", "ghost"):
+            step = OpacusStep(build(size, device, False, linear_layers=True), mode)
+            ways += [
+                Way(f"opacus {mode}/{n}", lambda n=n, s=step: s(batch, n, rows_per_unit, autocast)) for n in sizes
+            ]
+    run(ways, device, options.repeats, CLOCKS[options.clock])
+
+    print(f"\n{case}: {units} units of {rows_per_unit} rows of {size.length} tokens, {tokens.size} tokens a step")
+    for way in ways:
+        print(f"  {way.name:32s} {tokens.size / way.time:12,.0f} tokens/s {way.memory / 2**20:10,.0f} MiB")
+    for path in sorted(set(layer_paths(model).values())):
+        layers = [name for name, value in layer_paths(model).items() if value == path]
+        print(f"  {path}: {len(layers)} parameters, {', '.join(layers[:3])}{' …' if len(layers) > 3 else ''}")
+    return _ratios(ways, tokens.size)
+
+
+def run(ways: list[Way], device: torch.device, repeats: int, clock: Callable[[], float]) -> None:
+    """Every way once to warm up and measure memory, then in turns; a way that runs out of memory drops out."""
+    for way in ways:
+        try:
+            way.memory = peak_memory(way.step, device)
+        except torch.OutOfMemoryError:
+            way.step = None  # type: ignore[assignment]
+            print(f"  {way.name}: out of memory")
+    ways[:] = [way for way in ways if way.step is not None]
+    for _ in range(repeats):
+        for way in ways:
+            _synchronize(device)
+            start = clock()
+            way.step()
+            _synchronize(device)
+            way.times.append(clock() - start)
+
+
+def peak_memory(step: Callable[[], None], device: torch.device) -> float:
+    """Bytes that a step needs at most, the model included on a GPU, beyond what the process had on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        return float(torch.cuda.max_memory_allocated(device))
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)  # else memory that an earlier step freed would hide this one's
+    start, peak, done = _resident(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.005):
+            peak = max(peak, _resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        step()
+    finally:
+        done.set()
+        watcher.join()
+    return float(max(0, peak - start))
+
+
+def _resident() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _ratios(ways: list[Way], tokens: int) -> dict[str, float]:
+    """Our time and memory over those of the best of each other way."""
+
+    def best(prefix: str) -> Way | None:
+        found = [way for way in ways if way.name == prefix or way.name.startswith(prefix + "/")]
+        return min(found, key=lambda way: way.time, default=None)
+
+    fast = best("fast")
+    assert fast is not None
+    ratios = {"tokens_per_second": tokens / fast.time}
+    for name, key in (("non-private", "nonprivate"), ("non-private, fused loss", "nonprivate_fused")):
+        other = best(name)
+        if other is not None:
+            ratios[f"time_over_{key}"] = fast.time / other.time
+            if other.memory and fast.memory:
+                ratios[f"memory_over_{key}"] = fast.memory / other.memory
+    for name, key in (("loop", "loop"), ("opacus per-sample", "opacus_per_sample"), ("opacus ghost", "opacus_ghost")):
+        other = best(name)
+        if other is not None:
+            ratios[f"speedup_over_{key}"] = other.time / fast.time
+    for key, value in ratios.items():
+        print(f"  {key:32s} {value:10.2f}")
+    return {key: round(value, 4) for key, value in ratios.items()}
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cuda = torch.cuda.is_available()
+    parser.add_argument("--size", choices=SIZES, default="tiny")
+    parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    parser.add_argument("--autocast", choices=["bf16", "none"], default="bf16" if cuda else "none")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass")
+    parser.add_argument("--users", type=int, help="users of the ULS cases; ELS has four times as many examples")
+    parser.add_argument("--cases", default="els,uls_4_rows,uls_1_row")
+    parser.add_argument(
+        "--micro-batches", default="16,32,64,256" if cuda else "4,8,16,32", help="rows, for the rivals"
+    )
+    parser.add_argument("--max-tokens", type=int, help="tokens of our micro-batches; chosen by device by default")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, for a shared machine")
+    parser.add_argument("--opacus", choices=["auto", "present", "off"], default="auto", help="auto installs it")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
