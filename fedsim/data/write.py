@@ -50,6 +50,8 @@ class StoreWriter:
         if not len(rows.lengths):
             return
         owners, counts = np.unique(rows.users, return_counts=True)
+        if self._keys and tuple(self._keys[-1][-1]) >= tuple(keys[0]):
+            raise RuntimeError("users came out of order: one of them could be in the store twice, clipped twice")
         self._keys.append(keys[owners])
         self._rows_per_user.append(counts)
         self._put("token", rows.tokens.astype(self._types["token"], copy=False))

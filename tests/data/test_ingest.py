@@ -221,6 +221,17 @@ def test_a_store_is_the_same_however_the_data_is_cut_into_parts(tmp_path, tokeni
     assert sum(map(len, texts_by_user(parts).values())) == whole.num_rows
 
 
+@pytest.mark.parametrize("at_once", [1000, 2048, 3000, 4096])
+def test_users_may_end_where_a_batch_ends(build, monkeypatch, at_once) -> None:
+    monkeypatch.setattr("fedsim.data.group.EXAMPLES_AT_ONCE", at_once)
+    records = [{"user_id": f"u{user}", "text": f"text {n}"} for user in range(4) for n in range(4096)]
+    store = build(records)
+    assert store.num_rows == len(records)
+    texts = texts_by_user(store)
+    assert {user: len(rows) for user, rows in texts.items()} == {f"u{user}": 4096 for user in range(4)}
+    assert all(rows == [f"text {n}" for n in range(4096)] for rows in texts.values())
+
+
 def test_the_manifest_says_what_is_in_the_store(build) -> None:
     records = [{"user_id": f"u{user}", "text": f"text {n}"} for user in range(10) for n in range(user + 1)]
     store = build(records)
