@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import TINY
 
+from fedsim.models.config import ModelConfig
 from fedsim.models.evaluate import Evaluation, Evaluations, evaluate, evaluate_rows
+from fedsim.models.load import load_model
 from fedsim.rows import IGNORED_LABEL, TokenRows
 
 
@@ -131,3 +133,13 @@ def test_the_standard_error_is_that_of_drawing_units_again() -> None:
     losses = users.loss_sum[draws].sum(1) / counts[draws].sum(1)
     assert users.loss_standard_error == pytest.approx(losses.std(), rel=0.1)
     assert math.isnan(users.by_unit(np.zeros(400, np.int64)).loss_standard_error)
+
+
+def test_a_classifier_finds_its_last_token_whatever_fills_the_row(story_llama: str) -> None:
+    loaded = load_model(ModelConfig(path=story_llama, task="sequence-classification", num_labels=4))
+    assert loaded.pad_token == loaded.model.config.pad_token_id == 2
+    rows = TokenRows.from_lists([[5, 6, 7], [8, 9, 10, 11, 12, 13, 14, 15]], np.array([1, 3]))
+    together, alone = (
+        evaluate_rows(loaded.model, rows, loaded.objective, max_tokens=limit).loss_sum for limit in (100, 1)
+    )
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
