@@ -15,6 +15,8 @@ COARSE_CELLS = 2000
 MOST_CELLS = 2**21
 """Cells of one event's grid, or of the composed window: about 0.5 GB at most."""
 ROUNDS = 6
+LOG_NOTHING = -230.0
+"""A direction whose log δ is below this is as good as none: its largest loss lies below the ε asked about, say."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ def certify(pairs: Pairs, question: Question, *, swapped: bool) -> Bounds:
     upper, _ = _measures(pairs, spacing, tail, swapped)
     tilt, bound = best_tilt(upper, epsilon=question.epsilon, delta=question.delta)
     if question.delta is None:
+        if bound < LOG_NOTHING:
+            return Bounds(lower=0.0, upper=min(float(np.exp(bound)) + _infinite(upper), 1.0))
         tail = min(float(np.exp(bound)), 1.0) * 1e-6 / turns
         scale = 1 / tilt
     else:
@@ -77,7 +81,7 @@ def _bounds(pairs: Pairs, spacing: float, tail: float, tilt: float, question: Qu
     target = bound if question.epsilon is None else question.epsilon
     window = find_window(upper, tilt, target)
     above, below = compose(upper, window, target), compose(lower, window, target)
-    infinite = float(-np.expm1(sum(count * np.log1p(-measure.infinite) for measure, count in upper)))
+    infinite = _infinite(upper)
     high = above.moved(sum(count * measure.shift for measure, count in upper), above.errors + infinite)
     low = below.moved(sum(count * measure.shift for measure, count in lower), -below.errors)
     if question.delta is None:
@@ -86,6 +90,11 @@ def _bounds(pairs: Pairs, spacing: float, tail: float, tilt: float, question: Qu
         return Bounds(lower=least, upper=max(min(_interpolate(high, at), 1.0), least))
     least = max(_invert(low, question.delta, certain=False), 0.0)
     return Bounds(lower=least, upper=max(_invert(high, question.delta, certain=True), least))
+
+
+def _infinite(parts: Parts) -> float:
+    """Probability that the composed loss is infinite."""
+    return float(-np.expm1(sum(count * np.log1p(-measure.infinite) for measure, count in parts)))
 
 
 def _interpolate(tail: ComposedTail, epsilon: float) -> float:

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any, ClassVar
 
 from fedsim.errors import InvalidInput
+from fedsim.privacy.mechanisms.inverse_scale import check_law
 from fedsim.validation import require_at_least, require_positive, require_probability
 
 
@@ -126,6 +127,30 @@ class FixedSizeSubsampledGaussian:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RandomisedScaleLaplace:
+    """A sum of contributions clipped in L1, released with Laplace noise whose inverse scale is drawn from a law.
+
+    A user has K ~ Binomial(G, p) contributions in the sum, each of L1 norm at most 1: G = 1 and p = q for user-level
+    sampling, group size and example probability for example-level sampling.
+
+    Attributes:
+        law: Law of the inverse scale, relative to the clip norm, as `mechanisms.inverse_scale` describes it.
+        sampling_probability: q or p.
+        group_size: G.
+    """
+
+    kind: ClassVar[str] = "randomised-scale-laplace"
+    law: tuple[tuple[str, float, float, float], ...]
+    sampling_probability: float = 1.0
+    group_size: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "law", check_law(self.law))
+        require_probability("sampling_probability", self.sampling_probability)
+        require_at_least("group_size", self.group_size, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Repeated:
     """The same event, count times, each with fresh randomness.
 
@@ -160,6 +185,7 @@ Event = (
     | BinomialMixtureGaussian
     | MixtureOfGaussians
     | FixedSizeSubsampledGaussian
+    | RandomisedScaleLaplace
     | Repeated
     | Composed
 )
@@ -172,6 +198,7 @@ KINDS: dict[str, type] = {
         BinomialMixtureGaussian,
         MixtureOfGaussians,
         FixedSizeSubsampledGaussian,
+        RandomisedScaleLaplace,
         Repeated,
         Composed,
     )

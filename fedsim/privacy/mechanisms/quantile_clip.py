@@ -1,0 +1,78 @@
+"""Adaptive clipping: C follows a quantile of the units' norms, by a noised count of the units below it.
+
+Andrew, Thakkar, McMahan and Ramaswamy 2021, "Differentially Private Learning with Adaptive Clipping". Each unit (a
+user in ULS, an example in ELS) adds to the sum its clipped update and to the count b − ½, where b says whether its
+norm was at most C. Theorem 1 there: releasing the sum with noise multiplier z and the count with standard deviation
+σ_b is one Gaussian release of multiplier σ, where
+
+    σ⁻² = z⁻² + (2σ_b)⁻²,
+
+since (update/(zC), (b − ½)/σ_b) has norm at most √(z⁻² + ¼σ_b⁻²) = 1/σ. So the event of the plan stays what it was, at
+σ, and the sum gets the slightly larger z. Units are sampled together for both, so sampling and group size change
+nothing. C_t depends on earlier noised counts only.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedsim.errors import InvalidInput
+from fedsim.validation import require_between, require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantileClip:
+    """The rule by which the clip norm moves.
+
+    Attributes:
+        quantile: γ: the share of units whose norm should be at most C.
+        learning_rate: η of the geometric update C ← C·exp(−η(b̄ − γ)).
+        count_std: σ_b, standard deviation of the noise on the count, in units.
+        expected_units: M or B, the public number by which the count is divided.
+    """
+
+    quantile: float = 0.5
+    learning_rate: float = 0.2
+    count_std: float
+    expected_units: float
+
+    def __post_init__(self) -> None:
+        require_between("plan.clip-quantile", self.quantile, 0, 1)
+        require_positive("plan.clip-learning-rate", self.learning_rate)
+        require_positive("plan.clip-count-std", self.count_std)
+        require_positive("expected_units", self.expected_units)
+
+    def sum_noise_multiplier(self, noise_multiplier: float) -> float:
+        """z, the noise multiplier of the sum, at least noise_multiplier = σ.
+
+        Raises:
+            InvalidInput: When the count alone would use up σ (2σ_b ≤ σ).
+        """
+        if noise_multiplier == 0:
+            return 0.0
+        left = noise_multiplier**-2 - (2 * self.count_std) ** -2
+        if left <= 0:
+            raise InvalidInput(
+                "plan.clip-count-std",
+                self.count_std,
+                f"above half the noise multiplier, {noise_multiplier / 2:.4g}",
+                "Raise it, or compute more units a round.",
+            )
+        return 1 / math.sqrt(left)
+
+    def noised_fraction(self, below: float, units: float, generator: np.random.Generator, *, private: bool) -> float:
+        """The released estimate of the share of units with norm at most C.
+
+        Args:
+            below: How many units of the round were below.
+            units: How many took part; only Σ(b − ½) = below − units/2 is used, and it is noised.
+            generator: Noise of this release, used for nothing else.
+            private: Whether to add noise.
+        """
+        noise = self.count_std * float(generator.standard_normal()) if private else 0.0
+        return 0.5 + (below - units / 2 + noise) / self.expected_units
+
+    def moved(self, clip_norm: float, fraction: float) -> float:
+        """The next round's clip norm."""
+        return clip_norm * math.exp(-self.learning_rate * (float(np.clip(fraction, 0.0, 1.0)) - self.quantile))
