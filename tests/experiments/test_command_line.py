@@ -1,0 +1,86 @@
+"""The command line: bad input ends in exit code 2, naming the field, the value and what is allowed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.run import COMMANDS, main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(arguments: list[str], capsys: pytest.CaptureFixture) -> tuple[int, str]:
+    """Exit code and everything printed."""
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    printed = capsys.readouterr()
+    # tyro draws boxes and breaks lines; the words are what counts.
+    return code, " ".join((printed.out + printed.err).replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--plan.epsilonn", "3"], ["--plan.epsilonn", "--plan.epsilon"]),
+        (["train", "--plan.epsilon", "0"], ["plan.epsilon", "0.0", "above 0"]),
+        (["train", "--plan.epsilon", "inf"], ["plan.epsilon", "inf", "--plan.allow-no-privacy"]),
+        (["train", "--plan.group-size", "0"], ["plan.group-size", "0", "at least 1"]),
+        (["train", "--plan.rounds", "many"], ["--plan.rounds", "many"]),
+        (["train", "--plan.algorithm", "fedavg"], ["--plan.algorithm", "fedavg", "uls", "els"]),
+        (
+            ["train", "--data.source", "files", "--data.path", "/absent.jsonl"],
+            ["data.path", "/absent.jsonl"],
+        ),
+        (["train", "--output", "/proc/nothing"], ["output", "/proc/nothing", "can be written"]),
+        (["train", "--preset", "nonsense"], ["preset", "nonsense"]),
+        (["nonsense"], ["command", "nonsense", "train"]),
+        (["report", "--folder", "/absent"], ["folder", "/absent", "exists"]),
+        (["account", "--algorithm", "els", "--group-size", "0"], ["group-size", "0"]),
+        (["account", "--sampling-probability", "1.5"], ["sampling-probability", "1.5"]),
+    ],
+)
+def test_bad_input_is_named(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture) -> None:
+    code, printed = run(arguments, capsys)
+    assert code == 2, printed
+    assert "Traceback" not in printed
+    for word in words:
+        assert word in printed
+
+
+def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "posts.jsonl"
+    path.write_text(json.dumps({"author": "a", "body": "some text that is long enough"}) + "\n")
+    code, printed = run(
+        ["train", "--data.source", "files", "--data.path", str(path), "--data.user-column", "writer",
+         "--data.text-column", "body", "--model.small.steps", "0", "--output", str(tmp_path / "out")],
+        capsys,
+    )  # fmt: skip
+    assert code == 2, printed
+    assert "data.user-column" in printed
+    assert "writer" in printed
+    assert "author" in printed
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS)])
+def test_help_is_for_people(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
+    code, printed = run(arguments, capsys)
+    assert code == 0
+    assert len(printed) > 100
+
+
+def test_accounting_needs_no_torch() -> None:
+    script = (
+        "import sys; from experiments.run import main; "
+        "code = main(['account', '--algorithm', 'uls', '--sampling-probability', '0.01', '--noise-multiplier', '1.0', "
+        "'--steps', '10', '--delta', '1e-6', '--json']); "
+        "heavy = {'torch', 'flwr', 'ray', 'transformers'} & set(sys.modules); "
+        "sys.exit(code or (str(heavy) if heavy else 0))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["epsilon"]["upper"] > 0

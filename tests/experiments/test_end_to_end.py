@@ -1,0 +1,152 @@
+"""The command line end to end, on a slice of the docstrings with a very small model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dp_accounting.pld import privacy_loss_distribution
+from scipy.stats import binom
+
+from experiments.run import main
+
+SMALL = [
+    "--data.packages", "numpy",
+    "--data.sequence-length", "32",
+    "--model.small.layers", "2",
+    "--model.small.width", "64",
+    "--model.small.heads", "2",
+    "--model.small.vocabulary-size", "1024",
+    "--model.small.steps", "60",
+    "--plan.delta", "1e-3",
+    "--plan.gradients-per-round", "64",
+    "--evaluation.max-rows", "100",
+    "--evaluation.test-rows", "200",
+    "--sampling-seed", "1",
+    "--noise-seed", "2",
+]  # fmt: skip
+LOCAL = ["--engine.kind", "local", "--engine.workers", "1"]
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def without_noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("without-noise")
+    arguments = ["--plan.epsilon", "inf", "--plan.allow-no-privacy", "--plan.rounds", "10", "--output", str(folder)]
+    assert main(["train", *SMALL, *LOCAL, *arguments]) == 0
+    return folder
+
+
+def test_held_out_loss_falls_without_noise(without_noise: Path) -> None:
+    summary = read(without_noise / "summary.json")
+    assert summary["test_loss_after"] < summary["test_loss_before"] - 0.05
+    assert summary["epsilon"] is None
+
+
+def test_a_run_without_noise_claims_nothing(without_noise: Path) -> None:
+    statement = read(without_noise / "privacy.json")
+    assert statement["private"] is False
+    assert statement["epsilon"]["upper"] is None
+    assert "no" in statement["in_words"].lower()
+
+
+def test_the_reference_gradients_give_the_same_losses(without_noise: Path, tmp_path: Path) -> None:
+    arguments = ["--plan.epsilon", "inf", "--plan.allow-no-privacy", "--plan.rounds", "10", "--output", str(tmp_path)]
+    assert main(["train", *SMALL, *LOCAL, *arguments, "--gradients", "reference"]) == 0
+    fast, reference = read(without_noise / "summary.json"), read(tmp_path / "summary.json")
+    assert reference["test_loss_after"] == pytest.approx(fast["test_loss_after"], abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("comparison")
+    arguments = ["--plan.epsilon", "6", "--plan.rounds", "5", "--evaluation.every", "2", "--output", str(folder)]
+    assert main(["compare", *SMALL, *arguments]) == 0
+    return folder
+
+
+def test_a_comparison_leaves_a_folder_for_each_arm(comparison: Path) -> None:
+    arms = read(comparison / "comparison.json")
+    assert [arm["algorithm"] for arm in arms] == ["uls", "els"]
+    for arm in arms:
+        folder = comparison / arm["algorithm"]
+        assert arm["epsilon"] <= 6
+        assert arm["epsilon"] > 5.9
+        assert arm["gradient_evaluations"] == pytest.approx(5 * 64)
+        for name in ("config.json", "metrics.jsonl", "privacy.json", "ledger.jsonl", "model/model.safetensors",
+                     "loss_against_compute.png", "loss_against_epsilon.png"):  # fmt: skip
+            assert (folder / name).stat().st_size > 0
+        rounds = [json.loads(line)["round"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert rounds == [0, 2, 4, 5]
+    needed = {
+        "algorithm", "epsilon", "delta", "noise_multiplier", "group_size", "gradient_evaluations", "test_loss_before",
+        "test_loss_after", "test_accuracy_before", "test_accuracy_after", "seconds",
+    }  # fmt: skip
+    assert all(needed <= set(arm) for arm in arms)
+    assert arms[0]["test_loss_before"] == arms[1]["test_loss_before"]
+
+
+def test_the_statement_agrees_with_an_independent_accountant(comparison: Path) -> None:
+    statement = read(comparison / "uls" / "privacy.json")
+    independent = privacy_loss_distribution.from_gaussian_mechanism(
+        statement["noise_multiplier"],
+        sampling_prob=statement["sampling"]["probability"],
+        value_discretization_interval=1e-3,
+    )
+    assert_agrees(statement, independent)
+
+    statement = read(comparison / "els" / "privacy.json")
+    counts = list(range(statement["contribution_bound"]["group_size"] + 1))
+    independent = privacy_loss_distribution.from_mixture_gaussian_mechanism(
+        statement["noise_multiplier"],
+        counts,
+        list(binom.pmf(counts, counts[-1], statement["sampling"]["probability"])),
+        value_discretization_interval=1e-2,
+    )
+    assert_agrees(statement, independent)
+
+
+def assert_agrees(statement: dict[str, Any], one_step: Any) -> None:
+    """The statement's interval lies where dp_accounting's (coarser, also pessimistic) value says."""
+    epsilon = one_step.self_compose(statement["steps"]).get_epsilon_for_delta(statement["delta"])
+    assert statement["epsilon"]["lower"] <= epsilon
+    assert statement["epsilon"]["upper"] == pytest.approx(epsilon, rel=2e-2)
+
+
+def test_the_report_opens_from_disk_and_escapes_what_it_shows(comparison: Path) -> None:
+    page = (comparison / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 2
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "did better on held-out users" in page
+    for arm in read(comparison / "comparison.json"):
+        assert f"{arm['test_loss_after']:.4f}" in page
+
+    config = comparison / "uls" / "config.json"
+    kept = config.read_text(encoding="utf-8")
+    config.write_text(kept.replace('"fast"', '"<script>alert(1)</script>"'), encoding="utf-8")
+    try:
+        assert main(["report", "--folder", str(comparison)]) == 0
+        assert "<script>" not in (comparison / "report.html").read_text(encoding="utf-8")
+    finally:
+        config.write_text(kept, encoding="utf-8")
+
+
+def test_files_with_users_of_ones_own(tmp_path: Path) -> None:
+    posts = tmp_path / "posts.jsonl"
+    with posts.open("w", encoding="utf-8") as file:
+        for user in range(60):
+            for post in range(4):
+                text = f"Post {post} of writer {user}: the quick brown fox jumps over the lazy dog, again and again."
+                file.write(json.dumps({"author": f"user {user}", "text": text}) + "\n")
+    assert main([
+        "train", *SMALL, *LOCAL, "--data.source", "files", "--data.path", str(posts), "--data.user-column", "author",
+        "--data.text-column", "text", "--plan.algorithm", "uls", "--plan.epsilon", "8", "--plan.rounds", "2",
+        "--plan.gradients-per-round", "20", "--output", str(tmp_path / "out"),
+    ]) == 0  # fmt: skip
+    statement = read(tmp_path / "out" / "privacy.json")
+    assert statement["private"] is True
+    assert statement["epsilon"]["upper"] <= 8
