@@ -5,10 +5,13 @@ cache by the others.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from fedsim.config import RunConfig
+from fedsim.data.config import DataConfig
 from fedsim.data.ingest import open_or_build
-from fedsim.data.sources import Progress, default_cache, public_texts, silent
+from fedsim.data.recipes import resolve
+from fedsim.data.sources import Progress, default_cache, open_source, public_texts, silent
 from fedsim.data.store import UserStore
 from fedsim.models.load import LoadedModel, load_model
 
@@ -37,6 +40,7 @@ def open_resources(config: RunConfig, progress: Progress = silent) -> Resources:
         InvalidInput: When the model or the data cannot be had as configured.
     """
     cache = default_cache()
+    _look_at(config.data, cache)
     loaded = load_model(
         config.model,
         public_texts=lambda: public_texts(cache, progress),
@@ -44,3 +48,10 @@ def open_resources(config: RunConfig, progress: Progress = silent) -> Resources:
         progress=progress is not silent,
     )
     return Resources(loaded=loaded, store=open_or_build(config.data, loaded.tokenizer, cache, progress))
+
+
+def _look_at(data: DataConfig, cache: Path) -> None:
+    """Find a wrong path or column before a model is pre-trained for it."""
+    source = open_source(resolve(data), cache)
+    if data.source != "docstrings":
+        next(source.read(), None)

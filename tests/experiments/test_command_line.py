@@ -41,7 +41,22 @@ def run(arguments: list[str], capsys: pytest.CaptureFixture) -> tuple[int, str]:
         (["nonsense"], ["command", "nonsense", "train"]),
         (["report", "--folder", "/absent"], ["folder", "/absent", "exists"]),
         (["account", "--algorithm", "els", "--group-size", "0"], ["group-size", "0"]),
-        (["account", "--sampling-probability", "1.5"], ["sampling-probability", "1.5"]),
+        (
+            [
+                "account",
+                "--algorithm",
+                "uls",
+                "--sampling-probability",
+                "1.5",
+                "--noise-multiplier",
+                "1",
+                "--steps",
+                "9",
+                "--delta",
+                "1e-6",
+            ],
+            ["sampling-probability", "1.5"],
+        ),
     ],
 )
 def test_bad_input_is_named(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture) -> None:
