@@ -65,13 +65,14 @@ def _tokenizer(config: ModelConfig, progress: Progress) -> Any:
 
 def _print_summary(store: UserStore) -> None:
     manifest = store.manifest
-    table = Table(title=f"User store {store.path}", title_justify="left")
+    console = Console()
+    console.print(f"User store {store.path}", soft_wrap=True, markup=False, highlight=False)
+    table = Table()
     for column in ("", "users", "rows", "tokens"):
         table.add_column(column, justify="right" if column else "left")
     views = {name: store.split(name) for name in SPLITS} | {"all": store}
     for name, view in views.items():
         table.add_row(name, *(f"{count:,}" for count in (view.num_users, view.num_rows, view.num_tokens)))
-    console = Console()
     console.print(table)
     quantiles = ", ".join(f"{name} {count:,}" for name, count in manifest["rows_per_user"].items())
     console.print(f"Rows per user: {quantiles}", highlight=False)
@@ -82,4 +83,6 @@ def _print_summary(store: UserStore) -> None:
         console.print(f"Classes: {', '.join(manifest['classes'])}", markup=False)
     for reason, entry in manifest["bad_rows"].items():
         first = ", ".join(entry["first"])
-        console.print(f"Left out: {entry['count']:,} × {reason} (first: {first})", markup=False, highlight=False)
+        console.print(
+            f"Left out: {entry['count']:,} × {reason} (first: {first})", soft_wrap=True, markup=False, highlight=False
+        )
