@@ -139,11 +139,12 @@ def compose(parts: Parts, window: Window, epsilon: float) -> ComposedTail:
     doubt = np.exp(log_size) * (-np.expm1(-relative) + 8 * EPS * (turns * 4 + 4))
     tilted_mass = irfft(spectrum * np.exp(1j * phase), size)
     tilted_mass = np.roll(tilted_mass, -(start % size))
-    misplaced = 2 * float(doubt.sum()) + 16 * EPS * np.log2(size) * float(np.exp(log_size).sum())
+    # Parseval and Cauchy–Schwarz: the absolute sum of an error in time is at most the root of its squares in frequency.
+    misplaced = np.sqrt(2) * (np.linalg.norm(doubt) + 8 * EPS * np.log2(size) * np.linalg.norm(np.exp(log_size)))
     outside = np.exp(log_moment(parts, tilt + window.tilt_high) - base - window.tilt_high * window.high)
     outside += np.exp(log_moment(parts, tilt - window.tilt_low) - base + window.tilt_low * window.low)
     losses = origin + spacing * (start + np.arange(size))
-    return _deltas(losses, tilted_mass, tilt, base, misplaced + float(outside), epsilon)
+    return _deltas(losses, tilted_mass, tilt, base, float(misplaced + outside), epsilon)
 
 
 def _deltas(losses: Floats, mass: Floats, tilt: float, base: float, misplaced: float, epsilon: float) -> ComposedTail:

@@ -27,6 +27,8 @@ from fedsim.privacy.loss_cells import LossCells
 Floats = NDArray[np.float64]
 ROUNDING = 4 * np.finfo(float).eps
 CHUNK = 400_000
+REACH = 39.0
+"""Beyond so many standard deviations the tails of a Gaussian are 0 as floats."""
 CLOSE = 1e-6
 """How near a cell's edge must come to its grid point, in grid steps: charged as an error of every loss."""
 
@@ -107,9 +109,7 @@ class GaussianPair:
 
     def loss_range(self, tail: float) -> tuple[float, float]:
         """Losses (low, high) with Q(loss < low) ≤ tail and P(loss > high) ≤ tail."""
-        reach = 40.0
-        top = self.above.means.max() + reach
-        bottom = self.below.means.min() - reach
+        top, bottom = self.above.means.max() + REACH, self.below.means.min() - REACH
         high = brentq(lambda x: np.log(self.above.upper_tail(x) + 1e-320) - np.log(tail), bottom, top)
         mirrored = Mixture(-self.below.means, self.below.weights)
         low = -brentq(lambda x: np.log(mirrored.upper_tail(x) + 1e-320) - np.log(tail), -top, -bottom)
@@ -122,7 +122,8 @@ class GaussianPair:
         x = self._points(edges[inside], CLOSE * (edges[1] - edges[0]))
         p, p_error = _by_chunks(self.above.cells, x, self._components, overlap=True)
         q, q_error = _by_chunks(self.below.cells, x, self._components, overlap=True)
-        values, _ = self.loss(x)
+        miss = self.loss(x)[0] - edges[inside]
+        within = (x > self._table[0][0]) & (x < self._table[0][-1])
         rounding = ROUNDING * (1 + np.abs(x).max() * np.abs(self._spread) + self._spread**2)
         missing = np.zeros(len(edges) - len(x))
         return LossCells(
@@ -131,7 +132,7 @@ class GaussianPair:
             q=np.concatenate([missing, q]),
             p_error=np.concatenate([missing, p_error]),
             q_error=np.concatenate([missing, q_error]),
-            loss_error=float(np.abs(values - edges[inside]).max() + rounding),
+            loss_error=float(np.abs(miss[within]).max(initial=0.0) + rounding),
         )
 
     @property
@@ -152,37 +153,29 @@ class GaussianPair:
     def _points(self, losses: Floats, close: float) -> Floats:
         """The x at which the loss is within `close` of each value: a table, then Newton steps inside its brackets."""
         table, at_table = self._table
-        if not at_table[0] <= losses[0] <= losses[-1] <= at_table[-1]:
-            table, at_table = self._tabulate(*self._bracket(losses[0], losses[-1]))
         place = np.clip(np.searchsorted(at_table, losses), 1, len(table) - 1)
         left, right = table[place - 1], table[place]
         x = np.clip(np.interp(losses, at_table, table), left, right)
+        todo = np.arange(len(x))
         for _ in range(60):
-            value, slope = self.loss(x)
-            miss = value - losses
-            if np.abs(miss).max() <= close or (right - left <= ROUNDING * (1 + np.abs(x))).all():
+            value, slope = self.loss(x[todo])
+            miss = value - losses[todo]
+            done = (np.abs(miss) <= close) | (right[todo] - left[todo] <= ROUNDING * (1 + np.abs(x[todo])))
+            todo, miss, slope = todo[~done], miss[~done], slope[~done]
+            if not len(todo):
                 break
-            right, left = np.where(miss > 0, x, right), np.where(miss > 0, left, x)
-            step = x - miss / np.maximum(slope, 1e-300)
-            x = np.where((step > left) & (step < right), step, (left + right) / 2)
+            right[todo] = np.where(miss > 0, x[todo], right[todo])
+            left[todo] = np.where(miss > 0, left[todo], x[todo])
+            step = x[todo] - miss / np.maximum(slope, 1e-300)
+            middle = (left[todo] + right[todo]) / 2
+            x[todo] = np.where((step > left[todo]) & (step < right[todo]), step, middle)
         return np.maximum.accumulate(x)
 
     @cached_property
     def _table(self) -> tuple[Floats, Floats]:
-        return self._tabulate(self.below.means.min() - 12.0, self.above.means.max() + 12.0)
-
-    def _tabulate(self, low: float, high: float) -> tuple[Floats, Floats]:
-        """Points, and the loss there, non-decreasing."""
-        points = np.linspace(low, high, 4097)
+        """Points that hold all the probability a float can express, and the loss there, non-decreasing."""
+        points = np.linspace(self.below.means.min() - REACH, self.above.means.max() + REACH, 4097)
         return points, np.maximum.accumulate(self.loss(points)[0])
-
-    def _bracket(self, low: float, high: float) -> tuple[float, float]:
-        start, end = -8.0, 8.0
-        while self._loss(np.array([end]))[0][0] < high:
-            end *= 2
-        while self._loss(np.array([start]))[0][0] > low and start > -1e6:
-            start *= 2
-        return start, end
 
 
 def _by_chunks(compute: Callable, x: Floats, components: int, *, overlap: bool = False) -> tuple[Floats, Floats]:
