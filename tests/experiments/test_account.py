@@ -155,7 +155,7 @@ def test_the_statements_command_prints_the_statements_epsilon(
             "sampling_probability": 1 / 30,
             "noise_multiplier": 1.7,
             "steps": 3,
-            "delta": 1e-6,
+            "delta": 1.3e-6,
         }
         stated = PrivacyStatement.of(event, **(values | changes))
         command = stated.recompute
