@@ -55,8 +55,8 @@ class Account:
     group_size: int | None = None
     """Most examples of one user in the whole run (els). Does not matter to ε for uls."""
     sampling: Literal["poisson", "fixed-size", "none"] = "poisson"
-    """How units join a step: each independently (poisson), a cohort of fixed size without replacement (fixed-size;
-    uls), or all of them always (none)."""
+    """How units join a step: each independently (poisson), all of them always (none), or, for uls, a cohort of fixed
+    size drawn without replacement (fixed-size)."""
     sampling_probability: float | None = None
     """poisson: probability with which a user (uls) or an example (els) joins a step."""
     cohort_size: int | None = None
