@@ -10,6 +10,8 @@ import ray
 from fedsim.engine.versions import VersionsDiffer
 from fedsim.errors import InvalidInput
 
+FREE_AFTER_MILLISECONDS = 5
+
 
 def join_or_start(address: str | None, *, cpus: float, object_store_bytes: int | None, log_to_driver: bool) -> bool:
     """Connect this process to Ray, unless it is connected already.
@@ -35,7 +37,14 @@ def join_or_start(address: str | None, *, cpus: float, object_store_bytes: int |
     own: dict[str, Any] = {}
     if address is None:
         cores = max(os.cpu_count() or 1, math.ceil(cpus))
-        own = {"num_cpus": cores, "object_store_memory": object_store_bytes, "include_dashboard": False}
+        own = {
+            "num_cpus": cores,
+            "object_store_memory": object_store_bytes,
+            "include_dashboard": False,
+            # Ray waits up to a second before it frees what nobody holds any more. Rounds are shorter: the next
+            # broadcast would go to memory never touched before, which costs more than the copy itself.
+            "_system_config": {"free_objects_period_milliseconds": FREE_AFTER_MILLISECONDS},
+        }
     try:
         ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=log_to_driver, **own)
     except ConnectionError as failure:
