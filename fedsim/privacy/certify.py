@@ -12,8 +12,8 @@ from fedsim.privacy.loss_grid import grid_measures
 
 Pairs = Sequence[tuple[LossPair, int]]
 COARSE_CELLS = 2000
-MOST_CELLS = 2**21
-"""Cells of one event's grid, or of the composed window: about 0.5 GB at most."""
+MOST_CELLS = 2**20
+"""Cells of one event's grid, or of the composed window: some 0.3 GB at most."""
 ROUNDS = 6
 LOG_NOTHING = -230.0
 """A direction whose log δ is below this is as good as none: its largest loss lies below the ε asked about, say."""
@@ -62,6 +62,8 @@ def certify(pairs: Pairs, question: Question, *, swapped: bool) -> Bounds:
     for _ in range(ROUNDS):
         spacing = max(spacing, widest / MOST_CELLS)
         found = _bounds(pairs, spacing, tail, tilt, question, swapped)
+        if found is None:
+            break
         best = Bounds(lower=max(best.lower, found.lower), upper=min(best.upper, found.upper))
         gap = best.gap if np.isfinite(best.upper) else 1.0
         if gap <= question.tolerance or best.upper <= question.settled or spacing <= widest / MOST_CELLS:
@@ -75,11 +77,14 @@ def _measures(pairs: Pairs, spacing: float, tail: float, swapped: bool) -> tuple
     return [(upper, count) for upper, _, count in built], [(lower, count) for _, lower, count in built]
 
 
-def _bounds(pairs: Pairs, spacing: float, tail: float, tilt: float, question: Question, swapped: bool) -> Bounds:
+def _bounds(pairs: Pairs, spacing: float, tail: float, tilt: float, question: Question, swapped: bool) -> Bounds | None:
+    """Bounds at one spacing; None where the window would not fit."""
     upper, lower = _measures(pairs, spacing, tail, swapped)
     tilt, bound = best_tilt(upper, epsilon=question.epsilon, delta=question.delta, near=tilt)
     target = bound if question.epsilon is None else question.epsilon
     window = find_window(upper, tilt, target)
+    if window.high - window.low > 2 * MOST_CELLS * spacing:
+        return None
     above, below = compose(upper, window, target), compose(lower, window, target)
     infinite = _infinite(upper)
     high = above.moved(sum(count * measure.shift for measure, count in upper), above.errors + infinite)

@@ -20,7 +20,7 @@ from fedsim.privacy.loss_cells import GridMeasure
 Floats = NDArray[np.float64]
 Parts = Sequence[tuple[GridMeasure, int]]
 EPS = float(np.finfo(float).eps)
-OUTSIDE = 34.0
+OUTSIDE = 24.0
 """Minus the log of the tilted mass that may fall outside the window."""
 
 
@@ -99,7 +99,7 @@ def find_window(parts: Parts, tilt: float, epsilon: float) -> Window:
     step = 1e-3 * max(tilt, 1e-3)
     around = [log_moment(parts, tilt + sign * step) for sign in (-1, 1)]
     deviation = np.sqrt(max((around[0] + around[1] - 2 * base) / step**2, 1e-300))
-    scales = np.array([0.3, 1, 2, 4, 6, 8, 12]) / max(deviation, parts[0][0].spacing)
+    scales = np.array([0.3, 1, 2, 3, 4, 5, 6, 8, 12]) / max(deviation, parts[0][0].spacing)
     highs = [(log_moment(parts, tilt + t) - base + OUTSIDE) / t for t in scales]
     lows = [-(log_moment(parts, tilt - t) - base + OUTSIDE) / t for t in scales]
     spacing = parts[0][0].spacing
@@ -139,7 +139,7 @@ def compose(parts: Parts, window: Window, epsilon: float) -> ComposedTail:
     doubt = np.exp(log_size) * (-np.expm1(-relative) + 8 * EPS * (turns * 4 + 4))
     tilted_mass = irfft(spectrum * np.exp(1j * phase), size)
     tilted_mass = np.roll(tilted_mass, -(start % size))
-    # Parseval and Cauchy–Schwarz: the absolute sum of an error in time is at most the root of its squares in frequency.
+    # Parseval and Cauchy–Schwarz: an error's absolute sum in time is at most the root of its squares in frequency.
     misplaced = np.sqrt(2) * (np.linalg.norm(doubt) + 8 * EPS * np.log2(size) * np.linalg.norm(np.exp(log_size)))
     outside = np.exp(log_moment(parts, tilt + window.tilt_high) - base - window.tilt_high * window.high)
     outside += np.exp(log_moment(parts, tilt - window.tilt_low) - base + window.tilt_low * window.low)

@@ -5,7 +5,6 @@ Another mechanism joins by registering a function from its event and an adjacenc
 
 from collections.abc import Callable
 from functools import singledispatch
-from math import comb
 from typing import Protocol
 
 import numpy as np
@@ -19,10 +18,12 @@ from fedsim.privacy.events import (
     MixtureOfGaussians,
     PoissonSubsampledGaussian,
 )
+from fedsim.privacy.fixed_size_pair import ReplacedInFixedSize
 from fedsim.privacy.gaussian_pairs import Floats, GaussianPair, Mixture
 from fedsim.privacy.loss_cells import LossCells
 
-NEGLIGIBLE = 1e-60
+NEGLIGIBLE = 1e-100
+"""Weights below this are dropped; with e^ε ≤ 1e44 and 1e5 steps that is less than a float's rounding of any δ."""
 
 
 class LossPair(Protocol):
@@ -78,10 +79,14 @@ def _mixture(event: MixtureOfGaussians, adjacency: Adjacency) -> LossPair:
 
 @register
 def _fixed_size(event: FixedSizeSubsampledGaussian, adjacency: Adjacency) -> LossPair:
-    if adjacency is Adjacency.REPLACE_ONE_USER:
-        raise InvalidInput("adjacency", adjacency.value, Adjacency.ADD_OR_REMOVE_ONE_USER.value)
     share = event.cohort_size / event.population_size
-    return mixture_pair(np.array([0.0, 2.0]), np.array([1 - share, share]), event.noise_multiplier, adjacency)
+    removed = mixture_pair(
+        np.array([0.0, 2.0]),
+        np.array([1 - share, share]),
+        event.noise_multiplier,
+        Adjacency.ADD_OR_REMOVE_ONE_USER,
+    )
+    return ReplacedInFixedSize(removed) if adjacency is Adjacency.REPLACE_ONE_USER and share < 1 else removed
 
 
 def mixture_pair(
@@ -89,7 +94,7 @@ def mixture_pair(
 ) -> GaussianPair:
     """A contribution of norm s_i with probability w_i, plus noise, against none or against the opposite one."""
     present = weights > NEGLIGIBLE
-    means, kept = sensitivities[present] / noise_multiplier, weights[present]
+    means, kept = sensitivities[present] / noise_multiplier, weights[present] / weights.sum()
     above = Mixture(means, kept)
     nothing = Mixture(np.zeros(1), np.ones(1))
     replaced = adjacency is Adjacency.REPLACE_ONE_USER
@@ -97,10 +102,12 @@ def mixture_pair(
 
 
 def binomial_weights(trials: int, probability: float) -> Floats:
-    """Binomial(trials, probability) at 0 … trials, from exact coefficients."""
+    """Binomial(trials, probability) at 0 … trials, in extended precision."""
     if probability == 1:
         return np.eye(1, trials + 1, trials)[0]
     chosen = np.arange(trials + 1, dtype=np.longdouble)
-    coefficients = np.array([np.longdouble(comb(trials, k)) for k in range(trials + 1)])
+    steps = np.log((trials - chosen[:-1]) / chosen[1:])
+    log_coefficients = np.append(np.longdouble(0), np.cumsum(steps))
     p = np.longdouble(probability)
-    return np.exp(np.log(coefficients) + chosen * np.log(p) + (trials - chosen) * np.log1p(-p)).astype(float)
+    weights = np.exp(log_coefficients + chosen * np.log(p) + (trials - chosen) * np.log1p(-p))
+    return weights.astype(np.float64)
