@@ -15,8 +15,8 @@ from fedsim.gradients.tape import Tape
 from fedsim.gradients.unit_gradients import holds_gradient
 from fedsim.rows import IGNORED_LABEL
 
-CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
-"""Logits of one chunk: 1 MiB of float32 on a CPU, which stays in its cache."""
+CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
+"""Logits of one chunk: 4 MiB of float32 on a CPU, which stay in its cache."""
 
 _plain_heads: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 

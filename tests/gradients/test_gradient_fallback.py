@@ -10,6 +10,7 @@ from gradient_checks import VOCABULARY, Around, Tables, assert_same, ragged
 from fedsim.gradients import CausalLanguageModel, clipped_sum, layer_paths
 from fedsim.gradients import head as head_module
 from fedsim.gradients.head import fused_loss, plain_head
+from fedsim.gradients.unit_gradients import UnitGradients
 
 OBJECTIVE = CausalLanguageModel()
 
@@ -48,6 +49,17 @@ def test_a_model_without_a_right_fast_path_takes_the_reference(layer: type, capl
         assert_same(clipped_sum(model, rows, ids, 0.1, objective=OBJECTIVE), expected, 1e-5)
     assert [record.levelno for record in caplog.records].count(logging.WARNING) == 1
     assert "reference path" in caplog.text
+
+
+def test_a_wrong_sum_is_noticed_though_the_norms_are_right(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    right = UnitGradients.add_weighted
+    monkeypatch.setattr(UnitGradients, "add_weighted", lambda self, target, factors: right(self, target, -factors))
+    torch.manual_seed(0)
+    model = Tables(4, True, None)
+    rows, ids = ragged()
+    expected = clipped_sum(model, rows, ids, 0.1, objective=OBJECTIVE, method="reference")
+    assert_same(clipped_sum(model, rows, ids, 0.1, objective=OBJECTIVE), expected, 1e-5)
+    assert "differs from autograd's" in caplog.text
 
 
 def test_the_default_is_the_fast_path_and_says_which_way_each_layer_went() -> None:
