@@ -229,7 +229,8 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
             raise InvalidInput(name, value, "one of " + ", ".join(map(str, options)))
         return value
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in options:
+        # Flower's run_config has no null: an empty string leaves an optional field unset.
+        if value in (None, "") and type(None) in options:
             return None
         return _typed(name, value, next(option for option in options if option is not type(None)))
     if origin in (tuple, list):
