@@ -15,6 +15,7 @@ COMMANDS = {
     ),
     "train": ("experiments.train", "Train", "fine-tune with one algorithm"),
     "plan": ("experiments.plan", "PlanCommand", "predict whether ULS or ELS will win, and the group size, in seconds"),
+    "sweep": ("experiments.sweep", "Sweep", "ULS and ELS over ε, compute, group sizes and seeds; resumable"),
     "mean-estimation": ("experiments.mean_estimation", "MeanEstimation", "the synthetic study, with closed form"),
     "account": ("experiments.account", "Account", "ε of a plan, or the noise for a target ε"),
     "prepare": ("experiments.prepare", "Prepare", "build a user store from files or a hub data set"),

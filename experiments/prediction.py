@@ -1,0 +1,105 @@
+"""The planner's prediction for a configured run, and how it compares with what came out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.plan import change_of_mind, in_words, private_statistics
+from fedsim.config import RunConfig
+from fedsim.planner import (
+    ALIGNED,
+    ORTHOGONAL,
+    NormCurve,
+    Target,
+    UserSizes,
+    Verdict,
+    calibrated_plans,
+    compare,
+    default_group_sizes,
+)
+from fedsim.privacy.events import Adjacency
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What the planner expects of a configuration.
+
+    Attributes:
+        arms: The group sizes that the run uses, under each curve of gradient norms; the likeliest curve first.
+        advice: The group sizes that the planner would choose, under the same curves.
+        private_statistics: What was read from the data to be protected; for the privacy statement.
+        turning_points: At which gradient norms the advice would change.
+    """
+
+    arms: list[Verdict]
+    advice: list[Verdict]
+    private_statistics: list[str]
+    turning_points: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values for a report."""
+        return {
+            "arms": [_verdict_json(found) for found in self.arms],
+            "advice": [_verdict_json(found) for found in self.advice],
+            "private_statistics": self.private_statistics,
+            "in_words": self.in_words(),
+        }
+
+    def in_words(self) -> list[str]:
+        """Sentences for the terminal and the report."""
+        return [
+            *(f"With the group sizes of this run. {in_words(found)}" for found in self.arms),
+            *(f"With the group sizes the planner advises. {in_words(found)}" for found in self.advice),
+        ]
+
+
+def predict(
+    config: RunConfig,
+    train: Any,
+    group_sizes: Mapping[str, int | Sequence[int]],
+    curve: NormCurve | None = None,
+) -> Prediction:
+    """Who should do better at a configuration's compute and ε; takes a second or two.
+
+    Args:
+        config: The run; its plan says compute, rounds, ε (finite), δ and adjacency.
+        train: The training split of a UserStore.
+        group_sizes: Those of the run, for "uls" and for "els".
+        curve: L(G) as measured; without it the two extremes are the answer.
+
+    Raises:
+        InvalidInput: When the compute does not fit the data, or ε is not finite.
+    """
+    sizes = UserSizes.of_users(train)
+    target = Target(
+        epsilon=config.plan.epsilon,
+        delta=config.plan.delta,
+        gradients_per_round=config.plan.gradients_per_round,
+        rounds=config.plan.rounds,
+        adjacency=Adjacency(config.plan.adjacency),
+    )
+    of_run = {name: [given] if isinstance(given, int) else list(given) for name, given in group_sizes.items()}
+    candidates = {
+        "uls": sorted({*default_group_sizes(sizes, target), *of_run["uls"]}),
+        "els": sorted({sizes.median, *of_run["els"]}),
+    }
+    plans = calibrated_plans(sizes, target, candidates)
+    chosen = [plan for plan in plans if plan.group_size in of_run[plan.name]]
+    curves = [ALIGNED, ORTHOGONAL] if curve is None else [curve, ALIGNED, ORTHOGONAL]
+    advice = [compare(plans, sizes, one) for one in curves]
+    return Prediction(
+        arms=[compare(chosen, sizes, one) for one in curves],
+        advice=advice,
+        private_statistics=private_statistics(sizes),
+        turning_points=change_of_mind(plans, advice[0], sizes),
+    )
+
+
+def _verdict_json(found: Verdict) -> dict[str, Any]:
+    return {
+        "norms": found.curve.name,
+        "winner": found.winner,
+        "els_over_uls_noise": found.ratio,
+        "uls_group_size": found.uls.group_size,
+        "els_group_size": found.els.group_size,
+    }

@@ -1,0 +1,163 @@
+"""`sweep`: the fixed-compute comparison over algorithms, ε, compute, group sizes, learning rates, clips and seeds."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from experiments.prediction import Prediction, predict
+from experiments.sweep_points import Point, SweepConfig, points_of
+from experiments.sweep_results import cells, collect
+from experiments.sweep_run import Finished, is_finished, run_here, run_on_ray
+from fedsim.config import RunConfig, to_flat
+from fedsim.errors import InvalidInput
+from server.app import new_output_folder
+from server.run_folder import RunFolder, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(RunConfig):
+    """Compare ULS and ELS at fixed compute over a grid of settings, several seeds each.
+
+    Each point is one run of `train`, in a folder of its own. A sweep that was interrupted goes on with the same
+    command: finished points are not run again, failed ones are.
+    """
+
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    """What varies."""
+
+    def common(self) -> RunConfig:
+        """The configuration that all points share."""
+        return RunConfig(**{item.name: getattr(self, item.name) for item in dataclasses.fields(RunConfig)})
+
+    def run(self) -> int:
+        """Run what is not finished, write results.json and the report; 1 if a point failed."""
+        from experiments.sweep_report import write_sweep_report
+
+        points = points_of(self.sweep, self)
+        common = self.common()
+        folder = RunFolder(self.output or new_output_folder("sweep")).path
+        for point in points:
+            point.config(common, folder)  # a value that is not allowed is found before anything runs
+        self._claim(folder)
+        failures = self._run_points(points, common, folder)
+        rows = [row for row in collect(folder) if row["point"] in {point.name for point in points}]
+        if not rows:
+            raise RuntimeError(f"No point finished; see {folder / 'failures'}.")
+        predictions = self._predict(common, points)
+        report = write_sweep_report(folder, common, rows, predictions, failures)
+        print(f"report: {report}")
+        return 1 if failures else 0
+
+    def _claim(self, folder: Path) -> None:
+        """Write the common settings, or refuse a folder whose points came from other ones."""
+        flat = {name: value for name, value in to_flat(self.common()).items() if not name.startswith("engine.")}
+        flat.pop("output", None)
+        path = folder / "sweep.json"
+        if path.exists():
+            known = json.loads(path.read_text(encoding="utf-8"))["common"]
+            varied = {"plan.epsilon", "plan.gradients-per-round", "plan.group-size", "plan.clip-norm"}
+            varied |= {"plan.algorithm", "optimizer.learning-rate"}
+            names = (set(known) | set(flat)) - varied
+            changed = sorted(name for name in names if known.get(name) != json.loads(json.dumps(flat.get(name))))
+            if changed:
+                raise InvalidInput(
+                    "output", str(folder), "a new folder", f"Its points differ in: {', '.join(changed)}."
+                )
+        write_json(path, {"common": flat, "sweep": dataclasses.asdict(self.sweep)})
+
+    def _run_points(self, points: list[Point], common: RunConfig, folder: Path) -> dict[str, str]:
+        """Run the unfinished points under a live table; returns the failures by point name."""
+        left = [point for point in points if not is_finished(folder, point)]
+        failures: dict[str, str] = {}
+        if not left:
+            return failures
+        from fedsim.resources import open_resources
+
+        open_resources(common)  # built once here, found in the cache by every point
+        keep = self.sweep.keep_models
+        if self.engine.kind == "local":
+            ends = run_here(left, common, folder, keep)
+        else:
+            ends = run_on_ray(left, common, folder, keep, self.sweep.slots)
+        for end in _shown(ends, len(points), len(left), folder):
+            note = folder / "failures" / f"{end.point.name}.txt"
+            note.unlink(missing_ok=True)
+            if end.error is not None:
+                failures[end.point.name] = end.error.strip().splitlines()[-1]
+                note.parent.mkdir(exist_ok=True)
+                note.write_text(end.error, encoding="utf-8")
+        return failures
+
+    def _predict(self, common: RunConfig, points: list[Point]) -> dict[tuple[float, int], Prediction]:
+        """The planner's prediction at each ε and compute, with gradient norms measured on public users if possible."""
+        from experiments.plan import PUBLIC_USERS
+        from experiments.public_norms import measure_norms
+        from fedsim.data.ingest import open_or_build
+        from fedsim.resources import open_resources
+
+        resources = open_resources(common)
+        curve = None
+        if common.model.task == "causal-lm":
+            public = dataclasses.replace(PUBLIC_USERS, sequence_length=common.data.sequence_length)
+            view = open_or_build(public, resources.loaded.tokenizer)
+            curve = measure_norms(resources.loaded.model, resources.loaded.objective, view)
+        train = resources.store.split("train")
+        found: dict[tuple[float, int], Prediction] = {}
+        for key in sorted({(p.epsilon, p.gradients_per_round) for p in points if p.arm != "nonprivate"}):
+            here = [p for p in points if (p.epsilon, p.gradients_per_round) == key]
+            groups = {arm: sorted({p.group_size for p in here if p.arm == arm}) for arm in ("uls", "els")}
+            if groups["uls"] and groups["els"]:
+                point = here[0].config(common, Path(common.output or "."))
+                found[key] = predict(point, train, groups, curve)
+        return found
+
+
+def _shown(ends: Iterator[Finished], total: int, left: int, folder: Path) -> Iterator[Finished]:
+    """Pass the points on as they end, with a table that follows; a line a point where there is no terminal."""
+    console = Console()
+    failed, done = 0, total - left
+    if done:
+        console.print(f"{done} of {total} points are finished already.", highlight=False)
+    with Live(console=console, refresh_per_second=2, transient=True) as live:
+        for end in ends:
+            done += end.error is None
+            failed += end.error is not None
+            yield end
+            status = f"{done} of {total} points finished" + (f", {failed} failed" if failed else "")
+            if console.is_terminal:
+                live.update(Group(live_table(collect(folder)), Text(status)))
+            else:
+                state = "finished" if end.error is None else "FAILED"
+                print(f"{end.point.name} {state}; {status}", flush=True, file=sys.stdout)
+    console.print(live_table(collect(folder)))
+
+
+def live_table(rows: list[dict[str, Any]]) -> Table:
+    """The best setting so far of every algorithm at every ε and compute."""
+    table = Table(title="Loss on held-out users (best setting so far)", title_justify="left")
+    for heading in ("", "ε", "B", "G", "learning rate", "clip", "test loss", "± 95 %", "seeds"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for cell in cells(rows):
+        best = cell["best"]
+        private = cell["arm"] != "nonprivate"
+        table.add_row(
+            cell["arm"].upper() if private else "no privacy",
+            f"{cell['epsilon']:g}" if private else "∞",
+            str(cell["gradients_per_round"]),
+            str(best["group_size"]) if private else "–",
+            f"{best['learning_rate']:g}",
+            f"{best['clip_norm']:g}" if private else "–",
+            f"{best['loss']:.4f}",
+            "–" if best["half_width"] is None else f"{best['half_width']:.4f}",
+            str(best["seeds"]),
+        )
+    return table

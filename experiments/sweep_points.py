@@ -1,0 +1,149 @@
+"""The points of a sweep: what varies, and the run that each point stands for."""
+
+import dataclasses
+import itertools
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fedsim.config import RunConfig
+from fedsim.errors import InvalidInput
+from fedsim.validation import require_at_least
+
+UNCLIPPED = 1e6
+"""Clip norm of non-private fine-tuning: above any gradient norm, so that nothing is clipped."""
+ALL_EXAMPLES = 10**9
+"""Group size of non-private fine-tuning."""
+
+Arm = Literal["uls", "els", "nonprivate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """What varies. Every combination is one point; an empty list means the value of the run's own configuration."""
+
+    algorithms: tuple[Literal["uls", "els"], ...] = ("uls", "els")
+    """The algorithms to compare."""
+    epsilons: tuple[float, ...] = ()
+    """User-level ε."""
+    compute: tuple[int, ...] = ()
+    """Gradient evaluations a round."""
+    uls_group_sizes: tuple[int, ...] = ()
+    """Examples of a user each round, for uls."""
+    els_group_sizes: tuple[int, ...] = ()
+    """Examples of a user in the whole run, for els."""
+    learning_rates: tuple[float, ...] = ()
+    """The server's learning rate."""
+    clip_norms: tuple[float, ...] = ()
+    """L2 bound on one unit."""
+    seeds: int = 3
+    """Repetitions of every combination, with sampling and noise seeds 0, 1, 2, …"""
+    nonprivate: bool = True
+    """Also fine-tune without noise or clipping, as the end that privacy is measured against."""
+    slots: int = 0
+    """Points that run at the same time; 0 runs as many as there are cores (or GPU shares)."""
+    keep_models: bool = False
+    """Keep every point's fine-tuned model. They were trained with known noise seeds: never release one."""
+
+    def __post_init__(self) -> None:
+        require_at_least("sweep.seeds", self.seeds, 1)
+        require_at_least("sweep.slots", self.slots, 0)
+        if not self.algorithms:
+            raise InvalidInput("sweep.algorithms", (), "uls, els or both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One run of a sweep."""
+
+    arm: Arm
+    epsilon: float
+    gradients_per_round: int
+    group_size: int
+    learning_rate: float
+    clip_norm: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The name of its folder; equal for equal points."""
+        parts = [self.arm, f"B{self.gradients_per_round}"]
+        if self.arm != "nonprivate":
+            parts += [f"eps{self.epsilon:g}", f"G{self.group_size}", f"C{self.clip_norm:g}"]
+        return "-".join([*parts, f"lr{self.learning_rate:g}", f"seed{self.seed}"])
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; an infinite ε is null."""
+        return asdict(self) | {"epsilon": None if math.isinf(self.epsilon) else self.epsilon}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Point":
+        """The point that to_json described."""
+        return cls(**(values | {"epsilon": math.inf if values["epsilon"] is None else values["epsilon"]}))
+
+    def config(self, common: RunConfig, output: Path) -> RunConfig:
+        """The run of this point.
+
+        Raises:
+            InvalidInput: When a value is not allowed.
+        """
+        plan = dataclasses.replace(
+            common.plan,
+            algorithm="els" if self.arm == "nonprivate" else self.arm,
+            epsilon=self.epsilon,
+            gradients_per_round=self.gradients_per_round,
+            group_size=self.group_size,
+            clip_norm=self.clip_norm,
+            noise_multiplier=0.0 if self.arm == "nonprivate" else None,
+            allow_no_privacy=self.arm == "nonprivate",
+        )
+        return dataclasses.replace(
+            common,
+            plan=plan,
+            optimizer=dataclasses.replace(common.optimizer, learning_rate=self.learning_rate),
+            engine=dataclasses.replace(common.engine, kind="local", workers=1),
+            sampling_seed=self.seed,
+            noise_seed=self.seed,
+            output=str(output),
+        )
+
+
+def points_of(sweep: SweepConfig, run: RunConfig) -> list[Point]:
+    """Every point, one seed after the other, so that all combinations have some result early."""
+    compute = sweep.compute or (run.plan.gradients_per_round,)
+    rates = sweep.learning_rates or (run.optimizer.learning_rate,)
+    clips = sweep.clip_norms or (run.plan.clip_norm,)
+    groups = {"uls": sweep.uls_group_sizes, "els": sweep.els_group_sizes}
+    points: list[Point] = []
+    for seed in range(sweep.seeds):
+        if sweep.nonprivate:
+            points += [
+                Point(
+                    arm="nonprivate",
+                    epsilon=math.inf,
+                    gradients_per_round=gradients,
+                    group_size=ALL_EXAMPLES,
+                    learning_rate=rate,
+                    clip_norm=UNCLIPPED,
+                    seed=seed,
+                )
+                for gradients, rate in itertools.product(compute, rates)
+            ]
+        for arm in sweep.algorithms:
+            grid = itertools.product(
+                sweep.epsilons or (run.plan.epsilon,), compute, groups[arm] or (run.plan.group_size,), rates, clips
+            )
+            points += [
+                Point(
+                    arm=arm,
+                    epsilon=epsilon,
+                    gradients_per_round=gradients,
+                    group_size=group,
+                    learning_rate=rate,
+                    clip_norm=clip,
+                    seed=seed,
+                )
+                for epsilon, gradients, group, rate, clip in grid
+            ]
+    return list(dict.fromkeys(points))

@@ -1,0 +1,124 @@
+"""The results of a sweep: rows of finished points, the best setting of each cell, and what tuning cost in privacy."""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student
+
+from experiments.sweep_points import Point
+from fedsim.privacy.accountant import Accountant
+from fedsim.privacy.events import Adjacency, from_json
+from server.run_folder import RunFolder
+
+SETTING = ("group_size", "learning_rate", "clip_norm")
+
+
+def collect(folder: Path) -> list[dict[str, Any]]:
+    """One row a finished point: the point, its validation loss, and its summary."""
+    rows = []
+    for path in sorted(folder.glob("*/summary.json")):
+        if path.parent.suffix == ".partial" or not (path.parent / "point.json").exists():
+            continue
+        point = Point.from_json(json.loads((path.parent / "point.json").read_text(encoding="utf-8")))
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        metrics = RunFolder(path.parent).read_metrics()
+        rows.append(
+            {
+                "point": point.name,
+                "arm": point.arm,
+                "epsilon": point.epsilon,
+                "gradients_per_round": point.gradients_per_round,
+                "group_size": point.group_size,
+                "learning_rate": point.learning_rate,
+                "clip_norm": point.clip_norm,
+                "seed": point.seed,
+                "validation_loss": metrics[-1]["loss"],
+                "test_loss": summary["test_loss_after"],
+                "test_loss_before": summary["test_loss_before"],
+                "test_accuracy": summary["test_accuracy_after"],
+                "epsilon_spent": summary["epsilon"],
+                "noise_multiplier": summary["noise_multiplier"],
+                "seconds": summary["seconds"],
+            }
+        )
+    return rows
+
+
+def cells(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each algorithm, ε and compute: the settings tried, and the best.
+
+    The best has the least mean validation loss; what is reported of it is its loss on test users, who took no part in
+    the choice. Settings with fewer seeds than others of the cell are not chosen.
+    """
+    rows = list(rows)
+    keys = sorted({(row["arm"], row["gradients_per_round"], row["epsilon"]) for row in rows})
+    found = []
+    for key in keys:
+        here = [row for row in rows if (row["arm"], row["gradients_per_round"], row["epsilon"]) == key]
+        settings = [
+            setting_of([row for row in here if tuple(row[name] for name in SETTING) == chosen])
+            for chosen in sorted({tuple(row[name] for name in SETTING) for row in here})
+        ]
+        most = max(setting["seeds"] for setting in settings)
+        best = min((s for s in settings if s["seeds"] == most), key=lambda setting: setting["validation_loss"])
+        found.append(
+            {"arm": key[0], "gradients_per_round": key[1], "epsilon": key[2], "best": best, "settings": settings}
+        )
+    return found
+
+
+def setting_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Seeds of one setting together: mean test loss and the half-width of its 95 % interval (Student's t)."""
+    losses = np.array([row["test_loss"] for row in rows])
+    return {
+        **{name: rows[0][name] for name in SETTING},
+        "seeds": len(rows),
+        "validation_loss": float(np.mean([row["validation_loss"] for row in rows])),
+        "loss": float(losses.mean()),
+        "half_width": half_width(losses),
+        "losses": {row["seed"]: row["test_loss"] for row in rows},
+    }
+
+
+def half_width(values: np.ndarray) -> float | None:
+    """Half of Student's 95 % interval of the mean; None for a single value."""
+    if len(values) < 2:
+        return None
+    return float(student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def lead(uls: dict[str, Any], els: dict[str, Any]) -> tuple[float, float | None]:
+    """ELS loss minus ULS loss over the seeds both have, and the half-width of its 95 % interval.
+
+    Equal seeds share nothing but their number, so the interval treats the two as independent (Welch).
+    """
+    first, second = (np.array(list(setting["losses"].values())) for setting in (uls, els))
+    difference = float(second.mean() - first.mean())
+    if min(len(first), len(second)) < 2:
+        return difference, None
+    parts = [values.var(ddof=1) / len(values) for values in (first, second)]
+    total = sum(parts)
+    if total == 0:
+        return difference, 0.0
+    degrees = total**2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (first, second), strict=True))
+    return difference, float(student.ppf(0.975, degrees) * math.sqrt(total))
+
+
+def cost_of_sweep(folder: Path, rows: list[dict[str, Any]], delta: float, adjacency: Adjacency) -> float:
+    """Upper bound on the user-level ε at delta of everything the sweep released: all private points together.
+
+    That is what choosing the best of them on private data costs, when nothing cheaper is proved.
+    """
+    accountant = Accountant(adjacency=adjacency)
+    for row in rows:
+        if row["arm"] == "nonprivate":
+            continue
+        for line in (folder / row["point"] / "ledger.jsonl").read_text(encoding="utf-8").splitlines():
+            charged = json.loads(line)
+            if "event" in charged:
+                accountant.compose(from_json(charged["event"]))
+    return accountant.epsilon(delta, tolerance=0.01).upper

@@ -1,0 +1,116 @@
+"""Run the points of a sweep: as Ray tasks with a CPU or GPU slice each, or one after the other in this process."""
+
+import os
+import shutil
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.sweep_points import Point
+from fedsim.config import RunConfig, to_flat
+from server.run_folder import RunFolder, write_json
+
+CLIENT_APP = "clients.app:app"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a point ended: error is None, or the traceback of its failure."""
+
+    point: Point
+    error: str | None
+
+
+def is_finished(folder: Path, point: Point) -> bool:
+    """Whether a point has its result already."""
+    return (folder / point.name / "summary.json").exists()
+
+
+def run_point(point: Point, common: RunConfig, folder: Path, keep_model: bool) -> None:
+    """Train one point, into folder/NAME.
+
+    The work is done in NAME.partial and renamed at the end: a folder without .partial is a finished point, and a point
+    that was killed starts again with an empty ledger.
+    """
+    from fedsim.engine.local import LocalGrid
+    from server.app import train
+
+    partial = folder / f"{point.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    config = point.config(common, partial)
+    run = RunFolder(partial)
+    write_json(partial / "point.json", point.to_json())
+    train(LocalGrid(CLIENT_APP, to_flat(config), workers=1), config)
+    if not keep_model:
+        shutil.rmtree(run.model, ignore_errors=True)
+    partial.rename(folder / point.name)
+
+
+def attempt(point: Point, common: RunConfig, folder: Path, keep_model: bool) -> Finished:
+    """run_point, with a failure kept as text: one failing point does not lose the others."""
+    try:
+        run_point(point, common, folder, keep_model)
+    except Exception:
+        return Finished(point, traceback.format_exc())
+    return Finished(point, None)
+
+
+def run_here(points: list[Point], common: RunConfig, folder: Path, keep_model: bool) -> Iterator[Finished]:
+    """One point after the other in this process."""
+    for point in points:
+        yield attempt(point, common, folder, keep_model)
+
+
+def run_on_ray(
+    points: list[Point], common: RunConfig, folder: Path, keep_model: bool, slots: int
+) -> Iterator[Finished]:
+    """Points as Ray tasks, each with the CPU cores and GPU share of one worker; yields them as they end.
+
+    At most `slots` are submitted at a time, so that an interrupted sweep leaves few half-done points.
+    """
+    import ray
+
+    from fedsim.engine.cluster import join_or_start, leave
+
+    engine = common.engine
+    slots = slots or _room(engine.cpus_per_worker, engine.gpus_per_worker)
+    started = join_or_start(
+        engine.address, cpus=slots * engine.cpus_per_worker, object_store_bytes=200 << 20, log_to_driver=False
+    )
+    task = ray.remote(num_cpus=engine.cpus_per_worker, num_gpus=engine.gpus_per_worker, max_retries=1)(_limited)
+    waiting = list(points)
+    running: dict[Any, Point] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < slots:
+                point = waiting.pop(0)
+                running[task.remote(point, common, folder.resolve(), keep_model)] = point
+            done, _ = ray.wait(list(running))
+            for reference in done:
+                point = running.pop(reference)
+                try:
+                    yield ray.get(reference)
+                except ray.exceptions.RayError as failure:
+                    # The whole process died (killed for memory, say): that point failed, the others go on.
+                    yield Finished(point, str(failure))
+    finally:
+        if started:
+            leave()
+
+
+def _limited(point: Point, common: RunConfig, folder: Path, keep_model: bool) -> Finished:
+    """attempt, with as many threads as the task has cores."""
+    import torch
+
+    torch.set_num_threads(common.engine.cpus_per_worker)
+    return attempt(point, common, folder, keep_model)
+
+
+def _room(cpus: int, gpus: float) -> int:
+    """Points at a time on this machine."""
+    import torch
+
+    room = max(1, (os.cpu_count() or 1) // cpus)
+    return max(1, min(room, int(torch.cuda.device_count() / gpus))) if gpus else room
