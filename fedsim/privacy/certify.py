@@ -77,11 +77,13 @@ def _measures(pairs: Pairs, spacing: float, tail: float, swapped: bool) -> tuple
     return [(upper, count) for upper, _, count in built], [(lower, count) for _, lower, count in built]
 
 
-def _bounds(pairs: Pairs, spacing: float, tail: float, tilt: float, question: Question, swapped: bool) -> Bounds | None:
+def _bounds(
+    pairs: Pairs, spacing: float, tail: float, tilt: float, question: Question, swapped: bool
+) -> Bounds | None:
     """Bounds at one spacing; None where the window would not fit."""
     upper, lower = _measures(pairs, spacing, tail, swapped)
-    tilt, bound = best_tilt(upper, epsilon=question.epsilon, delta=question.delta, near=tilt)
-    target = bound if question.epsilon is None else question.epsilon
+    tilt, bound = best_tilt(upper, epsilon=ask.epsilon, delta=ask.delta, near=tilt)
+    target = bound if ask.epsilon is None else ask.epsilon
     window = find_window(upper, tilt, target)
     if window.high - window.low > 2 * MOST_CELLS * spacing:
         return None
@@ -89,12 +91,12 @@ def _bounds(pairs: Pairs, spacing: float, tail: float, tilt: float, question: Qu
     infinite = _infinite(upper)
     high = above.moved(sum(count * measure.shift for measure, count in upper), above.errors + infinite)
     low = below.moved(sum(count * measure.shift for measure, count in lower), -below.errors)
-    if question.delta is None:
-        at = float(question.epsilon or 0.0)
+    if ask.delta is None:
+        at = float(ask.epsilon or 0.0)
         least = max(_interpolate(low, at), 0.0)
         return Bounds(lower=least, upper=max(min(_interpolate(high, at), 1.0), least))
-    least = max(_invert(low, question.delta, certain=False), 0.0)
-    return Bounds(lower=least, upper=max(_invert(high, question.delta, certain=True), least))
+    least = max(_invert(low, ask.delta, certain=False), 0.0)
+    return Bounds(lower=least, upper=max(_invert(high, ask.delta, certain=True), least))
 
 
 def _infinite(parts: Parts) -> float:

@@ -126,10 +126,10 @@ def compose(parts: Parts, window: Window, epsilon: float) -> ComposedTail:
     for measure, count in parts:
         moment = _log_moment(measure, tilt)
         base += count * moment
-        tilted = measure.masses * np.exp(np.maximum(tilt * measure.losses - moment, -745))
+        tilted = np.exp(measure.log_masses + tilt * measure.losses - moment)
         transform = rfft(_folded(tilted, size))
         size_of = np.abs(transform)
-        slip = 8 * EPS * np.log2(size) + 4 * EPS * (1 + abs(moment) + tilt * np.abs(measure.losses[[0, -1]]).max())
+        slip = 8 * EPS * np.log2(size) + 4 * EPS * (1 + abs(moment) + tilt * np.abs(measure.losses[[0, -1]]).max() + 700)
         with np.errstate(divide="ignore"):
             log_size += count * np.log(size_of + slip)
             relative += count * np.log1p(slip / size_of)
