@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from flwr.serverapp import Grid
 
 from fedsim.config import RunConfig, to_flat
+from fedsim.data.progress import shown
 from fedsim.resources import open_resources
 
 CLIENT_APP = "clients.app:app"
@@ -20,7 +21,8 @@ def simulated_clients(config: RunConfig) -> Iterator[Grid]:
     Raises:
         InvalidInput: When the model or the data cannot be had as configured.
     """
-    open_resources(config)
+    with shown() as progress:
+        open_resources(config, progress)
     engine = config.engine
     if engine.kind == "local":
         from fedsim.engine.local import LocalGrid
