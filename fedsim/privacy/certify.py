@@ -77,9 +77,7 @@ def _measures(pairs: Pairs, spacing: float, tail: float, swapped: bool) -> tuple
     return [(upper, count) for upper, _, count in built], [(lower, count) for _, lower, count in built]
 
 
-def _bounds(
-    pairs: Pairs, spacing: float, tail: float, tilt: float, question: Question, swapped: bool
-) -> Bounds | None:
+def _bounds(pairs: Pairs, spacing: float, tail: float, tilt: float, ask: Question, swapped: bool) -> Bounds | None:
     """Bounds at one spacing; None where the window would not fit."""
     upper, lower = _measures(pairs, spacing, tail, swapped)
     tilt, bound = best_tilt(upper, epsilon=ask.epsilon, delta=ask.delta, near=tilt)

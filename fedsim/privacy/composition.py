@@ -129,7 +129,9 @@ def compose(parts: Parts, window: Window, epsilon: float) -> ComposedTail:
         tilted = np.exp(measure.log_masses + tilt * measure.losses - moment)
         transform = rfft(_folded(tilted, size))
         size_of = np.abs(transform)
-        slip = 8 * EPS * np.log2(size) + 4 * EPS * (1 + abs(moment) + tilt * np.abs(measure.losses[[0, -1]]).max() + 700)
+        farthest = float(np.abs(measure.losses[[0, -1]]).max())
+        logs = -float(tilted @ np.maximum(measure.log_masses, -745))
+        slip = 8 * EPS * np.log2(size) + 4 * EPS * (1 + abs(moment) + tilt * farthest + logs)
         with np.errstate(divide="ignore"):
             log_size += count * np.log(size_of + slip)
             relative += count * np.log1p(slip / size_of)
