@@ -1,5 +1,6 @@
 """Named settings: one TOML file each, whose values become the defaults of a command."""
 
+import dataclasses
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from fedsim.config import from_nested
 from fedsim.errors import InvalidInput
 
 FOLDER = Path(__file__).parent
+SECTIONS = {"uls", "els", "sweep"}
+"""Sections that only some commands have; the others leave them out."""
 
 
 def preset_names() -> list[str]:
@@ -43,6 +46,8 @@ def load_preset(kind: type, name: str) -> Any:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidInput("preset", name, "a TOML file", f"{error}.") from None
-    # Presets describe a training run; a command with other fields says what of that it uses.
-    chosen = kind.preset_values(values) if hasattr(kind, "preset_values") else values
-    return from_nested(kind, chosen)
+    # A preset describes a training run, with sections for some commands; planning says what of that it uses.
+    if hasattr(kind, "preset_values"):
+        return from_nested(kind, kind.preset_values(values))
+    known = {item.name for item in dataclasses.fields(kind)}
+    return from_nested(kind, {key: value for key, value in values.items() if key in known or key not in SECTIONS})
