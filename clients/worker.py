@@ -115,7 +115,7 @@ class Worker:
         self, plan: Plan, request: TrainRequest, rows: TokenRows, unit_ids: np.ndarray, max_tokens: int | None
     ) -> ClippedSum:
         """Many units in one pass, or one after the other where each takes local steps."""
-        common = self._common(plan, max_tokens)
+        common = self._common(plan, request, max_tokens)
         if local := _local_steps(plan):
             return clipped_local_updates(self.model, rows, unit_ids, request.clip_norm, **local, **common)
         return clipped_sum(self.model, rows, unit_ids, request.clip_norm, method=self.config.gradients, **common)
@@ -124,7 +124,7 @@ class Worker:
         self, plan: Plan, request: TrainRequest, rows: TokenRows, unit_ids: np.ndarray, max_tokens: int | None
     ) -> ClippedSum:
         """One unit after the other, each put on the public fixed-point grid, summed as integers."""
-        common = self._common(plan, max_tokens)
+        common = self._common(plan, request, max_tokens)
         if local := _local_steps(plan):
             updates = clipped_local_units(self.model, rows, unit_ids, request.clip_norm, **local, **common)
         else:
@@ -132,7 +132,8 @@ class Worker:
         total = np.zeros(self.layout.size, dtype=np.int64)
         norms, losses = [], []
         for _, update, norm, loss in updates:
-            total += quantise(update.cpu().numpy(), request.clip_norm, request.resolution)
+            bound = request.clip_norm * max(request.settings.values(), default=1.0)
+            total += quantise(update.cpu().numpy(), bound, request.resolution)
             norms.append(norm)
             losses.append(loss)
         before = torch.tensor(norms, dtype=torch.float64)
@@ -143,8 +144,14 @@ class Worker:
             finite=torch.isfinite(before),
         )
 
-    def _common(self, plan: Plan, max_tokens: int | None) -> dict[str, Any]:
-        return {"objective": self.objective, "weighting": plan.weighting, "max_tokens": max_tokens}
+    def _common(self, plan: Plan, request: TrainRequest, max_tokens: int | None) -> dict[str, Any]:
+        return {
+            "objective": self.objective,
+            "weighting": plan.weighting,
+            "scales": request.settings or None,
+            "norm_order": plan.norm_order,
+            "max_tokens": max_tokens,
+        }
 
     def _with_memory_left(self, compute: Any) -> ClippedSum:
         """compute(max_tokens), with the micro-batch halved for good each time the device runs out of memory."""

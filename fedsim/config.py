@@ -47,6 +47,20 @@ class PlanConfig:
     """Local SGD steps a user takes before its update is clipped (uls); more than one makes this DP-FedAvg."""
     local_learning_rate: float = 0.1
     """Learning rate of the local steps, where there are several."""
+    mechanism: Literal["gaussian", "adaptive-noise", "layer-noise", "matrix-noise", "randomised-laplace"] = "gaussian"
+    """The noise. gaussian: the same on every parameter. adaptive-noise: allocated by importance seen in earlier
+    releases. layer-noise, matrix-noise: the same total on every layer or matrix. randomised-laplace: on sums clipped
+    in L1, so that the clip norm means another norm. See docs/mechanisms.md for what each is worth."""
+    noise_file: str | None = None
+    """Law of the inverse scale for randomised-laplace, found by `search-noise`; by default plain Laplace noise."""
+    clip_quantile: float = 0.0
+    """Let the clip norm follow the norm that this share of the units do not exceed, by a noised count that the plan
+    accounts for; 0 keeps the clip norm."""
+    clip_count_std: float | None = None
+    """Noise on that count, in units; by default a twentieth of the expected units, and at least the noise
+    multiplier."""
+    clip_learning_rate: float = 0.2
+    """How fast the clip norm follows: the largest relative change in a round is about this."""
     allow_no_privacy: bool = False
     """Allow ε = inf or a noise multiplier of 0: for debugging and for the non-private end of a comparison."""
 
@@ -60,6 +74,15 @@ class PlanConfig:
         require_between("plan.delta", self.delta, 0, 1)
         require_positive("plan.clip-norm", self.clip_norm)
         require_positive("plan.local-learning-rate", self.local_learning_rate)
+        require_positive("plan.clip-learning-rate", self.clip_learning_rate)
+        if self.clip_quantile:
+            require_between("plan.clip-quantile", self.clip_quantile, 0, 1)
+        if self.clip_quantile and self.mechanism == "randomised-laplace":
+            raise InvalidInput("plan.clip-quantile", self.clip_quantile, "0 with randomised-laplace")
+        if self.clip_count_std is not None:
+            require_positive("plan.clip-count-std", self.clip_count_std)
+        if self.noise_file is not None and self.mechanism != "randomised-laplace":
+            raise InvalidInput("plan.noise-file", self.noise_file, "unset, unless the mechanism is randomised-laplace")
         for name in ("gradients_per_round", "group_size", "rounds", "local_steps"):
             require_at_least(f"plan.{name.replace('_', '-')}", getattr(self, name), 1)
         if self.noise_multiplier is not None:

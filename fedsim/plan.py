@@ -24,6 +24,9 @@ from fedsim.privacy.events import (
     PoissonSubsampledGaussian,
     Repeated,
 )
+from fedsim.privacy.mechanisms.inverse_scale import Law, check_law
+from fedsim.privacy.mechanisms.quantile_clip import QuantileClip
+from fedsim.privacy.mechanisms.registry import mechanism_named
 from fedsim.randomness import stream
 from fedsim.validation import require_at_least, require_between, require_positive, require_probability
 
@@ -53,6 +56,11 @@ class _Plan:
         adjacency: The change of the data set that the guarantee hides.
         selection: Which of a user's examples are taken when it has more than group_size.
         weighting: A unit's gradient is the mean over its examples or over its tokens.
+        mechanism: Name of the noise, of `fedsim.privacy.mechanisms.registry`.
+        law: Law of the inverse scale, for the mechanism that has one; empty for plain Laplace.
+        clip_quantile: Share of units that the clip norm should leave unclipped, which it then follows; 0 keeps it.
+        clip_count_std: Standard deviation of the noise on the count that it follows, in units.
+        clip_learning_rate: How fast it follows.
     """
 
     group_size: int
@@ -63,8 +71,17 @@ class _Plan:
     adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE_USER
     selection: Selection = "random"
     weighting: Literal["examples", "tokens"] = "examples"
+    mechanism: str = "gaussian"
+    law: Law = ()
+    clip_quantile: float = 0.0
+    clip_count_std: float = 0.0
+    clip_learning_rate: float = 0.2
 
     def __post_init__(self) -> None:
+        if self.law:
+            object.__setattr__(self, "law", check_law(self.law))
+        if self.clip_quantile and self.norm_order != 2:
+            raise InvalidInput("plan.clip-quantile", self.clip_quantile, f"0 with the mechanism {self.mechanism}")
         require_at_least("plan.group-size", self.group_size, 1)
         require_positive("plan.clip-norm", self.clip_norm)
         require_at_least("plan.noise-multiplier", self.noise_multiplier, 0)
@@ -77,9 +94,37 @@ class _Plan:
         return "uls" if isinstance(self, UlsPlan) else "els"
 
     @property
+    def norm_order(self) -> int:
+        """The norm in which units are clipped: 2, or 1 where the mechanism's guarantee is for L1."""
+        return mechanism_named(self.mechanism).norm_order
+
+    @property
+    def normaliser(self) -> float:
+        """The public constant by which the noised sum is divided."""
+        raise AssertionError("UlsPlan and ElsPlan define this")
+
+    @property
+    def clip_rule(self) -> QuantileClip | None:
+        """The rule by which the clip norm moves; None where it stays."""
+        if not self.clip_quantile:
+            return None
+        return QuantileClip(
+            quantile=self.clip_quantile,
+            learning_rate=self.clip_learning_rate,
+            count_std=self.clip_count_std,
+            expected_units=self.normaliser,
+        )
+
+    @property
+    def sum_noise_multiplier(self) -> float:
+        """Noise multiplier of the clipped sum: σ, or more where a noised count takes its share of σ."""
+        rule = self.clip_rule
+        return self.noise_multiplier if rule is None else rule.sum_noise_multiplier(self.noise_multiplier)
+
+    @property
     def noise_std(self) -> float:
-        """Standard deviation of the noise on each coordinate of the clipped sum, σC."""
-        return self.noise_multiplier * self.clip_norm
+        """Standard deviation of the noise on each coordinate of the clipped sum, σC (before any scales)."""
+        return self.sum_noise_multiplier * self.clip_norm
 
     def step_event(self) -> Event:
         """What one round or step releases, as the accountant sees it."""
@@ -172,9 +217,10 @@ class UlsPlan(_Plan):
         return self.expected_cohort_size * self.group_size
 
     def step_event(self) -> Event:
-        return PoissonSubsampledGaussian(
+        sampled = PoissonSubsampledGaussian(
             sampling_probability=self.sampling_probability, noise_multiplier=self.noise_multiplier
         )
+        return mechanism_named(self.mechanism).event(sampled, self.law)
 
     def sample(self, round: int, seed: int | bytes) -> np.ndarray:
         """The round's cohort: a Poisson sample of users, sorted, int64; costs O(cohort)."""
@@ -239,11 +285,12 @@ class ElsPlan(_Plan):
         return self.expected_batch_size
 
     def step_event(self) -> Event:
-        return BinomialMixtureGaussian(
+        sampled = BinomialMixtureGaussian(
             group_size=self.group_size,
             sampling_probability=self.sampling_probability,
             noise_multiplier=self.noise_multiplier,
         )
+        return mechanism_named(self.mechanism).event(sampled, self.law)
 
     def kept_rows(self, view: Any, seed: int | bytes) -> np.ndarray:
         """The examples kept of each user, int64 row indices [num_examples]; the same for the whole run."""
@@ -275,6 +322,7 @@ def plan_from_json(text: str) -> Plan:
     if algorithm not in kinds:
         raise InvalidInput("algorithm", algorithm, "uls or els")
     values["adjacency"] = Adjacency(values["adjacency"])
+    values["law"] = tuple(tuple(component) for component in values.get("law", ()))
     return kinds[algorithm](**values)
 
 

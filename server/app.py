@@ -61,7 +61,8 @@ def train(grid: Grid, config: RunConfig) -> dict[str, Any]:
 
     layout = ParameterLayout.of(resources.loaded.model)
     parameters = np.array(layout.flatten(resources.loaded.model), dtype=np.float32)
-    training = Training(config, plan, resources, grid, folder, seeds, parameters)
+    sizes = dict(zip(layout.names, np.diff(layout.offsets).tolist(), strict=True))
+    training = Training(config, plan, resources, grid, folder, seeds, parameters, sizes)
     outcome = training.run()
 
     write_json(folder.privacy, privacy_statement(config, plan, training.ledger, outcome.rounds, versions()))

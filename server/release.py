@@ -1,33 +1,83 @@
-"""The release: sum, add noise, then divide by a public constant."""
+"""The release: sum, add noise, then divide by a public constant; and what the next round learns from it."""
+
+from collections.abc import Mapping
 
 import numpy as np
 
 from fedsim.plan import Plan
+from fedsim.privacy.mechanisms.registry import mechanism_named
 from fedsim.randomness import stream
 
-CHUNK = 1 << 20
-"""Coordinates whose noise is drawn at once: bounds the extra memory to a few megabytes."""
+CLIP = "clip_norm"
 
 
-def noised_mean(total: np.ndarray, plan: Plan, noise_seed: int | bytes, round: int) -> np.ndarray:
-    """(total + N(0, σ²C²I)) / normaliser, in place.
-
-    The noise of one round is drawn from its own keyed stream and never used for another sum. Divided by the
-    expected, never the realised, number of units: the latter would leak who took part.
+class Release:
+    """What leaves the server each round, and the mechanism's state between rounds, made of released values alone.
 
     Args:
-        total: The clipped sum, float32 or (from exact sums) float64 [P]; overwritten.
-        plan: Gives σC and the normaliser.
+        plan: Names the mechanism; its noise multiplier is that of the whole release.
+        sizes: Values of each parameter by name, in the order of the flat vector.
         noise_seed: Seed or secret key of the noise.
-        round: The round, from 0.
-
-    Returns:
-        total, now the released mean.
     """
-    generator = stream(noise_seed, "noise", round)
-    if plan.noise_std > 0:
-        for start in range(0, len(total), CHUNK):
-            part = total[start : start + CHUNK]
-            part += total.dtype.type(plan.noise_std) * generator.standard_normal(len(part), dtype=total.dtype)
-    total /= total.dtype.type(plan.normaliser)
-    return total
+
+    def __init__(self, plan: Plan, sizes: Mapping[str, int], noise_seed: int | bytes) -> None:
+        self.plan = plan
+        self.clip_norm = plan.clip_norm
+        self.clip_rule = plan.clip_rule
+        self._noise_seed = noise_seed
+        chosen = mechanism_named(plan.mechanism)
+        event = plan.step_event() if plan.noise_multiplier > 0 else None
+        self._noise = chosen.noise(event, plan.sum_noise_multiplier, sizes)
+
+    def scales(self) -> dict[str, float]:
+        """Scales of the whitened clip in the coming round, by parameter name; empty where all are 1."""
+        return dict(self._noise.scales())
+
+    @property
+    def norm_bound(self) -> float:
+        """Largest L2 norm of one unit's clipped update in the coming round."""
+        return self.clip_norm * max(self._noise.scales().values(), default=1.0)
+
+    def noised_mean(self, total: np.ndarray, round: int) -> np.ndarray:
+        """(total + noise)/normaliser, in place: the released mean.
+
+        The noise of one round is drawn from its own keyed stream and never used for another sum. Divided by the
+        expected, never the realised, number of units: the latter would leak who took part.
+
+        Args:
+            total: The clipped sum, float32 or (from exact sums) float64 [P]; overwritten.
+            round: The round, from 0.
+        """
+        self._noise.add(total, self.clip_norm, stream(self._noise_seed, "noise", round))
+        total /= total.dtype.type(self.plan.normaliser)
+        return total
+
+    def observe(
+        self, released: np.ndarray, parameters: np.ndarray, statistics: Mapping[str, float], round: int
+    ) -> None:
+        """Prepare the next round from this one's release, and from a noised count where the clip norm follows one.
+
+        Args:
+            released: The released mean [P].
+            parameters: The parameters [P] it belongs to, before the step.
+            statistics: Private sums over the units: "units" and "clipped_units" enter, noised.
+            round: The round.
+        """
+        self._noise.observe(released, parameters)
+        if self.clip_rule is not None:
+            fraction = self.clip_rule.noised_fraction(
+                statistics["units"] - statistics.get("clipped_units", 0.0),
+                statistics["units"],
+                stream(self._noise_seed, "clip-count", round),
+                private=self.plan.noise_multiplier > 0,
+            )
+            self.clip_norm = self.clip_rule.moved(self.clip_norm, fraction)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything a resumed run needs, as named arrays; made of released values alone."""
+        return {CLIP: np.array(self.clip_norm), **self._noise.state()}
+
+    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Continue from what state() returned."""
+        self.clip_norm = float(arrays[CLIP])
+        self._noise.load_state(arrays)

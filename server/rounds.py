@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from server.dispatch import Dispatcher
 from server.evaluation import Evaluation, evaluate, held_out_rows
 from server.optimizer import ServerOptimizer
 from server.progress import RoundProgress
-from server.release import noised_mean
+from server.release import Release
 from server.run_folder import RunFolder
 
 
@@ -64,6 +65,7 @@ class Training:
         folder: Where results go.
         seeds: Sampling and noise seeds.
         parameters: Trainable parameters at the start, float32 [P]; updated in place.
+        sizes: Values of each parameter by name, in the order of the vector; by default it is one parameter.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Training:
         folder: RunFolder,
         seeds: Seeds,
         parameters: np.ndarray,
+        sizes: Mapping[str, int] | None = None,
     ) -> None:
         self.config = config
         self.plan = plan
@@ -92,7 +95,7 @@ class Training:
             grid, units_per_message=config.engine.users_per_message or None, timeout=config.engine.timeout_seconds
         )
         self._kept = plan.kept_rows(self.train, seeds.sampling) if isinstance(plan, ElsPlan) else None
-        self._resolution = resolution_for(plan.clip_norm, plan.population) if config.engine.exact else 0.0
+        self.release = Release(plan, sizes or {"parameters": len(parameters)}, seeds.noise)
         self._validation_rows = held_out_rows(self.validation, config.evaluation.max_rows)
         self._seconds = 0.0
 
@@ -127,24 +130,29 @@ class Training:
         """One release and one optimizer step; returns sums over the cohort, which are private."""
         started = time.perf_counter()
         units, following = self._units(round), self._units(round + 1)
+        exact = self.config.engine.exact
+        resolution = resolution_for(self.release.norm_bound, self.plan.population) if exact else 0.0
         self.budget.charge(round)
         request = TrainRequest(
             plan=self.plan.to_json(),
             round=round,
             sampling_seed=self.seeds.sampling,
             units=units,
-            clip_norm=self.plan.clip_norm,
+            clip_norm=self.release.clip_norm,
             parameters=parameters_record(self.parameters),
-            resolution=self._resolution,
+            settings=self.release.scales(),
+            resolution=resolution,
         )
         gathered = self.dispatcher.gather(
             request, self._costs(units), next_units=following, next_costs=self._costs(following)
         )
-        total = dequantise(gathered.total, self._resolution) if self._resolution else gathered.total
-        mean = noised_mean(total, self.plan, self.seeds.noise, round)
-        self.optimizer.step(mean.astype(np.float32, copy=False))
+        total = dequantise(gathered.total, resolution) if resolution else gathered.total
+        mean = self.release.noised_mean(total, round).astype(np.float32, copy=False)
+        statistics = {**gathered.statistics, "units": float(len(units))}
+        self.release.observe(mean, self.parameters, statistics, round)
+        self.optimizer.step(mean)
         self._seconds += time.perf_counter() - started
-        return {**gathered.statistics, "units": float(len(units))}
+        return statistics
 
     def _units(self, round: int) -> np.ndarray:
         """The units that a round samples: users (ULS), or rows of kept examples (ELS)."""
@@ -176,6 +184,7 @@ class Training:
                 "epsilon": spent,
                 "gradient_evaluations": round * self.plan.gradients_per_round,
                 "learning_rate": self.optimizer.learning_rate,
+                "clip_norm": self.release.clip_norm,
                 "seconds": self._seconds,
                 # Computed from training users without noise: for debugging, never for release.
                 "not_private": {

@@ -1,5 +1,6 @@
 """From a configuration and the training users to a plan."""
 
+import dataclasses
 import secrets
 from typing import Any
 
@@ -9,6 +10,7 @@ from fedsim.config import PlanConfig
 from fedsim.errors import InvalidInput
 from fedsim.plan import ElsPlan, Plan, UlsPlan
 from fedsim.privacy.events import Adjacency
+from fedsim.privacy.mechanisms.laplace_search import read_noise_file
 
 
 def fresh_seed() -> int:
@@ -46,6 +48,10 @@ def make_plan(config: PlanConfig, train: Any, sampling_seed: int) -> Plan:
         "adjacency": Adjacency(config.adjacency),
         "selection": config.selection,
         "weighting": config.weighting,
+        "mechanism": config.mechanism,
+        "law": () if config.noise_file is None else read_noise_file(config.noise_file).law,
+        "clip_quantile": config.clip_quantile,
+        "clip_learning_rate": config.clip_learning_rate,
     }
     plan: Plan
     if config.algorithm == "uls":
@@ -59,4 +65,9 @@ def make_plan(config: PlanConfig, train: Any, sampling_seed: int) -> Plan:
     else:
         kept = int(np.minimum(np.diff(train.user_offsets), config.group_size).sum())
         plan = ElsPlan(num_examples=kept, sampling_probability=config.gradients_per_round / kept, **common)
-    return plan if noise is not None else plan.calibrate(config.epsilon)
+    calibrated: Plan = plan if noise is not None else plan.calibrate(config.epsilon)
+    if not config.clip_quantile:
+        return calibrated
+    # The event is that of σ, whatever share of σ the count takes; so the count's noise is chosen after calibration.
+    count_std = config.clip_count_std or max(plan.normaliser / 20, calibrated.noise_multiplier)
+    return dataclasses.replace(calibrated, clip_count_std=count_std)

@@ -1,0 +1,41 @@
+"""What an audit found, in numbers and in words."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditFinding:
+    """One attack against one guarantee.
+
+    Attributes:
+        attack: What was attacked and how.
+        epsilon_lower: Lower bound on ε at delta: within the family of the certified event.
+        epsilon_lower_free: Lower bound on ε at delta that rests on no family; usually weaker.
+        epsilon_certified: The upper bound that was claimed.
+        delta: δ of all three.
+        confidence: Of each lower bound.
+        contradicts: Whether the attack did better than the claimed guarantee permits, at the confidence.
+        trials: Runs or canaries behind it.
+    """
+
+    attack: str
+    epsilon_lower: float
+    epsilon_lower_free: float
+    epsilon_certified: float
+    delta: float
+    confidence: float
+    contradicts: bool
+    trials: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values, with what kind of statement it is."""
+        return asdict(self) | {"kind": "evidence", "in_words": self.in_words()}
+
+    def in_words(self) -> str:
+        """One sentence a reader cannot mistake for a proof."""
+        found = f"{self.attack}: at {self.confidence:.0%} confidence ε is at least {self.epsilon_lower:.2f} at δ = "
+        found += f"{self.delta:g}, from {self.trials} trials; certified is at most {self.epsilon_certified:.2f}."
+        if self.contradicts:
+            return f"{found} This contradicts the claimed guarantee: something is broken."
+        return f"{found} This does not contradict the guarantee. It is evidence, no proof: other attacks may do better."
