@@ -1,0 +1,195 @@
+"""Gaussian noise from a cryptographic generator, on a public grid.
+
+Floating-point noise has two weaknesses. Its low-order bits tell sums apart that the noise should make alike (Mironov
+2012, "On significance of the least significant bits for differential privacy"), and a statistical generator can be
+predicted from what it has put out. Here the key of each release comes from the operating system and is forgotten,
+the bits come from AES-256 in counter mode, and what is added is floor(Z/h) for an exact Gaussian Z and a grid step h:
+for a sum that lies on the grid, S + h·floor(Z/h) = h·floor((S + Z)/h), which is a function of the continuous Gaussian
+mechanism's output. By post-processing its guarantee holds as it stands, without a new accountant.
+
+Z/σ = ±(k + x) is drawn as by Karney (2016, "Sampling exactly from the normal distribution", Algorithm N): integer k
+with probability ∝ exp(−k²/2), x uniform on (0, 1), kept with probability exp(−x(2k + x)/2). x has 128 bits, k's table
+too, and where float64 cannot decide whether x is kept, more digits do. What is left is below 2^-60 of the probability
+of each grid point.
+"""
+
+import decimal
+import functools
+import math
+import secrets
+from typing import Protocol
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+CHUNK = 1 << 18
+"""Coordinates whose noise is drawn at once."""
+STEPS = 32
+"""The grid has at least 2^32 steps in a standard deviation."""
+SCALE_BITS = 26
+"""Bits of the standard deviation over the grid step: it is rounded up, by less than 2^-25 of itself."""
+UNDECIDED = 2.0**-45
+"""Where the uniform is this close to float64's acceptance probability, more digits decide. Its error is below 2^-48."""
+LARGEST_PART = 16
+
+decimal_context = decimal.Context(prec=80)
+
+
+class Bits(Protocol):
+    """A source of independent uniform 64-bit words."""
+
+    def words(self, count: int) -> np.ndarray:
+        """uint64 [count]."""
+
+
+class CryptographicBits:
+    """AES-256 in counter mode under a key from the operating system that is kept nowhere else."""
+
+    def __init__(self) -> None:
+        self._stream = Cipher(algorithms.AES(secrets.token_bytes(32)), modes.CTR(bytes(16))).encryptor()
+
+    def words(self, count: int) -> np.ndarray:
+        return np.frombuffer(self._stream.update(bytes(8 * count)), dtype=np.uint64)
+
+
+class SecureNoise:
+    """Adds the noise of one release.
+
+    Args:
+        resolution: Step of the grid that the sums lie on, a power of two (`fedsim.engine.exact`). 0 for float sums,
+            which are rounded to the grid first; their own rounding is not covered then.
+        bits: Where randomness comes from.
+    """
+
+    def __init__(self, resolution: float = 0.0, bits: Bits | None = None) -> None:
+        self.resolution = resolution
+        self.bits = CryptographicBits() if bits is None else bits
+
+    def add_normal(self, total: np.ndarray, std: float) -> None:
+        """total + N(0, std²) on the grid, in place.
+
+        Args:
+            total: float32 or float64 [P].
+            std: Standard deviation, positive; what is added has at least that, and less than 2^-25 of it more.
+
+        Raises:
+            ValueError: The total is too long, or the deviation too large, for the grid.
+        """
+        step = math.ldexp(1.0, math.frexp(std)[1] - 1 - STEPS)
+        if self.resolution:
+            step = min(step, self.resolution)
+        numerator, exponent = _rounded_up(std / step)
+        for start in range(0, len(total), CHUNK):
+            part = total[start : start + CHUNK]
+            # Division by a power of two is exact, and where the sum lies on the grid so is rounding.
+            places = np.rint(part.astype(np.float64) / step)
+            if not np.abs(places).max(initial=0.0) < 2.0**61:
+                raise ValueError("the sum is too long for the grid of secure noise")
+            noised = places.astype(np.int64) + floor_normal(self.bits, len(part), numerator, exponent)
+            part[:] = noised.astype(np.float64) * step
+
+
+def floor_normal(bits: Bits, size: int, numerator: int, exponent: int) -> np.ndarray:
+    """floor(Z·s) for exact standard normal Z and s = numerator·2^exponent.
+
+    Args:
+        bits: Uniform words.
+        size: How many.
+        numerator: Below 2^27.
+        exponent: 0 to 32.
+
+    Returns:
+        int64 [size].
+    """
+    k, high = _halves(bits, size)
+    low = bits.words(size)
+    magnitude = _scaled_floor(k, high, low, numerator, exponent)
+    negative = np.unpackbits(bits.words((size + 63) // 64).view(np.uint8), count=size).astype(bool)
+    # floor(−y) = −floor(y) − 1 for every y that is no integer, which is all of them.
+    return np.where(negative, -magnitude - 1, magnitude)
+
+
+def _rounded_up(scale: float) -> tuple[int, int]:
+    """scale, of at least 2^26, as numerator·2^exponent, not less, with a numerator of SCALE_BITS bits."""
+    exponent = math.frexp(scale)[1] - SCALE_BITS
+    if not 0 <= exponent <= 32:
+        raise ValueError(f"a standard deviation of {scale:g} grid steps is outside what secure noise can draw")
+    return math.ceil(math.ldexp(scale, -exponent)), exponent
+
+
+def _halves(bits: Bits, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """size accepted pairs (k, the first 64 bits of x): |Z| = k + x."""
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    missing = size
+    while missing > 0:
+        tries = missing + missing // 2 + 16  # 71 % are kept.
+        words = bits.words(3 * tries)
+        k = _whole_parts(words[:tries], bits)
+        kept = _accepted(k, words[tries : 2 * tries], words[2 * tries :], bits)[:missing]
+        parts.append((k[kept], words[tries : 2 * tries][kept]))
+        missing -= len(kept)
+    return tuple(np.concatenate(columns) for columns in zip(*parts, strict=True)) if parts else _nothing()
+
+
+def _nothing() -> tuple[np.ndarray, np.ndarray]:
+    return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint64)
+
+
+def _whole_parts(words: np.ndarray, bits: Bits) -> np.ndarray:
+    """k with probability ∝ exp(−k²/2), by inverting its distribution at 128 bits; uint64."""
+    k = np.searchsorted(_TABLE_HIGH, words, side="right")
+    # The first 64 bits equal a threshold's once in 2^60 draws; then the next 64 decide.
+    for place in np.flatnonzero(np.isin(words, _TABLE_HIGH)):
+        below = int(np.searchsorted(_TABLE_HIGH, words[place]))
+        lows = _TABLE_LOW[below : int(k[place])]
+        k[place] = below + int(np.searchsorted(lows, bits.words(1)[0], side="right"))
+    return k.astype(np.uint64)
+
+
+def _accepted(k: np.ndarray, x: np.ndarray, uniform: np.ndarray, bits: Bits) -> np.ndarray:
+    """Places where the uniform is below exp(−x(2k + x)/2)."""
+    fraction = x * 2.0**-64
+    probability = np.exp(-0.5 * fraction * (2.0 * k + fraction))
+    gap = probability - uniform * 2.0**-64
+    kept = gap > 0
+    for place in np.flatnonzero(np.abs(gap) < UNDECIDED):
+        kept[place] = _accepted_exactly(int(k[place]), int(x[place]), int(uniform[place]), bits)
+    return np.flatnonzero(kept)
+
+
+def _accepted_exactly(k: int, x: int, uniform: int, bits: Bits) -> bool:
+    """The same with 80 digits, and 128 bits of the uniform. x's bits beyond 64 move the threshold by 2^-64 at most."""
+    context = decimal_context
+    fraction = context.divide(decimal.Decimal(2 * x + 1), decimal.Decimal(2**65))
+    power = context.multiply(fraction, context.add(decimal.Decimal(2 * k), fraction))
+    threshold = context.exp(context.divide(power, decimal.Decimal(-2)))
+    wide = (uniform << 64) + int(bits.words(1)[0])
+    return context.divide(decimal.Decimal(wide), decimal.Decimal(2**128)) < threshold
+
+
+def _scaled_floor(k: np.ndarray, high: np.ndarray, low: np.ndarray, numerator: int, exponent: int) -> np.ndarray:
+    """floor((k + x)·numerator·2^exponent), x of 128 bits, in limbs of 32 bits; int64."""
+    factor, mask, half = np.uint64(numerator), np.uint64(0xFFFFFFFF), np.uint64(32)
+    carry = np.zeros(len(k), dtype=np.uint64)
+    for limb in (low & mask, low >> half, high & mask, high >> half):
+        carry = limb * factor + (carry >> half)
+    # carry is now floor(x·numerator·2^32), below 2^59.
+    whole = (k * factor) << np.uint64(exponent)
+    return (whole + (carry >> np.uint64(32 - exponent))).astype(np.int64)
+
+
+def _table() -> tuple[np.ndarray, np.ndarray]:
+    """P(k ≤ j) for j = 0, 1, …, in 128 bits: the first and the last 64."""
+    context = decimal_context
+    weights = [context.exp(decimal.Decimal(-k * k) / 2) for k in range(LARGEST_PART)]
+    whole, below, thresholds = functools.reduce(context.add, weights), decimal.Decimal(0), []
+    for weight in weights[:-1]:
+        below = context.add(below, weight)
+        thresholds.append(int(context.multiply(context.divide(below, whole), decimal.Decimal(2**128)).to_integral()))
+    # Beyond k = 13 less than 2^-128 is left.
+    thresholds = [threshold for threshold in thresholds if threshold < 2**128]
+    high = np.array([threshold >> 64 for threshold in thresholds], dtype=np.uint64)
+    return high, np.array([threshold & (2**64 - 1) for threshold in thresholds], dtype=np.uint64)
+
+
+_TABLE_HIGH, _TABLE_LOW = _table()

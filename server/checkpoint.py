@@ -1,0 +1,242 @@
+"""Checkpoints: everything a run needs to go on, whole and verified, or not there at all.
+
+A checkpoint is a folder with two files: arrays.safetensors and manifest.json, which holds the checksum of the other
+and of itself. It is written under another name, forced to disk, and then renamed, so that a kill at any instant
+leaves the checkpoints before it as they were. Nothing in it is ever unpickled.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from fedsim.errors import InvalidInput
+
+FORMAT = "fedsim-checkpoint"
+VERSION = 1
+ARRAYS = "arrays.safetensors"
+MANIFEST = "manifest.json"
+PARTIAL = ".partial"
+
+
+class CheckpointDamaged(Exception):
+    """A checkpoint that is not what was written."""
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        self.path, self.reason = Path(path), reason
+        super().__init__(f"{path}: {reason}")
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.path, self.reason)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The state of a run between two rounds.
+
+    Attributes:
+        round: Rounds done.
+        arrays: Weights, optimizer and mechanism state, by name ("parameters", "optimizer/exp_avg", …).
+        values: Everything else, as JSON values: plan, fingerprints, ledger and metrics positions, seconds.
+    """
+
+    round: int
+    arrays: Mapping[str, np.ndarray]
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint into a folder of checkpoints; it is there completely or not at all.
+
+    Raises:
+        OSError: When the disk is full or cannot be written; the checkpoints before it are untouched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{checkpoint.round:08d}"
+    partial = path.with_name(path.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        save_file({name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()}, partial / ARRAYS)
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "round": checkpoint.round,
+            "values": dict(checkpoint.values),
+            "arrays": {"bytes": (partial / ARRAYS).stat().st_size, "sha256": _file_checksum(partial / ARRAYS)},
+        }
+        manifest["checksum"] = _checksum(manifest)
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False), encoding="utf-8")
+        for name in (ARRAYS, MANIFEST, ""):
+            _sync(partial / name)
+        # One of the same round can only be a damaged one, which the run was not resumed from.
+        shutil.rmtree(path, ignore_errors=True)
+        partial.rename(path)
+        _sync(folder)
+    except SafetensorError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(str(error)) from error
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return path
+
+
+def read(path: Path) -> Checkpoint:
+    """Read one checkpoint and verify it.
+
+    Raises:
+        CheckpointDamaged: When a file is missing, cut off or changed, or the format is not this version's.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        expected = manifest.pop("checksum")
+        if manifest["format"] != FORMAT or manifest["version"] != VERSION:
+            raise CheckpointDamaged(path, f"not a {FORMAT} of version {VERSION}")
+        if _checksum(manifest) != expected:
+            raise CheckpointDamaged(path, f"the checksum of {MANIFEST} is wrong")
+        written = manifest["arrays"]
+        if (path / ARRAYS).stat().st_size != written["bytes"]:
+            raise CheckpointDamaged(path, f"{ARRAYS} is not the {written['bytes']} bytes that were written")
+        if _file_checksum(path / ARRAYS) != written["sha256"]:
+            raise CheckpointDamaged(path, f"the checksum of {ARRAYS} is wrong")
+        return Checkpoint(round=int(manifest["round"]), arrays=load_file(path / ARRAYS), values=manifest["values"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise CheckpointDamaged(path, f"cannot be read ({type(error).__name__}: {error})") from error
+
+
+def stored(folder: Path) -> list[Path]:
+    """The finished checkpoints in a folder, newest first."""
+    return sorted((path for path in folder.glob("[0-9]*") if path.name.isdigit() and path.is_dir()), reverse=True)
+
+
+def read_latest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that is undamaged; None where none was ever written.
+
+    A damaged one is named on stderr, and the one before it is taken: the ledger, not the checkpoint, knows what was
+    spent, so that going further back costs work but never privacy.
+
+    Raises:
+        InvalidInput: When there are checkpoints, but all of them are damaged.
+    """
+    damage = []
+    for path in stored(folder):
+        try:
+            return read(path)
+        except CheckpointDamaged as error:
+            print(f"warning: checkpoint {error}; trying the one before it", file=sys.stderr, flush=True)
+            damage.append(error)
+    if damage:
+        raise InvalidInput(
+            "resume", str(folder), "a folder with an undamaged checkpoint", f"The newest: {damage[0].reason}."
+        )
+    return None
+
+
+class CheckpointWriter:
+    """Writes checkpoints while the next round computes, at most one at a time, and keeps the newest few.
+
+    A checkpoint that cannot be written (full disk, read-only folder) is reported on stderr and training goes on: the
+    last good one stays usable.
+
+    Args:
+        folder: Where to.
+        rounds: Write after every so many rounds; 0 for never.
+        minutes: Write when so many minutes have passed since the last; 0 for never.
+        keep: How many to keep.
+        good: Round of the checkpoint that the run was resumed from, if it was.
+    """
+
+    def __init__(self, folder: Path, *, rounds: int, minutes: float, keep: int, good: int | None = None) -> None:
+        self.folder = folder
+        self.failure: OSError | None = None
+        self._rounds, self._seconds, self._keep = rounds, minutes * 60, keep
+        self._last = time.monotonic()
+        self._good = good
+        self._thread: threading.Thread | None = None
+
+    def due(self, round: int) -> bool:
+        """Whether a checkpoint is to be written after so many rounds."""
+        by_rounds = self._rounds > 0 and round % self._rounds == 0
+        return by_rounds or (self._seconds > 0 and time.monotonic() - self._last >= self._seconds)
+
+    def write(self, checkpoint: Checkpoint, *, wait: bool = False) -> None:
+        """Start writing; the arrays must not change until it is done.
+
+        Args:
+            checkpoint: What to write.
+            wait: Return only when it is on disk, or has failed.
+        """
+        self.join()
+        self._last = time.monotonic()
+        if checkpoint.round == self._good:
+            return  # It is on disk already: replacing it would put it at risk.
+        self._thread = threading.Thread(target=self._write, args=(checkpoint,), name="checkpoint")
+        self._thread.start()
+        if wait:
+            self.join()
+
+    def join(self) -> None:
+        """Wait for the write under way, if any."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def remove_all(self) -> None:
+        """Delete the checkpoints of a run that is finished."""
+        self.join()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        try:
+            write(self.folder, checkpoint)
+        except OSError as error:
+            self.failure = error
+            good = "there is none yet" if self._good is None else f"the one of round {self._good} stays usable"
+            print(
+                f"warning: no checkpoint of round {checkpoint.round} ({error.strerror or error}); {good}: "
+                f"{self.folder}",
+                file=sys.stderr,
+                flush=True,
+            )
+            return
+        self.failure, self._good = None, checkpoint.round
+        self._rotate(checkpoint.round)
+
+    def _rotate(self, newest: int) -> None:
+        """Remove what is older than the newest few, and what is ahead of them (of a run that was set back)."""
+        for path in stored(self.folder):
+            if int(path.name) > newest:
+                shutil.rmtree(path, ignore_errors=True)
+        for path in stored(self.folder)[self._keep :]:
+            shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob(f"*{PARTIAL}"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def _file_checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
