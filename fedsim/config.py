@@ -168,6 +168,33 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When a run that may be killed writes down its state."""
+
+    rounds: int = 10
+    """Write a checkpoint after every so many rounds; 0 for never."""
+    minutes: float = 10.0
+    """Write one when so many minutes have passed since the last; 0 for never."""
+    keep: int = 2
+    """Checkpoints to keep: more than one, so that a damaged one does not lose the run."""
+
+    def __post_init__(self) -> None:
+        require_at_least("checkpoint.rounds", self.rounds, 0)
+        require_at_least("checkpoint.minutes", self.minutes, 0)
+        require_at_least("checkpoint.keep", self.keep, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseConfig:
+    """How the noise is drawn."""
+
+    secure: bool = False
+    """Draw a new key from the operating system for every release, the noise from a cryptographic generator, on a grid
+    that floating-point rounding cannot see through, and store none of it. A round that a crash makes run again draws
+    other users and other noise, and is charged again. Exact together with --engine.exact."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One training run."""
 
@@ -177,6 +204,8 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
     gradients: Literal["fast", "reference"] = "fast"
     """fast clips many users in one pass; reference loops over them with plain autograd."""
     sampling_seed: int | None = None
@@ -184,8 +213,39 @@ class RunConfig:
     noise_seed: int | None = None
     """Seed of the noise, for experiments that must repeat. A model trained with a known noise seed must not be
     released: whoever knows the seed can subtract the noise."""
+    release: bool = False
+    """The model is to be released: refuse what would void its guarantee (given seeds, ε = inf, choosing between
+    models by looking at private data), and keep metrics of private training users out of the results."""
+    training_metrics: Literal["auto", "on", "off"] = "auto"
+    """Write metrics computed from private training users without noise, marked as not private. auto writes them,
+    except with --release."""
     output: str | None = None
     """Folder for the results; by default a new one under runs/."""
+    resume: str | None = None
+    """Folder of an unfinished run to go on with, with its own settings."""
+
+    def __post_init__(self) -> None:
+        if self.noise.secure and self.noise_seed is not None:
+            raise InvalidInput("noise-seed", self.noise_seed, "unset with --noise.secure", "Secure noise has no seed.")
+        if self.noise.secure and self.plan.mechanism == "randomised-laplace":
+            raise InvalidInput("noise.secure", True, "off with --plan.mechanism randomised-laplace")
+        if self.release:
+            self._require_releasable()
+
+    def _require_releasable(self) -> None:
+        why = "Whoever knows it can undo what it decides; leave it out and it is drawn from the operating system."
+        for name in ("noise_seed", "sampling_seed"):
+            if getattr(self, name) is not None:
+                raise InvalidInput(name.replace("_", "-"), getattr(self, name), "unset with --release", why)
+        if math.isinf(self.plan.epsilon):
+            raise InvalidInput("plan.epsilon", self.plan.epsilon, "finite with --release")
+        if self.plan.noise_multiplier == 0:
+            raise InvalidInput("plan.noise-multiplier", 0, "above 0 with --release")
+
+    @property
+    def writes_training_metrics(self) -> bool:
+        """Whether metrics of private training users are written at all."""
+        return not self.release if self.training_metrics == "auto" else self.training_metrics == "on"
 
 
 def to_flat(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -257,9 +317,12 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
             return None
         return _typed(name, value, next(option for option in options if option is not type(None)))
     if origin in (tuple, list):
-        items = json.loads(value) if isinstance(value, str) else value
+        try:
+            items = json.loads(value) if isinstance(value, str) else value
+        except ValueError:
+            items = None
         if not isinstance(items, (list, tuple)):
-            raise InvalidInput(name, value, "a list")
+            raise InvalidInput(name, value, "a list, as JSON")
         return tuple(_typed(name, item, options[0]) for item in items)
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:

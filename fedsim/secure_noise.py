@@ -29,7 +29,7 @@ STEPS = 32
 SCALE_BITS = 26
 """Bits of the standard deviation over the grid step: it is rounded up, by less than 2^-25 of itself."""
 UNDECIDED = 2.0**-45
-"""Where the uniform is this close to float64's acceptance probability, more digits decide. Its error is below 2^-48."""
+"""Nearer to float64's acceptance probability than this, more digits decide. The probability's error is below 2^-48."""
 LARGEST_PART = 16
 
 decimal_context = decimal.Context(prec=80)
