@@ -11,7 +11,7 @@ from fedsim.privacy.dominating_pairs import LossPair
 from fedsim.privacy.loss_grid import grid_measures
 
 Pairs = Sequence[tuple[LossPair, int]]
-COARSE_CELLS = 2000
+COARSE_CELLS = 3000
 MOST_CELLS = 2**20
 """Cells of one event's grid, or of the composed window: some 0.3 GB at most."""
 ROUNDS = 6
@@ -57,7 +57,7 @@ def certify(pairs: Pairs, question: Question, *, swapped: bool) -> Bounds:
     else:
         scale = abs(bound)
     # Spreading mass over a step h adds up to h²/6 to the variance of each loss and takes up to h²/2 from it.
-    spacing = min(spacing, 0.8 * float(np.sqrt(question.tolerance * scale / (0.33 * turns * tilt))))
+    spacing = min(spacing, 0.65 * float(np.sqrt(question.tolerance * scale / (0.33 * turns * tilt))))
     best = Bounds(lower=0.0, upper=np.inf if question.epsilon is None else 1.0)
     for _ in range(ROUNDS):
         spacing = max(spacing, widest / MOST_CELLS)
@@ -112,7 +112,7 @@ def _interpolate(tail: ComposedTail, epsilon: float) -> float:
 
 def _invert(tail: ComposedTail, delta: float, *, certain: bool) -> float:
     """Where the curve falls to delta for good."""
-    over = np.flatnonzero(tail.deltas > delta)
+    over = np.flatnonzero(~(tail.deltas <= delta)) if certain else np.flatnonzero(tail.deltas > delta)
     if len(over) == 0:
         return float(tail.losses[0]) if certain else 0.0
     last = int(over[-1])

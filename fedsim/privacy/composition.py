@@ -150,16 +150,17 @@ def compose(parts: Parts, window: Window, epsilon: float) -> ComposedTail:
 
 
 def _deltas(losses: Floats, mass: Floats, tilt: float, base: float, misplaced: float, epsilon: float) -> ComposedTail:
-    kept = (1 + tilt) * (losses - epsilon) > -600
+    kept = (1 + tilt) * (losses - epsilon) > -300
     losses, mass = losses[kept], mass[kept]
     away = losses - epsilon
     scale = base - tilt * epsilon
     heavy = _above(mass * np.exp(-tilt * away))
-    light = _above(mass * np.exp(-(1 + tilt) * away)) * np.exp(away)
-    with np.errstate(over="ignore"):
-        deltas = np.exp(scale) * (heavy - light)
-        errors = np.exp(scale - tilt * away + log_kernel(tilt)) * misplaced
-        errors += np.exp(scale) * 2 * len(mass) * EPS * (np.abs(heavy) + np.abs(light))
+    light = _above(mass * np.exp(-(1 + tilt) * away)) * np.exp(np.minimum(away, 300))
+    deltas = np.exp(scale) * (heavy - light)
+    errors = np.exp(scale - tilt * away + log_kernel(tilt)) * misplaced
+    errors += np.exp(scale) * 2 * len(mass) * EPS * (np.abs(heavy) + np.abs(light))
+    # Far above the target the second sum has underflowed; it lies between 0 and the first.
+    errors += np.where(away > 300, np.exp(scale) * np.abs(heavy), 0.0)
     return ComposedTail(losses, deltas, errors)
 
 
