@@ -1,12 +1,15 @@
 """`compare`: ULS and ELS side by side at the same compute and (ε, δ)."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from experiments.report import print_table, write_report
+from experiments.prediction import predict
+from experiments.report import PREDICTION, print_table, read_prediction, write_report
 from fedsim.config import RunConfig
+from fedsim.resources import open_resources
 from server.app import new_output_folder, train
 from server.run_folder import RunFolder, write_json
 
@@ -60,9 +63,19 @@ class Compare(RunConfig):
         folder = RunFolder(self.output or new_output_folder("compare")).path
         arms = [self.arm(algorithm, folder) for algorithm in self.algorithms]
         with simulated_clients(arms[0]) as grid:
+            self._predict(arms, folder)
             summaries = [train(grid, arm) for arm in arms]
         write_json(folder / "comparison.json", summaries)
         report = write_report(folder)
         print_table(summaries)
+        for sentence in read_prediction(folder):
+            print(sentence)
         print(f"report: {report}")
         return 0
+
+    def _predict(self, arms: list[RunConfig], folder: Path) -> None:
+        """Ask the planner before anything is trained, where both algorithms run with a finite ε."""
+        group_sizes = {arm.plan.algorithm: arm.plan.group_size for arm in arms}
+        if math.isfinite(self.plan.epsilon) and set(group_sizes) == {"uls", "els"}:
+            train_split = open_resources(arms[0]).store.split("train")
+            write_json(folder / PREDICTION, predict(arms[0], train_split, group_sizes).to_json())

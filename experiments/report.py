@@ -31,6 +31,16 @@ COLUMNS = {
 """Columns of the table, in order: key of a summary, heading."""
 
 
+PREDICTION = "prediction.json"
+"""What the planner expected before training, in a comparison's folder."""
+
+
+def read_prediction(folder: Path) -> list[str]:
+    """The planner's expectation in sentences; none where it was not asked."""
+    path = folder / PREDICTION
+    return json.loads(path.read_text(encoding="utf-8"))["in_words"] if path.exists() else []
+
+
 def write_report(folder: Path) -> Path:
     """Write report.html and its figures for a run folder, or for a comparison's folder of runs.
 
@@ -51,6 +61,7 @@ def write_report(folder: Path) -> Path:
         .render(
             title="User-level private fine-tuning",
             verdict=verdict(summaries),
+            prediction=read_prediction(folder),
             columns=COLUMNS,
             rows=[[format_value(key, summary.get(key)) for key in COLUMNS] for summary in summaries],
             figures=[(caption, _embedded(path)) for caption, path in figures.items()],
