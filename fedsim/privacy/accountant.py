@@ -97,6 +97,14 @@ def _gaussian_bounds(shift: float, question: Question) -> Bounds:
     return gaussian_delta(shift, question.epsilon or 0.0)
 
 
+def epsilon_against(event: Event, delta: float, threshold: float, *, adjacency: Adjacency, tolerance: float) -> Bounds:
+    """Bounds on ε at delta, only as close as it takes to tell on which side of the threshold the upper one lies."""
+    require_between("delta", delta, 0, 1)
+    require_between("tolerance", tolerance, 0, 1)
+    counts = tuple((one, count) for one, count in sorted(flatten(event).items(), key=repr) if count)
+    return bounds_of(counts, adjacency, Question(None, delta, tolerance, threshold=threshold))
+
+
 def flatten(event: Event) -> Counter[Event]:
     """The primitive events within an event, and how often each occurs."""
     if isinstance(event, Repeated):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedsim.errors import InvalidInput
-from fedsim.privacy.accountant import epsilon_bounds
+from fedsim.privacy.accountant import epsilon_against, epsilon_bounds
 from fedsim.privacy.bounds import Bounds
 from fedsim.privacy.events import Adjacency, Event
 from fedsim.validation import require_at_least, require_between, require_positive
@@ -109,8 +109,17 @@ class _Search:
     def at(self, value: float) -> Bounds:
         if value not in self.known:
             event = self.make_event(value)
-            self.known[value] = epsilon_bounds(event, self.delta, adjacency=self.adjacency, tolerance=self.tolerance)
+            self.known[value] = epsilon_against(
+                event, self.delta, self.target, adjacency=self.adjacency, tolerance=self.tolerance
+            )
         return self.known[value]
+
+    def found(self, value: float) -> Calibration:
+        """The value, with bounds as close as the tolerance asks."""
+        rough, event = self.at(value), self.make_event(value)
+        close = epsilon_bounds(event, self.delta, adjacency=self.adjacency, tolerance=self.tolerance)
+        both = Bounds(lower=max(rough.lower, close.lower), upper=min(rough.upper, close.upper))
+        return Calibration(value=value, epsilon=both)
 
     def meets(self, value: float) -> bool:
         return self.at(value).upper <= self.target
@@ -124,7 +133,7 @@ class _Search:
                 safe, inner = inner, inner / factor
                 if (inner - unsafe) * (safe - unsafe) <= 0:
                     if self.meets(unsafe):
-                        return Calibration(value=unsafe, epsilon=self.at(unsafe))
+                        return self.found(unsafe)
                     inner = unsafe
                     break
             unsafe = inner
@@ -141,7 +150,7 @@ class _Search:
                 safe = middle
             else:
                 unsafe = middle
-        return Calibration(value=safe, epsilon=self.at(safe))
+        return self.found(safe)
 
     def between(self, safe: float, unsafe: float) -> float:
         """A value inside the bracket near the one that meets the target exactly: log ε is nearly linear in its log.
@@ -171,7 +180,7 @@ class _Search:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self.meets(middle) else (low, middle)
-        return Calibration(value=low, epsilon=self.at(low))
+        return self.found(low)
 
     def impossible(self, value: float, name: str) -> InvalidInput:
         reached = self.at(value)

@@ -28,12 +28,23 @@ class Question:
         delta: δ, where ε is asked for.
         tolerance: Relative distance of the bounds to reach.
         settled: What another direction has already reached: an upper bound at or below this needs no refinement.
+        threshold: Where given, refinement also ends once it is clear on which side of it the answer lies.
     """
 
     epsilon: float | None
     delta: float | None
     tolerance: float
     settled: float = 0.0
+    threshold: float = np.nan
+
+    def answered(self, found: Bounds) -> bool:
+        """Whether bounds need no refinement."""
+        gap = found.gap if np.isfinite(found.upper) else 1.0
+        return gap <= self.tolerance or found.upper <= self.settled or self.decided(found)
+
+    def decided(self, found: Bounds) -> bool:
+        """Whether bounds lie on one side of the threshold."""
+        return found.upper <= self.threshold or found.lower > self.threshold
 
 
 def certify(pairs: Pairs, question: Question, *, swapped: bool) -> Bounds:
@@ -58,6 +69,8 @@ def certify(pairs: Pairs, question: Question, *, swapped: bool) -> Bounds:
         scale = abs(bound)
     # Spreading mass over a step h adds up to h²/6 to the variance of each loss and takes up to h²/2 from it.
     spacing = min(spacing, 0.65 * float(np.sqrt(question.tolerance * scale / (0.33 * turns * tilt))))
+    if question.settled > 0 or np.isfinite(question.threshold):
+        spacing *= 2.5  # A rough answer may be enough.
     best = Bounds(lower=0.0, upper=np.inf if question.epsilon is None else 1.0)
     for _ in range(ROUNDS):
         spacing = max(spacing, widest / MOST_CELLS)
@@ -65,9 +78,9 @@ def certify(pairs: Pairs, question: Question, *, swapped: bool) -> Bounds:
         if found is None:
             break
         best = Bounds(lower=max(best.lower, found.lower), upper=min(best.upper, found.upper))
-        gap = best.gap if np.isfinite(best.upper) else 1.0
-        if gap <= question.tolerance or best.upper <= question.settled or spacing <= widest / MOST_CELLS:
+        if question.answered(best) or spacing <= widest / MOST_CELLS:
             break
+        gap = best.gap if np.isfinite(best.upper) else 1.0
         spacing *= min(max(0.8 * float(np.sqrt(question.tolerance / gap)), 1 / 16), 0.7)
     return best
 

@@ -1,0 +1,65 @@
+"""Calibration meets its target from upper bounds alone, and closely."""
+
+import pytest
+
+from fedsim.errors import InvalidInput
+from fedsim.privacy.accountant import epsilon_bounds
+from fedsim.privacy.calibration import (
+    Calibration,
+    calibrate_group_size,
+    calibrate_noise_multiplier,
+    calibrate_sampling_probability,
+    calibrate_steps,
+)
+from fedsim.privacy.events import Adjacency, BinomialMixtureGaussian, Event, Gaussian, Repeated
+
+
+def event(noise: float = 2.0, group_size: int = 4, probability: float = 0.01, steps: int = 500) -> Event:
+    step = BinomialMixtureGaussian(group_size=group_size, sampling_probability=probability, noise_multiplier=noise)
+    return Repeated(event=step, count=steps)
+
+
+def check(found: Calibration, make, next_value: float, epsilon: float, delta: float, adjacency=None) -> None:
+    """It meets the target, and the next value towards less privacy does not."""
+    options = {} if adjacency is None else {"adjacency": adjacency}
+    assert found.epsilon.lower <= found.epsilon.upper <= epsilon
+    assert found.epsilon.upper >= 0.97 * epsilon or next_value == int(next_value)
+    assert found.epsilon.gap <= 1e-3
+    assert epsilon_bounds(make(found.value), delta, **options).upper <= epsilon * (1 + 1e-3)
+    assert epsilon_bounds(make(next_value), delta, **options).upper > epsilon * (1 - 1e-3)
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 2.0, 30.0])
+@pytest.mark.parametrize("adjacency", list(Adjacency))
+def test_noise(epsilon: float, adjacency: Adjacency) -> None:
+    found = calibrate_noise_multiplier(event, epsilon=epsilon, delta=1e-6, adjacency=adjacency)
+    check(found, event, found.value * (1 - 2e-4), epsilon, 1e-6, adjacency)
+
+
+def test_noise_of_the_plain_gaussian_is_exact() -> None:
+    """σ for (1, 1e-5), from the analytic Gaussian mechanism: 3.7306."""
+    found = calibrate_noise_multiplier(lambda noise: Gaussian(noise_multiplier=noise), epsilon=1.0, delta=1e-5)
+    assert found.value == pytest.approx(3.730632, rel=2e-4)
+
+
+def test_steps() -> None:
+    found = calibrate_steps(lambda steps: event(steps=steps), epsilon=3.0, delta=1e-6)
+    check(found, lambda steps: event(steps=steps), found.value + 1, 3.0, 1e-6)
+
+
+def test_sampling_probability() -> None:
+    found = calibrate_sampling_probability(lambda p: event(probability=p), epsilon=3.0, delta=1e-6)
+    check(found, lambda p: event(probability=p), found.value * (1 + 2e-4), 3.0, 1e-6)
+
+
+def test_group_size() -> None:
+    found = calibrate_group_size(lambda group: event(group_size=group), epsilon=6.0, delta=1e-6)
+    check(found, lambda group: event(group_size=group), found.value + 1, 6.0, 1e-6)
+
+
+def test_an_impossible_target_says_why() -> None:
+    with pytest.raises(InvalidInput, match="at least") as error:
+        calibrate_steps(lambda steps: event(noise=0.3, group_size=8, steps=steps), epsilon=0.1, delta=1e-9)
+    assert error.value.field == "epsilon"
+    with pytest.raises(InvalidInput, match="epsilon"):
+        calibrate_noise_multiplier(event, epsilon=-1.0, delta=1e-6)
