@@ -59,7 +59,8 @@ class Sweep(RunConfig):
 
     def _claim(self, folder: Path) -> None:
         """Write the common settings, or refuse a folder whose points came from other ones."""
-        flat = {name: value for name, value in to_flat(self.common()).items() if not name.startswith("engine.")}
+        elsewhere = ("engine.", "checkpoint.")  # where and how a point is computed, not what
+        flat = {name: value for name, value in to_flat(self.common()).items() if not name.startswith(elsewhere)}
         flat.pop("output", None)
         path = folder / "sweep.json"
         if path.exists():

@@ -1,0 +1,289 @@
+"""Sweeps: their points, resuming, failures, the choice of settings, and the report."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fedsim.engine.local
+import fedsim.resources
+import server.app
+from experiments.prediction import predict
+from experiments.run import main
+from experiments.sweep import Sweep
+from experiments.sweep_points import Point, SweepConfig, points_of
+from experiments.sweep_report import cost_in_words, outcome
+from experiments.sweep_results import cells, collect, cost_of_sweep, half_width, lead
+from fedsim.config import EngineConfig, PlanConfig, RunConfig
+from fedsim.errors import InvalidInput
+from fedsim.privacy.events import Adjacency, PoissonSubsampledGaussian
+from fedsim.privacy.ledger import Ledger
+from server.run_folder import write_json
+
+SMALL = [
+    "--data.packages", "numpy",
+    "--data.sequence-length", "32",
+    "--model.small.layers", "1",
+    "--model.small.width", "32",
+    "--model.small.heads", "2",
+    "--model.small.vocabulary-size", "512",
+    "--model.small.steps", "5",
+    "--plan.delta", "1e-3",
+    "--plan.rounds", "2",
+    "--evaluation.every", "2",
+    "--evaluation.max-rows", "20",
+    "--evaluation.test-rows", "20",
+]  # fmt: skip
+
+
+def point(**changes: Any) -> Point:
+    values: dict[str, Any] = {
+        "arm": "uls",
+        "epsilon": 8.0,
+        "gradients_per_round": 64,
+        "group_size": 2,
+        "learning_rate": 0.001,
+        "clip_norm": 1.0,
+        "seed": 0,
+    }
+    return Point(**(values | changes))
+
+
+class FakeTraining:
+    """Stands in for server.app.train: leaves a run folder in no time, and fails or is interrupted where told."""
+
+    def __init__(self) -> None:
+        self.trained: list[str] = []
+        self.failing: set[str] = set()
+        self.interrupted: set[str] = set()
+
+    def __call__(self, grid: Any, config: RunConfig) -> dict[str, Any]:
+        folder = Path(str(config.output))
+        name = folder.name.removesuffix(".partial")
+        assert not (folder / "leftover").exists()
+        if name in self.interrupted:
+            (folder / "leftover").touch()
+            raise KeyboardInterrupt
+        if name in self.failing:
+            raise ValueError("no luck")
+        self.trained.append(name)
+        loss = 3.0 + 0.1 * (config.plan.algorithm == "els") + 0.01 * config.sampling_seed
+        (folder / "metrics.jsonl").write_text(json.dumps({"loss": loss + 0.001 * config.plan.group_size}) + "\n")
+        with Ledger.open(folder / "ledger.jsonl") as ledger:
+            if config.plan.epsilon < math.inf:
+                ledger.charge(PoissonSubsampledGaussian(sampling_probability=0.1, noise_multiplier=2.0), round=0)
+        summary = {
+            "test_loss_before": 4.0,
+            "test_loss_after": loss,
+            "test_accuracy_after": 0.2,
+            "epsilon": config.plan.epsilon if config.plan.epsilon < math.inf else None,
+            "noise_multiplier": 1.0,
+            "seconds": 0.1,
+        }
+        write_json(folder / "summary.json", summary)
+        return summary
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> FakeTraining:
+    fake = FakeTraining()
+    monkeypatch.setattr(server.app, "train", fake)
+    monkeypatch.setattr(fedsim.engine.local, "LocalGrid", lambda *_, **__: None)
+    monkeypatch.setattr(fedsim.resources, "open_resources", lambda *_, **__: None)
+    monkeypatch.setattr(Sweep, "_predict", lambda *_: {})
+    return fake
+
+
+def small_sweep(output: Path, **changes: Any) -> Sweep:
+    values: dict[str, Any] = {
+        "sweep": SweepConfig(epsilons=(2.0, 8.0), uls_group_sizes=(1, 2), els_group_sizes=(4,), seeds=2),
+        "engine": EngineConfig(kind="local"),
+        "output": str(output),
+    }
+    return Sweep(**(values | changes))
+
+
+def test_points_are_all_combinations_seed_by_seed() -> None:
+    sweep = SweepConfig(
+        epsilons=(1.0, 2.0),
+        compute=(64, 128),
+        uls_group_sizes=(1, 2),
+        els_group_sizes=(4,),
+        learning_rates=(1e-3, 1e-2),
+    )
+    points = points_of(sweep, RunConfig())
+    assert len(points) == 3 * (2 * 2 * 2 * (2 + 1) + 2 * 2)
+    assert len({p.name for p in points}) == len(points)
+    assert [p.seed for p in points] == sorted(p.seed for p in points)
+    assert {p.clip_norm for p in points if p.arm == "uls"} == {RunConfig().plan.clip_norm}
+
+
+def test_a_point_is_a_run_with_its_own_seeds_and_without_privacy_only_where_it_says_so(tmp_path: Path) -> None:
+    run = point(seed=7).config(RunConfig(), tmp_path)
+    assert (run.sampling_seed, run.noise_seed, run.engine.kind, run.plan.noise_multiplier) == (7, 7, "local", None)
+    assert not run.plan.allow_no_privacy
+    free = point(arm="nonprivate", epsilon=math.inf, clip_norm=1e6).config(RunConfig(), tmp_path)
+    assert free.plan.noise_multiplier == 0
+    assert Point.from_json(json.loads(json.dumps(point(epsilon=math.inf).to_json()))) == point(epsilon=math.inf)
+
+
+def test_a_finished_sweep_is_not_run_again(training: FakeTraining, tmp_path: Path) -> None:
+    assert small_sweep(tmp_path).run() == 0
+    assert len(training.trained) == len(set(training.trained)) == 2 * (2 * 3 + 1)
+    assert small_sweep(tmp_path).run() == 0
+    assert len(training.trained) == 14
+    assert (tmp_path / "report.html").read_text().count("<figure>") == 5
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert len(results["points"]) == 14
+    assert results["privacy_cost"]["epsilon"] > 0.5
+
+
+def test_a_failing_point_loses_no_other_and_is_tried_again(training: FakeTraining, tmp_path: Path) -> None:
+    training.failing = {point(epsilon=2.0, gradients_per_round=256, group_size=1).name}
+    assert small_sweep(tmp_path).run() == 1
+    assert len(training.trained) == 13
+    name = training.failing.pop()
+    assert "no luck" in (tmp_path / "failures" / f"{name}.txt").read_text()
+    assert "no luck" in (tmp_path / "report.html").read_text()
+    assert small_sweep(tmp_path).run() == 0
+    assert training.trained[13:] == [name]
+    assert not (tmp_path / "failures" / f"{name}.txt").exists()
+
+
+def test_an_interrupted_sweep_goes_on_where_it_stopped(training: FakeTraining, tmp_path: Path) -> None:
+    training.interrupted = {point(epsilon=8.0, gradients_per_round=256, group_size=1).name}
+    with pytest.raises(KeyboardInterrupt):
+        small_sweep(tmp_path).run()
+    before = list(training.trained)
+    assert 0 < len(before) < 14
+    assert len(list(tmp_path.glob("*.partial"))) == 1
+    training.interrupted = set()
+    assert small_sweep(tmp_path).run() == 0
+    assert len(training.trained) == len(set(training.trained)) == 14
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_folder_of_other_settings_is_refused_and_a_larger_grid_is_not(
+    training: FakeTraining, tmp_path: Path
+) -> None:
+    assert small_sweep(tmp_path).run() == 0
+    with pytest.raises(InvalidInput, match=r"plan\.rounds"):
+        small_sweep(tmp_path, plan=PlanConfig(rounds=99)).run()
+    larger = SweepConfig(epsilons=(2.0, 4.0, 8.0), uls_group_sizes=(1, 2), els_group_sizes=(4,), seeds=2)
+    assert small_sweep(tmp_path, sweep=larger).run() == 0
+    assert len(training.trained) == 14 + 6
+
+
+def test_a_value_that_is_not_allowed_is_found_before_anything_runs(training: FakeTraining, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="epsilon"):
+        small_sweep(tmp_path, sweep=SweepConfig(epsilons=(2.0, -1.0))).run()
+    assert not training.trained
+
+
+def row(arm: str, group: int, seed: int, validation: float, test: float) -> dict[str, Any]:
+    return {
+        "arm": arm,
+        "epsilon": 8.0,
+        "gradients_per_round": 64,
+        "group_size": group,
+        "learning_rate": 0.001,
+        "clip_norm": 1.0,
+        "seed": seed,
+        "validation_loss": validation,
+        "test_loss": test,
+    }
+
+
+def test_settings_are_chosen_on_validation_users_and_reported_on_test_users() -> None:
+    rows = [row("uls", 1, seed, 3.0, 3.5 + 0.1 * seed) for seed in range(3)]
+    rows += [row("uls", 2, seed, 3.1, 3.2) for seed in range(3)]
+    rows += [row("uls", 4, 0, 2.0, 2.0)]
+    (cell,) = cells(rows)
+    assert cell["best"]["group_size"] == 1, "4 has the least validation loss, but of one seed only"
+    assert cell["best"]["loss"] == pytest.approx(3.6)
+    assert cell["best"]["half_width"] == pytest.approx(4.3027 * 0.1 / np.sqrt(3), rel=1e-3)
+    assert len(cell["settings"]) == 3
+
+
+def test_intervals_need_two_seeds_and_cover() -> None:
+    assert half_width(np.array([1.0])) is None
+    rng = np.random.default_rng(0)
+    draws = rng.normal(size=(4000, 3))
+    covered = np.mean([abs(values.mean()) <= half_width(values) for values in draws])
+    assert covered == pytest.approx(0.95, abs=0.012)
+    first, second = {"losses": {0: 3.0, 1: 3.2}}, {"losses": {0: 3.5, 1: 3.7}}
+    assert lead(first, second)[0] == pytest.approx(0.5)
+    assert lead(first, {"losses": {0: 3.5}}) == (pytest.approx(0.4), None)
+
+
+def users(sizes: list[int]) -> Any:
+    class View:
+        num_users = len(sizes)
+        num_rows = sum(sizes)
+        user_offsets = np.concatenate([[0], np.cumsum(sizes)])
+
+    return View()
+
+
+def test_prediction_beside_outcome() -> None:
+    config = RunConfig(plan=PlanConfig(epsilon=1.0, delta=1e-4, gradients_per_round=256, rounds=50))
+    prediction = predict(config, users([8] * 1000), {"uls": [1, 8], "els": 8})
+    assert prediction.private_statistics
+    assert [found.curve.name for found in prediction.arms] == ["aligned", "orthogonal"]
+    assert prediction.arms[0].uls.group_size == 1
+    assert prediction.arms[1].uls.group_size == 8
+    assert prediction.arms[1].winner == "uls"
+    assert json.loads(json.dumps(prediction.to_json()))["in_words"]
+
+    rows = [
+        row(arm, 8, seed, loss, loss + 0.001 * seed) | {"epsilon": 1.0, "gradients_per_round": 256}
+        for arm, loss in (("uls", 3.5), ("els", 3.0))
+        for seed in range(3)
+    ]
+    found = outcome(cells(rows), (1.0, 256), prediction)
+    assert found is not None
+    assert found["observed_winner"] == "els"
+    assert found["agrees"] is False
+    assert outcome(cells(rows[:3]), (1.0, 256), prediction) is None
+
+
+def test_the_cost_of_a_sweep_is_that_of_all_its_points(training: FakeTraining, tmp_path: Path) -> None:
+    small_sweep(tmp_path).run()
+    rows = collect(tmp_path)
+    alone = cost_of_sweep(tmp_path, rows[:1], 1e-5, Adjacency.ADD_OR_REMOVE_ONE_USER)
+    together = cost_of_sweep(tmp_path, rows, 1e-5, Adjacency.ADD_OR_REMOVE_ONE_USER)
+    assert 0 < alone < together
+    assert "12 private points" in cost_in_words(12, together, 1e-5)
+
+
+def test_killed_and_resumed_for_real(tmp_path: Path) -> None:
+    """Points as Ray tasks of a small model; the sweep is killed, with everything it started, and run again."""
+    arguments = ["sweep", *SMALL, "--plan.gradients-per-round", "16", "--sweep.epsilons", "50", "--sweep.seeds", "3"]
+    arguments += ["--sweep.uls-group-sizes", "1", "--sweep.els-group-sizes", "2", "--sweep.slots", "1"]
+    arguments += ["--output", str(tmp_path)]
+    first = subprocess.Popen(
+        [sys.executable, "-m", "experiments.run", *arguments], start_new_session=True, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("*/summary.json")) and time.monotonic() < deadline and first.poll() is None:
+        time.sleep(0.1)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    done = [path for path in tmp_path.glob("*/summary.json") if "partial" not in str(path)]
+    finished = {path: path.stat().st_mtime_ns for path in done}
+    assert 0 < len(finished) < 9
+
+    assert main([*arguments, "--engine.kind", "local"]) == 0
+    assert all(path.stat().st_mtime_ns == written for path, written in finished.items())
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert len(results["points"]) == 9
+    assert results["planner"][0]["predicted_winner"] in {"uls", "els", "level"}
+    assert not list(tmp_path.glob("*/model"))
