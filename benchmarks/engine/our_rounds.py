@@ -58,7 +58,7 @@ def _rows_of(users: list[np.ndarray]) -> tuple[TokenRows, np.ndarray]:
 def train(grid: WaitingGrid, task: Task, rounds: int, noise_multiplier: float) -> tuple[list[float], np.ndarray]:
     """Seconds of each round, and the final flat parameters. Users come in order, cohort by cohort."""
     layout = ParameterLayout.of(make_model(task))
-    flat = np.array(layout.flatten(make_model(task)))
+    flat = layout.flatten(make_model(task)).numpy().copy()
     sizes = np.array([len(rows) for rows in make_users(task)])
     dispatcher = Dispatcher(grid)
     rng = np.random.default_rng(0)

@@ -79,7 +79,7 @@ def round_trip(dispatcher: Dispatcher, flat: np.ndarray, round: int) -> tuple[np
 def run(payload_bytes: int, rounds: int) -> dict[str, float]:
     """Seconds first, beside plain copies; then the same rounds again while memory is watched (which slows them)."""
     others = set(raylets())
-    store = int(3.1 * payload_bytes) + (100 << 20)
+    store = int(2.1 * payload_bytes) + (100 << 20)
     with RayGrid(fedsim_app, workers=1, object_store_bytes=store) as grid:
         watched = [os.getpid(), *grid.process_ids.values(), *(set(raylets()) - others)]
         dispatcher = Dispatcher(grid)

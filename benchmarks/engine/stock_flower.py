@@ -21,6 +21,8 @@ from benchmarks.engine.no_op import stock_app
 def rounds_on(grid: Grid, cohort: int, payload_bytes: int, rounds: int) -> list[float]:
     """Seconds of each round: every user gets the model and sends an update, and the updates are summed."""
     flat = np.random.default_rng(0).random(max(1, payload_bytes // 4), dtype=np.float32)
+    while len(list(grid.get_node_ids())) < cohort:
+        time.sleep(0.1)  # virtual nodes register one by one
     seconds = []
     for round in range(rounds):
         began = time.perf_counter()

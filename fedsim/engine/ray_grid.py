@@ -231,7 +231,7 @@ class RayGrid(WaitingGrid):
             return
         records = reply.content.values() if reply.has_content() else ()
         if sum(stored_bytes(record) for record in records if isinstance(record, ArrayRecord)) >= LARGE_REPLY_BYTES:
-            ray.wait([sent.slot.actor.rest.remote()], timeout=1.0)
+            ray.wait([sent.slot.actor.rest.remote()], timeout=10.0)
 
     def _expire(self, message_ids: Iterable[str]) -> list[Message]:
         """Error replies to messages past their time to live; the workers that owe the answers are replaced."""
