@@ -31,12 +31,14 @@ def most_true_positives(event: Event, false_positive: float, adjacency: Adjacenc
         pair = dominating_pair(primitive, adjacency)
         low, high = pair.loss_range(1e-12)
         cells = pair.cells(np.linspace(low, high, CELLS))
-        # Rejecting where the loss exceeds edge i; one more cell is given away, which covers the points in between.
-        permitted = np.cumsum((cells.q + cells.q_error)[::-1])[::-1]
-        gained = np.cumsum((cells.p + cells.p_error)[::-1])[::-1]
-        reached = np.flatnonzero(permitted <= false_positive)
-        first = int(reached[0]) if len(reached) else len(gained) - 1
-        return float(min(1.0, gained[max(first - 1, 0)]))
+        # Tests that reject where the loss exceeds an edge; between two of them, a test that rejects more gains at most
+        # the upper edge's likelihood ratio for each false positive.
+        false = np.cumsum((cells.q + cells.q_error)[::-1])[::-1][1:]
+        true = np.cumsum((cells.p + cells.p_error)[::-1])[::-1][1:]
+        if false_positive < false[-1]:
+            return float(true[-1])
+        above = int(np.flatnonzero(false <= false_positive)[0])
+        return float(min(1.0, true[above] + np.exp(cells.edges[above]) * (false_positive - false[above])))
     curve = privacy_curve(event, adjacency=adjacency)
     return float(1 - curve.tradeoff(np.array([false_positive]))[0])
 

@@ -38,4 +38,6 @@ class AuditFinding:
         found += f"{self.delta:g}, from {self.trials} trials; certified is at most {self.epsilon_certified:.2f}."
         if self.contradicts:
             return f"{found} This contradicts the claimed guarantee: something is broken."
-        return f"{found} This does not contradict the guarantee. It is evidence, no proof: other attacks may do better."
+        return (
+            f"{found} This does not contradict the guarantee. It is evidence, no proof: other attacks may do better."
+        )

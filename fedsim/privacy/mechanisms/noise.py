@@ -51,7 +51,11 @@ class GaussianNoise:
         return {}
 
     def add(self, total: np.ndarray, clip_norm: float, generator: np.random.Generator) -> None:
+        """Add the noise; the generator may also be a `fedsim.secure_noise.SecureNoise`."""
         if self.noise_multiplier == 0:
+            return
+        if not isinstance(generator, np.random.Generator):
+            generator.add_normal(total, self.noise_multiplier * clip_norm)  # fedsim.secure_noise, on its grid
             return
         std = total.dtype.type(self.noise_multiplier * clip_norm)
         for start in range(0, len(total), CHUNK):

@@ -130,7 +130,7 @@ def _laplace_pair(event: RandomisedScaleLaplace, adjacency: Adjacency) -> LossPa
 
 def _one_contribution(law: Law, q: float, losses: Floats, below: bool) -> tuple[Floats, Floats]:
     """G = 1: the loss is log(1 − q + q e^{l′}), l′ the loss without sampling."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         inner = 1 + np.expm1(losses) / q
         least = inner <= 0
         inner = np.log(np.where(least, 1.0, inner))
