@@ -2,16 +2,19 @@
 
 import dataclasses
 import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from experiments.prediction import predict
 from experiments.report import PREDICTION, print_table, read_prediction, write_report
-from fedsim.config import RunConfig
+from fedsim.config import RunConfig, to_flat
 from fedsim.resources import open_resources
 from server.app import new_output_folder, train
+from server.identity import require_same, settings_of
 from server.run_folder import RunFolder, write_json
+from server.stopping import Stopped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +57,25 @@ class Compare(RunConfig):
             self.optimizer, learning_rate=tuned.learning_rate or self.optimizer.learning_rate
         )
         common = {item.name: getattr(self, item.name) for item in dataclasses.fields(RunConfig)}
-        return RunConfig(**{**common, "plan": plan, "optimizer": optimizer, "output": str(output / algorithm)})
+        own = str(output / algorithm)
+        # An arm that has begun goes on, or is found to be finished; the others begin.
+        resume = own if self.resume is not None and RunFolder(own).config.exists() else None
+        return RunConfig(**{**common, "plan": plan, "optimizer": optimizer, "output": own, "resume": resume})
 
     def run(self) -> int:
         """Run the arms, write comparison.json and the report, print the table."""
         from experiments.simulation import simulated_clients
 
-        folder = RunFolder(self.output or new_output_folder("compare")).path
+        folder = self._folder()
         arms = [self.arm(algorithm, folder) for algorithm in self.algorithms]
-        with simulated_clients(arms[0]) as grid:
-            self._predict(arms, folder)
-            summaries = [train(grid, arm) for arm in arms]
+        try:
+            with simulated_clients(arms[0]) as grid:
+                if not (folder / PREDICTION).exists():
+                    self._predict(arms, folder)
+                summaries = [train(grid, arm) for arm in arms]
+        except Stopped as stopped:
+            print(f"{stopped} (of the comparison: --resume {folder})", file=sys.stderr)
+            return stopped.exit_code
         write_json(folder / "comparison.json", summaries)
         report = write_report(folder)
         print_table(summaries)
@@ -72,6 +83,16 @@ class Compare(RunConfig):
             print(sentence)
         print(f"report: {report}")
         return 0
+
+    def _folder(self) -> Path:
+        """The comparison's folder: a new one, or that of the same comparison to go on with."""
+        run = RunFolder(self.resume or self.output or new_output_folder("compare"))
+        if self.resume is None:
+            run.require_unused()
+            write_json(run.config, {"config": to_flat(self), "identity": {"settings": settings_of(self)}})
+        else:
+            require_same(run.read_config()["identity"], {"settings": settings_of(self)})
+        return run.path
 
     def _predict(self, arms: list[RunConfig], folder: Path) -> None:
         """Ask the planner before anything is trained, where both algorithms run with a finite ε."""

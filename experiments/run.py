@@ -68,17 +68,18 @@ def _run(command: str, arguments: list[str]) -> int:
 
     module, name, _ = COMMANDS[command]
     kind = getattr(importlib.import_module(module), name)
-    default, arguments = _preset(kind, arguments)
+    default, arguments = _defaults(kind, arguments)
     chosen = tyro.cli(kind, args=arguments, prog=f"experiments.run {command}", default=default, use_underscores=False)
     return chosen.run()
 
 
-def _preset(kind: type, arguments: list[str]) -> tuple[object | None, list[str]]:
-    """Take `--preset NAME` off the arguments; the preset's values become the defaults of the others."""
+def _defaults(kind: type, arguments: list[str]) -> tuple[object | None, list[str]]:
+    """What options start from: the values of `--preset NAME`, or of the run that `--resume FOLDER` goes on with."""
     from experiments.presets import load_preset, preset_name
+    from experiments.resume import resumed
 
     name, rest = preset_name(arguments)
-    return (None if name is None else load_preset(kind, name)), rest
+    return (resumed(kind, rest) if name is None else load_preset(kind, name)), rest
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """`train`: fine-tune with one algorithm."""
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from experiments.report import print_table, write_report
 from fedsim.config import RunConfig
 from server.app import new_output_folder, train
 from server.run_folder import RunFolder
+from server.stopping import Stopped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,11 +20,17 @@ class Train(RunConfig):
         """Train, write the run folder and its report, print the outcome."""
         from experiments.simulation import simulated_clients
 
-        output = self.output or new_output_folder(self.plan.algorithm)
-        RunFolder(output)  # an unwritable folder is found before anything is computed
+        output = self.resume or self.output or new_output_folder(self.plan.algorithm)
+        folder = RunFolder(output)  # an unwritable folder is found before anything is computed
+        if self.resume is None:
+            folder.require_unused()
         config = dataclasses.replace(self, output=output)
-        with simulated_clients(config) as grid:
-            summary = train(grid, config)
+        try:
+            with simulated_clients(config) as grid:
+                summary = train(grid, config)
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            return stopped.exit_code
         report = write_report(Path(output))
         print_table([summary])
         print(f"report: {report}")

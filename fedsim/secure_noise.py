@@ -65,6 +65,12 @@ class SecureNoise:
         self.resolution = resolution
         self.bits = CryptographicBits() if bits is None else bits
 
+    def standard_normal(self) -> float:
+        """One standard normal number, on a grid of 2^-32."""
+        value = np.zeros(1)
+        self.add_normal(value, 1.0)
+        return float(value[0])
+
     def add_normal(self, total: np.ndarray, std: float) -> None:
         """total + N(0, std²) on the grid, in place.
 
@@ -128,11 +134,9 @@ def _halves(bits: Bits, size: int) -> tuple[np.ndarray, np.ndarray]:
         kept = _accepted(k, words[tries : 2 * tries], words[2 * tries :], bits)[:missing]
         parts.append((k[kept], words[tries : 2 * tries][kept]))
         missing -= len(kept)
-    return tuple(np.concatenate(columns) for columns in zip(*parts, strict=True)) if parts else _nothing()
-
-
-def _nothing() -> tuple[np.ndarray, np.ndarray]:
-    return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint64)
+    nothing = np.zeros(0, dtype=np.uint64)
+    whole, first = zip((nothing, nothing), *parts, strict=True)
+    return np.concatenate(whole), np.concatenate(first)
 
 
 def _whole_parts(words: np.ndarray, bits: Bits) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The Flower ServerApp: the same on RayGrid, LocalGrid and under `flwr run`."""
 
+import json
 import platform
 import sys
 import time
@@ -15,12 +16,16 @@ import fedsim
 from fedsim.config import RunConfig, from_flat, to_flat
 from fedsim.gradients import ParameterLayout
 from fedsim.models.export import export
-from fedsim.plan import Plan
-from fedsim.resources import open_resources
+from fedsim.plan import Plan, plan_from_json
+from fedsim.resources import Resources, open_resources
+from server.checkpoint import CheckpointWriter, read_latest
+from server.identity import identity_of, require_same
 from server.privacy import privacy_statement, without_infinities
-from server.rounds import Outcome, Seeds, Training, describe
+from server.resume import restore
+from server.rounds import Outcome, Training, describe
 from server.run_folder import RunFolder, write_json
-from server.setup import fresh_seed, make_plan
+from server.seeds import Seeds
+from server.setup import make_plan
 
 app = ServerApp()
 
@@ -37,40 +42,85 @@ def new_output_folder(kind: str) -> str:
 
 
 def train(grid: Grid, config: RunConfig) -> dict[str, Any]:
-    """One run from configuration to run folder.
+    """One run from configuration to run folder, from the beginning or from where it was interrupted.
 
     Args:
         grid: Where the clients are; they were given the same configuration.
-        config: What to train.
+        config: What to train; config.resume names the folder of a run to go on with.
 
     Returns:
         The summary that is also written to summary.json.
 
     Raises:
-        InvalidInput: When the configuration does not fit the data or the model; nothing has been charged then.
+        InvalidInput: When the configuration does not fit the data, the model, or the run to go on with; nothing has
+            been charged then.
+        Stopped: When a signal asked to; the run can be resumed.
     """
     started = time.perf_counter()
-    folder = RunFolder(config.output or new_output_folder(config.plan.algorithm))
+    folder = RunFolder(config.resume or config.output or new_output_folder(config.plan.algorithm))
+    if config.resume is None:
+        folder.require_unused()
     resources = open_resources(config)
-    seeds = Seeds(
-        sampling=fresh_seed() if config.sampling_seed is None else config.sampling_seed,
-        noise=fresh_seed() if config.noise_seed is None else config.noise_seed,
-    )
-    plan = make_plan(config.plan, resources.store.split("train"), seeds.sampling)
-    write_json(folder.config, {"config": to_flat(config), "plan": describe(plan), "versions": versions()})
+    plan, identity = (_begin if config.resume is None else _resumed)(folder, config, resources)
+    if folder.finished:
+        folder.remove_unfinished()
+        return json.loads(folder.summary.read_text(encoding="utf-8"))
+    seeds = Seeds.read(folder.secret)
 
     layout = ParameterLayout.of(resources.loaded.model)
     parameters = np.array(layout.flatten(resources.loaded.model), dtype=np.float32)
     sizes = dict(zip(layout.names, np.diff(layout.offsets).tolist(), strict=True))
-    training = Training(config, plan, resources, grid, folder, seeds, parameters, sizes)
-    outcome = training.run()
+    kept = None if config.resume is None else read_latest(folder.checkpoints)
+    every = config.checkpoint
+    writer = CheckpointWriter(
+        folder.checkpoints,
+        rounds=every.rounds,
+        minutes=every.minutes,
+        keep=every.keep,
+        good=None if kept is None else kept.round,
+    )
+    training = Training(config, plan, resources, grid, folder, seeds, parameters, sizes, identity, writer)
+    try:
+        if kept is not None:
+            restore(training, kept)
+        elif config.resume is not None:
+            folder.cut_metrics(0)
+        outcome = training.run()
+        statement = privacy_statement(config, plan, training.ledger, outcome.rounds, versions())
+    finally:
+        writer.join()
+        training.ledger.close()
 
-    write_json(folder.privacy, privacy_statement(config, plan, training.ledger, outcome.rounds, versions()))
+    write_json(folder.privacy, statement)
     layout.load(resources.loaded.model, outcome.parameters)
     export(resources.loaded, folder.model)
     summary = without_infinities(summarise(plan, config, outcome, time.perf_counter() - started))
     write_json(folder.summary, summary)
+    folder.remove_unfinished()
     return summary
+
+
+def _begin(folder: RunFolder, config: RunConfig, resources: Resources) -> tuple[Plan, dict[str, Any]]:
+    """Plan and identity of a new run. They and the seeds are on disk before anything is charged; config.json last."""
+    seeds = Seeds.drawn(config)
+    plan = make_plan(config.plan, resources.store.split("train"), seeds.sampling)
+    identity = identity_of(config, plan, resources)
+    seeds.store(folder.secret)
+    write_json(
+        folder.config,
+        {"config": to_flat(config), "plan": describe(plan), "versions": versions(), "identity": identity},
+    )
+    return plan, identity
+
+
+def _resumed(folder: RunFolder, config: RunConfig, resources: Resources) -> tuple[Plan, dict[str, Any]]:
+    """The same of a run that goes on; its plan is the one written down, not calibrated again."""
+    written = folder.read_config()["identity"]
+    plan = plan_from_json(json.dumps(written.get("plan", {})))
+    identity = identity_of(config, plan, resources)
+    require_same(written, identity)
+    folder.remove_leftovers()
+    return plan, identity
 
 
 def summarise(plan: Plan, config: RunConfig, outcome: Outcome, seconds: float) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class ServerOptimizer:
     @property
     def learning_rate(self) -> float:
         """The learning rate that the next step will use."""
-        return self._schedule.get_last_lr()[0]
+        return float(self._schedule.get_last_lr()[0])
 
     @torch.no_grad()
     def step(self, mean: np.ndarray) -> None:
@@ -54,7 +54,7 @@ class ServerOptimizer:
             if name != "schedule_round":
                 self._optimizer.state[self._tensor][name] = torch.from_numpy(np.array(value))
         while self._schedule.last_epoch < int(arrays["schedule_round"]):
-            self._optimizer._opt_called = True  # the steps were taken before the run was resumed
+            self._optimizer._opt_called = True  # type: ignore[attr-defined]  # the steps were taken before the run was resumed
             self._schedule.step()
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +18,16 @@ from fedsim.plan import ElsPlan, Plan
 from fedsim.privacy.ledger import Ledger
 from fedsim.resources import Resources
 from server.budget import Budget
+from server.checkpoint import CheckpointWriter
 from server.dispatch import Dispatcher
 from server.evaluation import Evaluation, evaluate, held_out_rows
 from server.optimizer import ServerOptimizer
 from server.progress import RoundProgress
 from server.release import Release
+from server.resume import snapshot
 from server.run_folder import RunFolder
+from server.seeds import Seeds
+from server.stopping import Stopped, StopRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +51,6 @@ class Outcome:
     seconds: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Seeds:
-    """The run's secrets: what they decide must not be guessed by whoever sees the model."""
-
-    sampling: int
-    noise: int
-
-
 class Training:
     """One run on a grid.
 
@@ -66,6 +63,8 @@ class Training:
         seeds: Sampling and noise seeds.
         parameters: Trainable parameters at the start, float32 [P]; updated in place.
         sizes: Values of each parameter by name, in the order of the vector; by default it is one parameter.
+        identity: What checkpoints are compared by, besides the plan (`server.identity`).
+        checkpoints: Where state is kept; None keeps none.
     """
 
     def __init__(
@@ -78,6 +77,8 @@ class Training:
         seeds: Seeds,
         parameters: np.ndarray,
         sizes: Mapping[str, int] | None = None,
+        identity: dict[str, Any] | None = None,
+        checkpoints: CheckpointWriter | None = None,
     ) -> None:
         self.config = config
         self.plan = plan
@@ -97,42 +98,71 @@ class Training:
         self._kept = plan.kept_rows(self.train, seeds.sampling) if isinstance(plan, ElsPlan) else None
         self.release = Release(plan, sizes or {"parameters": len(parameters)}, seeds.noise)
         self._validation_rows = held_out_rows(self.validation, config.evaluation.max_rows)
-        self._seconds = 0.0
+        self.identity = identity or {}
+        self.checkpoints = checkpoints
+        self.round = 0
+        self.measured: int | None = None
+        self.before: Evaluation | None = None
+        self.seconds = 0.0
+        self._charged = Counter(entry.round for entry in self.ledger.entries)
 
     def run(self) -> Outcome:
-        """Train until the plan's steps are done or the budget is spent."""
+        """Train until the plan's steps are done or the budget is spent.
+
+        Raises:
+            Stopped: When a signal asked to; the state is in a checkpoint then.
+        """
         test_rows = held_out_rows(self.test, self.config.evaluation.test_rows)
-        before = evaluate(self.grid, self.test, "test", test_rows, parameters_record(self.parameters))
-        round = measured = 0
-        with RoundProgress(self.plan.name.upper(), self.plan.steps) as progress:
-            self._measure(round, progress, {})
-            while round < self.plan.steps and self.budget.affords_another():
-                statistics = self._round(round)
-                round += 1
-                progress.advanced(round, self.budget.epsilon())
-                if round % self.config.evaluation.every == 0:
-                    self._measure(measured := round, progress, statistics)
-            if measured < round:
-                self._measure(round, progress, statistics)
-            if round < self.plan.steps:
-                progress.stopped(round, self.config.plan.epsilon)
+        if self.before is None:
+            self.before = evaluate(self.grid, self.test, "test", test_rows, parameters_record(self.parameters))
+        with RoundProgress(self.plan.name.upper(), self.plan.steps) as progress, StopRequest() as stop:
+            progress.advanced(self.round, self.budget.epsilon())
+            if self.measured is None:
+                self._measure(progress, {})
+            statistics: dict[str, float] = {}
+            while self.round < self.plan.steps and self.budget.affords_another():
+                statistics = self._round(self.round)
+                self.round += 1
+                progress.advanced(self.round, self.budget.epsilon())
+                if self.round % self.config.evaluation.every == 0:
+                    self._measure(progress, statistics)
+                self._keep(stop)
+            if self.measured != self.round:
+                self._measure(progress, statistics)
+            if self.round < self.plan.steps:
+                progress.stopped(self.round, self.config.plan.epsilon)
+            self._keep(stop, finished=True)
         after = evaluate(self.grid, self.test, "test", test_rows, parameters_record(self.parameters))
         return Outcome(
             parameters=self.parameters,
-            before=before,
+            before=self.before,
             after=after,
-            rounds=round,
+            rounds=self.round,
             epsilon=self.budget.epsilon(),
-            seconds=self._seconds,
+            seconds=self.seconds,
         )
+
+    def _keep(self, stop: StopRequest, finished: bool = False) -> None:
+        """Write a checkpoint when one is due, when training is done, or when a signal asked to stop.
+
+        Raises:
+            Stopped: In the last case.
+        """
+        asked = stop.signal is not None
+        if self.checkpoints is not None and (asked or finished or self.checkpoints.due(self.round)):
+            self.checkpoints.write(snapshot(self), wait=asked or finished)
+        if stop.signal is not None:
+            raise Stopped(stop.signal, self.round, str(self.folder.path))
 
     def _round(self, round: int) -> dict[str, float]:
         """One release and one optimizer step; returns sums over the cohort, which are private."""
         started = time.perf_counter()
+        attempt = self._attempt(round)
         units, following = self._units(round), self._units(round + 1)
         exact = self.config.engine.exact
         resolution = resolution_for(self.release.norm_bound, self.plan.population) if exact else 0.0
         self.budget.charge(round)
+        self._charged[round] += 1
         request = TrainRequest(
             plan=self.plan.to_json(),
             round=round,
@@ -147,17 +177,22 @@ class Training:
             request, self._costs(units), next_units=following, next_costs=self._costs(following)
         )
         total = dequantise(gathered.total, resolution) if resolution else gathered.total
-        mean = self.release.noised_mean(total, round).astype(np.float32, copy=False)
+        noised = self.release.noised_mean(total, round, attempt=attempt, resolution=resolution)
+        mean = noised.astype(np.float32, copy=False)
         statistics = {**gathered.statistics, "units": float(len(units))}
-        self.release.observe(mean, self.parameters, statistics, round)
+        self.release.observe(mean, self.parameters, statistics, round, attempt=attempt)
         self.optimizer.step(mean)
-        self._seconds += time.perf_counter() - started
+        self.seconds += time.perf_counter() - started
         return statistics
 
     def _units(self, round: int) -> np.ndarray:
         """The units that a round samples: users (ULS), or rows of kept examples (ELS)."""
-        units = self.plan.sample(round, self.seeds.sampling)
+        units = self.plan.sample(round, self.seeds.sampling_of(self._attempt(round)))
         return units if self._kept is None else self._kept[units]
+
+    def _attempt(self, round: int) -> int:
+        """How often a round was charged and lost before; 0 too where a round that runs again repeats itself."""
+        return 0 if self.seeds.repeats else self._charged[round]
 
     def _costs(self, units: np.ndarray) -> np.ndarray:
         """Predicted tokens of each unit, float64."""
@@ -166,8 +201,9 @@ class Training:
         sizes = np.diff(self.train.user_offsets)[units]
         return np.minimum(sizes, self.plan.group_size) * float(self.config.data.sequence_length)
 
-    def _measure(self, round: int, progress: RoundProgress, statistics: dict[str, float]) -> None:
+    def _measure(self, progress: RoundProgress, statistics: dict[str, float]) -> None:
         """Evaluate on validation users and write a line of metrics."""
+        round = self.measured = self.round
         measured = evaluate(
             self.grid, self.validation, "validation", self._validation_rows, parameters_record(self.parameters)
         )
@@ -185,7 +221,7 @@ class Training:
                 "gradient_evaluations": round * self.plan.gradients_per_round,
                 "learning_rate": self.optimizer.learning_rate,
                 "clip_norm": self.release.clip_norm,
-                "seconds": self._seconds,
+                "seconds": self.seconds,
                 # Computed from training users without noise: for debugging, never for release.
                 "not_private": {
                     "units": units,
@@ -193,7 +229,7 @@ class Training:
                     "clipped_fraction": statistics["clipped_units"] / units,
                     "nonfinite_units": statistics["nonfinite_units"],
                 }
-                if units
+                if units and self.config.writes_training_metrics
                 else {},
             }
         )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ class RunFolder:
 
     Args:
         path: The folder; made if absent.
+        new: Whether the folder may be made; otherwise it must be there.
 
     Raises:
-        InvalidInput: When the folder cannot be made or written.
+        InvalidInput: When the folder cannot be made or written, or is not there.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, new: bool = True) -> None:
         self.path = Path(path)
+        if not new and not self.path.is_dir():
+            raise InvalidInput("resume", str(path), "the folder of a run", "There is no such folder.")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / ".writable"
@@ -54,9 +58,73 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def secret(self) -> Path:
+        """The seeds, for the owner's eyes, while the run is unfinished."""
+        return self.path / "secret.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What the run can be resumed from, while it is unfinished."""
+        return self.path / "checkpoints"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run's outcome is written."""
+        return self.summary.exists()
+
+    @property
     def model(self) -> Path:
         """The fine-tuned model in Hugging Face format."""
         return self.path / "model"
+
+    def require_unused(self) -> None:
+        """Refuse to mix a new run with one that is there already.
+
+        Raises:
+            InvalidInput: When the folder holds a run, or charges of one.
+        """
+        used = [path.name for path in (self.config, self.ledger) if path.exists()]
+        if used:
+            hint = f"It has {used[0]}. Go on with that run by --resume {self.path}, or name another folder."
+            raise InvalidInput("output", str(self.path), "a folder without a run in it", hint)
+
+    def read_config(self) -> dict[str, Any]:
+        """What config.json holds of a run that can go on.
+
+        Raises:
+            InvalidInput: When there is no such run.
+        """
+        try:
+            written = json.loads(self.config.read_text(encoding="utf-8"))
+            if isinstance(written["config"], dict) and isinstance(written["identity"]["settings"], dict):
+                return written
+            reason = "its config.json is of another form"
+        except FileNotFoundError:
+            reason = "it has no config.json"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = f"its config.json cannot be read: {error}"
+        raise InvalidInput("resume", str(self.path), "the folder of a run", f"{reason[0].upper()}{reason[1:]}.")
+
+    def remove_leftovers(self) -> None:
+        """Remove what a killed process left half-written; what is finished stays."""
+        for path in [*self.path.glob("*.partial"), *self.path.glob(f".{self.model.name}-*")]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def remove_unfinished(self) -> None:
+        """Remove what only an unfinished run needs: the seeds, which could undo the noise, and the checkpoints."""
+        self.secret.unlink(missing_ok=True)
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        self.remove_leftovers()
+
+    def cut_metrics(self, size: int) -> None:
+        """Forget the lines after so many bytes: the rounds that they measured will run again."""
+        if self.metrics.exists() and self.metrics.stat().st_size > size:
+            os.truncate(self.metrics, size)
+
+    @property
+    def metrics_size(self) -> int:
+        """Bytes of metrics so far."""
+        return self.metrics.stat().st_size if self.metrics.exists() else 0
 
     def append_metrics(self, values: dict[str, Any]) -> None:
         """Add one line to the metrics."""
