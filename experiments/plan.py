@@ -25,6 +25,7 @@ from fedsim.planner import (
     calibrated_plans,
     compare,
     predicted_noise,
+    what_if,
 )
 from fedsim.privacy.events import Adjacency
 from fedsim.validation import require_positive
@@ -124,7 +125,9 @@ class PlanCommand:
         plans = calibrated_plans(sizes, target, groups if self.group_sizes else None)
         curves = self._curves()
         verdicts = [compare(plans, sizes, curve) for curve in curves]
-        result = to_json(sizes, target, plans, verdicts)
+        # Without a measured or assumed curve the orthogonal end is the one that leaves a choice.
+        others = what_if(sizes, target, verdicts[0] if len(verdicts) > 2 else verdicts[-1])
+        result = to_json(sizes, target, plans, verdicts, others)
         if self.output is not None:
             from experiments.plan_plot import plot_plan
 
@@ -135,7 +138,7 @@ class PlanCommand:
             json.dump(result, sys.stdout, indent=2)
             print()
             return 0
-        print_plan(sizes, target, plans, verdicts)
+        print_plan(sizes, target, plans, verdicts, result["in_words"])
         if self.output is not None:
             print(f"plot: {self.output / 'predicted_noise.png'}")
         return 0
@@ -188,7 +191,9 @@ def parse_quantiles(texts: tuple[str, ...]) -> dict[float, float]:
     return quantiles
 
 
-def to_json(sizes: UserSizes, target: Target, plans: list[Plan], verdicts: list[Verdict]) -> dict[str, Any]:
+def to_json(
+    sizes: UserSizes, target: Target, plans: list[Plan], verdicts: list[Verdict], others: dict[str, Verdict]
+) -> dict[str, Any]:
     """The whole answer as JSON values."""
     return {
         "users": {
@@ -219,18 +224,25 @@ def to_json(sizes: UserSizes, target: Target, plans: list[Plan], verdicts: list[
             }
             for plan in plans
         ],
-        "verdicts": [
-            {
-                "norms": found.curve.name,
-                "winner": found.winner,
-                "els_over_uls_noise": found.ratio,
-                "uls_group_size": found.uls.group_size,
-                "els_group_size": found.els.group_size,
-            }
-            for found in verdicts
-        ],
+        "verdicts": [verdict_json(found) for found in verdicts],
+        "what_if": {name: verdict_json(found) for name, found in others.items()},
         "private_statistics": private_statistics(sizes),
-        "in_words": [*(in_words(found) for found in verdicts), *change_of_mind(plans, verdicts[0], sizes)],
+        "in_words": [
+            *(in_words(found) for found in verdicts),
+            *change_of_mind(plans, verdicts[0], sizes),
+            *(f"With {name}: {choice(found)}." for name, found in others.items()),
+        ],
+    }
+
+
+def verdict_json(found: Verdict) -> dict[str, Any]:
+    """A verdict as JSON values."""
+    return {
+        "norms": found.curve.name,
+        "winner": found.winner,
+        "els_over_uls_noise": found.ratio,
+        "uls_group_size": found.uls.group_size,
+        "els_group_size": found.els.group_size,
     }
 
 
@@ -251,12 +263,16 @@ CURVES = {
 
 def in_words(found: Verdict) -> str:
     """Who is expected to win under one curve, by how much, with which group sizes."""
-    groups = f"ULS with G = {found.uls.group_size}, ELS with G = {found.els.group_size}"
     case = CURVES[found.curve.name]
+    return f"{case[0].upper()}{case[1:]}: {choice(found)}."
+
+
+def choice(found: Verdict) -> str:
+    """Who is expected to win, by how much, with which group sizes."""
+    groups = f"ULS with G = {found.uls.group_size}, ELS with G = {found.els.group_size}"
     if found.winner == "level":
-        return f"{case[0].upper()}{case[1:]}: level ({groups}; ELS has {found.ratio:.2f}× the noise of ULS)."
-    lead = max(found.ratio, 1 / found.ratio)
-    return f"{case[0].upper()}{case[1:]}: {found.winner.upper()}, with {lead:.2f}× less noise ({groups})."
+        return f"level ({groups}; ELS has {found.ratio:.2f}× the noise of ULS)"
+    return f"{found.winner.upper()}, with {max(found.ratio, 1 / found.ratio):.2f}× less noise ({groups})"
 
 
 def change_of_mind(plans: list[Plan], found: Verdict, sizes: UserSizes) -> list[str]:
@@ -278,7 +294,7 @@ def change_of_mind(plans: list[Plan], found: Verdict, sizes: UserSizes) -> list[
     return lines
 
 
-def print_plan(sizes: UserSizes, target: Target, plans: list[Plan], verdicts: list[Verdict]) -> None:
+def print_plan(sizes: UserSizes, target: Target, plans: list[Plan], verdicts: list[Verdict], lines: list[str]) -> None:
     """The table and the advice on the terminal."""
     console = Console()
     table = Table(title="Predicted noise of the released mean, in units of an example's gradient norm")
@@ -305,7 +321,7 @@ def print_plan(sizes: UserSizes, target: Target, plans: list[Plan], verdicts: li
         f"ε = {target.epsilon:g}, δ = {target.delta:g}.",
         highlight=False,
     )
-    for line in to_json(sizes, target, plans, verdicts)["in_words"]:
+    for line in lines:
         console.print("• " + line, highlight=False)
     if sizes.private:
         names = ", ".join(private_statistics(sizes))

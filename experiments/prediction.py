@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.plan import change_of_mind, in_words, private_statistics
+from experiments.plan import change_of_mind, in_words, private_statistics, verdict_json
 from fedsim.config import RunConfig
 from fedsim.planner import (
     ALIGNED,
@@ -39,8 +39,8 @@ class Prediction:
     def to_json(self) -> dict[str, Any]:
         """JSON values for a report."""
         return {
-            "arms": [_verdict_json(found) for found in self.arms],
-            "advice": [_verdict_json(found) for found in self.advice],
+            "arms": [verdict_json(found) for found in self.arms],
+            "advice": [verdict_json(found) for found in self.advice],
             "private_statistics": self.private_statistics,
             "in_words": self.in_words(),
         }
@@ -93,13 +93,3 @@ def predict(
         private_statistics=private_statistics(sizes),
         turning_points=change_of_mind(plans, advice[0], sizes),
     )
-
-
-def _verdict_json(found: Verdict) -> dict[str, Any]:
-    return {
-        "norms": found.curve.name,
-        "winner": found.winner,
-        "els_over_uls_noise": found.ratio,
-        "uls_group_size": found.uls.group_size,
-        "els_group_size": found.els.group_size,
-    }

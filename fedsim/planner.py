@@ -311,3 +311,31 @@ def break_even_norm(uls: Plan, els: Plan) -> float:
     when they are orthogonal.
     """
     return els.noise_multiplier / els.normaliser * uls.normaliser / uls.noise_multiplier
+
+
+def what_if(sizes: UserSizes, target: Target, found: Verdict, factor: float = 4.0) -> dict[str, Verdict]:
+    """The verdict under more and less compute, and under weaker and stronger privacy; what does not fit is left out.
+
+    ULS chooses between 1 and the group sizes around the one found, at most `factor` times larger or smaller; ELS keeps
+    its group size.
+
+    Args:
+        sizes: The users.
+        target: What the verdict was found for.
+        found: The verdict.
+        factor: How much more or less.
+    """
+    gradients, epsilon = target.gradients_per_round, target.epsilon
+    cases = {
+        f"{factor:g}× the compute": replace(target, gradients_per_round=gradients * factor),
+        f"1/{factor:g} of the compute": replace(target, gradients_per_round=max(1.0, gradients / factor)),
+        f"{factor:g}× the ε": replace(target, epsilon=epsilon * factor),
+        f"1/{factor:g} of the ε": replace(target, epsilon=epsilon / factor),
+    }
+    around = {1, *(round(found.uls.group_size * scale) for scale in (1 / factor, 1 / 2, 1, 2, factor))} - {0}
+    groups = {"uls": sorted(around), "els": [found.els.group_size]}
+    verdicts = {}
+    for name, case in cases.items():
+        if all(any(draft_plan(one, group, sizes, case) for group in groups[one]) for one in groups):
+            verdicts[name] = compare(calibrated_plans(sizes, case, groups), sizes, found.curve)
+    return verdicts

@@ -22,6 +22,7 @@ from fedsim.planner import (
     default_group_sizes,
     draft_plan,
     predicted_noise,
+    what_if,
 )
 
 SIXTEEN_EACH = UserSizes.of_quantiles(10_000, {0.5: 16})
@@ -77,6 +78,19 @@ def test_single_examples_of_uls_never_need_more_noise_than_els() -> None:
     uls = plans[0].noise_multiplier
     assert uls <= plans[1].noise_multiplier * (1 + 1e-3) <= plans[2].noise_multiplier * (1 + 2e-3)
     assert plans[2].noise_multiplier > 1.02 * uls
+
+
+def test_what_would_change_its_mind() -> None:
+    sizes = UserSizes.of_quantiles(1000, {0.5: 8})
+    here = target(epsilon=1, gradients=256, rounds=20)
+    found = compare(calibrated_plans(sizes, here, {"uls": [1, 4, 8], "els": [8]}), sizes, ORTHOGONAL)
+    cases = what_if(sizes, here, found)
+    assert set(cases) == {"4× the compute", "1/4 of the compute", "4× the ε", "1/4 of the ε"}
+    assert cases["4× the compute"].ratio > found.ratio > cases["1/4 of the compute"].ratio
+    assert cases["1/4 of the ε"].ratio > found.ratio > cases["4× the ε"].ratio
+    much = target(epsilon=1, gradients=4000, rounds=20)
+    found = compare(calibrated_plans(sizes, much, {"uls": [4], "els": [8]}), sizes, ORTHOGONAL)
+    assert "4× the compute" not in what_if(sizes, much, found), "more than the data holds"
 
 
 def test_break_even_norm_is_where_predictions_meet() -> None:
