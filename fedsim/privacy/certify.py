@@ -105,9 +105,9 @@ def _bounds(pairs: Pairs, spacing: float, tail: float, tilt: float, ask: Questio
     if ask.delta is None:
         at = float(ask.epsilon or 0.0)
         least = max(_interpolate(low, at), 0.0)
-        return Bounds(lower=least, upper=max(min(_interpolate(high, at), 1.0), least))
+        return Bounds(lower=least, upper=min(_interpolate(high, at), 1.0))
     least = max(_invert(low, ask.delta, certain=False), 0.0)
-    return Bounds(lower=least, upper=max(_invert(high, ask.delta, certain=True), least))
+    return Bounds(lower=least, upper=max(_invert(high, ask.delta, certain=True), 0.0))
 
 
 def _infinite(parts: Parts) -> float:
