@@ -49,6 +49,7 @@ class Worker:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = resources.loaded.model.to(self.device)
         self.layout = ParameterLayout.of(self.model)
+        self.vocabulary = len(resources.loaded.tokenizer)
         self.max_tokens = config.engine.max_tokens or None
         self._pool = ThreadPoolExecutor(max_workers=1)
         self._ahead: tuple[tuple[str, int, bytes], Future[Fetched] | None] = (("", -1, b""), None)
@@ -88,6 +89,18 @@ class Worker:
             label_count=losses.label_count,
             correct=losses.correct,
         )
+
+    def work(self, max_tokens: int) -> int:
+        """One clipped sum over a full micro-batch of random tokens, for measuring; returns its tokens."""
+        length = self.config.data.sequence_length
+        count = max(1, max_tokens // length)
+        tokens = np.random.default_rng(0).integers(0, self.vocabulary, count * length)
+        classes = np.zeros(count, np.int64) if self.config.model.task == "sequence-classification" else None
+        rows = TokenRows(tokens=tokens, offsets=np.arange(count + 1, dtype=np.int64) * length, classes=classes)
+        clipped_sum(
+            self.model, rows, np.arange(count), 1.0, objective=self.objective, max_tokens=max(max_tokens, length)
+        ).total.cpu()
+        return len(tokens)
 
     def _fetched(self, plan: Plan, request: TrainRequest) -> Fetched:
         """The rows of the request's units and each row's unit: fetched ahead, or now."""
@@ -151,6 +164,7 @@ class Worker:
             "scales": request.settings or None,
             "norm_order": plan.norm_order,
             "max_tokens": max_tokens,
+            "autocast": torch.bfloat16 if self.config.engine.precision == "bfloat16" else None,
         }
 
     def _with_memory_left(self, compute: Any) -> ClippedSum:

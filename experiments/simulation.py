@@ -1,5 +1,8 @@
 """A grid of simulated clients for a configuration."""
 
+import dataclasses
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,6 +10,7 @@ from flwr.serverapp import Grid
 
 from fedsim.config import RunConfig, to_flat
 from fedsim.data.progress import shown
+from fedsim.engine.grid import WaitingGrid
 from fedsim.resources import open_resources
 
 CLIENT_APP = "clients.app:app"
@@ -23,25 +27,63 @@ def simulated_clients(config: RunConfig) -> Iterator[Grid]:
     """
     with shown() as progress:
         open_resources(config, progress)
-    engine = config.engine
-    if engine.kind == "local":
+    if config.engine.kind == "local":
         from fedsim.engine.local import LocalGrid
 
-        yield LocalGrid(CLIENT_APP, to_flat(config), workers=engine.workers)
+        yield LocalGrid(CLIENT_APP, to_flat(config), workers=max(1, config.engine.workers))
         return
 
-    from fedsim.engine.ray_grid import RayGrid
-
-    grid = RayGrid(
-        CLIENT_APP,
-        to_flat(config),
-        workers=engine.workers,
-        cpus_per_worker=engine.cpus_per_worker,
-        gpus_per_worker=engine.gpus_per_worker,
-        address=engine.address,
-        timeout=engine.timeout_seconds,
-    )
+    chosen = config if config.engine.workers else with_measured_slices(config)
+    grid = ray_grid(chosen, chosen.engine.workers)
     try:
         yield grid
     finally:
         grid.close()
+
+
+def ray_grid(config: RunConfig, workers: int) -> WaitingGrid:
+    """Ray actors for a configuration."""
+    from fedsim.engine.ray_grid import RayGrid
+
+    engine = config.engine
+    return RayGrid(
+        CLIENT_APP,
+        to_flat(config),
+        workers=workers,
+        cpus_per_worker=engine.cpus_per_worker,
+        gpus_per_worker=engine.gpus_per_worker or _gpu_share(workers),
+        address=engine.address,
+        timeout=engine.timeout_seconds,
+    )
+
+
+def with_measured_slices(config: RunConfig) -> RunConfig:
+    """The configuration with the number of workers and the micro-batch of highest measured throughput.
+
+    Raises:
+        InvalidInput: When not even the smallest candidate fits into memory.
+    """
+    from fedsim.engine.slices import fastest, try_slices
+
+    devices = _gpus() or (os.cpu_count() or 1) // config.engine.cpus_per_worker
+    workers = [devices, 2 * devices, 4 * devices] if _gpus() else sorted({1, max(1, devices // 2), max(1, devices)})
+    length = config.data.sequence_length
+    sizes = [config.engine.max_tokens] if config.engine.max_tokens else [length * rows for rows in (4, 16, 64, 256)]
+    best = fastest(try_slices(lambda count: ray_grid(config, count), workers, sizes))
+    print(
+        f"{best.workers} workers, micro-batches of {best.max_tokens} tokens: {best.tokens_per_second:,.0f} tokens/s",
+        file=sys.stderr,
+    )
+    engine = dataclasses.replace(config.engine, workers=best.workers, max_tokens=best.max_tokens)
+    return dataclasses.replace(config, engine=engine)
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _gpu_share(workers: int) -> float:
+    """An equal share of the machine's GPUs for each worker; 0 where there is none."""
+    return min(1.0, _gpus() / workers)

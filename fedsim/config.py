@@ -125,7 +125,8 @@ class EngineConfig:
     kind: Literal["ray", "local"] = "ray"
     """ray runs clients on Ray actors; local runs them in this process (debugging)."""
     workers: int = 2
-    """Actors (ray) or virtual nodes (local)."""
+    """Actors (ray) or virtual nodes (local); 0 finds the number of actors, and max_tokens where that is 0, by a short
+    measured trial."""
     cpus_per_worker: int = 1
     """CPU cores of one actor; also its number of threads."""
     gpus_per_worker: float = 0.0
@@ -138,12 +139,14 @@ class EngineConfig:
     """A worker that has not answered after so long is given up and its users are computed elsewhere."""
     max_tokens: int = 0
     """Tokens of one micro-batch; 0 chooses from the device."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 runs the model in mixed precision on a GPU; norms and sums stay float32."""
     exact: bool = False
     """Sum clipped updates as fixed-point integers: the same bits for any number of workers, at the cost of one
     gradient a user at a time."""
 
     def __post_init__(self) -> None:
-        require_at_least("engine.workers", self.workers, 1)
+        require_at_least("engine.workers", self.workers, 0)
         require_at_least("engine.cpus-per-worker", self.cpus_per_worker, 1)
         require_at_least("engine.gpus-per-worker", self.gpus_per_worker, 0)
         require_at_least("engine.users-per-message", self.users_per_message, 0)

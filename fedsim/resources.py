@@ -13,6 +13,7 @@ from fedsim.data.ingest import open_or_build
 from fedsim.data.recipes import resolve
 from fedsim.data.sources import Progress, default_cache, open_source, public_texts, silent
 from fedsim.data.store import UserStore
+from fedsim.errors import InvalidInput
 from fedsim.models.load import LoadedModel, load_model
 
 
@@ -47,6 +48,9 @@ def open_resources(config: RunConfig, progress: Progress = silent) -> Resources:
         cache=cache,
         progress=progress is not silent,
     )
+    if loaded.context and config.data.sequence_length > loaded.context:
+        allowed = f"at most the {loaded.context} tokens that the model can read"
+        raise InvalidInput("data.sequence-length", config.data.sequence_length, allowed)
     return Resources(loaded=loaded, store=open_or_build(config.data, loaded.tokenizer, cache, progress))
 
 
