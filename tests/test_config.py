@@ -59,7 +59,7 @@ def test_unknown_fields_and_wrong_types_are_named(flat: dict, field: str) -> Non
         (PlanConfig, {"noise_multiplier": math.nan}, "plan.noise-multiplier"),
         (PlanConfig, {"algorithm": "els", "local_steps": 3}, "plan.local-steps"),
         (OptimizerConfig, {"learning_rate": 0.0}, "optimizer.learning-rate"),
-        (EngineConfig, {"workers": 0}, "engine.workers"),
+        (EngineConfig, {"workers": -1}, "engine.workers"),
         (EngineConfig, {"gpus_per_worker": -0.5}, "engine.gpus-per-worker"),
         (EvaluationConfig, {"every": 0}, "evaluation.every"),
     ],
