@@ -96,7 +96,7 @@ class Compare(RunConfig):
 
     def _predict(self, arms: list[RunConfig], folder: Path) -> None:
         """Ask the planner before anything is trained, where both algorithms run with a finite ε."""
-        group_sizes = {arm.plan.algorithm: arm.plan.group_size for arm in arms}
+        group_sizes: dict[str, int] = {arm.plan.algorithm: arm.plan.group_size for arm in arms}
         if math.isfinite(self.plan.epsilon) and set(group_sizes) == {"uls", "els"}:
             train_split = open_resources(arms[0]).store.split("train")
             write_json(folder / PREDICTION, predict(arms[0], train_split, group_sizes).to_json())
