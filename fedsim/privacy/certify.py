@@ -63,7 +63,7 @@ def certify(pairs: Pairs, question: Question, *, swapped: bool) -> Bounds:
     if question.delta is None:
         if bound < LOG_NOTHING:
             return Bounds(lower=0.0, upper=min(float(np.exp(bound)) + _infinite(upper), 1.0))
-        tail = min(float(np.exp(bound)), 1.0) * 1e-6 / turns
+        tail = max(min(float(np.exp(bound)), 1.0) * 1e-6 / turns, 1e-280)
         scale = 1 / tilt
     else:
         scale = abs(bound)
