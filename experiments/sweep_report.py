@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from experiments.prediction import Prediction
+from experiments.sweep_markdown import write_markdown
 from experiments.sweep_plots import plot_group_sizes, plot_outcomes
 from experiments.sweep_results import cells, cost_of_sweep, lead
 from fedsim.config import RunConfig
@@ -24,7 +25,7 @@ def write_sweep_report(
     predictions: dict[tuple[float, int], Prediction],
     failures: dict[str, str],
 ) -> Path:
-    """Write results.json, the figures and report.html into the sweep's folder; returns the page.
+    """Write results.json, the figures, report.md and report.html into the sweep's folder; returns the page.
 
     Args:
         folder: The sweep's folder.
@@ -52,13 +53,15 @@ def write_sweep_report(
             "failures": failures,
         },
     )
+    table = [_cell_row(cell) for cell in found]
+    write_markdown(folder / "report.md", HEADINGS, table, outcomes, cost_words)
     environment = Environment(
         loader=PackageLoader("experiments", "templates"), autoescape=select_autoescape(default=True)
     )
     page = environment.get_template("sweep.html").render(
         title="ULS and ELS at fixed compute",
         headings=HEADINGS,
-        rows=[_cell_row(cell) for cell in found],
+        rows=table,
         pretrained=f"{pretrained:.4f}",
         figures=[(caption, "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode())
                  for caption, path in figures.items()],

@@ -142,6 +142,7 @@ def test_a_finished_sweep_is_not_run_again(training: FakeTraining, tmp_path: Pat
     assert len(training.trained) == 14
     assert (tmp_path / "report.html").read_text().count("<figure>") == 5
     results = json.loads((tmp_path / "results.json").read_text())
+    assert (tmp_path / "report.md").read_text().count("| ULS | 8 | 256 |") == 1
     assert len(results["points"]) == 14
     assert results["privacy_cost"]["epsilon"] > 0.5
 
