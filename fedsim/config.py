@@ -33,7 +33,7 @@ class PlanConfig:
     """Expected gradient evaluations a round: users × group size (uls) or examples (els)."""
     group_size: int = 2
     """Examples of one user: at most so many each time the user takes part (uls), or in the whole run (els)."""
-    rounds: int = 24
+    rounds: int = 16
     """Rounds (uls) or steps (els)."""
     clip_norm: float = 1.0
     """L2 bound on one user's update (uls) or one example's gradient (els)."""
@@ -160,9 +160,9 @@ class EvaluationConfig:
 
     every: int = 4
     """Rounds between evaluations on validation users; the first and last model are always evaluated."""
-    max_rows: int = 1000
+    max_rows: int = 500
     """Most rows of an evaluation while training (whole users, drawn once)."""
-    test_rows: int = 4000
+    test_rows: int = 2000
     """Most rows of the final evaluation on test users."""
 
     def __post_init__(self) -> None:
