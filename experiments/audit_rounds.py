@@ -15,11 +15,16 @@ from fedsim.plan import ElsPlan, Plan
 from fedsim.rows import TokenRows
 from server.release import Release
 
-PARAMETER = "linear.weight"
+
+def sizes_of(coordinates: int) -> dict[str, int]:
+    """Two blocks of parameters, of unequal size, so that allocations of noise differ between them."""
+    first = max(1, coordinates // 8)
+    sizes = {"blocks.0.weight": first, "blocks.1.weight": coordinates - first}
+    return {name: size for name, size in sizes.items() if size}
 
 
 class PrescribedUpdates(torch.nn.Module):
-    """A model whose gradient on row r is updates[r]: a linear map of a fixed table, one table row a token.
+    """A model whose gradient on row r is updates[r]: linear maps of a fixed table, one table row a token.
 
     Args:
         updates: float32 [rows, P].
@@ -27,12 +32,16 @@ class PrescribedUpdates(torch.nn.Module):
 
     def __init__(self, updates: np.ndarray) -> None:
         super().__init__()
-        self.register_buffer("updates", torch.from_numpy(np.ascontiguousarray(updates, dtype=np.float32)))
-        self.linear = torch.nn.Linear(updates.shape[1], 1, bias=False)
+        table = torch.from_numpy(np.ascontiguousarray(updates, dtype=np.float32))
+        sizes = list(sizes_of(updates.shape[1]).values())
+        for index, part in enumerate(table.split(sizes, dim=1)):
+            self.register_buffer(f"part_{index}", part.contiguous())
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(size, 1, bias=False) for size in sizes)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Row numbers [R] to losses [R]."""
-        return self.linear(self.updates[rows])[:, 0]  # type: ignore[index]
+        losses = [block(getattr(self, f"part_{index}")[rows])[:, 0] for index, block in enumerate(self.blocks)]
+        return torch.stack(losses).sum(dim=0)
 
 
 class PrescribedLoss:
@@ -63,6 +72,11 @@ class Clipped:
     clipped: float = 0.0
 
 
+def worst_canary_for(plan: Plan) -> "Canary":
+    """The worst case of the plan's mechanism: any direction for the plain Gaussian, one coordinate for others."""
+    return worst_case_canary(plan) if plan.mechanism == "gaussian" else one_coordinate_canary(plan, 8)
+
+
 def sampled_units(plan: Plan, round: int, seed: int) -> np.ndarray:
     """The plan's sample."""
     return plan.sample(round, seed)
@@ -81,6 +95,7 @@ def clipped_total(plan: Plan, release: Release, updates: Sequence[np.ndarray]) -
         owners,
         release.clip_norm,
         objective=PrescribedLoss(),
+        scales=release.scales() or None,
         norm_order=plan.norm_order,
     )
     norms = result.norms.numpy()
@@ -150,12 +165,14 @@ class Audited:
         updates = [self.canary.others[None]] * others
         if present:
             updates += [self.canary.rows[row : row + 1] for row in own] if owned > 1 else [self.canary.rows] * len(own)
-        release = Release(self.plan, {PARAMETER: size}, self.noise_seed)
+        release = Release(self.plan, sizes_of(size), self.noise_seed)
         clipped = (
             self.build.clip(self.plan, release, updates) if updates else Clipped(total=np.zeros(size, np.float32))
         )
         released = self.build.release(self.plan, release, clipped, len(updates), round)
-        known = min(1.0, self.plan.clip_norm / max(np.linalg.norm(self.canary.others), 1e-30)) * self.canary.others
+        known = (
+            min(1.0, self.plan.clip_norm / max(float(np.linalg.norm(self.canary.others)), 1e-30)) * self.canary.others
+        )
         return released.astype(np.float64) * self.plan.normaliser - others * known
 
     def score(self, round: int, *, present: bool) -> float:
@@ -179,15 +196,8 @@ def worst_case_canary(plan: Plan, size: int = 8, seed: int = 0) -> Canary:
     return Canary(rows=rows.astype(np.float32), others=np.zeros(size, dtype=np.float32), direction=direction)
 
 
-def flat_canary(plan: Plan, size: int) -> Canary:
-    """A user whose update is the same in every coordinate: for a mechanism that clips in L1."""
-    flat = np.ones(size)
-    rows = np.repeat(100 * plan.clip_norm * flat[None], plan.group_size, axis=0)
-    return Canary(rows=rows.astype(np.float32), others=np.zeros(size, dtype=np.float32), direction=flat)
-
-
 def one_coordinate_canary(plan: Plan, size: int) -> Canary:
-    """A user whose update is in one coordinate alone: the worst case of an L1 clip."""
+    """A user whose update is in the first coordinate alone: the worst case of an L1 clip and of any allocation."""
     axis = np.zeros(size)
     axis[0] = 1.0
     rows = np.repeat(100 * plan.clip_norm * axis[None], plan.group_size, axis=0)

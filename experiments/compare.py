@@ -16,6 +16,11 @@ from server.identity import require_same, settings_of
 from server.run_folder import RunFolder, write_json
 from server.stopping import Stopped
 
+MechanismName = Literal[
+    "gaussian", "adaptive-noise", "layer-noise", "matrix-noise", "randomised-laplace", "quantile-clip"
+]
+"""The plan's mechanisms, and the plain Gaussian with a clip norm that follows a quantile."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ArmConfig:
@@ -44,20 +49,30 @@ class Compare(RunConfig):
     els: ArmConfig = field(default_factory=lambda: ArmConfig(group_size=4))
     """What is tuned for example-level sampling."""
 
-    def arm(self, algorithm: Literal["uls", "els"], output: Path) -> RunConfig:
+    mechanisms: tuple[MechanismName, ...] = ()
+    """Mechanisms to compare at the same ε, one arm for each with each algorithm; by default the plan's alone."""
+    l1_clip_norm: float = 500.0
+    """Clip norm of mechanisms that clip in L1, whose norms are larger."""
+
+    def arm(self, algorithm: Literal["uls", "els"], output: Path, mechanism: MechanismName | None = None) -> RunConfig:
         """The configuration of one arm, writing to its own folder inside output."""
         tuned: ArmConfig = getattr(self, algorithm)
+        clip_norm = tuned.clip_norm or self.plan.clip_norm
         plan = dataclasses.replace(
             self.plan,
             algorithm=algorithm,
             group_size=tuned.group_size or self.plan.group_size,
-            clip_norm=tuned.clip_norm or self.plan.clip_norm,
+            clip_norm=self.l1_clip_norm if mechanism == "randomised-laplace" else clip_norm,
         )
+        if mechanism == "quantile-clip":
+            plan = dataclasses.replace(plan, mechanism="gaussian", clip_quantile=self.plan.clip_quantile or 0.5)
+        elif mechanism is not None:
+            plan = dataclasses.replace(plan, mechanism=mechanism, clip_quantile=0.0)
         optimizer = dataclasses.replace(
             self.optimizer, learning_rate=tuned.learning_rate or self.optimizer.learning_rate
         )
         common = {item.name: getattr(self, item.name) for item in dataclasses.fields(RunConfig)}
-        own = str(output / algorithm)
+        own = str(output / (algorithm if mechanism is None else f"{algorithm}-{mechanism}"))
         # An arm that has begun goes on, or is found to be finished; the others begin.
         resume = own if self.resume is not None and RunFolder(own).config.exists() else None
         return RunConfig(**{**common, "plan": plan, "optimizer": optimizer, "output": own, "resume": resume})
@@ -67,7 +82,11 @@ class Compare(RunConfig):
         from experiments.simulation import simulated_clients
 
         folder = self._folder()
-        arms = [self.arm(algorithm, folder) for algorithm in self.algorithms]
+        arms = [
+            self.arm(algorithm, folder, mechanism)
+            for mechanism in self.mechanisms or (None,)
+            for algorithm in self.algorithms
+        ]
         try:
             with simulated_clients(arms[0]) as grid:
                 if not (folder / PREDICTION).exists():

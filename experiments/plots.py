@@ -26,14 +26,13 @@ def plot_loss(curves: Curves, against: str, label: str, path: Path) -> Path:
     """
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     for name, lines in curves.items():
-        algorithm = name.split("-")[0]
         axes.plot(
             [line[against] for line in lines],
             [line["loss"] for line in lines],
             marker="o",
             markersize=4,
             linewidth=1.8,
-            color=COLOURS.get(algorithm),
+            color=COLOURS.get(name),  # other arms take the next colour of the cycle
             label=name.upper(),
         )
     starts = [lines[0]["loss"] for lines in curves.values() if lines]

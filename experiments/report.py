@@ -15,6 +15,7 @@ from server.run_folder import RunFolder
 
 COLUMNS = {
     "algorithm": "algorithm",
+    "mechanism": "mechanism",
     "epsilon": "ε",
     "noise_multiplier": "σ",
     "group_size": "G",
@@ -65,8 +66,8 @@ def write_report(folder: Path) -> Path:
             columns=COLUMNS,
             rows=[[format_value(key, summary.get(key)) for key in COLUMNS] for summary in summaries],
             figures=[(caption, _embedded(path)) for caption, path in figures.items()],
-            statements=[(_name(run, summary).upper(), _statement(run)) for run, summary in runs],
-            configs=[(_name(run, summary).upper(), run.config.read_text(encoding="utf-8")) for run, summary in runs],
+            statements=[(label(summary), _statement(run)) for run, summary in runs],
+            configs=[(label(summary), run.config.read_text(encoding="utf-8")) for run, summary in runs],
         )
     )
     report = folder / "report.html"
@@ -74,15 +75,21 @@ def write_report(folder: Path) -> Path:
     return report
 
 
+def label(summary: dict[str, Any]) -> str:
+    """An arm's name as people read it: the algorithm, and the mechanism where it is not the plain Gaussian."""
+    mechanism = summary.get("mechanism", "gaussian")
+    return summary["algorithm"].upper() + ("" if mechanism == "gaussian" else f" {mechanism}")
+
+
 def verdict(summaries: list[dict[str, Any]]) -> str:
     """What came out, in a sentence."""
-    gains = [f"{s['algorithm'].upper()} {s['test_loss_before'] - s['test_loss_after']:+.4f}" for s in summaries]
+    gains = [f"{label(s)} {s['test_loss_before'] - s['test_loss_after']:+.4f}" for s in summaries]
     if len(summaries) == 1:
         return f"Held-out loss fell by {gains[0]} nats a token."
     best, *others = sorted(summaries, key=lambda summary: summary["test_loss_after"])
     lead = others[0]["test_loss_after"] - best["test_loss_after"]
     return (
-        f"{best['algorithm'].upper()} did better on held-out users, by {lead:.4f} nats a token. "
+        f"{label(best)} did better on held-out users, by {lead:.4f} nats a token. "
         f"Fall of the loss against the pre-trained model: {', '.join(gains)}."
     )
 
@@ -92,7 +99,7 @@ def print_table(summaries: list[dict[str, Any]]) -> None:
     table = Table(title="Fine-tuned with user-level privacy", title_justify="left")
     table.add_column("")
     for summary in summaries:
-        table.add_column(summary["algorithm"].upper(), justify="right")
+        table.add_column(label(summary), justify="right")
     for key, heading in list(COLUMNS.items())[1:]:
         table.add_row(heading, *(format_value(key, summary.get(key)) for summary in summaries))
     console = Console()
@@ -123,7 +130,8 @@ def _arms(folder: Path) -> list[Path]:
 
 
 def _name(run: RunFolder, summary: dict[str, Any]) -> str:
-    return str(summary["algorithm"])
+    mechanism = summary.get("mechanism", "gaussian")
+    return summary["algorithm"] if mechanism == "gaussian" else f"{summary['algorithm']}-{mechanism}"
 
 
 def _statement(run: RunFolder) -> dict[str, Any]:

@@ -18,6 +18,8 @@ COMMANDS = {
     "sweep": ("experiments.sweep", "Sweep", "ULS and ELS over ε, compute, group sizes and seeds; resumable"),
     "mean-estimation": ("experiments.mean_estimation", "MeanEstimation", "the synthetic study, with closed form"),
     "account": ("experiments.account", "Account", "ε of a plan, or the noise for a target ε"),
+    "audit": ("experiments.audit", "Audit", "attack a plan or a finished run: lower bounds on ε"),
+    "search-noise": ("experiments.search_noise", "SearchNoise", "find a law for randomised-scale Laplace noise"),
     "prepare": ("experiments.prepare", "Prepare", "build a user store from files or a hub data set"),
     "report": ("experiments.report_command", "Report", "write the report of a finished run or comparison again"),
 }

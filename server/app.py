@@ -127,6 +127,7 @@ def summarise(plan: Plan, config: RunConfig, outcome: Outcome, seconds: float) -
     """The outcome of one arm, as comparison.json holds it."""
     return {
         "algorithm": plan.name,
+        "mechanism": "quantile-clip" if plan.clip_quantile else plan.mechanism,
         "epsilon": outcome.epsilon,
         "delta": plan.delta,
         "noise_multiplier": plan.noise_multiplier,

@@ -119,7 +119,16 @@ def test_the_correct_build_passes_the_same_attacks(name: str, seed: int) -> None
     assert not contradicted(Audited(plan=plan, canary=canary(plan), sampling_seed=seed, noise_seed=seed))
 
 
-@pytest.mark.parametrize("plan", [els(), uls(mechanism="randomised-laplace"), els(mechanism="randomised-laplace")])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        els(),
+        uls(mechanism="randomised-laplace"),
+        els(mechanism="randomised-laplace"),
+        uls(mechanism="matrix-noise"),
+        uls(clip_quantile=0.5, clip_count_std=2.0),
+    ],
+)
 def test_other_plans_pass_their_worst_case(plan: Plan) -> None:
     audited = Audited(plan=plan, canary=one_coordinate_canary(plan, 4))
     assert not contradicted(audited)
@@ -174,7 +183,7 @@ def test_a_worst_case_canary_reaches_sixty_percent_of_epsilon_four() -> None:
 def test_one_run_with_many_canaries(name: str | None, caught: bool) -> None:
     plan = uls(num_users=200, sampling_probability=0.2, steps=8, noise_multiplier=4.0)
     coins = np.random.default_rng(3).random(200) < 0.5
-    scores = one_run_scores(plan, 200, coins, build=BROKEN[name] if name else None)
+    scores = one_run_scores(plan, coins, build=BROKEN[name] if name else None)
     guesses = guess(scores, coins, 60)
     certified = plan.epsilon().upper
     assert (one_run_epsilon(guesses, 1e-5) > certified) is caught

@@ -135,11 +135,11 @@ def _one_contribution(law: Law, q: float, losses: Floats, below: bool) -> tuple[
         least = inner <= 0
         inner = np.log(np.where(least, 1.0, inner))
     size = np.abs(inner)
-    halved = 0.5 * np.exp(log_tail(law, -0.5, size))
+    log_halved = log_tail(law, -0.5, size) - np.log(2)
     # With h = E[e^{−S/2}; S > l′]/2, for l′ ≥ 0: Q(loss > l′) = e^{−l′/2} h, P(loss > l′) = Pr[S > l′] − e^{l′/2} h;
     # below −l′ the two exchange, by symmetry.
-    thin = np.exp(-size / 2) * halved
-    thick = np.maximum(np.exp(log_tail(law, 0.0, size)) - np.exp(size / 2) * halved, 0.0)
+    thin = np.exp(log_halved - size / 2)
+    thick = np.maximum(np.exp(log_tail(law, 0.0, size)) - np.exp(log_halved + size / 2), 0.0)
     positive = inner >= 0
     p_above, q_above = np.where(positive, thick, 1 - thin), np.where(positive, thin, 1 - thick)
     p_below, q_below = np.where(positive, 1 - thick, thin), np.where(positive, 1 - thin, thick)
