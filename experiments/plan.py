@@ -44,7 +44,7 @@ class BudgetConfig:
     """User-level δ."""
     gradients_per_round: int = 256
     """Expected gradient evaluations a round."""
-    rounds: int = 24
+    rounds: int = 16
     """Rounds (uls) or steps (els)."""
     adjacency: Literal["add-or-remove-one-user", "replace-one-user"] = "add-or-remove-one-user"
     """The change of the data set that must stay hidden."""

@@ -7,25 +7,9 @@ from typing import Any
 import pytest
 from dp_accounting.pld import privacy_loss_distribution
 from scipy.stats import binom
+from small_runs import LOCAL, SMALL
 
 from experiments.run import main
-
-SMALL = [
-    "--data.packages", "numpy",
-    "--data.sequence-length", "32",
-    "--model.small.layers", "2",
-    "--model.small.width", "64",
-    "--model.small.heads", "2",
-    "--model.small.vocabulary-size", "1024",
-    "--model.small.steps", "60",
-    "--plan.delta", "1e-3",
-    "--plan.gradients-per-round", "64",
-    "--evaluation.max-rows", "100",
-    "--evaluation.test-rows", "200",
-    "--sampling-seed", "1",
-    "--noise-seed", "2",
-]  # fmt: skip
-LOCAL = ["--engine.kind", "local", "--engine.workers", "1"]
 
 
 def read(path: Path) -> Any:
