@@ -68,7 +68,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
-        save_file({name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()}, partial / ARRAYS)
+        save_file({name: np.asarray(array, order="C") for name, array in checkpoint.arrays.items()}, partial / ARRAYS)
         manifest = {
             "format": FORMAT,
             "version": VERSION,

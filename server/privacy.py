@@ -29,7 +29,7 @@ def privacy_statement(
     seeds = {"sampling": config.sampling_seed, "noise": config.noise_seed}
     statement = PrivacyStatement.of(
         ledger.event(),
-        algorithm=plan.name,
+        algorithm="els" if isinstance(plan, ElsPlan) else "uls",
         group_size=plan.group_size,
         clip_norm=plan.clip_norm,
         sampling_probability=plan.sampling_probability,
