@@ -63,6 +63,9 @@ class Audit:
     """Canaries of the one-run audit."""
     users: int = 500
     """Training and held-out users that the model of a run is attacked with, each at most."""
+    repetitions: tuple[int, ...] = ()
+    """Train again with canaries from the test users, each so many times in training, and attack that model: 0 1 8,
+    say. Takes as long as so many runs of the folder's configuration, in this process."""
     confidence: float = 0.95
     """Of each lower bound."""
     seed: int | None = None
@@ -80,17 +83,19 @@ class Audit:
     def run(self) -> int:
         """Attack, print a table, write the findings; returns 1 if an attack contradicts the guarantee."""
         seed = secrets.randbits(62) if self.seed is None else self.seed
-        folder = None if self.run_folder is None else RunFolder(self.run_folder, new=False)
+        folder = None if self.run_folder is None else _finished(self.run_folder)
         plan = self._pretend_plan(seed) if folder is None else _plan_of(folder)
-        if plan.noise_multiplier == 0:
-            raise InvalidInput("plan", "without noise", "one that claims a finite ε")
-        findings = white_box_findings(
-            plan, trials=self.trials, canaries=self.canaries, confidence=self.confidence, seed=seed
-        )
-        print_findings(findings)
+        findings = []
+        if plan.noise_multiplier > 0:  # without noise nothing is claimed that an attack could contradict
+            findings = white_box_findings(
+                plan, trials=self.trials, canaries=self.canaries, confidence=self.confidence, seed=seed
+            )
+            print_findings(findings)
         report: dict[str, Any] = {"kind": "evidence", "white_box": [finding.to_json() for finding in findings]}
         if folder is not None:
             report["black_box"] = self._black_box(folder, plan, seed)
+        elif self.repetitions:
+            raise InvalidInput("repetitions", self.repetitions, "used with --run-folder")
         output = self.output or (None if folder is None else folder.path / "audit.json")
         if output is not None:
             write_json(Path(output), report)
@@ -101,13 +106,18 @@ class Audit:
     def _pretend_plan(self, seed: int) -> Plan:
         return make_plan(self.plan, PretendUsers(num_users=self.num_users, rows_each=self.plan.group_size), seed)
 
-    def _black_box(self, folder: RunFolder, plan: Plan, seed: int) -> dict[str, Any]:
+    def _black_box(self, folder: RunFolder, plan: Plan, seed: int) -> list[dict[str, Any]]:
+        from experiments.audit_black_box import black_box_canaries
         from experiments.audit_membership import infer_users
 
         config = stored_config(RunConfig, json.loads(folder.config.read_text(encoding="utf-8")), str(folder.path))
-        found = infer_users(config, folder, users=self.users, delta=plan.delta, confidence=self.confidence, seed=seed)
-        print(found.in_words())
-        return found.to_json()
+        common: dict[str, Any] = {"confidence": self.confidence, "seed": seed}
+        found: list[Any] = [infer_users(config, folder, users=self.users, delta=plan.delta, **common)]
+        print(found[0].in_words())
+        for repetitions in self.repetitions:
+            found.append(black_box_canaries(config, plan, canaries=self.canaries, repetitions=repetitions, **common))
+            print(found[-1].in_words())
+        return [one.to_json() for one in found]
 
 
 def white_box_findings(plan: Plan, *, trials: int, canaries: int, confidence: float, seed: int) -> list[AuditFinding]:
@@ -191,6 +201,12 @@ def print_findings(findings: list[AuditFinding]) -> None:
             "BROKEN" if finding.contradicts else "passed",
         )
     Console().print(table)
+
+
+def _finished(path: str) -> RunFolder:
+    if not (Path(path) / "summary.json").is_file():
+        raise InvalidInput("run-folder", path, "the folder of a finished run", "It holds no summary.json.")
+    return RunFolder(path)
 
 
 def _plan_of(folder: RunFolder) -> Plan:
