@@ -72,6 +72,7 @@ class Worker:
                 "loss_sum": float(result.losses.cpu().numpy()[finite].sum()),
                 "clipped_units": float((result.norms.cpu().numpy()[finite] > request.clip_norm).sum()),
                 "nonfinite_units": float((~finite).sum()),
+                "empty_units": float((result.norms.cpu().numpy()[finite] == 0).sum()),
                 "rows": float(len(rows)),
                 "tokens": float(len(rows.tokens)),
                 "seconds": time.perf_counter() - started,

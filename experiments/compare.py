@@ -11,7 +11,7 @@ from experiments.prediction import predict
 from experiments.report import PREDICTION, print_table, read_prediction, write_report
 from fedsim.config import RunConfig, to_flat
 from fedsim.resources import open_resources
-from server.app import new_output_folder, train
+from server.app import FAILURES, new_output_folder, train
 from server.identity import require_same, settings_of
 from server.run_folder import RunFolder, write_json
 from server.stopping import Stopped
@@ -41,6 +41,8 @@ class Compare(RunConfig):
     Both get the same gradient evaluations a round, rounds, ε, δ and model; group size, clip norm and learning rate
     are each algorithm's own.
     """
+
+    CHOOSES = "an algorithm"
 
     algorithms: tuple[Literal["uls", "els"], ...] = ("uls", "els")
     """The arms, in order."""
@@ -95,6 +97,9 @@ class Compare(RunConfig):
         except Stopped as stopped:
             print(f"{stopped} (of the comparison: --resume {folder})", file=sys.stderr)
             return stopped.exit_code
+        except FAILURES as failure:
+            print(f"failed: {failure}", file=sys.stderr)
+            return 1
         write_json(folder / "comparison.json", summaries)
         report = write_report(folder)
         print_table(summaries)

@@ -31,6 +31,8 @@ class Sweep(RunConfig):
     command: finished points are not run again, failed ones are.
     """
 
+    CHOOSES = "settings"
+
     sweep: SweepConfig = field(default_factory=SweepConfig)
     """What varies."""
 

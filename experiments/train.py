@@ -7,7 +7,7 @@ from pathlib import Path
 
 from experiments.report import print_table, write_report
 from fedsim.config import RunConfig
-from server.app import new_output_folder, train
+from server.app import FAILURES, new_output_folder, train
 from server.run_folder import RunFolder
 from server.stopping import Stopped
 
@@ -31,6 +31,9 @@ class Train(RunConfig):
         except Stopped as stopped:
             print(stopped, file=sys.stderr)
             return stopped.exit_code
+        except FAILURES as failure:
+            print(f"failed: {failure}", file=sys.stderr)
+            return 1
         report = write_report(Path(output))
         print_table([summary])
         print(f"report: {report}")

@@ -7,7 +7,7 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from fedsim.data.config import DataConfig
 from fedsim.errors import InvalidInput
@@ -227,6 +227,9 @@ class RunConfig:
     resume: str | None = None
     """Folder of an unfinished run to go on with, with its own settings."""
 
+    CHOOSES: ClassVar[str] = ""
+    """What a command chooses by looking at results on private data; that costs privacy which nothing accounts for."""
+
     def __post_init__(self) -> None:
         if self.noise.secure and self.noise_seed is not None:
             raise InvalidInput("noise-seed", self.noise_seed, "unset with --noise.secure", "Secure noise has no seed.")
@@ -240,6 +243,9 @@ class RunConfig:
         for name in ("noise_seed", "sampling_seed"):
             if getattr(self, name) is not None:
                 raise InvalidInput(name.replace("_", "-"), getattr(self, name), "unset with --release", why)
+        if self.CHOOSES:
+            hint = f"It chooses {self.CHOOSES} by results on private data, which costs privacy that is not counted."
+            raise InvalidInput("release", True, "given to train alone", f"{hint} Choose on public data, then train.")
         if math.isinf(self.plan.epsilon):
             raise InvalidInput("plan.epsilon", self.plan.epsilon, "finite with --release")
         if self.plan.noise_multiplier == 0:

@@ -15,19 +15,26 @@ from flwr.serverapp import Grid, ServerApp
 import fedsim
 from fedsim.config import RunConfig, from_flat, to_flat
 from fedsim.gradients import ParameterLayout
-from fedsim.models.export import export
+from fedsim.models.export import ExportMismatch, export
+from fedsim.models.unchanged import unchanged_parameters
 from fedsim.plan import Plan, plan_from_json
 from fedsim.resources import Resources, open_resources
+from server.alarms import as_json
 from server.checkpoint import CheckpointWriter, read_latest
+from server.dispatch import RoundFailed
+from server.evaluation import EvaluationFailed
 from server.identity import identity_of, require_same
 from server.privacy import privacy_statement, without_infinities
 from server.resume import restore
-from server.rounds import Outcome, Training, describe
+from server.rounds import Diverged, Outcome, Training, describe
 from server.run_folder import RunFolder, write_json
 from server.seeds import Seeds
 from server.setup import make_plan
 
 app = ServerApp()
+
+FAILURES = (RoundFailed, EvaluationFailed, Diverged, ExportMismatch)
+"""How a run can fail after it has begun, with a message that says all there is to know."""
 
 
 @app.main()
@@ -55,6 +62,8 @@ def train(grid: Grid, config: RunConfig) -> dict[str, Any]:
         InvalidInput: When the configuration does not fit the data, the model, or the run to go on with; nothing has
             been charged then.
         Stopped: When a signal asked to; the run can be resumed.
+        RoundFailed, EvaluationFailed, Diverged, ExportMismatch: What was charged stays charged; the run can be
+            resumed from its last checkpoint.
     """
     started = time.perf_counter()
     folder = RunFolder(config.resume or config.output or new_output_folder(config.plan.algorithm))
@@ -86,6 +95,10 @@ def train(grid: Grid, config: RunConfig) -> dict[str, Any]:
         elif config.resume is not None:
             folder.cut_metrics(0)
         outcome = training.run()
+        if outcome.rounds:
+            training.alarms.after_training(
+                unchanged_parameters(layout, np.asarray(layout.flatten(resources.loaded.model)), outcome.parameters)
+            )
         statement = privacy_statement(config, plan, training.ledger, outcome.rounds, versions())
     finally:
         writer.join()
@@ -95,6 +108,7 @@ def train(grid: Grid, config: RunConfig) -> dict[str, Any]:
     layout.load(resources.loaded.model, outcome.parameters)
     export(resources.loaded, folder.model)
     summary = without_infinities(summarise(plan, config, outcome, time.perf_counter() - started))
+    summary["alarms"] = as_json(training.alarms)
     write_json(folder.summary, summary)
     folder.remove_unfinished()
     return summary

@@ -6,7 +6,7 @@ from typing import Any
 from fedsim.config import RunConfig
 from fedsim.plan import ElsPlan, Plan
 from fedsim.privacy.ledger import Ledger
-from fedsim.privacy.statement import PrivacyStatement
+from fedsim.privacy.statement import NoiseSource, PrivacyStatement
 
 
 def privacy_statement(
@@ -26,6 +26,9 @@ def privacy_statement(
         if isinstance(plan, ElsPlan)
         else {"users in the training split": plan.num_users}
     )
+    source: NoiseSource = "statistical"
+    if config.noise.secure:
+        source = "secure-exact" if config.engine.exact else "secure"
     seeds = {"sampling": config.sampling_seed, "noise": config.noise_seed}
     statement = PrivacyStatement.of(
         ledger.event(),
@@ -39,6 +42,7 @@ def privacy_statement(
         adjacency=plan.adjacency,
         public_sizes=sizes,
         seeds_given=tuple(name for name, seed in seeds.items() if seed is not None),
+        noise_source=source,
         versions=versions,
         ledger=ledger.path.name,
     )

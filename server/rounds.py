@@ -17,6 +17,7 @@ from fedsim.engine.messages import TrainRequest, parameters_record
 from fedsim.plan import ElsPlan, Plan
 from fedsim.privacy.ledger import Ledger
 from fedsim.resources import Resources
+from server.alarms import Alarms
 from server.budget import Budget
 from server.checkpoint import CheckpointWriter
 from server.dispatch import Dispatcher
@@ -49,6 +50,21 @@ class Outcome:
     rounds: int
     epsilon: float
     seconds: float
+
+
+class Diverged(RuntimeError):
+    """The weights are no longer finite. No checkpoint holds them.
+
+    Attributes:
+        round: The round whose step did it.
+    """
+
+    def __init__(self, round: int) -> None:
+        self.round = round
+        super().__init__(f"round {round}: the weights are no longer finite. Lower --optimizer.learning-rate.")
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.round,)
 
 
 class Training:
@@ -100,6 +116,7 @@ class Training:
         self._validation_rows = held_out_rows(self.validation, config.evaluation.max_rows)
         self.identity = identity or {}
         self.checkpoints = checkpoints
+        self.alarms = Alarms(plan, len(parameters), private_too=config.writes_training_metrics)
         self.round = 0
         self.measured: int | None = None
         self.before: Evaluation | None = None
@@ -112,6 +129,7 @@ class Training:
         Raises:
             Stopped: When a signal asked to; the state is in a checkpoint then.
         """
+        self.alarms.before_training(self.train.user_offsets)
         test_rows = held_out_rows(self.test, self.config.evaluation.test_rows)
         if self.before is None:
             self.before = evaluate(self.grid, self.test, "test", test_rows, parameters_record(self.parameters))
@@ -123,6 +141,7 @@ class Training:
             while self.round < self.plan.steps and self.budget.affords_another():
                 statistics = self._round(self.round)
                 self.round += 1
+                self.alarms.after_round(statistics)
                 progress.advanced(self.round, self.budget.epsilon())
                 if self.round % self.config.evaluation.every == 0:
                     self._measure(progress, statistics)
@@ -182,6 +201,8 @@ class Training:
         statistics = {**gathered.statistics, "units": float(len(units))}
         self.release.observe(mean, self.parameters, statistics, round, attempt=attempt)
         self.optimizer.step(mean)
+        if not np.isfinite(self.parameters).all():
+            raise Diverged(round)
         self.seconds += time.perf_counter() - started
         return statistics
 
@@ -207,6 +228,8 @@ class Training:
         measured = evaluate(
             self.grid, self.validation, "validation", self._validation_rows, parameters_record(self.parameters)
         )
+        if not math.isfinite(measured.loss):
+            self.alarms.sound("diverged", f"the held-out loss is {measured.loss}. Lower --optimizer.learning-rate.")
         epsilon = self.budget.epsilon()
         spent = epsilon if math.isfinite(epsilon) else None
         progress.evaluated(round, measured.loss, measured.accuracy, epsilon)

@@ -28,10 +28,26 @@ ALWAYS_NOT_COVERED = (
     "A user is one identifier of the data set: a person with several, or a group of people, is protected less, and "
     "what other users wrote about somebody is protected as theirs.",
     "The machines that compute the updates and add the noise see private data and are trusted.",
-    "Noise is drawn in floating point by a pseudo-random generator: attacks on rounding and on the generator are not "
-    "excluded.",
 )
 """What no run's guarantee covers."""
+
+NoiseSource = Literal["statistical", "secure", "secure-exact"]
+NOT_COVERED_BY_SOURCE: Mapping[NoiseSource, tuple[str, ...]] = {
+    "statistical": (
+        "Noise is drawn in floating point by a pseudo-random generator: attacks on rounding and on the generator are "
+        "not excluded.",
+    ),
+    "secure": (
+        "The noise comes from a cryptographic generator and lies on a grid, but sums are rounded in floating point "
+        "before it is added: how far rounding can carry one user's influence beyond the clip norm is not counted.",
+    ),
+    "secure-exact": (
+        "Updates are computed and clipped in floating point, and only then bounded exactly: time and memory that the "
+        "computation takes are not hidden.",
+    ),
+}
+"""What depends on how noise was drawn: floating point; on a grid from a cryptographic generator; the same added to
+exact integer sums."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +105,7 @@ class PrivacyStatement:
         public_sizes: Mapping[str, int] | None = None,
         seeds_given: tuple[str, ...] = (),
         also_not_covered: tuple[str, ...] = (),
+        noise_source: NoiseSource = "statistical",
         versions: Mapping[str, str] | None = None,
         ledger: str = "ledger.jsonl",
     ) -> Self:
@@ -107,6 +124,7 @@ class PrivacyStatement:
             public_sizes: Sizes that were treated as public, by name ("users in the training split": 3931).
             seeds_given: Seeds that the configuration fixes ("noise", "sampling").
             also_not_covered: Further sentences about this run.
+            noise_source: How the noise was drawn, a key of NOT_COVERED_BY_SOURCE.
             versions: Of the software; fedsim's, Python's, numpy's and scipy's by default.
             ledger: The ledger's file, for the recompute command of a run with several kinds of release.
 
@@ -139,7 +157,12 @@ class PrivacyStatement:
             steps=int(steps),
             delta=float(delta),
             epsilon=nothing if unprotected else epsilon_bounds(charged, delta, adjacency=adjacency),
-            not_covered=(*_of_this_run(public_sizes or {}, seeds_given), *also_not_covered, *ALWAYS_NOT_COVERED),
+            not_covered=(
+                *_of_this_run(public_sizes or {}, seeds_given),
+                *also_not_covered,
+                *ALWAYS_NOT_COVERED,
+                *NOT_COVERED_BY_SOURCE[noise_source],
+            ),
             versions=dict(software_versions() if versions is None else versions),
             ledger=ledger,
         )
@@ -282,8 +305,8 @@ def _of_this_run(public_sizes: Mapping[str, int], seeds_given: tuple[str, ...]) 
     if "noise" in seeds_given:
         sentences.insert(
             0,
-            "The noise seed was fixed in the configuration: whoever knows it can subtract the noise, so these models "
-            "must not be released.",
+            "Reproducible noise: for experiments, not for release. The noise seed was fixed in the configuration, and "
+            "whoever knows it can subtract the noise, so these models must not be released.",
         )
     if "sampling" in seeds_given:
         sentences.append(

@@ -1,0 +1,125 @@
+"""Alarms for failures that make no noise: training that cannot learn, or does not do what it seems to."""
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedsim.plan import ElsPlan, Plan
+
+HOPELESS = 20.0
+"""Length of the whole run's noise over that of the largest possible sum of updates. Gradients of language models lie
+near a few directions, so that runs learn at ratios well above 1; at this one nothing has been seen to."""
+FEW_UNITS = 50
+"""Units that must have been seen before a share of them means anything."""
+NOT_PRIVATE = "(not private: computed from training users without noise)"
+
+
+class Alarms:
+    """Says each alarm once, on stderr, and keeps it for the summary.
+
+    Args:
+        plan: What is carried out.
+        size: Number of trainable parameters P.
+        private_too: Whether to look at statistics of training users, which no noise protects.
+    """
+
+    def __init__(self, plan: Plan, size: int, *, private_too: bool) -> None:
+        self.plan, self.size, self.private_too = plan, size, private_too
+        self.sounded: dict[str, str] = {}
+        self._seen = dict.fromkeys(("units", "clipped_units"), 0.0)
+
+    def sound(self, name: str, sentence: str) -> None:
+        """Say it, unless it was said before."""
+        if name not in self.sounded:
+            self.sounded[name] = sentence
+            print(f"warning: {sentence}", file=sys.stderr, flush=True)
+
+    def before_training(self, user_offsets: np.ndarray) -> None:
+        """What the plan's public numbers and the store's sizes give away."""
+        self._noise()
+        single = float(np.mean(np.diff(user_offsets) == 1)) if len(user_offsets) > 1 else 0.0
+        if self.private_too and single > 0.5:
+            self.sound(
+                "single-examples",
+                f"{single:.0%} of the training users have one example {NOT_PRIVATE}: protecting users then costs what "
+                "protecting examples costs, but is the user column the right one? See --data.user-column.",
+            )
+
+    def after_round(self, statistics: Mapping[str, float]) -> None:
+        """What a round's private statistics show."""
+        if not self.private_too:
+            return
+        for name in self._seen:
+            self._seen[name] += statistics.get(name, 0.0)
+        if bad := int(statistics.get("nonfinite_units", 0.0)):
+            self.sound(
+                "not-finite",
+                f"{bad} units had a gradient that is not finite and were left out {NOT_PRIVATE}. Lower the learning "
+                "rate, or look at the model's weights.",
+            )
+        if empty := int(statistics.get("empty_units", 0.0)):
+            self.sound(
+                "empty-loss",
+                f"{empty} units had a gradient of exactly zero {NOT_PRIVATE}: nothing in their rows is predicted. "
+                "Look at masked prompts and --data.sequence-length.",
+            )
+        self._clip()
+
+    def after_training(self, unchanged: Sequence[str]) -> None:
+        """Parameters that stayed bit for bit as they were."""
+        if unchanged:
+            names = ", ".join(unchanged[:3]) + (f" and {len(unchanged) - 3} more" if len(unchanged) > 3 else "")
+            self.sound("unchanged", f"these trainable parameters did not change at all: {names}.")
+
+    def _noise(self) -> None:
+        plan = self.plan
+        ratio = noise_to_signal(plan, self.size)
+        if ratio <= HOPELESS:
+            return
+        unit = "examples" if isinstance(plan, ElsPlan) else "users"
+        self.sound(
+            "noise",
+            f"over the whole run the noise is {ratio:,.0f} times as long as the largest possible sum of updates: "
+            f"little can be learned. What helps: {ratio / HOPELESS:,.1f} times as many {unit} a round "
+            f"(--plan.gradients-per-round), {(ratio / HOPELESS) ** 2:,.0f} times fewer parameters (--model.lora-rank, "
+            f"now {self.size:,}), or a larger --plan.epsilon.",
+        )
+
+    def _clip(self) -> None:
+        units, clipped = self._seen["units"], self._seen["clipped_units"]
+        if units < FEW_UNITS or self.plan.clip_rule is not None:
+            return
+        if clipped == units:
+            self.sound(
+                "clips-everyone",
+                f"the clip norm {self.plan.clip_norm:g} clipped all of {units:.0f} units {NOT_PRIVATE}: a larger one "
+                "may keep more of the signal, or let --plan.clip-quantile find it privately.",
+            )
+        elif clipped == 0:
+            self.sound(
+                "clips-no-one",
+                f"the clip norm {self.plan.clip_norm:g} clipped none of {units:.0f} units {NOT_PRIVATE}: a smaller "
+                "one needs less noise, or let --plan.clip-quantile find it privately.",
+            )
+
+
+def noise_to_signal(plan: Plan, size: int) -> float:
+    """Expected length of the run's summed noise over the longest that its summed mean updates can be, σ√P/(M√T).
+
+    Made of public numbers. For sums clipped in L1 the two are not comparable, and 0 is returned.
+
+    Args:
+        plan: Gives σ, the expected units a round M, and the rounds T.
+        size: Number of parameters P.
+    """
+    if plan.norm_order != 2:
+        return 0.0
+    return plan.sum_noise_multiplier * math.sqrt(size) / (plan.normaliser * math.sqrt(plan.steps))
+
+
+def as_json(alarms: Alarms) -> list[dict[str, Any]]:
+    """The alarms for summary.json."""
+    return [{"alarm": name, "in_words": sentence} for name, sentence in alarms.sounded.items()]

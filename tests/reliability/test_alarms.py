@@ -1,0 +1,146 @@
+"""Alarms: each sounds when it should, once, and stays silent otherwise."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import trained
+
+from fedsim.config import OptimizerConfig
+from fedsim.models.export import ExportMismatch
+from fedsim.plan import UlsPlan
+from fedsim.privacy.ledger import read_entries
+from server import app
+from server.alarms import HOPELESS, NOT_PRIVATE, Alarms, noise_to_signal
+from server.checkpoint import read_latest
+from server.rounds import Diverged
+
+PLAN = UlsPlan(
+    num_users=1000, sampling_probability=0.1, group_size=2, clip_norm=1.0, noise_multiplier=1.0, steps=25, delta=1e-4
+)
+QUIET = {"units": 60.0, "clipped_units": 20.0, "nonfinite_units": 0.0, "empty_units": 0.0}
+USERS = np.arange(101) * 3
+
+
+def alarms(*, size: int = 1000, private_too: bool = True) -> Alarms:
+    return Alarms(PLAN, size, private_too=private_too)
+
+
+def test_a_healthy_run_sounds_none(capsys) -> None:
+    healthy = alarms()
+    healthy.before_training(USERS)
+    healthy.after_round(QUIET)
+    healthy.after_training(())
+    assert healthy.sounded == {}
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"clipped_units": 60.0}, "clips-everyone"),
+        ({"clipped_units": 0.0}, "clips-no-one"),
+        ({"nonfinite_units": 2.0}, "not-finite"),
+        ({"empty_units": 1.0}, "empty-loss"),
+    ],
+)
+def test_what_a_round_shows(change: dict[str, float], name: str, capsys) -> None:
+    sounding = alarms()
+    for _ in range(2):
+        sounding.after_round({**QUIET, **change})
+    assert list(sounding.sounded) == [name]
+    printed = capsys.readouterr().err
+    assert printed.count("warning:") == 1
+    assert NOT_PRIVATE in printed
+    silent = alarms(private_too=False)
+    silent.after_round({**QUIET, **change})
+    assert silent.sounded == {}
+
+
+def test_few_units_say_nothing_about_the_clip_norm() -> None:
+    few = alarms()
+    few.after_round({**QUIET, "units": 10.0, "clipped_units": 10.0})
+    assert few.sounded == {}
+
+
+def test_noise_that_drowns_everything_is_said_before_training_with_what_helps() -> None:
+    size = int((2 * HOPELESS * 100 * 5) ** 2)
+    assert noise_to_signal(PLAN, size) == pytest.approx(2 * HOPELESS)
+    for private_too in (True, False):  # made of public numbers alone
+        drowned = alarms(size=size, private_too=private_too)
+        drowned.before_training(USERS)
+        assert list(drowned.sounded) == ["noise"]
+    words = drowned.sounded["noise"]
+    assert "40 times as long" in words
+    assert "2.0 times as many users" in words
+    assert "4 times fewer parameters" in words
+
+
+def test_the_ratio_is_that_of_simulated_noise() -> None:
+    generator = np.random.default_rng(0)
+    noise = sum(generator.standard_normal(5000) * PLAN.noise_std / PLAN.normaliser for _ in range(PLAN.steps))
+    signal = PLAN.steps * PLAN.clip_norm  # every expected user pulls the same way, at full length
+    assert np.linalg.norm(noise) / signal == pytest.approx(noise_to_signal(PLAN, 5000), rel=0.05)
+
+
+def test_users_with_one_example_are_counted_and_marked() -> None:
+    lonely = np.concatenate([np.arange(71), 70 + 3 * np.arange(1, 31)])
+    sounding = alarms()
+    sounding.before_training(lonely)
+    assert list(sounding.sounded) == ["single-examples"]
+    assert "70%" in sounding.sounded["single-examples"]
+    silent = alarms(private_too=False)
+    silent.before_training(lonely)
+    assert silent.sounded == {}
+
+
+def test_parameters_that_did_not_move_are_named() -> None:
+    stuck = alarms()
+    stuck.after_training(("a", "b", "c", "d", "e"))
+    assert "a, b, c and 2 more" in stuck.sounded["unchanged"]
+
+
+def test_a_run_whose_weights_cannot_change_says_so_in_its_summary(small_run, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("server.optimizer.ServerOptimizer.step", lambda self, mean: None)
+    summary: dict[str, Any] = trained(small_run(tmp_path))
+    assert "unchanged" in {alarm["alarm"] for alarm in summary["alarms"]}
+    assert json.loads((tmp_path / "summary.json").read_text())["alarms"] == summary["alarms"]
+
+
+def test_weights_that_overflow_end_the_run_and_no_checkpoint_holds_them(small_run, tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match=r"Lower --optimizer\.learning-rate"):
+        trained(small_run(tmp_path, optimizer=OptimizerConfig(name="momentum", learning_rate=1e38)))
+    kept = read_latest(tmp_path / "checkpoints")
+    assert kept is None or np.isfinite(kept.arrays["parameters"]).all()
+    assert len(read_entries(tmp_path / "ledger.jsonl")) >= 1
+
+
+def test_a_held_out_loss_that_is_not_finite_is_said_and_such_a_model_not_exported(
+    small_run, tmp_path: Path, capsys
+) -> None:
+    with pytest.raises(ExportMismatch, match="nan"):
+        trained(small_run(tmp_path, optimizer=OptimizerConfig(name="sgd", learning_rate=1e33)))
+    printed = capsys.readouterr().err
+    assert "the held-out loss is nan" in printed
+    assert "units had a gradient that is not finite and were left out" in printed
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_export_that_is_not_the_model_loses_no_work(small_run, tmp_path: Path, monkeypatch) -> None:
+    config = small_run(tmp_path)
+
+    def differs(*arguments: Any) -> None:
+        raise ExportMismatch(1.0, 2.0)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(app, "export", differs)
+        with pytest.raises(ExportMismatch):
+            trained(config)
+    spent = (tmp_path / "ledger.jsonl").read_bytes()
+    assert not (tmp_path / "summary.json").exists()
+    trained(dataclasses.replace(config, resume=str(tmp_path)))
+    assert (tmp_path / "ledger.jsonl").read_bytes() == spent
+    assert (tmp_path / "model/model.safetensors").exists()
