@@ -38,8 +38,8 @@ def write_sweep_report(
     pretrained = sum(row["test_loss_before"] for row in rows) / len(rows)
     private = [row for row in rows if row["arm"] != "nonprivate"]
     cost = cost_of_sweep(folder, rows, common.plan.delta, Adjacency(common.plan.adjacency)) if private else 0.0
-    outcomes = [outcome(found, key, prediction) for key, prediction in sorted(predictions.items())]
-    outcomes = [item for item in outcomes if item is not None]
+    compared = [outcome(found, key, prediction) for key, prediction in sorted(predictions.items())]
+    outcomes = [item for item in compared if item is not None]
     figures = draw(folder, found, pretrained)
     cost_words = cost_in_words(len(private), cost, common.plan.delta)
     write_json(
