@@ -130,10 +130,12 @@ def _laplace_pair(event: RandomisedScaleLaplace, adjacency: Adjacency) -> LossPa
 
 def _one_contribution(law: Law, q: float, losses: Floats, below: bool) -> tuple[Floats, Floats]:
     """G = 1: the loss is log(1 − q + q e^{l′}), l′ the loss without sampling."""
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        inner = 1 + np.expm1(losses) / q
-        least = inner <= 0
-        inner = np.log(np.where(least, 1.0, inner))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low = 1 + np.expm1(np.minimum(losses, 0.0)) / q
+        least = low <= 0
+        # Above 0 the same in another form, which does not overflow.
+        high = losses - np.log(q) + np.log1p(-(1 - q) * np.exp(-np.maximum(losses, 0.0)))
+        inner = np.where(losses > 0, high, np.log(np.where(least, 1.0, low)))
     size = np.abs(inner)
     log_halved = log_tail(law, -0.5, size) - np.log(2)
     # With h = E[e^{−S/2}; S > l′]/2, for l′ ≥ 0: Q(loss > l′) = e^{−l′/2} h, P(loss > l′) = Pr[S > l′] − e^{l′/2} h;
