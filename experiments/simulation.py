@@ -15,6 +15,9 @@ from fedsim.resources import open_resources
 
 CLIENT_APP = "clients.app:app"
 
+LEAST_SHARED_BYTES = 256 << 20
+"""Ray itself wants some shared memory, however small the model is."""
+
 
 @contextmanager
 def simulated_clients(config: RunConfig) -> Iterator[Grid]:
@@ -26,26 +29,34 @@ def simulated_clients(config: RunConfig) -> Iterator[Grid]:
         InvalidInput: When the model or the data cannot be had as configured.
     """
     with shown() as progress:
-        open_resources(config, progress)
+        size = open_resources(config, progress).loaded.layout.size
     if config.engine.kind == "local":
         from fedsim.engine.local import LocalGrid
 
         yield LocalGrid(CLIENT_APP, to_flat(config), workers=max(1, config.engine.workers))
         return
 
-    chosen = config if config.engine.workers else with_measured_slices(config)
-    grid = ray_grid(chosen, chosen.engine.workers)
+    chosen = config if config.engine.workers else with_measured_slices(config, size)
+    grid = ray_grid(chosen, chosen.engine.workers, size)
     try:
         yield grid
     finally:
         grid.close()
 
 
-def ray_grid(config: RunConfig, workers: int) -> WaitingGrid:
-    """Ray actors for a configuration."""
+def ray_grid(config: RunConfig, workers: int, parameters: int) -> WaitingGrid:
+    """Ray actors for a configuration, with shared memory for one broadcast and each worker's reply.
+
+    Args:
+        config: What the workers hold.
+        workers: How many.
+        parameters: Trainable values, float32 (int64 in the replies of exact mode).
+    """
     from fedsim.engine.ray_grid import RayGrid
 
     engine = config.engine
+    reply = 8 if engine.exact else 4
+    shared = int(1.1 * parameters * (4 + workers * reply))
     return RayGrid(
         CLIENT_APP,
         to_flat(config),
@@ -53,11 +64,12 @@ def ray_grid(config: RunConfig, workers: int) -> WaitingGrid:
         cpus_per_worker=engine.cpus_per_worker,
         gpus_per_worker=engine.gpus_per_worker or _gpu_share(workers),
         address=engine.address,
+        object_store_bytes=None if engine.address else max(shared, LEAST_SHARED_BYTES),
         timeout=engine.timeout_seconds,
     )
 
 
-def with_measured_slices(config: RunConfig) -> RunConfig:
+def with_measured_slices(config: RunConfig, parameters: int) -> RunConfig:
     """The configuration with the number of workers and the micro-batch of highest measured throughput.
 
     Raises:
@@ -69,7 +81,7 @@ def with_measured_slices(config: RunConfig) -> RunConfig:
     workers = [devices, 2 * devices, 4 * devices] if _gpus() else sorted({1, max(1, devices // 2), max(1, devices)})
     length = config.data.sequence_length
     sizes = [config.engine.max_tokens] if config.engine.max_tokens else [length * rows for rows in (4, 16, 64, 256)]
-    best = fastest(try_slices(lambda count: ray_grid(config, count), workers, sizes))
+    best = fastest(try_slices(lambda count: ray_grid(config, count, parameters), workers, sizes))
     print(
         f"{best.workers} workers, micro-batches of {best.max_tokens} tokens: {best.tokens_per_second:,.0f} tokens/s",
         file=sys.stderr,
