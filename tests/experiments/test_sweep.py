@@ -265,6 +265,12 @@ def test_the_cost_of_a_sweep_is_that_of_all_its_points(training: FakeTraining, t
     assert "12 private points" in cost_in_words(12, together, 1e-5)
 
 
+def finished_points(folder: Path) -> dict[Path, int]:
+    """The summaries of points that are in their final place, and when each was written."""
+    done = [path for path in folder.glob("*/summary.json") if "partial" not in path.parent.name]
+    return {path: path.stat().st_mtime_ns for path in done}
+
+
 def test_killed_and_resumed_for_real(tmp_path: Path) -> None:
     """Points as Ray tasks of a small model; the sweep is killed, with everything it started, and run again."""
     arguments = ["sweep", *SMALL, "--plan.gradients-per-round", "16", "--sweep.epsilons", "50", "--sweep.seeds", "3"]
@@ -274,12 +280,11 @@ def test_killed_and_resumed_for_real(tmp_path: Path) -> None:
         [sys.executable, "-m", "experiments.run", *arguments], start_new_session=True, stdout=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 300
-    while not list(tmp_path.glob("*/summary.json")) and time.monotonic() < deadline and first.poll() is None:
+    while not finished_points(tmp_path) and time.monotonic() < deadline and first.poll() is None:
         time.sleep(0.1)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
-    done = [path for path in tmp_path.glob("*/summary.json") if "partial" not in str(path)]
-    finished = {path: path.stat().st_mtime_ns for path in done}
+    finished = finished_points(tmp_path)
     assert 0 < len(finished) < 9
 
     assert main([*arguments, "--engine.kind", "local"]) == 0
