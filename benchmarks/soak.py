@@ -80,7 +80,7 @@ def stored_objects() -> int:
 
 def measure(grid: Any, round: int) -> dict[str, float]:
     """What this process, its workers and the object store hold now."""
-    workers = [resident_bytes(pid) for pid in grid.process_ids().values() if Path(f"/proc/{pid}/statm").exists()]
+    workers = [resident_bytes(pid) for pid in grid.process_ids.values() if Path(f"/proc/{pid}/statm").exists()]
     return {
         "round": round,
         "driver MB": resident_bytes(os.getpid()) / 1e6,

@@ -6,6 +6,7 @@ FEDSIM_FUZZ_SECONDS sets how long each fuzzer runs, all of them at the same time
 import contextlib
 import json
 import os
+import shutil
 import time
 import warnings
 from collections.abc import Callable
@@ -192,20 +193,22 @@ def ingest(folder: Path) -> Callable[..., None]:
     return fuzz
 
 
+EXAMPLES = 100
 FUZZERS = (configuration, ledger, charges, checkpoint, ingest)
 
 
-def run_for(fuzz: Callable[..., None], seconds: float) -> int:
+def run_for(make: Callable[[Path], Callable[..., None]], folder: Path, seconds: float) -> int:
     """Run a fuzzer with new examples until the time is up; returns how many it ran."""
     end, number = time.monotonic() + seconds, 0
     first = int.from_bytes(os.urandom(4), "little") if os.environ.get("CI") else 0
+    chosen = settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     while time.monotonic() < end:
-        chosen = settings(
-            max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck), derandomize=False
-        )
-        seed(first + number)(chosen(fuzz))()
+        place = folder / str(number)
+        place.mkdir()
+        seed(first + number)(chosen(make(place)))()
+        shutil.rmtree(place)
         number += 1
-    return number * 100
+    return number * EXAMPLES
 
 
 def test_no_fuzzer_finds_anything(tmp_path: Path) -> None:
@@ -216,7 +219,7 @@ def test_no_fuzzer_finds_anything(tmp_path: Path) -> None:
         child = os.fork()
         if child == 0:
             try:
-                (folder / "examples").write_text(str(run_for(make(folder), SECONDS)))
+                (folder / "examples").write_text(str(run_for(make, folder, SECONDS)))
                 os._exit(0)
             except BaseException:
                 import traceback
