@@ -63,7 +63,8 @@ def test_data_without_enough_users_is_refused(records: list[dict], tmp_path: Pat
     code = main([
         "train", "--data.source", "files", "--data.path", str(path), "--data.user-column", "author",
         "--model.small.steps", "2", "--model.small.layers", "1", "--model.small.width", "16",
-        "--model.small.heads", "2", "--model.small.context", "16", "--model.small.vocabulary-size", "300", "--model.small.batch-rows", "2",
+        "--model.small.heads", "2", "--model.small.context", "16", "--model.small.vocabulary-size", "300",
+        "--model.small.batch-rows", "2",
         "--data.sequence-length", "16", "--engine.kind", "local", "--engine.workers", "1",
         "--output", str(tmp_path / "o"),
     ])  # fmt: skip
