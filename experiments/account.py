@@ -26,7 +26,7 @@ from fedsim.privacy.events import (
     FixedSizeSubsampledGaussian,
     Gaussian,
     PoissonSubsampledGaussian,
-    Repeated,
+    releases,
     to_json,
 )
 from fedsim.privacy.ledger import merged, read_entries
@@ -121,26 +121,21 @@ class Account:
         """
         steps = self._given("steps")
         require_at_least("steps", steps, 0)
-        if steps == 0 and self.noise_multiplier == 0:
-            return Composed(events=())  # Nothing is released, so that the noise does not matter.
-        return Repeated(event=self._step(), count=steps)
+        kind, values = self._step()
+        return releases(kind, steps, noise_multiplier=self._given("noise_multiplier"), **values)
 
-    def _step(self) -> Event:
-        noise = self._given("noise_multiplier")
+    def _step(self) -> tuple[Callable[..., Event], dict[str, Any]]:
+        """What one step releases: the kind of event, and its parameters beside the noise."""
         if self.sampling == "fixed-size":
-            return FixedSizeSubsampledGaussian(
-                cohort_size=self._given("cohort_size"),
-                population_size=self._given("population_size"),
-                noise_multiplier=noise,
-            )
+            names = ("cohort_size", "population_size")
+            return FixedSizeSubsampledGaussian, {name: self._given(name) for name in names}
+        if self.algorithm == "uls" and self.sampling == "none":
+            return Gaussian, {}
         probability = 1.0 if self.sampling == "none" else self._given("sampling_probability")
         if self.algorithm == "els":
-            return BinomialMixtureGaussian(
-                group_size=self._given("group_size"), sampling_probability=probability, noise_multiplier=noise
-            )
-        if self.sampling == "none":
-            return Gaussian(noise_multiplier=noise)
-        return PoissonSubsampledGaussian(sampling_probability=probability, noise_multiplier=noise)
+            values = {"group_size": self._given("group_size"), "sampling_probability": probability}
+            return BinomialMixtureGaussian, values
+        return PoissonSubsampledGaussian, {"sampling_probability": probability}
 
     def _solve(self, calibrated: str | None) -> "tuple[Account, Composed, Bounds]":
         """The plan with nothing left out, what it releases, and its ε."""

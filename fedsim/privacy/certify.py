@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedsim.privacy.bounds import Bounds
-from fedsim.privacy.composition import ComposedTail, Parts, best_tilt, compose, find_window
+from fedsim.privacy.composition import ComposedTail, Parts, Tilts, best_tilt, choose_tilts, compose, find_window
 from fedsim.privacy.dominating_pairs import LossPair
 from fedsim.privacy.loss_grid import grid_measures
 
 Pairs = Sequence[tuple[LossPair, int]]
-COARSE_CELLS = 3000
+COARSE_CELLS = 1500
 MOST_CELLS = 2**20
 """Cells of one event's grid, or of the composed window: some 0.3 GB at most."""
 ROUNDS = 6
@@ -37,14 +37,38 @@ class Question:
     settled: float = 0.0
     threshold: float = np.nan
 
+    def place(self, answer: float) -> tuple[float, float]:
+        """ε and log δ of a point on the curve, whichever of both the answer (ε, or log δ) is."""
+        if self.delta is None:
+            return float(self.epsilon or 0.0), answer
+        return answer, float(np.log(self.delta))
+
+    def about(self, found: Bounds, chernoff: float) -> float:
+        """A value to plan by, of ε or of log δ: rather too low than too high, from rough bounds and Chernoff's."""
+        if self.delta is None:
+            upper = min(np.log(found.upper), chernoff - 5) if found.upper > 0 else chernoff - 5
+            return float(max(np.log(found.lower), upper) if found.lower > 0 else upper)
+        value = max(found.lower, found.upper / 4)
+        return value if 0 < value < np.inf else chernoff
+
     def answered(self, found: Bounds) -> bool:
         """Whether bounds need no refinement."""
-        gap = found.gap if np.isfinite(found.upper) else 1.0
-        return gap <= self.tolerance or found.upper <= self.settled or self.decided(found)
+        return _gap(found) <= self.tolerance or found.upper <= self.settled or self.decided(found)
 
     def decided(self, found: Bounds) -> bool:
         """Whether bounds lie on one side of the threshold."""
         return found.upper <= self.threshold or found.lower > self.threshold
+
+    def refinement(self, found: Bounds) -> float:
+        """The factor for the spacing after these bounds: their gap is about proportional to its square."""
+        factor = 0.8 * float(np.sqrt(self.tolerance / _gap(found)))
+        if self.settled > 0 or np.isfinite(self.threshold):
+            factor *= 2  # A rough answer may be enough.
+        return min(max(factor, 1 / 32), 0.7)
+
+
+def _gap(found: Bounds) -> float:
+    return found.gap if np.isfinite(found.upper) else 1.0
 
 
 def certify(pairs: Pairs, question: Question, *, swapped: bool) -> Bounds:
@@ -58,30 +82,29 @@ def certify(pairs: Pairs, question: Question, *, swapped: bool) -> Bounds:
     ranges = [pair.loss_range(tail) for pair, _ in pairs]
     widest = max(high - low for low, high in ranges)
     spacing = widest / COARSE_CELLS
-    upper, _ = _measures(pairs, spacing, tail, swapped)
-    tilt, bound = best_tilt(upper, epsilon=question.epsilon, delta=question.delta)
-    if question.delta is None:
-        if bound < LOG_NOTHING:
-            return Bounds(lower=0.0, upper=min(float(np.exp(bound)) + _infinite(upper), 1.0))
-        tail = max(min(float(np.exp(bound)), 1.0) * 1e-6 / turns, 1e-280)
-        scale = 1 / tilt
-    else:
-        scale = abs(bound)
-    # Spreading mass over a step h adds up to h²/6 to the variance of each loss and takes up to h²/2 from it.
-    spacing = min(spacing, 0.65 * float(np.sqrt(question.tolerance * scale / (0.33 * turns * tilt))))
-    if question.settled > 0 or np.isfinite(question.threshold):
-        spacing *= 2.5  # A rough answer may be enough.
+    coarse = _measures(pairs, spacing, tail, swapped)
+    tilt, bound = best_tilt(coarse[0], epsilon=question.epsilon, delta=question.delta)
+    epsilon, log_delta = question.place(bound)
+    if question.delta is None and bound < LOG_NOTHING:
+        return Bounds(lower=0.0, upper=min(float(np.exp(bound)) + _infinite(coarse[0]), 1.0))
     best = Bounds(lower=0.0, upper=np.inf if question.epsilon is None else 1.0)
+    # The Chernoff bound places the answer some way off: the first tilts are chosen with room for that.
+    tilts = choose_tilts(coarse[0], tilt, epsilon, log_delta - 10)
+    found: Bounds | None = _bounds(coarse, tilts, epsilon, question) or best
     for _ in range(ROUNDS):
-        spacing = max(spacing, widest / MOST_CELLS)
-        found = _bounds(pairs, spacing, tail, tilt, question, swapped)
         if found is None:
             break
         best = Bounds(lower=max(best.lower, found.lower), upper=min(best.upper, found.upper))
-        if question.answered(best) or spacing <= widest / MOST_CELLS:
+        if question.answered(best):
             break
-        gap = best.gap if np.isfinite(best.upper) else 1.0
-        spacing *= min(max(0.8 * float(np.sqrt(question.tolerance / gap)), 1 / 16), 0.7)
+        epsilon, log_delta = question.place(question.about(best, bound))
+        tilts = choose_tilts(coarse[0], tilt, epsilon, log_delta)
+        tail = max(1e-7 * float(np.exp(min(log_delta, 0.0))) / turns, 1e-280)
+        finest = 1.02 * max(widest, find_window(coarse[0], tilts, epsilon).width) / MOST_CELLS
+        if spacing < 1.2 * finest:
+            break
+        spacing = max(spacing * question.refinement(best), finest)
+        found = _bounds(_measures(pairs, spacing, tail, swapped), tilts, epsilon, question)
     return best
 
 
@@ -90,17 +113,14 @@ def _measures(pairs: Pairs, spacing: float, tail: float, swapped: bool) -> tuple
     return [(upper, count) for upper, _, count in built], [(lower, count) for _, lower, count in built]
 
 
-def _bounds(pairs: Pairs, spacing: float, tail: float, tilt: float, ask: Question, swapped: bool) -> Bounds | None:
-    """Bounds at one spacing; None where the window would not fit."""
-    upper, lower = _measures(pairs, spacing, tail, swapped)
-    tilt, bound = best_tilt(upper, epsilon=ask.epsilon, delta=ask.delta, near=tilt)
-    target = bound if ask.epsilon is None else ask.epsilon
-    window = find_window(upper, tilt, target)
-    if window.high - window.low > 2 * MOST_CELLS * spacing:
+def _bounds(measures: tuple[Parts, Parts], tilts: Tilts, target: float, ask: Question) -> Bounds | None:
+    """Bounds from measures above and below; None where the window would not fit."""
+    upper, lower = measures
+    window = find_window(upper, tilts, target)
+    if window.width > MOST_CELLS * upper[0][0].spacing:
         return None
     above, below = compose(upper, window, target), compose(lower, window, target)
-    infinite = _infinite(upper)
-    high = above.moved(sum(count * measure.shift for measure, count in upper), above.errors + infinite)
+    high = above.moved(sum(count * measure.shift for measure, count in upper), above.errors + _infinite(upper))
     low = below.moved(sum(count * measure.shift for measure, count in lower), -below.errors)
     if ask.delta is None:
         at = float(ask.epsilon or 0.0)

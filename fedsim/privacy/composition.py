@@ -20,19 +20,38 @@ from fedsim.privacy.loss_cells import GridMeasure
 Floats = NDArray[np.float64]
 Parts = Sequence[tuple[GridMeasure, int]]
 EPS = float(np.finfo(float).eps)
-OUTSIDE = 24.0
-"""Minus the log of the tilted mass that may fall outside the window."""
+MARGIN = 13.0
+"""Minus the log of the part of δ that may fall outside the window, on either side."""
+SHARES = (1.0, 0.8, 0.65, 0.5, 0.35)
+"""Parts of the best tilt that are tried for a narrower window."""
+ROUNDING = 5e-13
+"""About what one FFT's rounding misplaces of the tilted mass, for each release."""
+
+
+LARGEST = 300.0
+"""Log of the largest δ, times whatever it takes to reach it, that a curve is followed down to."""
+
+
+def log_moments(parts: Parts, tilts: Floats) -> Floats:
+    """log E[e^{tilt·S}] of the composed loss S, on finite losses, for each tilt."""
+    return np.sum([count * _log_moments(measure, tilts) for measure, count in parts], axis=0)
 
 
 def log_moment(parts: Parts, tilt: float) -> float:
     """log E[e^{tilt·S}] of the composed loss S, on finite losses."""
-    return sum(count * _log_moment(measure, tilt) for measure, count in parts)
+    return float(log_moments(parts, np.array([tilt]))[0])
 
 
-def _log_moment(measure: GridMeasure, tilt: float) -> float:
-    exponents = tilt * measure.losses + measure.log_masses
-    largest = exponents.max()
-    return float(largest + np.log(np.exp(exponents - largest).sum()))
+def _log_moments(measure: GridMeasure, tilts: Floats) -> Floats:
+    moments = np.empty(len(tilts))
+    exponents = np.empty_like(measure.losses)
+    for place, tilt in enumerate(tilts):
+        np.multiply(measure.losses, tilt, out=exponents)
+        exponents += measure.log_masses
+        largest = exponents.max()
+        exponents -= largest
+        moments[place] = largest + np.log(np.exp(exponents, out=exponents).sum())
+    return moments
 
 
 def log_kernel(tilt: float) -> float:
@@ -40,9 +59,7 @@ def log_kernel(tilt: float) -> float:
     return tilt * np.log(tilt / (1 + tilt)) - np.log1p(tilt) if tilt > 0 else 0.0
 
 
-def best_tilt(
-    parts: Parts, *, epsilon: float | None = None, delta: float | None = None, near: float | None = None
-) -> tuple[float, float]:
+def best_tilt(parts: Parts, *, epsilon: float | None = None, delta: float | None = None) -> tuple[float, float]:
     """The tilt whose Chernoff bound is best, and that bound: on log δ for a given ε, or on ε for a given δ.
 
     The bound is for the measures as they are, without their shifts and infinite masses.
@@ -51,7 +68,6 @@ def best_tilt(
         parts: What is composed.
         epsilon: ε, where δ is asked for.
         delta: δ, where ε is asked for.
-        near: A tilt to look around; without it every magnitude is tried.
     """
 
     def bound(log_tilt: float) -> float:
@@ -59,11 +75,8 @@ def best_tilt(
         value = log_moment(parts, tilt) + log_kernel(tilt)
         return value - tilt * epsilon if delta is None else (value - np.log(delta)) / tilt  # type: ignore[operator]
 
-    coarse = np.linspace(-9, 20, 30) if near is None else np.log(near) + np.array([-0.1, 0, 0.1])
-    values = [bound(point) for point in coarse]
-    middle = int(np.argmin(values))
-    if near is not None:
-        return float(np.exp(coarse[middle])), values[middle]
+    coarse = np.linspace(-9, 20, 30)
+    middle = int(np.argmin([bound(point) for point in coarse]))
     around = (coarse[middle] - 1, coarse[middle] + 1)
     found = minimize_scalar(bound, bounds=around, method="bounded", options={"xatol": 1e-2})
     return float(np.exp(found.x)), float(found.fun)
@@ -83,48 +96,96 @@ class ComposedTail:
 
 
 @dataclass(frozen=True)
-class Window:
-    """Where the composed, tilted loss lies, but for e^{−OUTSIDE}; and the tilts that prove it."""
+class Tilts:
+    """How to tilt a composition, and which tilts prove where its mass lies.
 
-    tilt: float
+    Attributes:
+        middle: The tilt of the mass that is composed.
+        low: How far below it the tilt lies that bounds the mass below the window.
+        high: How far above it the tilt lies that bounds the mass above the window.
+        outside: Minus the log of the tilted mass that may lie outside the window, on either side.
+    """
+
+    middle: float
     low: float
     high: float
-    tilt_low: float
-    tilt_high: float
+    outside: float
 
 
-def find_window(parts: Parts, tilt: float, epsilon: float) -> Window:
-    """The window of losses for a tilt, which includes epsilon."""
-    base = log_moment(parts, tilt)
+@dataclass(frozen=True)
+class Window:
+    """Where the composed, tilted loss lies, but for e^{−tilts.outside} on either side."""
+
+    tilts: Tilts
+    low: float
+    high: float
+
+    @property
+    def width(self) -> float:
+        """Length of the window."""
+        return self.high - self.low
+
+
+def choose_tilts(parts: Parts, best: float, epsilon: float, log_delta: float) -> Tilts:
+    """The tilts with the narrowest window, of those that keep rounding small against δ.
+
+    The tilt of the best Chernoff bound may put much of the mass of a heavy-tailed loss far above ε. A smaller one asks
+    for less mass outside the window, yet its window is narrower.
+
+    Args:
+        parts: What is composed; a coarse grid will do.
+        best: The tilt of the best Chernoff bound.
+        epsilon: About where on the curve the answer lies.
+        log_delta: log δ there.
+    """
+    turns = sum(count for _, count in parts)
+    tilts = best * np.array(SHARES)
+    bases = log_moments(parts, tilts)
+    # Log of how much an error of the tilted mass grows, relative to δ.
+    growths = bases + [log_kernel(tilt) for tilt in tilts] - tilts * epsilon - log_delta
+    fit = growths <= max(-np.log(1e4 * ROUNDING * turns), growths.min() + 1.5)
+    choices = [
+        _widths(parts, tilt, base, max(growth, 0.0) + MARGIN)
+        for tilt, base, growth in zip(tilts[fit], bases[fit], growths[fit], strict=True)
+    ]
+    return min(choices, key=lambda choice: find_window(parts, choice, epsilon).width)
+
+
+def _widths(parts: Parts, tilt: float, base: float, outside: float) -> Tilts:
+    """The tilts on either side that prove the narrowest window."""
     step = 1e-3 * max(tilt, 1e-3)
-    around = [log_moment(parts, tilt + sign * step) for sign in (-1, 1)]
-    deviation = np.sqrt(max((around[0] + around[1] - 2 * base) / step**2, 1e-300))
+    around = log_moments(parts, np.array([tilt - step, tilt + step]))
+    deviation = np.sqrt(max((around.sum() - 2 * base) / step**2, 1e-300))
     scales = np.array([0.3, 1, 2, 3, 4, 5, 6, 8, 12]) / max(deviation, parts[0][0].spacing)
-    highs = [(log_moment(parts, tilt + t) - base + OUTSIDE) / t for t in scales]
-    lows = [-(log_moment(parts, tilt - t) - base + OUTSIDE) / t for t in scales]
+    highs = (log_moments(parts, tilt + scales) - base + outside) / scales
+    lows = -(log_moments(parts, tilt - scales) - base + outside) / scales
+    return Tilts(float(tilt), float(scales[np.argmax(lows)]), float(scales[np.argmin(highs)]), outside)
+
+
+def find_window(parts: Parts, tilts: Tilts, epsilon: float) -> Window:
+    """The window of losses for the tilts, which includes epsilon."""
+    low, base, high = log_moments(parts, tilts.middle + np.array([-tilts.low, 0.0, tilts.high]))
     spacing = parts[0][0].spacing
     return Window(
-        tilt=tilt,
-        low=min(max(lows), epsilon - 2 * spacing),
-        high=max(min(highs), epsilon + 2 * spacing),
-        tilt_low=float(scales[int(np.argmax(lows))]),
-        tilt_high=float(scales[int(np.argmin(highs))]),
+        tilts=tilts,
+        low=min(-(low - base + tilts.outside) / tilts.low, epsilon - 2 * spacing),
+        high=max((high - base + tilts.outside) / tilts.high, epsilon + 2 * spacing),
     )
 
 
 def compose(parts: Parts, window: Window, epsilon: float) -> ComposedTail:
     """δ on the grid within the window, the composed measure's and nothing added for its direction."""
     spacing = parts[0][0].spacing
-    tilt = window.tilt
+    tilts, tilt = window.tilts, window.tilts.middle
     origin = sum(count * measure.origin for measure, count in parts)
     start = int(np.floor((window.low - origin) / spacing))
-    size = next_fast_len(int(np.ceil((window.high - window.low) / spacing)) + 3, real=True)
+    size = next_fast_len(int(np.ceil(window.width / spacing)) + 3, real=True)
     base = 0.0
     log_size = np.zeros(size // 2 + 1)
     phase = np.zeros(size // 2 + 1)
     relative = np.zeros(size // 2 + 1)
     for measure, count in parts:
-        moment = _log_moment(measure, tilt)
+        moment = float(_log_moments(measure, np.array([tilt]))[0])
         base += count * moment
         tilted = np.exp(measure.log_masses + tilt * measure.losses - moment)
         transform = rfft(_folded(tilted, size))
@@ -143,9 +204,11 @@ def compose(parts: Parts, window: Window, epsilon: float) -> ComposedTail:
     tilted_mass = np.roll(tilted_mass, -(start % size))
     # Parseval and Cauchy–Schwarz: an error's absolute sum in time is at most the root of its squares in frequency.
     misplaced = np.sqrt(2) * (np.linalg.norm(doubt) + 8 * EPS * np.log2(size) * np.linalg.norm(np.exp(log_size)))
-    outside = np.exp(log_moment(parts, tilt + window.tilt_high) - base - window.tilt_high * window.high)
-    outside += np.exp(log_moment(parts, tilt - window.tilt_low) - base + window.tilt_low * window.low)
+    below, above = log_moments(parts, tilt + np.array([-tilts.low, tilts.high]))
+    outside = np.exp(above - base - tilts.high * window.high) + np.exp(below - base + tilts.low * window.low)
     losses = origin + spacing * (start + np.arange(size))
+    # Only a target guessed far too low needs this; the curve then begins above it.
+    epsilon = max(epsilon, (base - LARGEST) / tilt)
     return _deltas(losses, tilted_mass, tilt, base, float(misplaced + outside), epsilon)
 
 

@@ -3,6 +3,7 @@
 An event names a mechanism, its sampling and its parameters. The accountant gives it a privacy-loss distribution.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, ClassVar
@@ -204,6 +205,20 @@ KINDS: dict[str, type] = {
     )
 }
 """Event types by their name in JSON."""
+
+
+def releases(kind: Callable[..., Event], count: int, *, noise_multiplier: float, **values: Any) -> Repeated:
+    """count releases of one kind: kind(noise_multiplier=…, **values), repeated.
+
+    Without a release the noise does not matter: with count = 0, and only then, noise_multiplier may be 0, which an
+    event by itself refuses. Every other value is checked all the same.
+
+    Raises:
+        InvalidInput: For a value out of range, noise_multiplier = 0 with count > 0 among them.
+    """
+    require_at_least("count", count, 0)
+    noise = 1.0 if count == 0 and noise_multiplier == 0 else noise_multiplier
+    return Repeated(event=kind(noise_multiplier=noise, **values), count=count)
 
 
 def to_json(event: Event) -> dict[str, Any]:

@@ -101,16 +101,18 @@ def dominated_measure(cells: LossCells, bottom: int, top: int) -> GridMeasure:
     """Cells merged by threes, each triple put on its two inner edges.
 
     Merging outputs is post-processing. A triple's merged loss is then spread to the two inner edges, which the
-    triple's own spread covers (checked for each one); where it does not, the merged loss is rounded down.
+    triple's own spread covers (checked for each one); where it does not, the merged loss is rounded down. What lies
+    above the last edge is left out: little in P, but the tilt of a composition can make it most of the mass.
 
     Args:
         cells: The cells, n + 2 of them.
         bottom: How many of the first cells to merge into one, at least 1.
-        top: How many of the last cells to merge into one, at least 1; the rest must be a multiple of three.
+        top: How many of the last cells are no triples, at least 1: the last is left out and the others are merged;
+            the rest must be a multiple of three.
     """
     masses = np.zeros(len(cells.edges))
     last = len(cells.p) - top
-    ends = [slice(0, bottom), slice(last, None)]
+    ends = [slice(0, bottom), slice(last, -1)]
     _round_down(
         cells,
         masses,

@@ -105,6 +105,7 @@ def test_no_steps_are_epsilon_zero_whatever_the_noise(capsys: pytest.CaptureFixt
     ("arguments", "field"),
     [
         ("--sampling-probability 1.5 --noise-multiplier 1 --steps 1", "sampling-probability"),
+        ("--sampling-probability 1.5 --noise-multiplier 0 --steps 0", "sampling-probability"),
         ("--sampling-probability 0 --noise-multiplier 1 --steps 1", "sampling-probability"),
         ("--sampling-probability nan --noise-multiplier 1 --steps 1", "sampling-probability"),
         ("--sampling-probability 0.1 --noise-multiplier 0 --steps 1", "noise-multiplier"),

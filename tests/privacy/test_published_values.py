@@ -19,20 +19,20 @@ def rows(table: str) -> list[dict]:
     return json.loads(VALUES.read_text())["tables"][table]["rows"]
 
 
-def bounds(row: dict) -> Bounds:
+def bounds(row: dict, tolerance: float = 1e-3) -> Bounds:
     event = BinomialMixtureGaussian(
         group_size=row.get("examples_per_user", 1),
         sampling_probability=row["sampling_prob"],
         noise_multiplier=row["noise_multiplier"],
     )
-    return epsilon_bounds(Repeated(event=event, count=row["steps"]), row["delta"])
+    return epsilon_bounds(Repeated(event=event, count=row["steps"]), row["delta"], tolerance=tolerance)
 
 
 def test_poisson_sampling_against_opacus_prv_and_pld() -> None:
     """PRV values carry their error margin of about 0.01; recomputed PLD values are upper bounds at grid 1e-4."""
     for row in rows("opacus_prv_poisson_gaussian"):
-        found = bounds(row)
-        assert found.gap <= 1e-3
+        found = bounds(row, tolerance=1e-4)
+        assert found.gap <= 1e-4
         assert 0.005 < row["epsilon"] - found.upper < 0.015
         assert found.lower <= row["dp_accounting_pld"] * (1 + 1e-6)
         assert found.upper <= row["dp_accounting_pld"] * 1.001
