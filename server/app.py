@@ -77,7 +77,7 @@ def train(grid: Grid, config: RunConfig) -> dict[str, Any]:
     seeds = Seeds.read(folder.secret)
 
     layout = ParameterLayout.of(resources.loaded.model)
-    parameters = np.array(layout.flatten(resources.loaded.model), dtype=np.float32)
+    parameters = layout.flatten(resources.loaded.model).cpu().numpy()
     sizes = dict(zip(layout.names, np.diff(layout.offsets).tolist(), strict=True))
     kept = None if config.resume is None else read_latest(folder.checkpoints)
     every = config.checkpoint
