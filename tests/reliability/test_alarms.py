@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import trained
+from small_runs import trained
 
 from fedsim.config import OptimizerConfig
 from fedsim.models.export import ExportMismatch

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import trained
+from small_runs import trained
 
 from experiments.report import write_report
 from experiments.run import main

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from conftest import ROUNDS, in_child, trained
+from small_runs import ROUNDS, in_child, trained
 
 from fedsim.config import RunConfig
 from fedsim.plan import plan_from_json

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import trained
+from small_runs import trained
 
 from experiments.run import main
 from fedsim.config import NoiseConfig, RunConfig

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROUNDS, trained
+from small_runs import ROUNDS, trained
 
 from experiments.compare import ArmConfig, Compare
 from experiments.resume import resumed
