@@ -98,8 +98,12 @@ def certify(pairs: Pairs, question: Question, *, swapped: bool) -> Bounds:
         if question.answered(best):
             break
         epsilon, log_delta = question.place(question.about(best, bound))
+        if question.delta is None:
+            # How far the grid must reach for this δ is known only now.
+            tail = max(1e-7 * float(np.exp(min(log_delta, 0.0))) / turns, 1e-280)
+            coarse = _measures(pairs, widest / COARSE_CELLS, tail, swapped)
+            tilt, _ = best_tilt(coarse[0], epsilon=question.epsilon)
         tilts = choose_tilts(coarse[0], tilt, epsilon, log_delta)
-        tail = max(1e-7 * float(np.exp(min(log_delta, 0.0))) / turns, 1e-280)
         finest = 1.02 * max(widest, find_window(coarse[0], tilts, epsilon).width) / MOST_CELLS
         if spacing < 1.2 * finest:
             break
@@ -124,8 +128,8 @@ def _bounds(measures: tuple[Parts, Parts], tilts: Tilts, target: float, ask: Que
     low = below.moved(sum(count * measure.shift for measure, count in lower), -below.errors)
     if ask.delta is None:
         at = float(ask.epsilon or 0.0)
-        least = max(_interpolate(low, at), 0.0)
-        return Bounds(lower=least, upper=min(_interpolate(high, at), 1.0))
+        least = max(_interpolate(low, at, certain=False), 0.0)
+        return Bounds(lower=least, upper=min(_interpolate(high, at, certain=True), 1.0))
     least = max(_invert(low, ask.delta, certain=False), 0.0)
     return Bounds(lower=least, upper=max(_invert(high, ask.delta, certain=True), 0.0))
 
@@ -135,8 +139,10 @@ def _infinite(parts: Parts) -> float:
     return float(-np.expm1(sum(count * np.log1p(-measure.infinite) for measure, count in parts)))
 
 
-def _interpolate(tail: ComposedTail, epsilon: float) -> float:
+def _interpolate(tail: ComposedTail, epsilon: float, *, certain: bool) -> float:
     """δ at epsilon: the curve is linear in e^ε between neighbouring losses."""
+    if epsilon < tail.losses[0]:
+        return 1.0 if certain else float(tail.deltas[0])
     after = int(np.clip(np.searchsorted(tail.losses, epsilon), 1, len(tail.losses) - 1))
     left, right = tail.losses[after - 1], tail.losses[after]
     share = np.expm1(epsilon - left) / np.expm1(right - left)
