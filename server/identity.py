@@ -45,12 +45,12 @@ def require_same(stored: dict[str, Any], current: dict[str, Any]) -> None:
     before, now = _leaves(stored), _leaves(current)
     differing = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
     if differing:
-        what = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in differing)
+        what = "; ".join(f"{_shown(name)}: {before.get(name)!r} then, {now.get(name)!r} now" for name in differing)
         raise InvalidInput(
             "resume",
-            ", ".join(name.removeprefix("settings.") for name in differing),
+            ", ".join(map(_shown, differing)),
             "as in the run that goes on",
-            f"{what[0].upper()}{what[1:]}. Resume with the same, or start a new run.",
+            f"What differs is {what}. Resume with the same, or start a new run.",
         )
 
 
@@ -81,6 +81,10 @@ def model_fingerprint(model: torch.nn.Module) -> str:
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
     return digest.hexdigest()
+
+
+def _shown(name: str) -> str:
+    return name.removeprefix("settings.")
 
 
 def _leaves(value: Any, name: str = "") -> dict[str, Any]:
