@@ -307,7 +307,7 @@ def from_nested(kind: type, nested: typing.Mapping[str, Any], prefix: str = "") 
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, typing.Mapping):
                 raise InvalidInput(shown, value, "a group of fields")
-            values[key] = from_nested(hints[key], value, shown + ".")  # type: ignore[arg-type]
+            values[key] = from_nested(hints[key], value, shown + ".")
         else:
             values[key] = _typed(shown, value, hints[key])
     return kind(**values)

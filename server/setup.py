@@ -1,7 +1,6 @@
 """From a configuration and the training users to a plan."""
 
 import dataclasses
-import secrets
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,6 @@ from fedsim.errors import InvalidInput
 from fedsim.plan import ElsPlan, Plan, UlsPlan
 from fedsim.privacy.events import Adjacency
 from fedsim.privacy.mechanisms.laplace_search import read_noise_file
-
-
-def fresh_seed() -> int:
-    """A seed from the operating system, 62 bits."""
-    return secrets.randbits(62)
 
 
 def make_plan(config: PlanConfig, train: Any, sampling_seed: int) -> Plan:
