@@ -1,5 +1,6 @@
 """Certified bounds on ε(δ) and δ(ε) of composed events."""
 
+import math
 from collections import Counter
 from dataclasses import replace
 from functools import lru_cache
@@ -63,7 +64,11 @@ class Accountant:
     def epsilon(self, delta: float, *, tolerance: float = 1e-3) -> Bounds:
         """Bounds on ε at delta."""
         require_between("delta", delta, 0, 1)
-        return self._solve(delta=delta, tolerance=tolerance)
+        bounds = self._solve(delta=delta, tolerance=tolerance)
+        # A grid laid out for a δ far above anything the events reach may miss ε = 0, which then suffices.
+        if math.isinf(bounds.upper) and self.delta(0.0, tolerance=tolerance).upper <= delta:
+            return Bounds(lower=0.0, upper=0.0)
+        return bounds
 
     def delta(self, epsilon: float, *, tolerance: float = 1e-3) -> Bounds:
         """Bounds on δ at epsilon."""

@@ -277,3 +277,8 @@ def test_invalid_arguments_are_named(field: str, make) -> None:
     with pytest.raises(InvalidInput) as error:
         make()
     assert error.value.field == field
+
+
+def test_a_delta_far_above_anything_that_is_reached_leaves_epsilon_zero() -> None:
+    rare = PoissonSubsampledGaussian(sampling_probability=1e-9, noise_multiplier=1.0)
+    assert epsilon_bounds(rare, 1e-3) == Bounds(lower=0.0, upper=0.0)
