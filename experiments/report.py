@@ -67,6 +67,8 @@ def write_report(folder: Path) -> Path:
             rows=[[format_value(key, summary.get(key)) for key in COLUMNS] for summary in summaries],
             figures=[(caption, _embedded(path)) for caption, path in figures.items()],
             statements=[(label(summary), _statement(run)) for run, summary in runs],
+            alarms=[(label(summary), found["in_words"]) for _, summary in runs for found in summary.get("alarms", [])],
+            not_private=[(label(summary), _not_private(run)) for run, summary in runs],
             configs=[(label(summary), run.config.read_text(encoding="utf-8")) for run, summary in runs],
         )
     )
@@ -136,6 +138,12 @@ def _name(run: RunFolder, summary: dict[str, Any]) -> str:
 
 def _statement(run: RunFolder) -> dict[str, Any]:
     return json.loads(run.privacy.read_text(encoding="utf-8"))
+
+
+def _not_private(run: RunFolder) -> dict[str, Any]:
+    """Statistics of training users of the last evaluated round, without noise; empty where they were not kept."""
+    lines = run.read_metrics()
+    return lines[-1].get("not_private", {}) if lines else {}
 
 
 def _embedded(path: Path) -> str:
