@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from dp_accounting.pld import privacy_loss_distribution
 from scipy.stats import binom
-from small_runs import LOCAL, SMALL
+from small_flags import LOCAL, SMALL
 
 from experiments.run import main
 

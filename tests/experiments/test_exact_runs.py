@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from small_runs import SMALL
+from small_flags import SMALL
 
 from experiments.run import main
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from small_runs import SMALL
+from small_flags import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
 
