@@ -1,0 +1,133 @@
+"""The client's worker on a real model and store: what it returns is what the plan in the message says."""
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from clients.worker import Worker
+from fedsim.config import EngineConfig, EvaluationConfig, PlanConfig, RunConfig
+from fedsim.data.config import DataConfig
+from fedsim.engine.evaluation_messages import EvaluateRequest
+from fedsim.engine.exact import dequantise, resolution_for
+from fedsim.engine.messages import TrainRequest, parameters_record
+from fedsim.models.config import ModelConfig, SmallModelConfig
+from fedsim.plan import ElsPlan, Plan, UlsPlan
+
+TINY = SmallModelConfig(layers=1, width=32, heads=2, vocabulary_size=512, steps=0)
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    before = os.environ.get("FEDSIM_CACHE")
+    os.environ["FEDSIM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    config = RunConfig(
+        data=DataConfig(packages=("numpy",), sequence_length=16),
+        model=ModelConfig(small=TINY),
+        plan=PlanConfig(),
+        engine=EngineConfig(max_tokens=512),
+        evaluation=EvaluationConfig(),
+    )
+    yield Worker(config)
+    if before is None:
+        del os.environ["FEDSIM_CACHE"]
+    else:
+        os.environ["FEDSIM_CACHE"] = before
+
+
+def plan_of(worker: Worker, algorithm: str, **changes: int) -> Plan:
+    train = worker.store.split("train")
+    common = {"group_size": 2, "clip_norm": 0.1, "noise_multiplier": 1.0, "steps": 1, "delta": 1e-3}
+    if algorithm == "els":
+        return ElsPlan(**common, num_examples=train.num_rows, sampling_probability=0.1)  # type: ignore[arg-type]
+    return UlsPlan(**common, **changes, num_users=train.num_users, sampling_probability=0.1)  # type: ignore[arg-type]
+
+
+def ask(worker: Worker, plan: Plan, units: np.ndarray, **changes: object) -> TrainRequest:
+    values: dict = {"plan": plan.to_json(), "round": 3, "sampling_seed": 5, "clip_norm": plan.clip_norm}
+    parameters = parameters_record(worker.layout.flatten(worker.model).numpy())
+    return TrainRequest(**{**values, "units": units, "parameters": parameters, **changes})
+
+
+@pytest.mark.parametrize("algorithm", ["uls", "els"])
+def test_the_sum_of_several_messages_is_the_sum_of_one(worker: Worker, algorithm: str) -> None:
+    plan, units = plan_of(worker, algorithm), np.arange(9)
+    together = worker.train(ask(worker, plan, units))
+    parts = [worker.train(ask(worker, plan, part)) for part in np.array_split(units, 4)]
+    np.testing.assert_allclose(together.total, np.sum([part.total for part in parts], axis=0), atol=1e-6)
+    assert together.statistics["rows"] == sum(part.statistics["rows"] for part in parts)
+    np.testing.assert_array_equal(together.units, units)
+    assert together.round == 3
+
+
+@pytest.mark.parametrize("local_steps", [1, 3])
+def test_every_user_is_clipped_on_its_own(worker: Worker, local_steps: int) -> None:
+    plan = plan_of(worker, "uls", local_steps=local_steps)
+    for user in range(5):
+        reply = worker.train(ask(worker, plan, np.array([user])))
+        norm = float(np.linalg.norm(reply.total.astype(np.float64)))
+        assert 0 < norm <= plan.clip_norm
+        # An untrained model's gradients are far above 0.1: everybody is clipped, to the bound.
+        if local_steps == 1:
+            assert norm == pytest.approx(plan.clip_norm, rel=1e-3)
+            assert reply.statistics["clipped_units"] == 1
+
+
+def test_exact_mode_gives_the_same_sum_on_the_grid(worker: Worker) -> None:
+    plan, units = plan_of(worker, "uls"), np.arange(6)
+    resolution = resolution_for(plan.clip_norm, plan.population)
+    exact = worker.train(ask(worker, plan, units, resolution=resolution))
+    assert exact.total.dtype == np.int64
+    plain = worker.train(ask(worker, plan, units))
+    np.testing.assert_allclose(dequantise(exact.total, resolution), plain.total, atol=1e-6)
+
+
+def test_rows_fetched_ahead_are_the_ones_that_would_be_drawn(worker: Worker) -> None:
+    plan, following = plan_of(worker, "uls"), np.arange(4, 9)
+    expected = worker.train(ask(worker, plan, following, round=4)).total
+    worker.train(ask(worker, plan, np.arange(4), next_units=following))
+    assert worker._ahead[1] is not None
+    np.testing.assert_array_equal(worker.train(ask(worker, plan, following, round=4)).total, expected)
+
+
+def test_parameters_that_are_not_finite_add_zero_and_are_counted(worker: Worker) -> None:
+    plan = plan_of(worker, "uls")
+    broken = worker.layout.flatten(worker.model).numpy()
+    kept = broken.copy()
+    broken[:] = np.nan
+    reply = worker.train(ask(worker, plan, np.arange(3), parameters=parameters_record(broken)))
+    assert reply.statistics["nonfinite_units"] == 3
+    assert not reply.total.any()
+    worker.layout.load(worker.model, kept)
+
+
+def test_a_micro_batch_that_does_not_fit_is_halved_for_good(worker: Worker) -> None:
+    tried = []
+
+    def compute(max_tokens: int) -> str:
+        tried.append(max_tokens)
+        if max_tokens > 128:
+            raise torch.OutOfMemoryError("no room")
+        return "done"
+
+    assert worker._with_memory_left(compute) == "done"  # type: ignore[comparison-overlap]
+    assert tried == [512, 256, 128]
+    assert worker.max_tokens == 128
+    with pytest.raises(torch.OutOfMemoryError):
+        worker._with_memory_left(lambda tokens: compute(10**6))
+    worker.max_tokens = 512
+
+
+def test_held_out_rows_are_measured_one_by_one(worker: Worker) -> None:
+    rows = np.array([0, 3, 1])
+    parameters = parameters_record(worker.layout.flatten(worker.model).numpy())
+    reply = worker.evaluate(EvaluateRequest(split="test", rows=rows, parameters=parameters))
+    alone = worker.evaluate(EvaluateRequest(split="test", rows=rows[1:2], parameters=parameters))
+    assert reply.loss_sum[1] == pytest.approx(alone.loss_sum[0], rel=1e-5)
+    np.testing.assert_array_equal(reply.label_count, worker.store.split("test").row_lengths[rows] - 1)
+
+
+def test_trial_work_says_how_many_tokens_it_did(worker: Worker) -> None:
+    assert worker.work(160) == 160
