@@ -51,6 +51,9 @@ class Worker:
         self.layout = ParameterLayout.of(self.model)
         self.vocabulary = len(resources.loaded.tokenizer)
         self.max_tokens = config.engine.max_tokens or None
+        if config.engine.exact:
+            # Sums inside a matrix product depend on the number of threads, so exact runs fix it on every engine.
+            torch.set_num_threads(config.engine.cpus_per_worker)
         self._pool = ThreadPoolExecutor(max_workers=1)
         self._ahead: tuple[tuple[str, int, bytes], Future[Fetched] | None] = (("", -1, b""), None)
 
