@@ -23,4 +23,4 @@ def load(cache: Path):
 @pytest.fixture(scope="session")
 def story_llama() -> str:
     """Folder of a real Llama of 260,032 parameters trained on children's stories."""
-    return str(shared_data("model_stories260k"))
+    return str(shared_data("model_stories260k").resolve())

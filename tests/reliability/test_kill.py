@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -22,6 +23,7 @@ from fedsim.privacy.ledger import merged, read_entries
 
 KILLS = int(os.environ.get("FEDSIM_KILLS", "5"))
 """How often to kill; 20 and more when the code that it tests has changed."""
+ALONE = "FEDSIM_KILL_TEST_ALONE"
 WATCHED = (f"{os.sep}server{os.sep}", f"{os.sep}ledger.py")
 """Every line of these is a moment at which the process may die, the checkpoint's own thread included."""
 
@@ -85,6 +87,16 @@ def check_finished(folder: Path, whole: Path) -> int:
 
 
 def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(small_run, tmp_path: Path) -> None:
+    if ALONE not in os.environ:
+        # A forked child must not inherit the threads of OpenMP or of other tests' Ray: this test forks from an
+        # interpreter of its own, with one thread.
+        name = f"{__file__}::test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been"
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", name],
+            env={**os.environ, ALONE: "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return
     whole, log, lines = tmp_path / "whole", tmp_path / "log", tmp_path / "lines"
     trained(small_run(tmp_path / "warm"))  # so that forked children begin with everything imported and cached
     began = time.monotonic()
