@@ -23,6 +23,9 @@ from fedsim.errors import InvalidInput
 
 LARGE_REPLY_BYTES = 64 << 20
 
+START_ATTEMPTS = 3
+"""How often a worker is started whose node turns out to be gone."""
+
 
 @dataclass
 class _Slot:
@@ -133,12 +136,17 @@ class RayGrid(WaitingGrid):
 
     def _admit(self, slot: _Slot) -> None:
         """Take a worker that has started into service, or raise what kept it from starting."""
-        try:
-            require_same_versions(versions(), ray.get(slot.described), f"worker {slot.node}")
-            assert slot.started is not None
-            slot.pid = ray.get(slot.started)
-        except ray.exceptions.RayError as failure:
-            raise WorkersDidNotStart(f"worker {slot.node}: {_reason(failure)}") from failure
+        for attempt in range(1, START_ATTEMPTS + 1):
+            try:
+                require_same_versions(versions(), ray.get(slot.described), f"worker {slot.node}")
+                assert slot.started is not None
+                slot.pid = ray.get(slot.started)
+                break
+            except ray.exceptions.RayError as failure:
+                # Ray may place an actor on a node that is gone before it has noticed that; another try goes elsewhere.
+                if "node has died" not in str(failure) or attempt == START_ATTEMPTS:
+                    raise WorkersDidNotStart(f"worker {slot.node}: {_reason(failure)}") from failure
+                slot = self._slots[slot.node] = self._fill(slot.node)
         slot.started = None
 
     def get_node_ids(self) -> list[int]:
