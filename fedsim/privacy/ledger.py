@@ -269,6 +269,8 @@ def _decode(line: bytes, before: str) -> tuple[LedgerEntry, str]:
     """The entry on a line and its checksum; ValueError, KeyError or TypeError when it is not what was written."""
     text = line.decode().removesuffix("\n")
     values = json.loads(text)
+    if not isinstance(values, dict):
+        raise TypeError("the line holds no object")
     checksum = values.pop("checksum")
     body = text.removesuffix(f', "checksum": "{checksum}"}}') + "}"
     if checksum != _chain(before, body):

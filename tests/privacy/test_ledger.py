@@ -235,3 +235,12 @@ def test_merging_keeps_every_count(pairs: list[tuple[Event, int]]) -> None:
             expected[event] = expected.get(event, 0) + 2 * count
     assert {item.event: item.count for item in whole.events} == expected
     assert len(whole.events) == len(expected)
+
+
+def test_a_line_that_is_json_but_no_object_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    with Ledger.open(path) as ledger:
+        ledger.charge(Gaussian(noise_multiplier=1.0), round=0)
+    path.write_bytes(path.read_bytes() + b"0")
+    with pytest.raises(LedgerDamaged, match="line 3"):
+        Ledger.open(path)
