@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from fedsim.gradients.clipping import CLIP_MARGIN, ClippedSum, clip_factors
+from fedsim.gradients.group_gradients import GroupGradients
 from fedsim.gradients.groups import groups_of
 from fedsim.gradients.head import fused_loss, plain_head
 from fedsim.gradients.layers import rule_for
@@ -50,7 +51,9 @@ class FastSum:
         self.head = plain_head(model) if type(objective) is CausalLanguageModel else None
         self.paths: dict[str, set[str]] = {}
         dtype = accumulation_dtype(model)
+        self.layers = self._layers()
         self.total = torch.zeros(self.layout.size, dtype=dtype, device=self.device)
+        self.views = self.layout.views(self.total)
         self.norms = torch.zeros(len(units), dtype=dtype, device=self.device)
         self.losses = torch.zeros(len(units), dtype=dtype, device=self.device)
 
@@ -88,7 +91,7 @@ class FastSum:
         return {
             name: "fused with the loss" if module is self.head else rule_for(module)[0]
             for name, module in self.model.named_modules()
-            if module is self.head or module in self._layers()
+            if module is self.head or module in self.layers
         }
 
     def add_alone(self, unit: int) -> None:
@@ -104,33 +107,36 @@ class FastSum:
         """Units that share a micro-batch; their rows must fit it."""
         self._add(*self._pass(units))
 
-    def _pass(self, units: np.ndarray) -> tuple[np.ndarray, Tape, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _pass(
+        self, units: np.ndarray
+    ) -> tuple[np.ndarray, list[GroupGradients], torch.Tensor, torch.Tensor, torch.Tensor]:
         """Forward and backward pass and norms: units as ordered, what they left, losses, norms, which are unsure."""
         units = units[np.argsort(self.units.counts[units], kind="stable")]
         tape, row_losses, coefficients = self._backward(units)
-        norms, doubtful = self._norms(tape, len(units))
+        groups = tape.finished(self.parameters)
+        norms, doubtful = self._norms(groups, len(units))
         owner = torch.as_tensor(np.repeat(np.arange(len(units)), self.units.counts[units]), device=self.device)
         weighted = coefficients * row_losses.loss_sum.detach().to(coefficients.dtype)
         losses = torch.zeros_like(norms).index_add_(0, owner, weighted)
-        return units, tape, losses, norms, doubtful
+        return units, groups, losses, norms, doubtful
 
     def _add(
-        self, units: np.ndarray, tape: Tape, losses: torch.Tensor, norms: torch.Tensor, doubtful: torch.Tensor
+        self,
+        units: np.ndarray,
+        groups: list[GroupGradients],
+        losses: torch.Tensor,
+        norms: torch.Tensor,
+        doubtful: torch.Tensor,
     ) -> None:
         """Clip what a pass left and add it up; doubtful units are done again, alone."""
         factors, finite = clip_factors(norms, self.clip_norm)
         factors = factors.to(self.total.dtype)
         left_out = doubtful | ~finite
         any_left_out = bool(left_out.any())
-        views = self.layout.views(self.total)
-        for group, gradients in zip(tape.groups, tape.gradients, strict=True):
-            for name, parameter in self.parameters.items():
-                found = gradients.get(id(parameter))
-                if found is None:
-                    continue
-                if any_left_out:
-                    found.zero(left_out[group.units])
-                found.add_weighted(views[name], factors[group.units])
+        for group in groups:
+            if any_left_out:
+                group.zero(left_out[group.units])
+            group.add_weighted(self.views, factors[group.units])
         where = torch.as_tensor(units, device=self.device)
         self.norms[where] = norms
         self.losses[where] = losses
@@ -147,7 +153,7 @@ class FastSum:
         batch = self.objective.collate(self.rows, self.units.rows[positions], self.device, pad_token_of(self.model))
         coefficients = torch.as_tensor(self.units.coefficients[positions], dtype=self.total.dtype, device=self.device)
         tape = Tape(groups_of(self.units.counts[units]), self.parameters.values())
-        with frozen(list(self.parameters.values())), recording(tape, self._layers()):
+        with frozen(list(self.parameters.values())), recording(tape, self.layers):
             with autocasting(self.device, self.autocast):
                 if self.head is not None:
                     loss, row_losses = fused_loss(self.model, self.head, batch, coefficients, tape)
@@ -166,18 +172,14 @@ class FastSum:
             if module is not self.head and any(id(p) in wanted for p in module.parameters(recurse=False))
         }
 
-    def _norms(self, tape: Tape, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _norms(self, groups: list[GroupGradients], number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The units' norms, [number], and whether each needs to be computed another way."""
         squared = torch.zeros(number, dtype=torch.float64, device=self.device)
         spread = torch.zeros_like(squared)
-        for group, gradients in zip(tape.groups, tape.gradients, strict=True):
-            for name, parameter in self.parameters.items():
-                found = gradients.get(id(parameter))
-                if found is not None:
-                    norms, spreads = found.squared_norms()
-                    squared[group.units] += norms * self.inverse[name] ** 2
-                    spread[group.units] += spreads * self.inverse[name] ** 2
-                    self.paths.setdefault(name, set()).update(found.paths)
+        for group in groups:
+            squared[group.units], spread[group.units] = group.squared_norms(self.inverse)
+            for name, paths in group.paths.items():
+                self.paths.setdefault(name, set()).update(paths)
         return squared.clamp(min=0).sqrt().to(self.norms.dtype), unsure(squared, spread, self.norms.dtype)
 
 

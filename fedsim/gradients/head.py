@@ -58,8 +58,11 @@ def fused_loss(
         The scalar loss, differentiable once, and the losses [R].
     """
     with _returning(head, lambda hidden: hidden):
-        hidden = causal_logits(model, batch)[:, :-1]
-    loss, loss_sum, correct = _FusedLoss.apply(hidden, head.weight, head.bias, batch.labels, coefficients, head, tape)
+        hidden = causal_logits(model, batch)
+    # The last position predicts nothing. It is carried along, unscored: matrix products of T rows a unit, often a
+    # power of two, are up to 1.7 times as quick as those of T - 1.
+    labels = torch.nn.functional.pad(batch.labels, (0, 1), value=IGNORED_LABEL)
+    loss, loss_sum, correct = _FusedLoss.apply(hidden, head.weight, head.bias, labels, coefficients, head, tape)
     scored = batch.labels != IGNORED_LABEL
     return loss, RowLosses(loss_sum=loss_sum, label_count=scored.sum(1), correct=correct)
 
@@ -182,8 +185,10 @@ class _Head:
         self.losses[rows] = -gradient.gather(-1, place)[..., 0].masked_fill(~scored, 0).sum(1)
         gradient.exp_()
         gradient.scatter_add_(-1, place, gradient.new_full((), -1.0).expand(place.shape))
-        if gradient.is_cuda or not scored.all():
+        if gradient.is_cuda:
             gradient.masked_fill_(~scored.unsqueeze(-1), 0)
+        else:
+            gradient.flatten(0, 1).index_fill_(0, (~scored).flatten().nonzero()[:, 0], 0)
         gradient = gradient.to(self.hidden.dtype)
         if out is not None and not in_place:
             out.copy_(gradient)

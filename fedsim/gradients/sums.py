@@ -79,9 +79,10 @@ def clipped_sum(
         def fresh() -> FastSum:
             return FastSum(model, rows, units, objective, clip_norm, inverse, budget, autocast)
 
-        if not why_reference(fresh):
+        asked = fresh()
+        if not why_reference(asked, fresh):
             try:
-                return fresh().run()
+                return asked.run()
             except RowsMixedError as error:
                 log.warning("%s takes the reference path for this call: %s", type(model).__name__, error)
     return reference_sum(

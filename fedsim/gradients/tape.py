@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from fedsim.gradients.group_gradients import GroupGradients
 from fedsim.gradients.groups import Group
 from fedsim.gradients.unit_gradients import UnitGradients
 
@@ -36,6 +37,13 @@ class Tape:
     def at(self, group: int, parameter: torch.nn.Parameter) -> UnitGradients:
         """Where a parameter's gradients for a group are collected."""
         return self.gradients[group].setdefault(id(parameter), UnitGradients(parameter.shape))
+
+    def finished(self, parameters: dict[str, torch.nn.Parameter]) -> list[GroupGradients]:
+        """The gradients of each group, once the backward pass is over, with the parameters' names."""
+        return [
+            GroupGradients(group, {name: met[id(p)] for name, p in parameters.items() if id(p) in met})
+            for group, met in zip(self.groups, self.gradients, strict=True)
+        ]
 
     def by_row(self, tensor: torch.Tensor, trailing: int = 1) -> torch.Tensor:
         """A layer's tensor as [rows, n, …], the last `trailing` axes kept.

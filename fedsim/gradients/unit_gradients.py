@@ -46,11 +46,11 @@ class UnitGradients:
         else:
             self._hold_lookup(index, rows)
 
-    def squared_norms(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def squared_norms(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Squared norms [u], and the squared norms [u] that uncorrelated tokens would give.
 
-        The second tells how far the Gram form's rounding errors can reach: see `fast.unsure`. It is 0 where the
-        norm was taken of the gradient itself.
+        The second tells how far the Gram form's rounding errors can reach: see `fast.unsure`. It is None, for 0,
+        where the norm was taken of the gradient itself.
         """
         if self.held is not None:
             for left, right in self.outers:
@@ -59,19 +59,18 @@ class UnitGradients:
                 self._hold_lookup(index, rows)
             self.outers, self.lookups = [], []
             squared = torch.linalg.vector_norm(self.held.flatten(1), dim=1).square()
-            return squared, torch.zeros_like(squared)
+            return squared, None
         outer, lookup = _concatenated(self.outers), _concatenated(self.lookups)
-        parts = []
-        if outer is not None:
-            parts.append(self._outer_norms(*outer))
+        squared, spread = (None, None) if outer is None else self._outer_norms(*outer)
         if lookup is not None:
             self.paths.add("gathered")
-            parts.append(_lookup_norms(*lookup))
+            gathered = _lookup_norms(*lookup)
+            squared = gathered if squared is None else squared + gathered
         if outer is not None and lookup is not None:
             self.paths.add("exact cross term")
-            cross = 2 * _cross(*outer, *lookup)
-            parts.append((cross, torch.zeros_like(cross)))
-        return sum(p[0] for p in parts), sum(p[1] for p in parts)  # type: ignore[return-value]
+            squared = squared + 2 * _cross(*outer, *lookup)
+        assert squared is not None  # gradients are made only to add something to them
+        return squared, spread
 
     def add_weighted(self, target: torch.Tensor, factors: torch.Tensor) -> None:
         """target [*shape] += Σ over units of factors [u] · gradient."""
@@ -96,22 +95,22 @@ class UnitGradients:
             0, (index + first).flatten(), rows.flatten(0, 1).to(self.held.dtype)
         )
 
-    def _outer_norms(self, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _outer_norms(self, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         (u, n, p), q = left.shape, right.shape[2]
         # Bytes may favour factors (bfloat16) where arithmetic favours the gradient: then it is formed and dropped.
         gram = n * (p + q) <= p * q
         self.paths.add("Gram norm" if gram else "direct norm")
         chunk = max(1, GRAM_ELEMENTS // (n * n if gram else p * q))
-        parts = []
+        squared, spread = [], []
         for start in range(0, u, chunk):
             a, b = left[start : start + chunk], right[start : start + chunk]
             if gram:
                 inner = batched_inner(a, a).mul_(batched_inner(b, b))
-                parts.append((inner.sum((1, 2)), inner.diagonal(dim1=1, dim2=2).sum(1)))
+                squared.append(inner.sum((1, 2)))
+                spread.append(inner.diagonal(dim1=1, dim2=2).sum(1))
             else:
-                squared = torch.linalg.vector_norm(batched_outer(a, b).flatten(1), dim=1).square()
-                parts.append((squared, torch.zeros_like(squared)))
-        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+                squared.append(torch.linalg.vector_norm(batched_outer(a, b).flatten(1), dim=1).square())
+        return torch.cat(squared), torch.cat(spread) if spread else None
 
 
 def holds(left: torch.Tensor, right: torch.Tensor) -> bool:
@@ -132,7 +131,7 @@ def _concatenated(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch
     return torch.cat([p[0] for p in pairs], 1), torch.cat([p[1] for p in pairs], 1)
 
 
-def _lookup_norms(index: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _lookup_norms(index: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """‖Σ rows at index‖² a unit: rows that meet at one place are added first."""
     units = len(index)
     rows = rows.to(_wide(rows.dtype))
@@ -141,8 +140,7 @@ def _lookup_norms(index: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor
     added = rows.new_zeros(len(met), rows.shape[-1]).index_add_(0, where, rows.flatten(0, 1))
     squared = added.square().sum(1)
     owner = torch.div(met, index.max() + 1, rounding_mode="floor")
-    norms = rows.new_zeros(units).index_add_(0, owner, squared)
-    return norms, torch.zeros_like(norms)
+    return rows.new_zeros(units).index_add_(0, owner, squared)
 
 
 def _cross(left: torch.Tensor, right: torch.Tensor, index: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

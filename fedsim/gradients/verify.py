@@ -33,17 +33,18 @@ def layer_paths(model: torch.nn.Module) -> dict[str, str]:
     return dict(_paths.get(model, {}))
 
 
-def why_reference(fresh: Callable[[], FastSum]) -> str:
+def why_reference(asked: FastSum, fresh: Callable[[], FastSum]) -> str:
     """Why this model must take the reference path, in words; empty if the fast path is right for it.
 
     Args:
-        fresh: Makes an empty sum over the caller's units.
+        asked: The caller's sum, still empty; it is left so.
+        fresh: Makes another like it, for a trial.
     """
-    trial = fresh()
-    known = _verdicts.setdefault(trial.model, {})
-    key = (trial.layout, trial.objective, trial.autocast, trial.model.training)
+    known = _verdicts.setdefault(asked.model, {})
+    key = (asked.layout, asked.objective, asked.autocast, asked.model.training)
     if key in known:
         return known[key]
+    trial = fresh()
     together, _ = pack_units(trial.units, trial.budget)
     if not together:
         return ""  # every unit is alone, and that is plain autograd
