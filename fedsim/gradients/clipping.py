@@ -52,6 +52,12 @@ def clip_factors(norms: torch.Tensor, clip_norm: float) -> tuple[torch.Tensor, t
     return torch.where(finite, factors, torch.zeros_like(factors)), finite
 
 
+def rounded_down(factors: torch.Tensor, bits: int) -> torch.Tensor:
+    """Factors of at most `bits` significant bits, none above what was given and each less than 2^(1 - bits) below."""
+    mantissa, exponent = torch.frexp(factors)
+    return torch.ldexp(torch.floor(mantissa * 2**bits) / 2**bits, exponent)
+
+
 def inverse_scales(layout: ParameterLayout, scales: Mapping[str, float] | None) -> dict[str, float]:
     """1/s for each parameter; 1 where no scale is given.
 

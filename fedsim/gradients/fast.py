@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from fedsim.gradients.clipping import CLIP_MARGIN, ClippedSum, clip_factors
+from fedsim.gradients.clipping import CLIP_MARGIN, ClippedSum, clip_factors, rounded_down
 from fedsim.gradients.group_gradients import GroupGradients
 from fedsim.gradients.groups import groups_of
 from fedsim.gradients.head import fused_loss, plain_head
@@ -14,7 +14,8 @@ from fedsim.gradients.layers import rule_for
 from fedsim.gradients.layout import ParameterLayout, trainable_parameters
 from fedsim.gradients.objective import CausalLanguageModel, Objective, RowLosses
 from fedsim.gradients.packing import pack_units, pad_token_of
-from fedsim.gradients.precision import accumulation_dtype, autocasting, model_device
+from fedsim.gradients.precision import accumulation_dtype, autocasting, keeps_half, model_device
+from fedsim.gradients.products import FACTOR_BITS
 from fedsim.gradients.reference import clip_, unit_gradient
 from fedsim.gradients.tape import Record, Tape, recording
 from fedsim.gradients.units import Units
@@ -130,6 +131,8 @@ class FastSum:
     ) -> None:
         """Clip what a pass left and add it up; doubtful units are done again, alone."""
         factors, finite = clip_factors(norms, self.clip_norm)
+        if keeps_half(self.model, self.autocast):
+            factors = rounded_down(factors, FACTOR_BITS)
         factors = factors.to(self.total.dtype)
         left_out = doubtful | ~finite
         any_left_out = bool(left_out.any())

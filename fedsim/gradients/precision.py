@@ -20,6 +20,11 @@ def autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractCont
     return torch.autocast(device.type, dtype)
 
 
+def keeps_half(model: torch.nn.Module, autocast: torch.dtype | None) -> bool:
+    """Whether activations may be kept in bfloat16 or float16."""
+    return autocast is not None or any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
+
+
 def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
     """The dtype in which a matrix product of the tensor would run here: autocast's if it is on, else its own."""
     device = tensor.device.type

@@ -4,6 +4,10 @@ import torch
 
 GRAM_ELEMENTS = 2**24
 """Elements of one batch of Gram matrices at most: 64 MiB of float32."""
+GRAM_BLOCK = 128
+"""Tokens of a block of a Gram matrix, of which only those on and below the diagonal are computed."""
+FACTOR_BITS = 9
+"""Significant bits of a clip factor whose product with a bfloat16 (8 bits) is two bfloat16s exactly: see `_scaled`."""
 
 
 def batched_outer(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -16,6 +20,23 @@ def batched_inner(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return _bmm(left, right.transpose(1, 2))
 
 
+def gram_inner(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """⟨LL^T, RR^T⟩ = ‖L^T R‖² of each unit, [u], and the part of it that lies on the diagonal, Σ_t |l_t|²|r_t|².
+
+    Gram matrices are symmetric: blocks off the diagonal count twice and are computed once.
+    """
+    total = diagonal = torch.zeros((), device=left.device)
+    step = max(GRAM_BLOCK, -(-left.shape[1] // 4))  # more than 4 blocks a side would save little more
+    parts = list(zip(left.split(step, 1), right.split(step, 1), strict=True))
+    for row, (a, b) in enumerate(parts):
+        for column, (c, d) in enumerate(parts[: row + 1]):
+            products = batched_inner(a, c).mul_(batched_inner(b, d))
+            total = total + products.sum((1, 2)) * (1 if row == column else 2)
+            if row == column:
+                diagonal = diagonal + products.diagonal(dim1=1, dim2=2).sum(1)
+    return total, diagonal
+
+
 def add_outer(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor, factors: torch.Tensor) -> None:
     """target [p, q] += Σ_u factors[u] · left[u]^T right[u], for left [u, n, p] and right [u, n, q]."""
     scale_left = left.shape[-1] <= right.shape[-1]  # the smaller one is cheaper to scale
@@ -25,13 +46,14 @@ def add_outer(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor, fac
 
 
 def _scaled(tensor: torch.Tensor, factors: torch.Tensor) -> list[torch.Tensor]:
-    """tensor [u, n, d] times factors [u], as terms whose sum is that product to about 2⁻¹⁷ or better.
+    """tensor [u, n, d] times factors [u], as terms whose sum is that product, rounded at most as float32 is.
 
-    Rounding a scaled bfloat16 tensor to bfloat16 would move a clipped unit's norm by up to 2⁻⁹ and so past the
-    clip; the part lost in rounding is therefore a second term.
+    Rounding a scaled bfloat16 tensor to bfloat16 would move a clipped unit's norm by up to 2⁻⁸ and so past the
+    clip; the part lost in rounding is therefore a second term. A product of 8 and FACTOR_BITS = 9 significant bits
+    has 17; to the nearest 8, the rest has no more than 8: with factors of so few bits the two terms are exact.
     """
     product = tensor.to(factors.dtype) * factors[:, None, None]
-    if tensor.dtype == factors.dtype:
+    if tensor.dtype != torch.bfloat16:
         return [product]
     rounded = product.to(tensor.dtype)
     return [rounded, (product - rounded).to(tensor.dtype)]

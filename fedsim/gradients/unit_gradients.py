@@ -2,7 +2,7 @@
 
 import torch
 
-from fedsim.gradients.products import GRAM_ELEMENTS, add_outer, batched_inner, batched_outer
+from fedsim.gradients.products import GRAM_ELEMENTS, add_outer, batched_inner, batched_outer, gram_inner
 
 
 class UnitGradients:
@@ -105,9 +105,9 @@ class UnitGradients:
         for start in range(0, u, chunk):
             a, b = left[start : start + chunk], right[start : start + chunk]
             if gram:
-                inner = batched_inner(a, a).mul_(batched_inner(b, b))
-                squared.append(inner.sum((1, 2)))
-                spread.append(inner.diagonal(dim1=1, dim2=2).sum(1))
+                products, diagonal = gram_inner(a, b)
+                squared.append(products)
+                spread.append(diagonal)
             else:
                 squared.append(torch.linalg.vector_norm(batched_outer(a, b).flatten(1), dim=1).square())
         return torch.cat(squared), torch.cat(spread) if spread else None

@@ -15,6 +15,7 @@ import torch
 from fedsim.gradients.clipping import flat_norm
 from fedsim.gradients.fast import FastSum
 from fedsim.gradients.packing import pack_units
+from fedsim.gradients.precision import keeps_half
 from fedsim.gradients.reference import unit_gradient
 from fedsim.gradients.tape import RowsMixedError
 
@@ -75,7 +76,7 @@ def _difference(trial: FastSum, chosen: np.ndarray) -> str | None:
     except (RowsMixedError, RuntimeError) as error:
         return str(error)
     expected = torch.zeros_like(trial.total)
-    relative, absolute = (5e-2, 2e-2) if trial.autocast or _is_half(trial.model) else (1e-3, 1e-4)
+    relative, absolute = (5e-2, 2e-2) if keeps_half(trial.model, trial.autocast) else (1e-3, 1e-4)
     for unit in map(int, chosen):
         gradient, _ = unit_gradient(
             trial.model, trial.rows, trial.units, unit, trial.objective, trial.layout, trial.budget, trial.autocast
@@ -92,7 +93,3 @@ def _difference(trial: FastSum, chosen: np.ndarray) -> str | None:
         if float((view - found[name]).norm()) > relative * float(view.norm()) + absolute * scale:
             return f"the gradient of {name} differs from autograd's"
     return ""
-
-
-def _is_half(model: torch.nn.Module) -> bool:
-    return any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.errors import InvalidInput
-from fedsim.gradients import CLIP_MARGIN, CausalLanguageModel, ParameterLayout, clipped_sum, clipped_units
-from fedsim.gradients.clipping import clip_factors
-from fedsim.gradients.products import add_outer
+from fedsim.gradients import CausalLanguageModel, ParameterLayout, clipped_sum, clipped_units
+from fedsim.gradients.clipping import clip_factors, rounded_down
+from fedsim.gradients.products import FACTOR_BITS, _scaled, gram_inner
 from fedsim.rows import IGNORED_LABEL, TokenRows
 
 OBJECTIVE = CausalLanguageModel()
@@ -63,8 +63,9 @@ def test_only_poisoned_units_give_a_sum_of_exactly_zero() -> None:
     assert not found.finite.any()
 
 
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 @pytest.mark.parametrize("name", ["gpt2, tied", "llama", "bert classifier"])
-def test_one_unit_alone_never_exceeds_the_clip(name: str) -> None:
+def test_one_unit_alone_never_exceeds_the_clip(name: str, autocast: torch.dtype | None) -> None:
     model, objective = MODELS[name]
     model = model.to(torch.float32)
     rows, ids = ragged(units=4)
@@ -76,7 +77,8 @@ def test_one_unit_alone_never_exceeds_the_clip(name: str) -> None:
                 offsets=np.concatenate([[0], np.cumsum(rows.lengths[mine])]),
                 classes=rows.classes[mine],
             )
-            found = fast_sum(model, own, np.zeros(len(mine), dtype=int), clip_norm, objective=objective)
+            alone = np.zeros(len(mine), dtype=int)
+            found = fast_sum(model, own, alone, clip_norm, objective=objective, autocast=autocast)
             assert float(found.total.double().norm()) <= clip_norm
     for _, update, _, _ in clipped_units(model, rows, ids, 0.37, objective=objective):
         assert float(update.double().norm()) <= 0.37
@@ -135,15 +137,32 @@ def test_scales_whiten_the_norm_and_leave_the_sum_unscaled(norm_order: int) -> N
     torch.testing.assert_close(found.total, expected, rtol=1e-4, atol=1e-7)
 
 
-def test_scaling_bfloat16_factors_loses_no_more_than_the_margin() -> None:
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32), factor=st.floats(1e-6, 1))
+def test_scaling_bfloat16_activations_loses_nothing(seed: int, factor: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    tensor = torch.randn(1, 50, 20, generator=generator).bfloat16()
+    coarse = rounded_down(torch.tensor([factor], dtype=torch.float64), FACTOR_BITS).float()
+    terms = _scaled(tensor, coarse)
+    assert all(term.dtype == torch.bfloat16 for term in terms)
+    assert torch.equal(sum(term.double() for term in terms), tensor.double() * coarse.double())
+
+
+@given(factor=st.floats(0, 1, allow_subnormal=False))
+def test_coarse_factors_are_never_above_the_fine_ones(factor: float) -> None:
+    coarse = float(rounded_down(torch.tensor([factor], dtype=torch.float64), FACTOR_BITS))
+    assert coarse <= factor
+    assert factor == 0 or coarse > factor * (1 - 2.0 ** (1 - FACTOR_BITS))
+    assert coarse == 0 or (math.frexp(coarse)[0] * 2**FACTOR_BITS).is_integer()
+
+
+@pytest.mark.parametrize("tokens", [1, 127, 128, 300, 1100])
+def test_blocks_of_a_gram_matrix_add_up_to_the_whole(tokens: int) -> None:
     torch.manual_seed(0)
-    left, right = torch.randn(3, 50, 20).bfloat16(), torch.randn(3, 50, 30).bfloat16()
-    factors = torch.tensor([0.1, 0.77, 1 / 3])
-    exact = torch.einsum("u,unp,unq->pq", factors.double(), left.double(), right.double())
-    for one, other, expected in ((left, right, exact), (right, left, exact.t())):
-        target = torch.zeros(expected.shape)
-        add_outer(target, one, other, factors)
-        assert float((target - expected).norm() / expected.norm()) < CLIP_MARGIN
+    left, right = torch.randn(3, tokens, 7, dtype=torch.float64), torch.randn(3, tokens, 5, dtype=torch.float64)
+    products, diagonal = gram_inner(left, right)
+    torch.testing.assert_close(products, torch.einsum("unp,unq->upq", left, right).square().sum((1, 2)))
+    torch.testing.assert_close(diagonal, (left.square().sum(2) * right.square().sum(2)).sum(1))
 
 
 def test_units_without_labels_or_rows_add_nothing() -> None:
