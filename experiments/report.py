@@ -1,14 +1,13 @@
 """The report of a run or a comparison: one HTML file that opens from disk, and the table of the terminal."""
 
-import base64
 import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
 from rich.console import Console
 from rich.table import Table
 
+from experiments.page import write_page
 from experiments.plots import Curves, plot_run
 from fedsim.errors import InvalidInput
 from server.run_folder import RunFolder
@@ -56,25 +55,20 @@ def write_report(folder: Path) -> Path:
     for run, summary in runs:
         if run.path != folder:
             plot_run({_name(run, summary): run.read_metrics()}, run.path)
-    page = (
-        _environment()
-        .get_template("report.html")
-        .render(
-            title="User-level private fine-tuning",
-            verdict=verdict(summaries),
-            prediction=read_prediction(folder),
-            columns=COLUMNS,
-            rows=[[format_value(key, summary.get(key)) for key in COLUMNS] for summary in summaries],
-            figures=[(caption, _embedded(path)) for caption, path in figures.items()],
-            statements=[(label(summary), _statement(run)) for run, summary in runs],
-            alarms=[(label(summary), found["in_words"]) for _, summary in runs for found in summary.get("alarms", [])],
-            not_private=[(label(summary), _not_private(run)) for run, summary in runs],
-            configs=[(label(summary), run.config.read_text(encoding="utf-8")) for run, summary in runs],
-        )
+    return write_page(
+        folder / "report.html",
+        "report.html",
+        figures,
+        title="User-level private fine-tuning",
+        verdict=verdict(summaries),
+        prediction=read_prediction(folder),
+        columns=COLUMNS,
+        rows=[[format_value(key, summary.get(key)) for key in COLUMNS] for summary in summaries],
+        statements=[(label(summary), _statement(run)) for run, summary in runs],
+        alarms=[(label(summary), found["in_words"]) for _, summary in runs for found in summary.get("alarms", [])],
+        not_private=[(label(summary), _not_private(run)) for run, summary in runs],
+        configs=[(label(summary), run.config.read_text(encoding="utf-8")) for run, summary in runs],
     )
-    report = folder / "report.html"
-    report.write_text(page, encoding="utf-8")
-    return report
 
 
 def label(summary: dict[str, Any]) -> str:
@@ -144,12 +138,3 @@ def _not_private(run: RunFolder) -> dict[str, Any]:
     """Statistics of training users of the last evaluated round, without noise; empty where they were not kept."""
     lines = run.read_metrics()
     return lines[-1].get("not_private", {}) if lines else {}
-
-
-def _embedded(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def _environment() -> Environment:
-    # Texts of a run can hold anything, HTML included: everything is escaped.
-    return Environment(loader=PackageLoader("experiments", "templates"), autoescape=select_autoescape(default=True))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.audit_rounds import Build, Clipped, clipped_total, released_mean
+from experiments.audit.rounds import Build, Clipped, clipped_total, released_mean
 from fedsim.plan import Plan
 from fedsim.privacy.mechanisms.scalar_laplace import sample_noise
 from fedsim.randomness import stream

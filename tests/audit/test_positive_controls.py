@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from broken import BROKEN, SCALES
 
-from experiments.audit_one_run import one_run_scores
-from experiments.audit_rounds import (
+from experiments.audit.one_run import one_run_scores
+from experiments.audit.rounds import (
     Audited,
     Build,
     Canary,

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from experiments import run
-from experiments.mean_estimation import MeanEstimation
-from experiments.mean_estimation_error import Population, mean_squared_error, unit_moments
-from experiments.mean_estimation_moments import clipped_product, clipped_square, shrinkage
-from experiments.mean_estimation_simulation import _draw_group, _poisson_sample, squared_errors
-from experiments.mean_estimation_tuning import tuned
+from experiments.mean_estimation.command import MeanEstimation
+from experiments.mean_estimation.error import Population, mean_squared_error, unit_moments
+from experiments.mean_estimation.moments import clipped_product, clipped_square, shrinkage
+from experiments.mean_estimation.simulation import _draw_group, _poisson_sample, squared_errors
+from experiments.mean_estimation.tuning import tuned
 from fedsim.plan import ElsPlan, Plan, UlsPlan
 
 SMALL = Population(num_users=20, examples_per_user=8, dimension=4, mean_norm=0.5)

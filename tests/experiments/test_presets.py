@@ -5,8 +5,8 @@ import pytest
 from experiments.compare import Compare
 from experiments.plan import PlanCommand
 from experiments.presets import load_preset, preset_names
-from experiments.sweep import Sweep
-from experiments.sweep_points import points_of
+from experiments.sweep.command import Sweep
+from experiments.sweep.points import points_of
 from experiments.train import Train
 from fedsim.errors import InvalidInput
 

@@ -18,10 +18,10 @@ import fedsim.resources
 import server.app
 from experiments.prediction import predict
 from experiments.run import main
-from experiments.sweep import Sweep
-from experiments.sweep_points import Point, SweepConfig, points_of
-from experiments.sweep_report import cost_in_words, outcome
-from experiments.sweep_results import cells, collect, cost_of_sweep, half_width, lead
+from experiments.sweep.command import Sweep
+from experiments.sweep.points import Point, SweepConfig, points_of
+from experiments.sweep.report import cost_in_words, outcome
+from experiments.sweep.results import cells, collect, cost_of_sweep, half_width, lead
 from fedsim.config import EngineConfig, PlanConfig, RunConfig
 from fedsim.errors import InvalidInput
 from fedsim.privacy.events import Adjacency, PoissonSubsampledGaussian

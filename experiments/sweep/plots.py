@@ -27,7 +27,7 @@ def plot_outcomes(
     """The best setting of each algorithm against ε or compute; one panel for each value of the other.
 
     Args:
-        cells: Of sweep_results.cells.
+        cells: Of experiments.sweep.results.cells.
         pretrained: Loss of the model before fine-tuning.
         against: "epsilon" or "gradients_per_round".
         label: Its name on the axis.

@@ -17,7 +17,7 @@ from functools import cache
 import numpy as np
 from scipy.stats import hypergeom
 
-from experiments.mean_estimation_moments import clipped_product, clipped_square, shrinkage
+from experiments.mean_estimation.moments import clipped_product, clipped_square, shrinkage
 from fedsim.plan import Plan, UlsPlan
 from fedsim.validation import require_at_least, require_positive
 

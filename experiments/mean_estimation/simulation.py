@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.sparse import csr_array
 
-from experiments.mean_estimation_error import Population
+from experiments.mean_estimation.error import Population
 from fedsim.plan import Plan, UlsPlan
 from fedsim.randomness import stream
 

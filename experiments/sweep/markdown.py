@@ -14,7 +14,7 @@ def write_markdown(
         path: The file.
         headings: Of the table of outcomes.
         rows: Its cells.
-        outcomes: Of sweep_report.outcome.
+        outcomes: Of experiments.sweep.report.outcome.
         notes: A last paragraph.
     """
     predicted = [

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from experiments.mean_estimation_error import Population, mean_squared_error
+from experiments.mean_estimation.error import Population, mean_squared_error
 from fedsim.plan import Plan, UlsPlan
 
 LEARNING_RATES = np.geomspace(0.01, 1.0, 81)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.audit_rounds import Build, Clipped, sizes_of
+from experiments.audit.rounds import Build, Clipped, sizes_of
 from fedsim.plan import ElsPlan, Plan
 from server.release import Release
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.sweep_points import Point
+from experiments.sweep.points import Point
 from fedsim.config import RunConfig, to_flat
 from server.run_folder import RunFolder, write_json
 

@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.prediction import Prediction, predict
-from experiments.sweep_points import Point, SweepConfig, points_of
-from experiments.sweep_results import cells, collect
-from experiments.sweep_run import Finished, is_finished, run_here, run_on_ray
+from experiments.sweep.points import Point, SweepConfig, points_of
+from experiments.sweep.results import cells, collect
+from experiments.sweep.run import Finished, is_finished, run_here, run_on_ray
 from fedsim.config import RunConfig, to_flat
 from fedsim.errors import InvalidInput
 from server.app import new_output_folder
@@ -42,7 +42,7 @@ class Sweep(RunConfig):
 
     def run(self) -> int:
         """Run what is not finished, write results.json and the report; 1 if a point failed."""
-        from experiments.sweep_report import write_sweep_report
+        from experiments.sweep.report import write_sweep_report
 
         points = points_of(self.sweep, self)
         common = self.common()

@@ -1,16 +1,14 @@
 """The report of a sweep: results.json, figures, and one HTML file that opens from disk."""
 
-import base64
 import math
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
-
+from experiments.page import write_page
 from experiments.prediction import Prediction
-from experiments.sweep_markdown import write_markdown
-from experiments.sweep_plots import plot_group_sizes, plot_outcomes
-from experiments.sweep_results import cells, cost_of_sweep, lead
+from experiments.sweep.markdown import write_markdown
+from experiments.sweep.plots import plot_group_sizes, plot_outcomes
+from experiments.sweep.results import cells, cost_of_sweep, lead
 from fedsim.config import RunConfig
 from fedsim.privacy.events import Adjacency
 from server.run_folder import write_json
@@ -30,7 +28,7 @@ def write_sweep_report(
     Args:
         folder: The sweep's folder.
         common: What all points share.
-        rows: Finished points (sweep_results.collect).
+        rows: Finished points (experiments.sweep.results.collect).
         predictions: The planner's, by (ε, gradients a round).
         failures: Last line of the traceback of each failed point, by name.
     """
@@ -55,24 +53,19 @@ def write_sweep_report(
     )
     table = [_cell_row(cell) for cell in found]
     write_markdown(folder / "report.md", HEADINGS, table, outcomes, cost_words)
-    environment = Environment(
-        loader=PackageLoader("experiments", "templates"), autoescape=select_autoescape(default=True)
-    )
-    page = environment.get_template("sweep.html").render(
+    return write_page(
+        folder / "report.html",
+        "sweep.html",
+        figures,
         title="ULS and ELS at fixed compute",
         headings=HEADINGS,
         rows=table,
         pretrained=f"{pretrained:.4f}",
-        figures=[(caption, "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode())
-                 for caption, path in figures.items()],
         outcomes=outcomes,
         cost=cost_words,
         private_statistics=sorted({name for p in predictions.values() for name in p.private_statistics}),
         failures=failures,
-    )  # fmt: skip
-    report = folder / "report.html"
-    report.write_text(page, encoding="utf-8")
-    return report
+    )
 
 
 def draw(folder: Path, found: list[dict[str, Any]], pretrained: float) -> dict[str, Path]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from experiments.sweep_points import Point
+from experiments.sweep.points import Point
 from fedsim.privacy.accountant import Accountant
 from fedsim.privacy.events import Adjacency, from_json
 from server.run_folder import RunFolder

@@ -16,9 +16,9 @@ from rich.progress import track
 from rich.table import Table
 from scipy.stats import norm
 
-from experiments.mean_estimation_error import Population
-from experiments.mean_estimation_simulation import squared_errors
-from experiments.mean_estimation_tuning import Setting, tuned
+from experiments.mean_estimation.error import Population
+from experiments.mean_estimation.simulation import squared_errors
+from experiments.mean_estimation.tuning import Setting, tuned
 from fedsim.errors import InvalidInput
 from fedsim.plan import Plan
 from fedsim.planner import Target, UserSizes, calibrated_plans
@@ -89,7 +89,7 @@ class MeanEstimation:
 
     def run(self) -> int:
         """Run the sweep, write results.json and the figures, print the table; 1 if simulation and theory disagree."""
-        from experiments.mean_estimation_plots import plot_map, plot_sweep
+        from experiments.mean_estimation.plots import plot_map, plot_sweep
 
         started = time.perf_counter()
         folder = RunFolder(self.output or new_output_folder("mean-estimation")).path

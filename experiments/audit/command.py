@@ -11,8 +11,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.audit_one_run import one_run_scores
-from experiments.audit_rounds import Audited, worst_canary_for
+from experiments.audit.one_run import one_run_scores
+from experiments.audit.rounds import Audited, worst_canary_for
 from fedsim.config import PlanConfig, RunConfig
 from fedsim.errors import InvalidInput
 from fedsim.plan import ElsPlan, Plan, UlsPlan, plan_from_json
@@ -107,8 +107,8 @@ class Audit:
         return make_plan(self.plan, PretendUsers(num_users=self.num_users, rows_each=self.plan.group_size), seed)
 
     def _black_box(self, folder: RunFolder, plan: Plan, seed: int) -> list[dict[str, Any]]:
-        from experiments.audit_black_box import black_box_canaries
-        from experiments.audit_membership import infer_users
+        from experiments.audit.black_box import black_box_canaries
+        from experiments.audit.membership import infer_users
 
         config = stored_config(RunConfig, json.loads(folder.config.read_text(encoding="utf-8")), str(folder.path))
         common: dict[str, Any] = {"confidence": self.confidence, "seed": seed}
