@@ -46,9 +46,9 @@ class Compare(RunConfig):
 
     algorithms: tuple[Literal["uls", "els"], ...] = ("uls", "els")
     """The arms, in order."""
-    uls: ArmConfig = field(default_factory=lambda: ArmConfig(group_size=2))
+    uls: ArmConfig = field(default_factory=ArmConfig)
     """What is tuned for user-level sampling."""
-    els: ArmConfig = field(default_factory=lambda: ArmConfig(group_size=4))
+    els: ArmConfig = field(default_factory=ArmConfig)
     """What is tuned for example-level sampling."""
 
     mechanisms: tuple[MechanismName, ...] = ()
@@ -120,7 +120,7 @@ class Compare(RunConfig):
 
     def _predict(self, arms: list[RunConfig], folder: Path) -> None:
         """Ask the planner before anything is trained, where both algorithms run with a finite ε."""
-        group_sizes: dict[str, int] = {arm.plan.algorithm: arm.plan.group_size for arm in arms}
+        group_sizes: dict[str, int] = {arm.plan.algorithm: arm.plan.examples_per_user for arm in arms}
         if math.isfinite(self.plan.epsilon) and set(group_sizes) == {"uls", "els"}:
             train_split = open_resources(arms[0]).store.split("train")
             write_json(folder / PREDICTION, predict(arms[0], train_split, group_sizes).to_json())

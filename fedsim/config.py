@@ -14,6 +14,10 @@ from fedsim.errors import InvalidInput
 from fedsim.models.config import ModelConfig
 from fedsim.validation import require_at_least, require_between, require_positive
 
+DEFAULT_GROUP_SIZES = {"uls": 1, "els": 4}
+"""ULS: one example of each user, so that the cohort is as large as the compute allows. ELS: few, so that the
+accountant charges little for them, and enough that most of the data is used. The planner compares others."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig:
@@ -31,8 +35,9 @@ class PlanConfig:
     passed in any case."""
     gradients_per_round: int = 256
     """Expected gradient evaluations a round: users × group size (uls) or examples (els)."""
-    group_size: int = 2
-    """Examples of one user: at most so many each time the user takes part (uls), or in the whole run (els)."""
+    group_size: int | None = None
+    """Examples of one user: at most so many each time the user takes part (uls, by default 1), or in the whole run
+    (els, by default 4). The `plan` command says what suits a data set."""
     rounds: int = 16
     """Rounds (uls) or steps (els)."""
     clip_norm: float = 1.0
@@ -83,8 +88,9 @@ class PlanConfig:
             require_positive("plan.clip-count-std", self.clip_count_std)
         if self.noise_file is not None and self.mechanism != "randomised-laplace":
             raise InvalidInput("plan.noise-file", self.noise_file, "unset, unless the mechanism is randomised-laplace")
-        for name in ("gradients_per_round", "group_size", "rounds", "local_steps"):
-            require_at_least(f"plan.{name.replace('_', '-')}", getattr(self, name), 1)
+        for name in ("gradients_per_round", "examples_per_user", "rounds", "local_steps"):
+            spelling = "group-size" if name == "examples_per_user" else name.replace("_", "-")
+            require_at_least(f"plan.{spelling}", getattr(self, name), 1)
         if self.noise_multiplier is not None:
             require_at_least("plan.noise-multiplier", self.noise_multiplier, 0)
             if self.noise_multiplier == 0 and not self.allow_no_privacy:
@@ -95,6 +101,11 @@ class PlanConfig:
             raise InvalidInput(
                 "plan.local-steps", self.local_steps, "1 for els", "Local steps belong to users: use uls."
             )
+
+    @property
+    def examples_per_user(self) -> int:
+        """The group size, with the algorithm's default where none is given."""
+        return DEFAULT_GROUP_SIZES[self.algorithm] if self.group_size is None else self.group_size
 
 
 @dataclass(frozen=True, kw_only=True)

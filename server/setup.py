@@ -34,7 +34,7 @@ def make_plan(config: PlanConfig, train: Any, sampling_seed: int) -> Plan:
         )
     noise = config.noise_multiplier
     common: dict[str, Any] = {
-        "group_size": config.group_size,
+        "group_size": config.examples_per_user,
         "clip_norm": config.clip_norm,
         "noise_multiplier": 1.0 if noise is None else noise,
         "steps": config.rounds,
@@ -51,13 +51,13 @@ def make_plan(config: PlanConfig, train: Any, sampling_seed: int) -> Plan:
     if config.algorithm == "uls":
         plan = UlsPlan(
             num_users=train.num_users,
-            sampling_probability=config.gradients_per_round / (config.group_size * train.num_users),
+            sampling_probability=config.gradients_per_round / (config.examples_per_user * train.num_users),
             local_steps=config.local_steps,
             local_learning_rate=config.local_learning_rate,
             **common,
         )
     else:
-        kept = int(np.minimum(np.diff(train.user_offsets), config.group_size).sum())
+        kept = int(np.minimum(np.diff(train.user_offsets), config.examples_per_user).sum())
         plan = ElsPlan(num_examples=kept, sampling_probability=config.gradients_per_round / kept, **common)
     calibrated: Plan = plan if noise is not None else plan.calibrate(config.epsilon)
     if not config.clip_quantile:

@@ -104,7 +104,9 @@ class Audit:
         return int(any(finding.contradicts for finding in findings))
 
     def _pretend_plan(self, seed: int) -> Plan:
-        return make_plan(self.plan, PretendUsers(num_users=self.num_users, rows_each=self.plan.group_size), seed)
+        return make_plan(
+            self.plan, PretendUsers(num_users=self.num_users, rows_each=self.plan.examples_per_user), seed
+        )
 
     def _black_box(self, folder: RunFolder, plan: Plan, seed: int) -> list[dict[str, Any]]:
         from experiments.audit.black_box import black_box_canaries

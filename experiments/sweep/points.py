@@ -114,7 +114,7 @@ def points_of(sweep: SweepConfig, run: RunConfig) -> list[Point]:
     compute = sweep.compute or (run.plan.gradients_per_round,)
     rates = sweep.learning_rates or (run.optimizer.learning_rate,)
     clips = sweep.clip_norms or (run.plan.clip_norm,)
-    groups = {"uls": sweep.uls_group_sizes, "els": sweep.els_group_sizes}
+    groups: dict[str, tuple[int, ...]] = {"uls": sweep.uls_group_sizes, "els": sweep.els_group_sizes}
     points: list[Point] = []
     for seed in range(sweep.seeds):
         if sweep.nonprivate:
@@ -131,8 +131,9 @@ def points_of(sweep: SweepConfig, run: RunConfig) -> list[Point]:
                 for gradients, rate in itertools.product(compute, rates)
             ]
         for arm in sweep.algorithms:
+            own = dataclasses.replace(run.plan, algorithm=arm).examples_per_user
             grid = itertools.product(
-                sweep.epsilons or (run.plan.epsilon,), compute, groups[arm] or (run.plan.group_size,), rates, clips
+                sweep.epsilons or (run.plan.epsilon,), compute, groups[arm] or (own,), rates, clips
             )
             points += [
                 Point(

@@ -112,7 +112,7 @@ def test_a_run_whose_weights_cannot_change_says_so_in_its_summary(small_run, tmp
 
 def test_weights_that_overflow_end_the_run_and_no_checkpoint_holds_them(small_run, tmp_path: Path) -> None:
     with pytest.raises(Diverged, match=r"Lower --optimizer\.learning-rate"):
-        trained(small_run(tmp_path, optimizer=OptimizerConfig(name="momentum", learning_rate=1e38)))
+        trained(small_run(tmp_path, optimizer=OptimizerConfig(name="momentum", learning_rate=3e38)))
     kept = read_latest(tmp_path / "checkpoints")
     assert kept is None or np.isfinite(kept.arrays["parameters"]).all()
     assert len(read_entries(tmp_path / "ledger.jsonl")) >= 1
