@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.plan import change_of_mind, in_words, private_statistics, verdict_json
+from experiments.plan import change_of_mind, choice, in_words, private_statistics, verdict_json
 from fedsim.config import RunConfig
 from fedsim.planner import (
     ALIGNED,
@@ -48,9 +48,17 @@ class Prediction:
     def in_words(self) -> list[str]:
         """Sentences for the terminal and the report."""
         return [
-            *(f"With the group sizes of this run. {in_words(found)}" for found in self.arms),
-            *(f"With the group sizes the planner advises. {in_words(found)}" for found in self.advice),
+            *(f"With the group sizes of this run. {sentence}" for sentence in _sentences(self.arms)),
+            *(f"With the group sizes the planner advises. {sentence}" for sentence in _sentences(self.advice)),
         ]
+
+
+def _sentences(verdicts: list[Verdict]) -> list[str]:
+    """One sentence a curve of gradient norms, or one in all where the curve makes no difference."""
+    choices = {choice(found) for found in verdicts}
+    if len(choices) == 1:
+        return [f"However alike a user's gradients are: {choices.pop()}."]
+    return [in_words(found) for found in verdicts]
 
 
 def predict(

@@ -95,8 +95,9 @@ class Alarms:
         if clipped == units:
             self.sound(
                 "clips-everyone",
-                f"the clip norm {self.plan.clip_norm:g} clipped all of {units:.0f} units {NOT_PRIVATE}: a larger one "
-                "may keep more of the signal, or let --plan.clip-quantile find it privately.",
+                f"the clip norm {self.plan.clip_norm:g} clipped all of {units:.0f} units {NOT_PRIVATE}, so each "
+                "counts by its direction alone. Often that is well; if it learns too little, try a larger one, or let "
+                "--plan.clip-quantile find one privately.",
             )
         elif clipped == 0:
             self.sound(

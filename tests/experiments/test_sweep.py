@@ -242,7 +242,10 @@ def test_prediction_beside_outcome() -> None:
     assert prediction.arms[0].uls.group_size == 1
     assert prediction.arms[1].uls.group_size == 8
     assert prediction.arms[1].winner == "uls"
-    assert json.loads(json.dumps(prediction.to_json()))["in_words"]
+    assert len(json.loads(json.dumps(prediction.to_json()))["in_words"]) == 4
+    fixed = predict(config, users([8] * 1000), {"uls": 1, "els": 8}).in_words()
+    assert fixed[0].startswith("With the group sizes of this run. However alike")
+    assert len(fixed) == 3  # with one example of each user it makes no difference how alike a user's gradients are
 
     rows = [
         row(arm, 8, seed, loss, loss + 0.001 * seed) | {"epsilon": 1.0, "gradients_per_round": 256}
