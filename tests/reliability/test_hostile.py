@@ -33,7 +33,7 @@ def writers(count: int) -> list[dict]:
 def test_users_with_one_row_many_rows_and_none_are_trained_together(small_run, tmp_path: Path) -> None:
     records = writers(40)
     records += [{"author": "single", "text": TEXT}]
-    records += [{"author": "busy", "text": f"{TEXT} number {post}"} for post in range(20_000)]
+    records += [{"author": "busy", "text": f"post {post}"} for post in range(1_000_000)]
     records += [{"author": "silent", "text": ""}, {"author": "blank", "text": "  \n\t "}]
     records += [{"author": "long", "text": f"{TEXT} " * 5_000}]
     summary = trained(small_run(tmp_path / "out", data=posts(tmp_path / "posts.jsonl", records)))

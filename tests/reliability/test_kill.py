@@ -92,10 +92,11 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(small_run, tm
         # interpreter of its own, with one thread.
         name = f"{__file__}::test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been"
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", name],
+            [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", name],
             env={**os.environ, ALONE: "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
+        print(next(line for line in done.stdout.splitlines() if "rounds charged again" in line))
         return
     whole, log, lines = tmp_path / "whole", tmp_path / "log", tmp_path / "lines"
     trained(small_run(tmp_path / "warm"))  # so that forked children begin with everything imported and cached
