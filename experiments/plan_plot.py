@@ -3,12 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from experiments.plots import COLOURS
+from experiments.style import COLOURS, finish, save
 from fedsim.plan import Plan
 from fedsim.planner import NormCurve, UserSizes, compare, predicted_noise
 
@@ -46,9 +43,5 @@ def plot_plan(plans: Sequence[Plan], sizes: UserSizes, curves: Sequence[NormCurv
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xlabel("group size G (star: recommended)")
     axes.set_ylabel("predicted noise of the released mean")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
+    finish(axes)
+    return save(figure, path)

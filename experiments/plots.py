@@ -3,13 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-COLOURS = {"uls": "#0b6e99", "els": "#c4571a"}
-PRETRAINED = "#777777"
+from experiments.style import COLOURS, GREY, finish, save
 
 Curves = dict[str, list[dict[str, Any]]]
 """The metrics of each arm, by its name."""
@@ -37,15 +33,11 @@ def plot_loss(curves: Curves, against: str, label: str, path: Path) -> Path:
         )
     starts = [lines[0]["loss"] for lines in curves.values() if lines]
     if starts:
-        axes.axhline(starts[0], color=PRETRAINED, linestyle="--", linewidth=1, label="pre-trained")
+        axes.axhline(starts[0], color=GREY, linestyle="--", linewidth=1, label="pre-trained")
     axes.set_xlabel(label)
     axes.set_ylabel("loss on held-out users (nats)")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
+    finish(axes)
+    return save(figure, path)
 
 
 def plot_run(curves: Curves, folder: Path) -> dict[str, Path]:

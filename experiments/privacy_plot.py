@@ -2,18 +2,15 @@
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from experiments.style import COLOURS, GREY, finish, save
 from fedsim.privacy.bounds import Bounds
 from fedsim.privacy.tradeoff import PrivacyCurve
 
-COLOUR = "#0b6e99"
-GREY = "#777777"
+COLOUR = COLOURS["uls"]
 
 
 def plot_guarantee(curve: PrivacyCurve, delta: float, epsilon: Bounds, title: str, path: Path) -> Path:
@@ -26,18 +23,13 @@ def plot_guarantee(curve: PrivacyCurve, delta: float, epsilon: Bounds, title: st
         title: What was accounted.
         path: Where the PNG goes; missing folders are made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained")
     _draw_epsilon(left, curve, delta, epsilon)
     _draw_tradeoff(right, curve)
     figure.suptitle(title, fontsize=11)
-    for axes in (left, right):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
+    finish(left)
+    finish(right)
+    return save(figure, path)
 
 
 def _draw_epsilon(axes: Axes, curve: PrivacyCurve, delta: float, epsilon: Bounds) -> None:

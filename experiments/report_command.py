@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from tyro.conf import Positional
+
 from experiments.report import write_report
 from fedsim.errors import InvalidInput
 
@@ -11,7 +13,7 @@ from fedsim.errors import InvalidInput
 class Report:
     """Write report.html and its figures from what a run folder holds."""
 
-    folder: Path
+    folder: Positional[Path]
     """The folder of a run or of a comparison."""
 
     def run(self) -> int:

@@ -3,13 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.plots import COLOURS
+from experiments.style import COLOURS, finish, save
 
 STYLES = {
     "uls": ("ULS, best G", COLOURS["uls"], "-"),
@@ -48,12 +45,8 @@ def plot_sweep(rows: list[dict[str, Any]], against: str, label: str, path: Path)
     axes.set_yscale("log")
     axes.set_xlabel(label)
     axes.set_ylabel("mean squared error")
-    axes.grid(alpha=0.25, which="both")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
+    finish(axes)
+    return save(figure, path)
 
 
 def plot_map(rows: list[dict[str, Any]], path: Path) -> Path:
@@ -83,6 +76,4 @@ def plot_map(rows: list[dict[str, Any]], path: Path) -> Path:
     bar = figure.colorbar(image, ax=axes, label="ELS error / ULS error (above 1: ULS wins)")
     ticks = [tick for tick in bar.get_ticks() if abs(tick) <= reach]
     bar.set_ticks(ticks, labels=[f"{2**tick:.2g}" for tick in ticks])
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
+    return save(figure, path)

@@ -5,12 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from experiments.plots import COLOURS, PRETRAINED
+from experiments.style import COLOURS, GREY, finish, save
 
 NONPRIVATE = "#3a7d44"
 
@@ -58,19 +55,16 @@ def plot_outcomes(
             ends.sort(key=lambda cell: cell["gradients_per_round"])
             places = [cell["gradients_per_round"] for cell in ends]
             _line(spot, places, [cell["best"] for cell in ends], NONPRIVATE, "no privacy", value)
-        spot.axhline(value(pretrained), color=PRETRAINED, linestyle="--", linewidth=1, label="pre-trained")
+        spot.axhline(value(pretrained), color=GREY, linestyle="--", linewidth=1, label="pre-trained")
         spot.set_title(f"ε = {panel:g}" if other == "epsilon" else f"{panel:,} gradients a round", fontsize=10)
         places = sorted({cell[against] for cell in private})
         spot.set_xscale("log", base=2)
         spot.set_xticks(places, [f"{place:g}" for place in places])
         spot.set_xlabel(label)
-        spot.grid(alpha=0.25)
-        spot.spines[["top", "right"]].set_visible(False)
+        finish(spot, legend=False)
     axes[0][0].set_ylabel(value_label)
     axes[0][-1].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
+    return save(figure, path)
 
 
 def plot_group_sizes(cells: list[dict[str, Any]], path: Path) -> Path:
@@ -95,11 +89,8 @@ def plot_group_sizes(cells: list[dict[str, Any]], path: Path) -> Path:
             f"{cell['arm'].upper()}, ε = {cell['epsilon']:g}, B = {cell['gradients_per_round']:,}", fontsize=9
         )
         spot.set_xlabel("group size G")
-        spot.grid(alpha=0.25)
-        spot.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
+        finish(spot, legend=False)
+    return save(figure, path)
 
 
 def _line(

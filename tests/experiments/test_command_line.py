@@ -39,7 +39,7 @@ def run(arguments: list[str], capsys: pytest.CaptureFixture) -> tuple[int, str]:
         (["train", "--output", "/proc/nothing"], ["output", "/proc/nothing", "can be written"]),
         (["train", "--preset", "nonsense"], ["preset", "nonsense"]),
         (["nonsense"], ["command", "nonsense", "train"]),
-        (["report", "--folder", "/absent"], ["folder", "/absent", "exists"]),
+        (["report", "/absent"], ["folder", "/absent", "exists"]),
         (["account", "--algorithm", "els", "--group-size", "0"], ["group-size", "0"]),
         (
             [

@@ -113,7 +113,7 @@ def test_the_report_opens_from_disk_and_escapes_what_it_shows(comparison: Path) 
     kept = config.read_text(encoding="utf-8")
     config.write_text(kept.replace('"fast"', '"<script>alert(1)</script>"'), encoding="utf-8")
     try:
-        assert main(["report", "--folder", str(comparison)]) == 0
+        assert main(["report", str(comparison)]) == 0
         assert "<script>" not in (comparison / "report.html").read_text(encoding="utf-8")
     finally:
         config.write_text(kept, encoding="utf-8")

@@ -1,0 +1,30 @@
+"""What all figures have in common: colours, axes, and how they are written."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLOURS = {"uls": "#0b6e99", "els": "#c4571a"}
+GREY = "#777777"
+"""What others are compared with: the pre-trained model, a guess."""
+
+
+def finish(axes: Axes, *, legend: bool = True) -> None:
+    """A light grid, no box, and a legend where one is wanted."""
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if legend:
+        axes.legend(frameon=False)
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write the figure as PNG and free it; missing folders are made. Returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
