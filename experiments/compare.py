@@ -13,6 +13,7 @@ from fedsim.config import RunConfig, to_flat
 from fedsim.resources import open_resources
 from server.app import FAILURES, new_output_folder, train
 from server.identity import require_same, settings_of
+from server.progress import waiting
 from server.run_folder import RunFolder, write_json
 from server.stopping import Stopped
 
@@ -122,5 +123,6 @@ class Compare(RunConfig):
         """Ask the planner before anything is trained, where both algorithms run with a finite ε."""
         group_sizes: dict[str, int] = {arm.plan.algorithm: arm.plan.examples_per_user for arm in arms}
         if math.isfinite(self.plan.epsilon) and set(group_sizes) == {"uls", "els"}:
-            train_split = open_resources(arms[0]).store.split("train")
-            write_json(folder / PREDICTION, predict(arms[0], train_split, group_sizes).to_json())
+            with waiting("Asking the planner who should do better"):
+                train_split = open_resources(arms[0]).store.split("train")
+                write_json(folder / PREDICTION, predict(arms[0], train_split, group_sizes).to_json())

@@ -12,6 +12,7 @@ from fedsim.config import RunConfig, to_flat
 from fedsim.data.progress import shown
 from fedsim.engine.grid import WaitingGrid
 from fedsim.resources import open_resources
+from server.progress import waiting
 
 CLIENT_APP = "clients.app:app"
 
@@ -37,7 +38,8 @@ def simulated_clients(config: RunConfig) -> Iterator[Grid]:
         return
 
     chosen = config if config.engine.workers else with_measured_slices(config, size)
-    grid = ray_grid(chosen, chosen.engine.workers, size)
+    with waiting(f"Starting {chosen.engine.workers} workers on Ray"):
+        grid = ray_grid(chosen, chosen.engine.workers, size)
     try:
         yield grid
     finally:

@@ -1,10 +1,24 @@
 """How a run looks on the terminal: a bar where someone watches, plain lines where not."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Say what takes a moment: a spinner where someone watches, one line where not."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status(what):
+            yield
+    else:
+        print(what, file=sys.stderr, flush=True)
+        yield
 
 
 class RoundProgress:

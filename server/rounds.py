@@ -23,7 +23,7 @@ from server.checkpoint import CheckpointWriter
 from server.dispatch import Dispatcher
 from server.evaluation import Evaluation, evaluate, held_out_rows
 from server.optimizer import ServerOptimizer
-from server.progress import RoundProgress
+from server.progress import RoundProgress, waiting
 from server.release import Release
 from server.resume import snapshot
 from server.run_folder import RunFolder
@@ -132,7 +132,8 @@ class Training:
         self.alarms.before_training(self.train.user_offsets)
         test_rows = held_out_rows(self.test, self.config.evaluation.test_rows)
         if self.before is None:
-            self.before = evaluate(self.grid, self.test, "test", test_rows, parameters_record(self.parameters))
+            with waiting("Evaluating the model before fine-tuning"):
+                self.before = evaluate(self.grid, self.test, "test", test_rows, parameters_record(self.parameters))
         with RoundProgress(self.plan.name.upper(), self.plan.steps) as progress, StopRequest() as stop:
             progress.advanced(self.round, self.budget.epsilon())
             if self.measured is None:
@@ -151,7 +152,8 @@ class Training:
             if self.round < self.plan.steps:
                 progress.stopped(self.round, self.config.plan.epsilon)
             self._keep(stop, finished=True)
-        after = evaluate(self.grid, self.test, "test", test_rows, parameters_record(self.parameters))
+        with waiting("Evaluating the fine-tuned model"):
+            after = evaluate(self.grid, self.test, "test", test_rows, parameters_record(self.parameters))
         return Outcome(
             parameters=self.parameters,
             before=self.before,
