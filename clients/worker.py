@@ -17,9 +17,8 @@ from fedsim.engine.exact import quantise
 from fedsim.engine.messages import TrainReply, TrainRequest
 from fedsim.gradients import (
     ClippedSum,
+    LocalSteps,
     ParameterLayout,
-    clipped_local_units,
-    clipped_local_updates,
     clipped_sum,
     clipped_units,
 )
@@ -133,8 +132,6 @@ class Worker:
     ) -> ClippedSum:
         """Many units in one pass, or one after the other where each takes local steps."""
         common = self._common(plan, request, max_tokens)
-        if local := _local_steps(plan):
-            return clipped_local_updates(self.model, rows, unit_ids, request.clip_norm, **local, **common)
         return clipped_sum(self.model, rows, unit_ids, request.clip_norm, method=self.config.gradients, **common)
 
     def _exact(
@@ -142,10 +139,7 @@ class Worker:
     ) -> ClippedSum:
         """One unit after the other, each put on the public fixed-point grid, summed as integers."""
         common = self._common(plan, request, max_tokens)
-        if local := _local_steps(plan):
-            updates = clipped_local_units(self.model, rows, unit_ids, request.clip_norm, **local, **common)
-        else:
-            updates = clipped_units(self.model, rows, unit_ids, request.clip_norm, **common)
+        updates = clipped_units(self.model, rows, unit_ids, request.clip_norm, **common)
         total = np.zeros(self.layout.size, dtype=np.int64)
         norms, losses = [], []
         for _, update, norm, loss in updates:
@@ -168,6 +162,7 @@ class Worker:
             "scales": request.settings or None,
             "norm_order": plan.norm_order,
             "max_tokens": max_tokens,
+            "local_steps": _local_steps(plan),
             "autocast": torch.bfloat16 if self.config.engine.precision == "bfloat16" else None,
         }
 
@@ -185,11 +180,11 @@ class Worker:
                 torch.cuda.empty_cache()
 
 
-def _local_steps(plan: Plan) -> dict[str, Any]:
-    """The arguments of local steps, where a unit takes several."""
+def _local_steps(plan: Plan) -> LocalSteps | None:
+    """The local steps of a unit, where it takes several."""
     if isinstance(plan, UlsPlan) and plan.local_steps > 1:
-        return {"local_steps": plan.local_steps, "local_learning_rate": plan.local_learning_rate}
-    return {}
+        return LocalSteps(steps=plan.local_steps, learning_rate=plan.local_learning_rate)
+    return None
 
 
 def resident_worker(run_config: Mapping[str, Any]) -> Worker:

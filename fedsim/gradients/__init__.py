@@ -2,7 +2,7 @@
 
 from fedsim.gradients.clipping import CLIP_MARGIN, ClippedSum
 from fedsim.gradients.layout import ParameterLayout
-from fedsim.gradients.local_steps import clipped_local_units, clipped_local_updates
+from fedsim.gradients.local_steps import LocalSteps
 from fedsim.gradients.objective import Batch, CausalLanguageModel, Objective, RowLosses, SequenceClassification
 from fedsim.gradients.reference import clipped_units
 from fedsim.gradients.sums import clipped_sum
@@ -13,12 +13,11 @@ __all__ = [
     "Batch",
     "CausalLanguageModel",
     "ClippedSum",
+    "LocalSteps",
     "Objective",
     "ParameterLayout",
     "RowLosses",
     "SequenceClassification",
-    "clipped_local_units",
-    "clipped_local_updates",
     "clipped_sum",
     "clipped_units",
     "layer_paths",

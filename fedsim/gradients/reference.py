@@ -1,6 +1,7 @@
 """The reference: one unit after the other, plain autograd, obvious by reading."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ import torch
 from fedsim.gradients.clipping import ClippedSum, check_clip, clip_factors, flat_norm, inverse_scales
 from fedsim.gradients.head import fused_loss
 from fedsim.gradients.layout import ParameterLayout, trainable_parameters
+from fedsim.gradients.local_steps import LocalSteps, local_update
 from fedsim.gradients.objective import Objective
 from fedsim.gradients.packing import pad_token_of, split_rows, token_budget
 from fedsim.gradients.precision import accumulation_dtype, autocasting, check_deterministic, model_device
@@ -28,6 +30,7 @@ def clipped_units(
     norm_order: int = 2,
     max_tokens: int | None = None,
     autocast: torch.dtype | None = None,
+    local_steps: LocalSteps | None = None,
 ) -> Iterator[tuple[int, torch.Tensor, float, float]]:
     """Each unit's clipped update, one by one, in order of unit.
 
@@ -43,7 +46,8 @@ def clipped_units(
     inverse = inverse_scales(layout, scales)
     units = make_units(rows, unit_ids, objective, weighting, weights)
     for unit in range(len(units)):
-        update, loss = unit_gradient(model, rows, units, unit, objective, layout, max_tokens, autocast)
+        gradient = partial(unit_gradient, model, rows, units, unit, objective, layout, max_tokens, autocast)
+        update, loss = gradient() if local_steps is None else local_update(model, layout, gradient, local_steps)
         norm = clip_(update, layout, clip_norm, inverse, norm_order)
         yield unit, update, float(norm), float(loss)
 

@@ -11,6 +11,7 @@ from fedsim.errors import InvalidInput
 from fedsim.gradients.clipping import ClippedSum, check_clip, inverse_scales
 from fedsim.gradients.fast import FastSum
 from fedsim.gradients.layout import ParameterLayout
+from fedsim.gradients.local_steps import LocalSteps
 from fedsim.gradients.objective import Objective
 from fedsim.gradients.packing import token_budget
 from fedsim.gradients.precision import check_deterministic, model_device
@@ -37,8 +38,11 @@ def clipped_sum(
     norm_order: int = 2,
     max_tokens: int | None = None,
     autocast: torch.dtype | None = None,
+    local_steps: LocalSteps | None = None,
 ) -> ClippedSum:
     """Σ over units u of g_u · min(1, clip_norm / ‖g_u‖), g_u the gradient of the unit's weighted mean loss.
+
+    With local steps g_u is θ − θ_K instead, how far the unit's own gradient descent goes from θ.
 
     A unit is what the guarantee protects together: a user's drawn examples (ULS), or one example (ELS). Adding or
     removing one unit changes the sum by at most clip_norm, in the norm chosen, whatever its data; a unit whose
@@ -60,6 +64,7 @@ def clipped_sum(
         norm_order: 2, or 1 for the L1 norm. L1 norms need every unit's whole gradient: they take the reference path.
         max_tokens: Tokens of one micro-batch, padding included; None chooses by device and memory.
         autocast: torch.bfloat16 to run the model in mixed precision; norms and sums stay float32. None: as it is.
+        local_steps: Steps that each unit takes from θ, one unit after the other; losses are those at θ. None: none.
 
     Returns:
         The sum and, for each unit, its norm before the clip, its loss and whether it was finite.
@@ -69,7 +74,7 @@ def clipped_sum(
     """
     if method not in ("fast", "reference"):
         raise InvalidInput("method", method, "'fast' or 'reference'")
-    if method == "fast" and norm_order == 2:
+    if method == "fast" and norm_order == 2 and local_steps is None:
         check_clip(clip_norm, norm_order)
         check_deterministic(model)
         units = make_units(rows, unit_ids, objective, weighting, weights)
@@ -98,5 +103,6 @@ def clipped_sum(
             norm_order=norm_order,
             max_tokens=max_tokens,
             autocast=autocast,
+            local_steps=local_steps,
         )
     )
