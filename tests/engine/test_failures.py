@@ -4,10 +4,12 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 from flwr.clientapp import ClientApp
 from mock_clients import CLIP_NORM, known_sum, make_app, request_for
 from ray.cluster_utils import Cluster
@@ -128,3 +130,8 @@ def test_a_node_that_dies_in_a_round_has_its_units_computed_elsewhere(cluster: C
         assert np.array_equal(gathered.total, known_sum(UNITS, 0, SIZE))
         assert len(gathered.failures) == 1
         assert len(grid.get_node_ids()) == 4
+        # Ray needs a while to notice; until then it would offer the dead node's cores to the tests that follow.
+        deadline = time.monotonic() + 120
+        while sum(node["Alive"] for node in ray.nodes()) > 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
