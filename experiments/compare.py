@@ -5,12 +5,13 @@ import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from experiments.prediction import predict
 from experiments.report import PREDICTION, print_table, read_prediction, write_report
 from fedsim.config import RunConfig, to_flat
 from fedsim.resources import open_resources
+from fedsim.validation import require_at_least, require_positive
 from server.app import FAILURES, new_output_folder, train
 from server.identity import require_same, settings_of
 from server.progress import waiting
@@ -33,6 +34,11 @@ class ArmConfig:
     """L2 bound on one user's update (uls) or one example's gradient (els)."""
     learning_rate: float | None = None
     """The server's learning rate."""
+
+    def own(self, name: str, common: Any) -> Any:
+        """A field where it is set, else the common settings' value."""
+        value = getattr(self, name)
+        return common if value is None else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,23 +63,29 @@ class Compare(RunConfig):
     l1_clip_norm: float = 500.0
     """Clip norm of mechanisms that clip in L1, whose norms are larger."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for algorithm, tuned in (("uls", self.uls), ("els", self.els)):
+            require_at_least(f"{algorithm}.group-size", tuned.own("group_size", 1), 1)
+            require_positive(f"{algorithm}.clip-norm", tuned.own("clip_norm", 1.0))
+            require_positive(f"{algorithm}.learning-rate", tuned.own("learning_rate", 1.0))
+
     def arm(self, algorithm: Literal["uls", "els"], output: Path, mechanism: MechanismName | None = None) -> RunConfig:
         """The configuration of one arm, writing to its own folder inside output."""
         tuned: ArmConfig = getattr(self, algorithm)
-        clip_norm = tuned.clip_norm or self.plan.clip_norm
+        clip_norm = tuned.own("clip_norm", self.plan.clip_norm)
         plan = dataclasses.replace(
             self.plan,
             algorithm=algorithm,
-            group_size=tuned.group_size or self.plan.group_size,
+            group_size=tuned.own("group_size", self.plan.group_size),
             clip_norm=self.l1_clip_norm if mechanism == "randomised-laplace" else clip_norm,
         )
         if mechanism == "quantile-clip":
             plan = dataclasses.replace(plan, mechanism="gaussian", clip_quantile=self.plan.clip_quantile or 0.5)
         elif mechanism is not None:
             plan = dataclasses.replace(plan, mechanism=mechanism, clip_quantile=0.0)
-        optimizer = dataclasses.replace(
-            self.optimizer, learning_rate=tuned.learning_rate or self.optimizer.learning_rate
-        )
+        learning_rate = tuned.own("learning_rate", self.optimizer.learning_rate)
+        optimizer = dataclasses.replace(self.optimizer, learning_rate=learning_rate)
         common = {item.name: getattr(self, item.name) for item in dataclasses.fields(RunConfig)}
         own = str(output / (algorithm if mechanism is None else f"{algorithm}-{mechanism}"))
         # An arm that has begun goes on, or is found to be finished; the others begin.

@@ -88,9 +88,9 @@ class PlanConfig:
             require_positive("plan.clip-count-std", self.clip_count_std)
         if self.noise_file is not None and self.mechanism != "randomised-laplace":
             raise InvalidInput("plan.noise-file", self.noise_file, "unset, unless the mechanism is randomised-laplace")
-        for name in ("gradients_per_round", "examples_per_user", "rounds", "local_steps"):
-            spelling = "group-size" if name == "examples_per_user" else name.replace("_", "-")
-            require_at_least(f"plan.{spelling}", getattr(self, name), 1)
+        for name in ("gradients_per_round", "rounds", "local_steps"):
+            require_at_least(f"plan.{name.replace('_', '-')}", getattr(self, name), 1)
+        require_at_least("plan.group-size", self.examples_per_user, 1)
         if self.noise_multiplier is not None:
             require_at_least("plan.noise-multiplier", self.noise_multiplier, 0)
             if self.noise_multiplier == 0 and not self.allow_no_privacy:

@@ -138,9 +138,10 @@ class RayGrid(WaitingGrid):
         """Take a worker that has started into service, or raise what kept it from starting."""
         for attempt in range(1, START_ATTEMPTS + 1):
             try:
-                require_same_versions(versions(), ray.get(slot.described), f"worker {slot.node}")
+                described = ray.get(slot.described, timeout=self._start_timeout)
+                require_same_versions(versions(), described, f"worker {slot.node}")
                 assert slot.started is not None
-                slot.pid = ray.get(slot.started)
+                slot.pid = ray.get(slot.started, timeout=self._start_timeout)
                 break
             except ray.exceptions.RayError as failure:
                 # Ray may place an actor on a node that is gone before it has noticed that; another try goes elsewhere.

@@ -4,25 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
+from small_flags import LOCAL, SMALL
 
 from experiments.run import main
 
 RUN = [
-    "--data.packages", "numpy",
-    "--data.sequence-length", "32",
-    "--model.small.layers", "2",
-    "--model.small.width", "64",
-    "--model.small.heads", "2",
-    "--model.small.vocabulary-size", "1024",
-    "--model.small.steps", "60",
-    "--plan.delta", "1e-3",
+    *SMALL, *LOCAL,
     "--plan.gradients-per-round", "32",
     "--plan.rounds", "3",
     "--optimizer.learning-rate", "5e-3",
     "--evaluation.max-rows", "50",
     "--evaluation.test-rows", "100",
-    "--engine.kind", "local",
-    "--engine.workers", "1",
 ]  # fmt: skip
 
 

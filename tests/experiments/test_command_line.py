@@ -30,6 +30,9 @@ def run(arguments: list[str], capsys: pytest.CaptureFixture) -> tuple[int, str]:
         (["train", "--plan.epsilon", "0"], ["plan.epsilon", "0.0", "above 0"]),
         (["train", "--plan.epsilon", "inf"], ["plan.epsilon", "inf", "--plan.allow-no-privacy"]),
         (["train", "--plan.group-size", "0"], ["plan.group-size", "0", "at least 1"]),
+        (["compare", "--uls.group-size", "0"], ["uls.group-size", "0", "at least 1"]),
+        (["compare", "--els.clip-norm", "0"], ["els.clip-norm", "0", "above 0"]),
+        (["compare", "--els.learning-rate", "-1"], ["els.learning-rate", "-1", "above 0"]),
         (["train", "--plan.rounds", "many"], ["--plan.rounds", "many"]),
         (["train", "--plan.algorithm", "fedavg"], ["--plan.algorithm", "fedavg", "uls", "els"]),
         (
