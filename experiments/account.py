@@ -240,7 +240,7 @@ class Account:
         )
 
     def _draw(self, event: Event, epsilon: Bounds) -> Path:
-        from experiments.privacy_plot import plot_guarantee
+        from experiments.report.guarantee_figure import plot_guarantee
         from fedsim.privacy.tradeoff import privacy_curve
 
         assert self.plot is not None

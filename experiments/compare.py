@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.prediction import predict
-from experiments.report import PREDICTION, print_table, read_prediction, write_report
+from experiments.report.run import PREDICTION, print_table, read_prediction, write_report
 from fedsim.config import RunConfig, to_flat
 from fedsim.resources import open_resources
 from fedsim.validation import require_at_least, require_positive

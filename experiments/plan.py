@@ -129,7 +129,7 @@ class PlanCommand:
         others = what_if(sizes, target, verdicts[0] if len(verdicts) > 2 else verdicts[-1])
         result = to_json(sizes, target, plans, verdicts, others)
         if self.output is not None:
-            from experiments.plan_plot import plot_plan
+            from experiments.report.plan_figure import plot_plan
 
             self.output.mkdir(parents=True, exist_ok=True)
             (self.output / "plan.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -25,7 +25,7 @@ COMMANDS = {
     "audit": ("experiments.audit.command", "Audit", "attack a plan or a finished run: lower bounds on ε"),
     "search-noise": ("experiments.search_noise", "SearchNoise", "find a law for randomised-scale Laplace noise"),
     "prepare": ("experiments.prepare", "Prepare", "build a user store from files or a hub data set"),
-    "report": ("experiments.report_command", "Report", "write the report of a finished run or comparison again"),
+    "report": ("experiments.report.command", "Report", "write the report of a finished run or comparison again"),
 }
 DEFAULT_COMMAND = "compare"
 

@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.report import print_table, write_report
+from experiments.report.run import print_table, write_report
 from fedsim.config import RunConfig
 from server.app import FAILURES, new_output_folder, train
 from server.run_folder import RunFolder

@@ -223,7 +223,7 @@ def _plan_of(folder: RunFolder) -> Plan:
 
 def _attach(folder: RunFolder, report: dict[str, Any]) -> None:
     """Put the findings into the run's privacy statement and report."""
-    from experiments.report import write_report
+    from experiments.report.run import write_report
 
     statement = json.loads(folder.privacy.read_text(encoding="utf-8"))
     write_json(folder.privacy, statement | {"audit": report})

@@ -89,7 +89,7 @@ class MeanEstimation:
 
     def run(self) -> int:
         """Run the sweep, write results.json and the figures, print the table; 1 if simulation and theory disagree."""
-        from experiments.mean_estimation.plots import plot_map, plot_sweep
+        from experiments.report.mean_estimation_figures import plot_map, plot_sweep
 
         started = time.perf_counter()
         folder = RunFolder(self.output or new_output_folder("mean-estimation")).path

@@ -1,1 +1,1 @@
-"""The fixed-compute comparison: points that vary, their runs, what came out, and the report."""
+"""The fixed-compute comparison: points that vary, their runs, and what came out."""

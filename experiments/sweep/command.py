@@ -42,7 +42,7 @@ class Sweep(RunConfig):
 
     def run(self) -> int:
         """Run what is not finished, write results.json and the report; 1 if a point failed."""
-        from experiments.sweep.report import write_sweep_report
+        from experiments.report.sweep import write_sweep_report
 
         points = points_of(self.sweep, self)
         common = self.common()

@@ -17,10 +17,10 @@ import fedsim.engine.local
 import fedsim.resources
 import server.app
 from experiments.prediction import predict
+from experiments.report.sweep import cost_in_words, outcome
 from experiments.run import main
 from experiments.sweep.command import Sweep
 from experiments.sweep.points import Point, SweepConfig, points_of
-from experiments.sweep.report import cost_in_words, outcome
 from experiments.sweep.results import cells, collect, cost_of_sweep, half_width, lead
 from fedsim.config import EngineConfig, PlanConfig, RunConfig
 from fedsim.errors import InvalidInput

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_runs import trained
 
-from experiments.report import write_report
+from experiments.report.run import write_report
 from experiments.run import main
 from fedsim.config import EngineConfig
 from fedsim.data.config import DataConfig

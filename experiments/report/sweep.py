@@ -4,10 +4,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from experiments.page import write_page
 from experiments.prediction import Prediction
-from experiments.sweep.markdown import write_markdown
-from experiments.sweep.plots import plot_group_sizes, plot_outcomes
+from experiments.report.markdown import write_markdown
+from experiments.report.page import write_page
+from experiments.report.sweep_figures import plot_group_sizes, plot_outcomes
 from experiments.sweep.results import cells, cost_of_sweep, lead
 from fedsim.config import RunConfig
 from fedsim.privacy.events import Adjacency

@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 
 def write_page(path: Path, template: str, figures: dict[str, Path], **values: Any) -> Path:
-    """Render a template of `experiments/templates/` to a file; returns the file's path.
+    """Render a template of `experiments/report/templates/` to a file; returns the file's path.
 
     Args:
         path: The HTML file.
@@ -17,7 +17,7 @@ def write_page(path: Path, template: str, figures: dict[str, Path], **values: An
         values: What else the template shows. Texts of a run can hold anything, HTML included: all are escaped.
     """
     environment = Environment(
-        loader=PackageLoader("experiments", "templates"), autoescape=select_autoescape(default=True)
+        loader=PackageLoader("experiments.report", "templates"), autoescape=select_autoescape(default=True)
     )
     embedded = [(caption, _embedded(figure)) for caption, figure in figures.items()]
     path.write_text(environment.get_template(template).render(figures=embedded, **values), encoding="utf-8")

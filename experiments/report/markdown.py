@@ -14,7 +14,7 @@ def write_markdown(
         path: The file.
         headings: Of the table of outcomes.
         rows: Its cells.
-        outcomes: Of experiments.sweep.report.outcome.
+        outcomes: Of experiments.report.sweep.outcome.
         notes: A last paragraph.
     """
     predicted = [

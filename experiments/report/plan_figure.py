@@ -5,7 +5,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from experiments.style import COLOURS, finish, save
+from experiments.report.style import COLOURS, finish, save
 from fedsim.plan import Plan
 from fedsim.planner import NormCurve, UserSizes, compare, predicted_noise
 

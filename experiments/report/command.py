@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from experiments.report import write_report
+from experiments.report.run import write_report
 from fedsim.errors import InvalidInput
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from experiments.style import COLOURS, GREY, finish, save
+from experiments.report.style import COLOURS, GREY, finish, save
 
 NONPRIVATE = "#3a7d44"
 

@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments.page import write_page
-from experiments.plots import Curves, plot_run
+from experiments.report.curves import Curves, plot_run
+from experiments.report.page import write_page
 from fedsim.errors import InvalidInput
 from server.run_folder import RunFolder
 

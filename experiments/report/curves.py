@@ -5,7 +5,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from experiments.style import COLOURS, GREY, finish, save
+from experiments.report.style import COLOURS, GREY, finish, save
 
 Curves = dict[str, list[dict[str, Any]]]
 """The metrics of each arm, by its name."""
