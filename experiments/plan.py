@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +14,10 @@ from rich.table import Table
 from fedsim.data.config import DataConfig
 from fedsim.errors import InvalidInput
 from fedsim.models.config import ModelConfig
-from fedsim.plan import Plan, UlsPlan
+from fedsim.plan import ALGORITHMS, Plan
 from fedsim.planner import (
     ALIGNED,
+    BASELINE,
     ORTHOGONAL,
     NormCurve,
     Target,
@@ -121,8 +123,7 @@ class PlanCommand:
         """Print what is expected; 0."""
         target = self.plan.target()
         sizes = self._sizes()
-        groups = {"uls": self.group_sizes, "els": sorted({*self.group_sizes, sizes.median})}
-        plans = calibrated_plans(sizes, target, groups if self.group_sizes else None)
+        plans = calibrated_plans(sizes, target, self._candidates(sizes) if self.group_sizes else None)
         curves = self._curves()
         verdicts = [compare(plans, sizes, curve) for curve in curves]
         # Without a measured or assumed curve the orthogonal end is the one that leaves a choice.
@@ -142,6 +143,11 @@ class PlanCommand:
         if self.output is not None:
             print(f"plot: {self.output / 'predicted_noise.png'}")
         return 0
+
+    def _candidates(self, sizes: UserSizes) -> dict[str, Sequence[int]]:
+        """The group sizes typed in, and the median where that is what is recommended: where examples are kept once."""
+        with_median = sorted({*self.group_sizes, sizes.median})
+        return {name: self.group_sizes if kind.redraws else with_median for name, kind in ALGORITHMS.items()}
 
     def _sizes(self) -> UserSizes:
         if self.num_users is not None:
@@ -219,30 +225,29 @@ def to_json(
                 "sampling_probability": plan.sampling_probability,
                 "noise_multiplier": plan.noise_multiplier,
                 "predicted_noise": {
-                    found.curve.name: predicted_noise(plan, found.curve, sizes.median) for found in verdicts
+                    verdict.curve.name: predicted_noise(plan, verdict.curve, sizes.median) for verdict in verdicts
                 },
             }
             for plan in plans
         ],
-        "verdicts": [verdict_json(found) for found in verdicts],
-        "what_if": {name: verdict_json(found) for name, found in others.items()},
+        "verdicts": [verdict_json(verdict) for verdict in verdicts],
+        "what_if": {name: verdict_json(verdict) for name, verdict in others.items()},
         "private_statistics": private_statistics(sizes),
         "in_words": [
-            *(in_words(found) for found in verdicts),
+            *(in_words(verdict) for verdict in verdicts),
             *change_of_mind(plans, verdicts[0], sizes),
-            *(f"With {name}: {choice(found)}." for name, found in others.items()),
+            *(f"With {name}: {choice(verdict)}." for name, verdict in others.items()),
         ],
     }
 
 
-def verdict_json(found: Verdict) -> dict[str, Any]:
+def verdict_json(verdict: Verdict) -> dict[str, Any]:
     """A verdict as JSON values."""
     return {
-        "norms": found.curve.name,
-        "winner": found.winner,
-        "els_over_uls_noise": found.ratio,
-        "uls_group_size": found.uls.group_size,
-        "els_group_size": found.els.group_size,
+        "norms": verdict.curve.name,
+        "winner": verdict.winner,
+        "els_over_uls_noise": verdict.ratio,
+        **{f"{name}_group_size": plan.group_size for name, plan in verdict.plans.items()},
     }
 
 
@@ -261,36 +266,38 @@ CURVES = {
 }
 
 
-def in_words(found: Verdict) -> str:
+def in_words(verdict: Verdict) -> str:
     """Who is expected to win under one curve, by how much, with which group sizes."""
-    case = CURVES[found.curve.name]
-    return f"{case[0].upper()}{case[1:]}: {choice(found)}."
+    case = CURVES[verdict.curve.name]
+    return f"{case[0].upper()}{case[1:]}: {choice(verdict)}."
 
 
-def choice(found: Verdict) -> str:
+def choice(verdict: Verdict) -> str:
     """Who is expected to win, by how much, with which group sizes."""
-    groups = f"ULS with G = {found.uls.group_size}, ELS with G = {found.els.group_size}"
-    if found.winner == "level":
-        return f"level ({groups}; ELS has {found.ratio:.2f}× the noise of ULS)"
-    return f"{found.winner.upper()}, with {max(found.ratio, 1 / found.ratio):.2f}× less noise ({groups})"
+    groups = ", ".join(f"{plan.title} with G = {plan.group_size}" for plan in verdict.plans.values())
+    if verdict.winner == "level":
+        return f"level ({groups}; ELS has {verdict.ratio:.2f}× the noise of ULS)"
+    title = ALGORITHMS[verdict.winner].title
+    return f"{title}, with {max(verdict.ratio, 1 / verdict.ratio):.2f}× less noise ({groups})"
 
 
-def change_of_mind(plans: list[Plan], found: Verdict, sizes: UserSizes) -> list[str]:
+def change_of_mind(plans: list[Plan], verdict: Verdict, sizes: UserSizes) -> list[str]:
     """The gradient norms at which each ULS group size would stop being the better choice."""
+    baseline = verdict.plans[BASELINE]
     lines = []
     for plan in plans:
-        if not isinstance(plan, UlsPlan) or plan.group_size == 1:
+        if plan.rows_per_unit(plan.group_size) == 1:  # its units are single examples, whose norm is L(1)
             continue
-        least = 1 / math.sqrt(min(plan.group_size, sizes.median))
-        norm = break_even_norm(plan, found.els)
+        group = f"{plan.title} with G = {plan.group_size}"
+        least = 1 / math.sqrt(plan.rows_per_unit(sizes.median))
+        norm = break_even_norm(plan, baseline)
         if norm >= 1:
-            lines.append(f"ULS with G = {plan.group_size} is ahead of ELS however alike a user's gradients are.")
+            lines.append(f"{group} is ahead of {baseline.title} however alike a user's gradients are.")
         elif norm <= least:
-            lines.append(f"ULS with G = {plan.group_size} is behind ELS even if a user's gradients are orthogonal.")
+            lines.append(f"{group} is behind {baseline.title} even if a user's gradients are orthogonal.")
         else:
-            lines.append(
-                f"ULS with G = {plan.group_size} is ahead of ELS as long as L({plan.group_size})/L(1) < {norm:.2f}."
-            )
+            limit = f"L({plan.group_size})/L(1) < {norm:.2f}"
+            lines.append(f"{group} is ahead of {baseline.title} as long as {limit}.")
     return lines
 
 
@@ -298,16 +305,15 @@ def print_plan(sizes: UserSizes, target: Target, plans: list[Plan], verdicts: li
     """The table and the advice on the terminal."""
     console = Console()
     table = Table(title="Predicted noise of the released mean, in units of an example's gradient norm")
-    for heading in ("", "G", "units a round", "σ", *(f"noise, {found.curve.name}" for found in verdicts)):
+    for heading in ("", "G", "units a round", "σ", *(f"noise, {verdict.curve.name}" for verdict in verdicts)):
         table.add_column(heading, justify="left" if not heading else "right")
     for plan in plans:
         cells = []
-        for found in verdicts:
-            chosen = plan in (found.els, found.uls)
-            noise = f"{predicted_noise(plan, found.curve, sizes.median):.5f}"
-            cells.append(f"[bold]{noise} *[/bold]" if chosen else noise)
+        for verdict in verdicts:
+            noise = f"{predicted_noise(plan, verdict.curve, sizes.median):.5f}"
+            cells.append(f"[bold]{noise} *[/bold]" if plan in verdict.plans.values() else noise)
         table.add_row(
-            plan.name.upper(),
+            plan.title,
             str(plan.group_size),
             f"{plan.normaliser:,.1f}",
             f"{plan.noise_multiplier:.3f}",

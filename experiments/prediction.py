@@ -6,6 +6,7 @@ from typing import Any
 
 from experiments.plan import change_of_mind, choice, in_words, private_statistics, verdict_json
 from fedsim.config import RunConfig
+from fedsim.plan import ALGORITHMS
 from fedsim.planner import (
     ALIGNED,
     ORTHOGONAL,
@@ -39,8 +40,8 @@ class Prediction:
     def to_json(self) -> dict[str, Any]:
         """JSON values for a report."""
         return {
-            "arms": [verdict_json(found) for found in self.arms],
-            "advice": [verdict_json(found) for found in self.advice],
+            "arms": [verdict_json(verdict) for verdict in self.arms],
+            "advice": [verdict_json(verdict) for verdict in self.advice],
             "private_statistics": self.private_statistics,
             "in_words": self.in_words(),
         }
@@ -55,10 +56,10 @@ class Prediction:
 
 def _sentences(verdicts: list[Verdict]) -> list[str]:
     """One sentence a curve of gradient norms, or one in all where the curve makes no difference."""
-    choices = {choice(found) for found in verdicts}
+    choices = {choice(verdict) for verdict in verdicts}
     if len(choices) == 1:
         return [f"However alike a user's gradients are: {choices.pop()}."]
-    return [in_words(found) for found in verdicts]
+    return [in_words(verdict) for verdict in verdicts]
 
 
 def predict(
@@ -72,7 +73,7 @@ def predict(
     Args:
         config: The run; its plan says compute, rounds, ε (finite), δ and adjacency.
         train: The training split of a UserStore.
-        group_sizes: Those of the run, for "uls" and for "els".
+        group_sizes: Those of the run, by algorithm.
         curve: L(G) as measured; without it the two extremes are the answer.
 
     Raises:
@@ -87,16 +88,17 @@ def predict(
         adjacency=Adjacency(config.plan.adjacency),
     )
     of_run = {name: [given] if isinstance(given, int) else list(given) for name, given in group_sizes.items()}
+    default = default_group_sizes(sizes, target)
     candidates = {
-        "uls": sorted({*default_group_sizes(sizes, target), *of_run["uls"]}),
-        "els": sorted({sizes.median, *of_run["els"]}),
+        name: sorted({*(default if kind.redraws else [sizes.median]), *of_run[name]})
+        for name, kind in ALGORITHMS.items()
     }
     plans = calibrated_plans(sizes, target, candidates)
-    chosen = [plan for plan in plans if plan.group_size in of_run[plan.name]]
+    plans_of_run = [plan for plan in plans if plan.group_size in of_run[plan.name]]
     curves = [ALIGNED, ORTHOGONAL] if curve is None else [curve, ALIGNED, ORTHOGONAL]
     advice = [compare(plans, sizes, one) for one in curves]
     return Prediction(
-        arms=[compare(chosen, sizes, one) for one in curves],
+        arms=[compare(plans_of_run, sizes, one) for one in curves],
         advice=advice,
         private_statistics=private_statistics(sizes),
         turning_points=change_of_mind(plans, advice[0], sizes),

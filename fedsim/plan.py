@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from fedsim.privacy.mechanisms.registry import mechanism_named
 from fedsim.randomness import stream
 from fedsim.validation import require_at_least, require_between, require_positive, require_probability
 
+Algorithm = Literal["uls", "els"]
 Selection = Literal["random", "longest", "first", "chunk"]
 
 
@@ -41,6 +42,15 @@ class UserRows(Protocol):
 
     @property
     def num_rows(self) -> int: ...
+
+
+class UserTotals(Protocol):
+    """What a draft needs to know of the users: how many, and what remains when each keeps a few examples."""
+
+    @property
+    def num_users(self) -> int: ...
+
+    def kept(self, group_size: int, /) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +71,16 @@ class _Plan:
         clip_quantile: Share of units that the clip norm should leave unclipped, which it then follows; 0 keeps it.
         clip_count_std: Standard deviation of the noise on the count that it follows, in units.
         clip_learning_rate: How fast it follows.
+        name: "uls" or "els".
+        title: Its name in reports.
+        unit: What is sampled and clipped: a "user" or an "example".
+        redraws: Whether each round draws a user's examples anew; otherwise they are kept once for the whole run.
     """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    unit: ClassVar[str]
+    redraws: ClassVar[bool]
 
     group_size: int
     clip_norm: float
@@ -87,11 +106,6 @@ class _Plan:
         require_at_least("plan.noise-multiplier", self.noise_multiplier, 0)
         require_at_least("plan.rounds", self.steps, 1)
         require_between("plan.delta", self.delta, 0, 1)
-
-    @property
-    def name(self) -> str:
-        """ "uls" or "els"."""
-        return "uls" if isinstance(self, UlsPlan) else "els"
 
     @property
     def norm_order(self) -> int:
@@ -185,10 +199,26 @@ class UlsPlan(_Plan):
         local_learning_rate: Learning rate of the local steps; without effect when K = 1.
     """
 
+    name = "uls"
+    title = "ULS"
+    unit = "user"
+    redraws = True
+
     num_users: int
     sampling_probability: float
     local_steps: int = 1
     local_learning_rate: float = 0.1
+
+    @classmethod
+    def draft(cls, sizes: UserTotals, *, gradients_per_round: float, group_size: int, **common: Any) -> Self:
+        """The plan that spends the compute: cohorts of gradients_per_round / group_size users.
+
+        Raises:
+            InvalidInput: When that is more than there are users.
+        """
+        require_at_least("plan.group-size", group_size, 1)
+        probability = gradients_per_round / group_size / sizes.num_users
+        return cls(num_users=sizes.num_users, sampling_probability=probability, group_size=group_size, **common)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -215,6 +245,14 @@ class UlsPlan(_Plan):
     def gradients_per_round(self) -> float:
         """Expected gradient evaluations a round, at most M·G (fewer where users own fewer than G examples)."""
         return self.expected_cohort_size * self.group_size
+
+    def rows_per_unit(self, owned: int) -> int:
+        """Examples in the unit of a user that owns so many."""
+        return min(self.group_size, owned)
+
+    def units_per_user(self, owned: int) -> int:
+        """Units of a user that owns so many examples: the user itself."""
+        return 1
 
     def step_event(self) -> Event:
         sampled = PoissonSubsampledGaussian(
@@ -256,8 +294,24 @@ class ElsPlan(_Plan):
         sampling_probability: p.
     """
 
+    name = "els"
+    title = "ELS"
+    unit = "example"
+    redraws = False
+
     num_examples: int
     sampling_probability: float
+
+    @classmethod
+    def draft(cls, sizes: UserTotals, *, gradients_per_round: float, group_size: int, **common: Any) -> Self:
+        """The plan that spends the compute: batches of gradients_per_round of the examples kept.
+
+        Raises:
+            InvalidInput: When that is more than are kept.
+        """
+        require_at_least("plan.group-size", group_size, 1)
+        kept = sizes.kept(group_size)
+        return cls(num_examples=kept, sampling_probability=gradients_per_round / kept, group_size=group_size, **common)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -284,6 +338,14 @@ class ElsPlan(_Plan):
         """Expected gradient evaluations a step."""
         return self.expected_batch_size
 
+    def rows_per_unit(self, owned: int) -> int:
+        """Examples in a unit: itself."""
+        return 1
+
+    def units_per_user(self, owned: int) -> int:
+        """Units of a user that owns so many examples: those it keeps."""
+        return min(self.group_size, owned)
+
     def step_event(self) -> Event:
         sampled = BinomialMixtureGaussian(
             group_size=self.group_size,
@@ -308,6 +370,7 @@ class ElsPlan(_Plan):
 
 
 Plan = UlsPlan | ElsPlan
+ALGORITHMS: dict[str, type[UlsPlan] | type[ElsPlan]] = {"uls": UlsPlan, "els": ElsPlan}
 
 
 def plan_from_json(text: str) -> Plan:
@@ -318,12 +381,11 @@ def plan_from_json(text: str) -> Plan:
     """
     values = json.loads(text)
     algorithm = values.pop("algorithm", None)
-    kinds: dict[str, type[UlsPlan] | type[ElsPlan]] = {"uls": UlsPlan, "els": ElsPlan}
-    if algorithm not in kinds:
+    if algorithm not in ALGORITHMS:
         raise InvalidInput("algorithm", algorithm, "uls or els")
     values["adjacency"] = Adjacency(values["adjacency"])
     values["law"] = tuple(tuple(component) for component in values.get("law", ()))
-    return kinds[algorithm](**values)
+    return ALGORITHMS[algorithm](**values)
 
 
 def _require_compute(probability: float, population: int, what: str) -> None:

@@ -16,12 +16,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from fedsim.errors import InvalidInput
-from fedsim.plan import ElsPlan, Plan, UlsPlan
+from fedsim.plan import ALGORITHMS, Plan
 from fedsim.privacy.calibration import calibrate_noise_multiplier
 from fedsim.privacy.events import Adjacency
 from fedsim.validation import require_at_least, require_between, require_positive
@@ -30,6 +30,8 @@ TOLERANCE = 0.01
 """Relative tolerance on ε when the planner calibrates: its σ are certified, but up to about 1 % above the least."""
 TIE = 0.05
 """Predictions closer than this are called level."""
+CHALLENGER, BASELINE = ALGORITHMS
+"""ULS, and ELS, against which it is measured: ratios are the baseline's noise over the challenger's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,17 +184,16 @@ def calibrated_plans(
     Args:
         sizes: The users.
         target: Compute, ε and δ.
-        group_sizes: Those to look at, for "uls" and for "els"; by default `default_group_sizes` for both.
+        group_sizes: Those to look at, by algorithm; by default `default_group_sizes` for each.
 
     Raises:
         InvalidInput: When the budget is larger than the data under every choice.
     """
-    default = default_group_sizes(sizes, target)
-    chosen = group_sizes or {"uls": default, "els": default}
-    drafts = [draft_plan(name, group, sizes, target) for name in chosen for group in chosen[name]]
+    candidates = group_sizes or dict.fromkeys(ALGORITHMS, default_group_sizes(sizes, target))
+    drafts = [draft_plan(name, group, sizes, target) for name in candidates for group in candidates[name]]
     fitting = [plan for plan in drafts if plan is not None]
     if not fitting:
-        most = f"at most {sizes.num_users * max(max(groups) for groups in chosen.values())}"
+        most = f"at most {sizes.num_users * max(max(groups) for groups in candidates.values())}"
         raise InvalidInput("plan.gradients-per-round", target.gradients_per_round, most + ", what the data can give")
     # Most of the time goes to numpy's transforms, which run outside the interpreter lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -201,23 +202,21 @@ def calibrated_plans(
 
 def draft_plan(algorithm: str, group_size: int, sizes: UserSizes, target: Target) -> Plan | None:
     """The plan of one algorithm with one group size, its noise not yet calibrated; None if the data is too small."""
-    common: dict[str, Any] = {
-        "group_size": group_size,
-        "clip_norm": 1.0,
-        "noise_multiplier": 1.0,
-        "steps": target.rounds,
-        "delta": target.delta,
-        "adjacency": target.adjacency,
-    }
-    if algorithm == "uls":
-        probability = target.gradients_per_round / group_size / sizes.num_users
-        if probability > 1:
-            return None
-        return UlsPlan(num_users=sizes.num_users, sampling_probability=probability, **common)
-    kept = sizes.kept(group_size)
-    if target.gradients_per_round > kept:
+    try:
+        return ALGORITHMS[algorithm].draft(
+            sizes,
+            gradients_per_round=target.gradients_per_round,
+            group_size=group_size,
+            clip_norm=1.0,
+            noise_multiplier=1.0,
+            steps=target.rounds,
+            delta=target.delta,
+            adjacency=target.adjacency,
+        )
+    except InvalidInput as refusal:
+        if refusal.field != "plan.gradients-per-round":
+            raise
         return None
-    return ElsPlan(num_examples=kept, sampling_probability=target.gradients_per_round / kept, **common)
 
 
 def default_group_sizes(sizes: UserSizes, target: Target) -> list[int]:
@@ -229,14 +228,14 @@ def default_group_sizes(sizes: UserSizes, target: Target) -> list[int]:
 
 @lru_cache(maxsize=4096)
 def _calibrated(plan: Plan, epsilon: float) -> Plan:
-    found = calibrate_noise_multiplier(
-        lambda noise: replace(plan, noise_multiplier=noise).event(),
+    noise = calibrate_noise_multiplier(
+        lambda value: replace(plan, noise_multiplier=value).event(),
         epsilon=epsilon,
         delta=plan.delta,
         adjacency=plan.adjacency,
         tolerance=TOLERANCE,
     )
-    return replace(plan, noise_multiplier=found.value)
+    return replace(plan, noise_multiplier=noise.value)
 
 
 def predicted_noise(plan: Plan, curve: NormCurve, typical_size: int) -> float:
@@ -247,8 +246,7 @@ def predicted_noise(plan: Plan, curve: NormCurve, typical_size: int) -> float:
         curve: L(G)/L(1).
         typical_size: Examples of the median user, who cannot average over more.
     """
-    norm = curve(min(plan.group_size, typical_size)) if isinstance(plan, UlsPlan) else 1.0
-    return plan.noise_multiplier * norm / plan.normaliser
+    return plan.noise_multiplier * curve(plan.rows_per_unit(typical_size)) / plan.normaliser
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,29 +255,25 @@ class Verdict:
 
     Attributes:
         curve: L(G).
-        els: The recommended ELS plan: group size nearest to the median examples a user owns.
-        uls: The ULS plan of least predicted noise.
-        els_noise: Predicted noise of els, in units of L(1).
-        uls_noise: Predicted noise of uls, in units of L(1).
+        plans: The recommended plan of each algorithm.
+        noise: Its predicted noise, in units of L(1), by algorithm.
     """
 
     curve: NormCurve
-    els: Plan
-    uls: Plan
-    els_noise: float
-    uls_noise: float
+    plans: Mapping[str, Plan]
+    noise: Mapping[str, float]
 
     @property
     def ratio(self) -> float:
         """ELS noise over ULS noise: above 1, ULS is expected to do better."""
-        return self.els_noise / self.uls_noise
+        return self.noise[BASELINE] / self.noise[CHALLENGER]
 
     @property
-    def winner(self) -> Literal["uls", "els", "level"]:
-        """Who is expected to do better; "level" within TIE."""
+    def winner(self) -> str:
+        """The algorithm that is expected to do better; "level" within TIE."""
         if abs(math.log(self.ratio)) <= math.log1p(TIE):
             return "level"
-        return "uls" if self.ratio > 1 else "els"
+        return CHALLENGER if self.ratio > 1 else BASELINE
 
 
 def compare(plans: Sequence[Plan], sizes: UserSizes, curve: NormCurve) -> Verdict:
@@ -288,20 +282,24 @@ def compare(plans: Sequence[Plan], sizes: UserSizes, curve: NormCurve) -> Verdic
     Raises:
         InvalidInput: When one of the algorithms has no plan that fits.
     """
-    uls_plans = [plan for plan in plans if isinstance(plan, UlsPlan)]
-    els_plans = [plan for plan in plans if isinstance(plan, ElsPlan)]
-    if not (uls_plans and els_plans):
-        missing = "els" if uls_plans else "uls"
-        raise InvalidInput("plan.gradients-per-round", "too large", f"within what {missing} can draw from the data")
-    els: Plan = min(els_plans, key=lambda plan: (abs(plan.group_size - sizes.median), plan.group_size))
-    uls: Plan = min(uls_plans, key=lambda plan: predicted_noise(plan, curve, sizes.median))
-    return Verdict(
-        curve=curve,
-        els=els,
-        uls=uls,
-        els_noise=predicted_noise(els, curve, sizes.median),
-        uls_noise=predicted_noise(uls, curve, sizes.median),
-    )
+    recommended: dict[str, Plan] = {}
+    for name in ALGORITHMS:
+        own = [plan for plan in plans if plan.name == name]
+        if not own:
+            raise InvalidInput("plan.gradients-per-round", "too large", f"within what {name} can draw from the data")
+        recommended[name] = _recommended(own, sizes, curve)
+    noise = {name: predicted_noise(plan, curve, sizes.median) for name, plan in recommended.items()}
+    return Verdict(curve=curve, plans=recommended, noise=noise)
+
+
+def _recommended(plans: Sequence[Plan], sizes: UserSizes, curve: NormCurve) -> Plan:
+    """The plan of least noise; where examples are kept once, the group size nearest to the median user's.
+
+    Examples that are not kept are lost for the whole run, which the predicted noise does not show.
+    """
+    if plans[0].redraws:
+        return min(plans, key=lambda plan: predicted_noise(plan, curve, sizes.median))
+    return min(plans, key=lambda plan: (abs(plan.group_size - sizes.median), plan.group_size))
 
 
 def break_even_norm(uls: Plan, els: Plan) -> float:
@@ -313,16 +311,16 @@ def break_even_norm(uls: Plan, els: Plan) -> float:
     return els.noise_multiplier / els.normaliser * uls.normaliser / uls.noise_multiplier
 
 
-def what_if(sizes: UserSizes, target: Target, found: Verdict, factor: float = 4.0) -> dict[str, Verdict]:
+def what_if(sizes: UserSizes, target: Target, verdict: Verdict, factor: float = 4.0) -> dict[str, Verdict]:
     """The verdict under more and less compute, and under weaker and stronger privacy; what does not fit is left out.
 
-    ULS chooses between 1 and the group sizes around the one found, at most `factor` times larger or smaller; ELS keeps
-    its group size.
+    ULS chooses between 1 and the group sizes around the one recommended, at most `factor` times larger or smaller;
+    ELS keeps its group size.
 
     Args:
         sizes: The users.
         target: What the verdict was found for.
-        found: The verdict.
+        verdict: The verdict.
         factor: How much more or less.
     """
     gradients, epsilon = target.gradients_per_round, target.epsilon
@@ -332,10 +330,15 @@ def what_if(sizes: UserSizes, target: Target, found: Verdict, factor: float = 4.
         f"{factor:g}× the ε": replace(target, epsilon=epsilon * factor),
         f"1/{factor:g} of the ε": replace(target, epsilon=epsilon / factor),
     }
-    around = {1, *(round(found.uls.group_size * scale) for scale in (1 / factor, 1 / 2, 1, 2, factor))} - {0}
-    groups = {"uls": sorted(around), "els": [found.els.group_size]}
+    groups = {name: _nearby_group_sizes(plan, factor) for name, plan in verdict.plans.items()}
     verdicts = {}
     for name, case in cases.items():
         if all(any(draft_plan(one, group, sizes, case) for group in groups[one]) for one in groups):
-            verdicts[name] = compare(calibrated_plans(sizes, case, groups), sizes, found.curve)
+            verdicts[name] = compare(calibrated_plans(sizes, case, groups), sizes, verdict.curve)
     return verdicts
+
+
+def _nearby_group_sizes(plan: Plan, factor: float) -> list[int]:
+    if not plan.redraws:
+        return [plan.group_size]
+    return sorted({1, *(round(plan.group_size * scale) for scale in (1 / factor, 1 / 2, 1, 2, factor))} - {0})

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.errors import InvalidInput
-from fedsim.plan import ElsPlan, Plan, UlsPlan, plan_from_json
+from fedsim.plan import ALGORITHMS, ElsPlan, Plan, UlsPlan, plan_from_json
 from fedsim.privacy.events import Adjacency, BinomialMixtureGaussian, PoissonSubsampledGaussian, Repeated
 
 COMMON: dict[str, Any] = {"group_size": 3, "clip_norm": 0.5, "noise_multiplier": 1.5, "steps": 7, "delta": 1e-5}
@@ -103,6 +103,27 @@ def test_public_constants_never_follow_the_realised_cohort() -> None:
     assert uls().noise_std == pytest.approx(0.75)
     assert uls().gradients_per_round == pytest.approx(120)
     assert els().gradients_per_round == pytest.approx(40)
+
+
+@given(st.integers(1, 20))
+def test_a_users_units_share_out_the_rows_it_may_give(owned: int) -> None:
+    for plan in (uls(), els()):
+        assert plan.rows_per_unit(owned) * plan.units_per_user(owned) == min(plan.group_size, owned)
+    assert uls().units_per_user(owned) == els().rows_per_unit(owned) == 1
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_draft_spends_the_compute_or_refuses(name: str) -> None:
+    users = SimpleNamespace(num_users=10, kept=lambda group_size: 10 * min(group_size, 4))
+    common = {key: value for key, value in COMMON.items() if key != "group_size"}
+    draft = ALGORITHMS[name].draft(users, gradients_per_round=20, group_size=2, **common)
+    assert (draft.name, draft.gradients_per_round, draft.sampling_probability) == (name, 20, 1)
+    with pytest.raises(InvalidInput) as caught:
+        ALGORITHMS[name].draft(users, gradients_per_round=20.1, group_size=2, **common)
+    assert caught.value.field == "plan.gradients-per-round"
+    with pytest.raises(InvalidInput) as caught:
+        ALGORITHMS[name].draft(users, gradients_per_round=20, group_size=0, **common)
+    assert caught.value.field == "plan.group-size"
 
 
 @pytest.mark.parametrize("plan", [uls(adjacency=Adjacency.REPLACE_ONE_USER, local_steps=3), els(selection="longest")])

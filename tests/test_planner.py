@@ -47,7 +47,7 @@ def test_large_compute_favours_uls_for_orthogonal_gradients_and_els_for_aligned_
     assert noise_ratio(plans, 16, ALIGNED) == pytest.approx(0.50, abs=0.01)
     assert compare(plans, SIXTEEN_EACH, ORTHOGONAL).winner == "uls"
     assert compare(plans, SIXTEEN_EACH, ALIGNED).winner == "els"
-    assert compare(plans, SIXTEEN_EACH, ORTHOGONAL).uls.group_size == 8
+    assert compare(plans, SIXTEEN_EACH, ORTHOGONAL).plans["uls"].group_size == 8
 
 
 def test_at_small_compute_single_examples_are_best_and_the_algorithms_level() -> None:
@@ -56,7 +56,7 @@ def test_at_small_compute_single_examples_are_best_and_the_algorithms_level() ->
     assert noise_ratio(plans, 8, ORTHOGONAL) == pytest.approx(0.60, abs=0.02)
     assert noise_ratio(plans, 8, ALIGNED) == pytest.approx(0.21, abs=0.01)
     found = compare(plans, SIXTEEN_EACH, ORTHOGONAL)
-    assert (found.uls.group_size, found.winner) == (1, "level")
+    assert (found.plans["uls"].group_size, found.winner) == (1, "level")
 
 
 def test_weaker_privacy_shrinks_the_lead_of_uls() -> None:
@@ -189,3 +189,8 @@ def test_the_command_prints_json_and_draws(tmp_path, capsys) -> None:
 def test_the_command_refuses_sizes_without_users(capsys) -> None:
     assert run.main(["plan", "--user-sizes", "16"]) == 2
     assert "num-users" in capsys.readouterr().err
+
+
+def test_the_command_refuses_groups_of_no_example(capsys) -> None:
+    assert run.main(["plan", "--num-users", "100", "--user-sizes", "4", "--group-sizes", "0"]) == 2
+    assert "group-size" in capsys.readouterr().err

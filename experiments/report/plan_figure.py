@@ -15,6 +15,7 @@ STYLES = {"measured": "-", "assumed": "-", "aligned": "--", "orthogonal": ":"}
 def plot_plan(plans: Sequence[Plan], sizes: UserSizes, curves: Sequence[NormCurve], path: Path) -> Path:
     """Noise of the released mean, in units of one example's gradient norm, on logarithmic axes."""
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    verdicts = [compare(plans, sizes, curve) for curve in curves]
     els = [plan for plan in plans if plan.name == "els"]
     axes.plot(
         [plan.group_size for plan in els],
@@ -23,8 +24,8 @@ def plot_plan(plans: Sequence[Plan], sizes: UserSizes, curves: Sequence[NormCurv
         marker="o",
         label="ELS",
     )
+    uls = [plan for plan in plans if plan.name == "uls"]
     for curve in curves:
-        uls = [plan for plan in plans if plan.name == "uls"]
         axes.plot(
             [plan.group_size for plan in uls],
             [predicted_noise(plan, curve, sizes.median) for plan in uls],
@@ -34,9 +35,9 @@ def plot_plan(plans: Sequence[Plan], sizes: UserSizes, curves: Sequence[NormCurv
             markersize=4,
             label=f"ULS, gradients {curve.name}" if curve.name != "measured" else "ULS, norms measured",
         )
-        found = compare(plans, sizes, curve)
-        axes.plot(found.uls.group_size, found.uls_noise, marker="*", markersize=13, color=COLOURS["uls"])
-    axes.plot(found.els.group_size, found.els_noise, marker="*", markersize=13, color=COLOURS["els"])
+    for verdict in verdicts:
+        for name, plan in verdict.plans.items():
+            axes.plot(plan.group_size, verdict.noise[name], marker="*", markersize=13, color=COLOURS[name])
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     ticks = sorted({plan.group_size for plan in plans})

@@ -106,9 +106,9 @@ def outcome(found: list[dict[str, Any]], key: tuple[float, int], prediction: Pre
         "observed_lead_of_uls": difference,
         "observed_half_width": half,
         "agrees": None if observed is None else expected.winner == observed,
-        "predicted_uls_group_size": expected.uls.group_size,
+        "predicted_uls_group_size": expected.plans["uls"].group_size,
         "observed_uls_group_size": here["uls"]["best"]["group_size"],
-        "predicted_els_group_size": expected.els.group_size,
+        "predicted_els_group_size": expected.plans["els"].group_size,
         "observed_els_group_size": here["els"]["best"]["group_size"],
         "advice": prediction.to_json()["advice"],
     }

@@ -239,8 +239,8 @@ def test_prediction_beside_outcome() -> None:
     prediction = predict(config, users([8] * 1000), {"uls": [1, 8], "els": 8})
     assert prediction.private_statistics
     assert [found.curve.name for found in prediction.arms] == ["aligned", "orthogonal"]
-    assert prediction.arms[0].uls.group_size == 1
-    assert prediction.arms[1].uls.group_size == 8
+    assert prediction.arms[0].plans["uls"].group_size == 1
+    assert prediction.arms[1].plans["uls"].group_size == 8
     assert prediction.arms[1].winner == "uls"
     assert len(json.loads(json.dumps(prediction.to_json()))["in_words"]) == 4
     fixed = predict(config, users([8] * 1000), {"uls": 1, "els": 8}).in_words()
