@@ -20,16 +20,14 @@ from experiments.mean_estimation.error import Population
 from experiments.mean_estimation.simulation import squared_errors
 from experiments.mean_estimation.tuning import Setting, tuned
 from fedsim.errors import InvalidInput
-from fedsim.plan import Plan
+from fedsim.plan import ALGORITHMS, Plan
 from fedsim.planner import Target, UserSizes, calibrated_plans
 from fedsim.validation import require_at_least
 from server.app import new_output_folder
 from server.run_folder import RunFolder, write_json
 
-ARMS = {
-    "uls": "ULS, best G",
-    "uls-all": "ULS, all",
-    "els": "ELS, best G",
+ARMS = {name: f"{kind.title}, best G" for name, kind in ALGORITHMS.items()} | {
+    f"{name}-all": f"{kind.title}, all" for name, kind in ALGORITHMS.items() if kind.redraws
 }
 """The arms: each algorithm with its best group size, and ULS with all of a user's examples."""
 CONFIDENCE = 0.99
@@ -165,7 +163,7 @@ class MeanEstimation:
             for diversity in self.diversities:
                 population = replace(self.population, diversity=diversity)
                 row: dict[str, Any] = {"gradients_per_round": gradients, "diversity": diversity}
-                for name in ("uls", "els"):
+                for name in ALGORITHMS:
                     best = tuned(population, plans[name])
                     row[name] = best.error
                     row[f"{name}_group_size"] = best.plan.group_size
@@ -175,10 +173,10 @@ class MeanEstimation:
 
     def _arms(self, point: Point) -> Iterator[tuple[str, Setting]]:
         population = replace(self.population, diversity=point.diversity)
-        plans = self._plans(point.epsilon, point.gradients_per_round)
-        yield "uls", tuned(population, plans["uls"])
-        yield "uls-all", tuned(population, plans["uls"][-1:])
-        yield "els", tuned(population, plans["els"])
+        for name, plans in self._plans(point.epsilon, point.gradients_per_round).items():
+            yield name, tuned(population, plans)
+            if f"{name}-all" in ARMS:
+                yield f"{name}-all", tuned(population, plans[-1:])
 
     def _plans(self, epsilon: float, gradients: int) -> dict[str, list[Plan]]:
         """Calibrated plans of each algorithm by ascending group size."""
@@ -186,12 +184,12 @@ class MeanEstimation:
         sizes = UserSizes.of_quantiles(population.num_users, {0.5: population.examples_per_user})
         target = Target(epsilon=epsilon, delta=self.delta, gradients_per_round=gradients, rounds=self.rounds)
         groups = sorted({min(group, population.examples_per_user) for group in self.group_sizes})
-        plans = calibrated_plans(sizes, target, {"uls": groups, "els": groups})
-        chosen = {name: [plan for plan in plans if plan.name == name] for name in ("uls", "els")}
-        for name, found in chosen.items():
-            if not found:
+        plans = calibrated_plans(sizes, target, dict.fromkeys(ALGORITHMS, groups))
+        by_algorithm = {name: [plan for plan in plans if plan.name == name] for name in ALGORITHMS}
+        for name, fitting in by_algorithm.items():
+            if not fitting:
                 raise InvalidInput("gradients-per-round", gradients, f"within what {name} can draw from the users")
-        return chosen
+        return by_algorithm
 
 
 LABELS = {

@@ -6,8 +6,8 @@ it exactly (weight decay), and only the second goes through clipping, sampling a
 
     θ ← θ − η·(θ − release),    release = (Σ clip(unit) + N(0, σ²C²I)) / normaliser,
 
-with units, sampling, noise and normaliser from a UlsPlan or ElsPlan. That keeps the iteration linear in the releases,
-which is why its error, clipping included, has a closed form.
+with units, sampling, noise and normaliser from a plan of either algorithm. That keeps the iteration linear in the
+releases, which is why its error, clipping included, has a closed form.
 """
 
 import math
@@ -18,7 +18,7 @@ import numpy as np
 from scipy.stats import hypergeom
 
 from experiments.mean_estimation.moments import clipped_product, clipped_square, shrinkage
-from fedsim.plan import Plan, UlsPlan
+from fedsim.plan import Plan
 from fedsim.validation import require_at_least, require_positive
 
 
@@ -61,12 +61,14 @@ class UnitMoments:
     Attributes:
         shrinkage: κ; the mean of a clipped unit is κμ.
         square: E‖clip(unit)‖².
-        product: E⟨clip(unit), clip(unit′)⟩ for two units of one user: of two rounds (ULS), or of two examples (ELS).
+        again: E⟨clip(unit), clip(unit′)⟩ for one unit in two rounds, which may draw other examples.
+        between: The same for two units of one user, which share no example.
     """
 
     shrinkage: float
     square: float
-    product: float
+    again: float
+    between: float
 
 
 def mean_squared_error(population: Population, plan: Plan, learning_rate: np.ndarray) -> np.ndarray:
@@ -79,55 +81,49 @@ def mean_squared_error(population: Population, plan: Plan, learning_rate: np.nda
     steps, q = plan.steps, plan.sampling_probability
     weight = -np.expm1(steps * np.log1p(-np.minimum(eta, 1 - 1e-16)))  # Σ w_t
     squares = eta * -np.expm1(2 * steps * np.log1p(-np.minimum(eta, 1 - 1e-16))) / (2 - eta)  # Σ w_t²
-    moments = unit_moments(population, plan.name, plan.group_size, plan.clip_norm)
-    if isinstance(plan, UlsPlan):
-        units = 1
-        second = squares * q * moments.square + (weight**2 - squares) * q**2 * moments.product
-    else:
-        units = min(plan.group_size, population.examples_per_user)
-        one = squares * q * moments.square + (weight**2 - squares) * q**2 * moments.square
-        second = units * one + units * (units - 1) * q**2 * weight**2 * moments.product
+    moments = unit_moments(population, plan)
+    units = plan.units_per_user(population.examples_per_user)
+    one = squares * q * moments.square + (weight**2 - squares) * q**2 * moments.again
+    second = units * one + units * (units - 1) * q**2 * weight**2 * moments.between
     mean = units * q * weight * moments.shrinkage * population.mean_norm
     users = population.num_users * (second - mean**2) / plan.normaliser**2
     noise = squares * plan.noise_std**2 * population.dimension / plan.normaliser**2
     bias = ((1 - weight * moments.shrinkage) * population.mean_norm) ** 2
-    return bias + users + noise
+    error: np.ndarray = bias + users + noise
+    return error
+
+
+def unit_moments(population: Population, plan: Plan) -> UnitMoments:
+    """Moments of one clipped unit."""
+    return _moments(population, plan.rows_per_unit(population.examples_per_user), plan.redraws, plan.clip_norm)
 
 
 @cache
-def _moments(
-    dimension: int, mean_norm: float, diversity: float, examples: int, algorithm: str, group_size: int, clip: float
-) -> UnitMoments:
-    own, common = diversity / dimension, (1 - diversity) / dimension
-    if algorithm == "els":
-        group_size, overlaps = 1, {0: 1.0}
-    else:
-        # Two rounds draw G of n examples each; how many they share is hypergeometric.
-        counts = np.arange(group_size + 1)
-        chances = hypergeom(examples, group_size, group_size).pmf(counts)
-        overlaps = {int(k): float(p) for k, p in zip(counts, chances, strict=True) if p > 1e-12}
-    spread = math.sqrt(common + own / group_size)
-    product = 0.0
-    for shared, chance in overlaps.items():
-        together = math.sqrt(common + own * shared / group_size**2)
-        apart = math.sqrt(own * (group_size - shared)) / group_size
-        product += chance * clipped_product(mean_norm, together, apart, clip, dimension)
+def _moments(population: Population, rows: int, redraws: bool, clip_norm: float) -> UnitMoments:
+    """The moments of units of so many rows, drawn anew each round or kept."""
+    dimension, center = population.dimension, population.mean_norm
+    own, common = population.diversity / dimension, (1 - population.diversity) / dimension
+    spread = math.sqrt(common + own / rows)
+
+    def product(shared: int) -> float:
+        """E⟨clip, clip′⟩ for two units of one user with so many rows in common."""
+        together = math.sqrt(common + own * shared / rows**2)
+        apart = math.sqrt(own * (rows - shared)) / rows
+        return clipped_product(center, together, apart, clip_norm, dimension)
+
+    square = clipped_square(center, spread, clip_norm, dimension)
+    again = square
+    if redraws:
+        again = sum(chance * product(shared) for shared, chance in _overlaps(population.examples_per_user, rows))
     return UnitMoments(
-        shrinkage=float(shrinkage(np.array([mean_norm]), spread, clip, dimension)[0]),
-        square=clipped_square(mean_norm, spread, clip, dimension),
-        product=product,
+        shrinkage=float(shrinkage(np.array([center]), spread, clip_norm, dimension)[0]),
+        square=square,
+        again=again,
+        between=product(0),
     )
 
 
-def unit_moments(population: Population, algorithm: str, group_size: int, clip_norm: float) -> UnitMoments:
-    """Moments of one clipped unit; group sizes above the examples a user owns are cut to them."""
-    group_size = min(group_size, population.examples_per_user)
-    return _moments(
-        population.dimension,
-        population.mean_norm,
-        population.diversity,
-        population.examples_per_user,
-        algorithm,
-        1 if algorithm == "els" else group_size,
-        clip_norm,
-    )
+def _overlaps(owned: int, rows: int) -> list[tuple[int, float]]:
+    """How many rows two draws of the same size share, and with which probability: hypergeometric."""
+    chances = hypergeom(owned, rows, rows).pmf(np.arange(rows + 1))
+    return [(shared, float(chance)) for shared, chance in enumerate(chances) if chance > 1e-12]

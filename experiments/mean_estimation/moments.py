@@ -8,6 +8,8 @@ needed here a one-dimensional integral over the norm of y:
   identity behind James–Stein estimation: M. E. Bock, 1975, Theorem A).
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.polynomial.legendre import leggauss
 from scipy.special import gammaln, ive
@@ -31,7 +33,8 @@ def shrinkage(center_norm: np.ndarray, spread: float, clip_norm: float, dimensio
     """
     center_norm = np.asarray(center_norm, dtype=float)
     if spread == 0:
-        return np.minimum(1.0, clip_norm / np.maximum(center_norm, 1e-300))
+        ratio: np.ndarray = clip_norm / np.maximum(center_norm, 1e-300)
+        return np.minimum(1.0, ratio)
     return _expectation(lambda norm: np.minimum(1.0, clip_norm / norm), center_norm, spread, clip_norm, dimension + 2)
 
 
@@ -63,10 +66,17 @@ def clipped_product(
     return float(np.sum(weights * (kappa * norms) ** 2))
 
 
-def _expectation(function, center_norm: np.ndarray, spread: float, clip_norm: float, degrees: int) -> np.ndarray:
+def _expectation(
+    function: Callable[[np.ndarray], np.ndarray],
+    center_norm: np.ndarray,
+    spread: float,
+    clip_norm: float,
+    degrees: int,
+) -> np.ndarray:
     """E[function(τ√X)] for X noncentral χ² with these degrees of freedom and noncentrality (‖v‖/τ)²."""
     norms, weights = _norm_nodes(center_norm[:, None], spread, clip_norm, degrees)
-    return np.sum(weights * function(norms), axis=-1)
+    expected: np.ndarray = np.sum(weights * function(norms), axis=-1)
+    return expected
 
 
 def _norm_nodes(
@@ -92,4 +102,5 @@ def _norm_density(norm: np.ndarray, center_norm: np.ndarray, spread: float, degr
         around = np.exp(-((r - v) ** 2) / 2 + (order + 1) * np.log(r) - order * np.log(v)) * ive(order, r * v)
     # As ‖v‖ → 0 the Bessel function underflows; its leading term is what remains.
     central = np.exp((2 * order + 1) * np.log(r) - (r**2 + v**2) / 2 - order * np.log(2) - gammaln(order + 1))
-    return np.where(r * v > 1e-6, np.nan_to_num(around), central) / spread
+    density: np.ndarray = np.where(r * v > 1e-6, np.nan_to_num(around), central) / spread
+    return density

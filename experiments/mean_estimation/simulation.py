@@ -4,7 +4,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from experiments.mean_estimation.error import Population
-from fedsim.plan import Plan, UlsPlan
+from fedsim.plan import Plan
 from fedsim.randomness import stream
 
 EXAMPLES_AT_ONCE = 1 << 17
@@ -39,14 +39,15 @@ def _batch(
     population: Population, plan: Plan, learning_rate: float, repetitions: int, rng: np.random.Generator
 ) -> np.ndarray:
     examples = _draw_examples(population, repetitions, rng)
-    sums = _uls_sums(examples, plan, rng) if isinstance(plan, UlsPlan) else _els_sums(examples, plan, rng)
+    sums = _round_sums(examples, plan, rng)
     sums += plan.noise_std * rng.standard_normal(sums.shape)
     releases = sums / plan.normaliser
     theta = np.zeros((repetitions, population.dimension))
     for step in range(plan.steps):
         theta -= learning_rate * (theta - releases[:, step])
     theta[:, 0] -= population.mean_norm
-    return np.einsum("rd,rd->r", theta, theta)
+    errors: np.ndarray = np.einsum("rd,rd->r", theta, theta)
+    return errors
 
 
 def _draw_examples(population: Population, repetitions: int, rng: np.random.Generator) -> np.ndarray:
@@ -61,30 +62,19 @@ def _draw_examples(population: Population, repetitions: int, rng: np.random.Gene
     return examples
 
 
-def _uls_sums(examples: np.ndarray, plan: UlsPlan, rng: np.random.Generator) -> np.ndarray:
-    """Σ clip(mean of G drawn examples) over each round's cohort, float64 [repetitions, T, d]."""
+def _round_sums(examples: np.ndarray, plan: Plan, rng: np.random.Generator) -> np.ndarray:
+    """Σ clip(unit) over each round's sampled units, float64 [repetitions, T, d]; a unit is the mean of its rows."""
     repetitions, users, owned, dimension = examples.shape
-    rounds, members = _poisson_sample(repetitions * plan.steps, users, plan.sampling_probability, rng)
-    flat = examples.reshape(repetitions * users, owned, dimension)
-    owners = rounds // plan.steps * users + members
-    group = min(plan.group_size, owned)
-    if group == owned:
-        units = flat.mean(axis=1)[owners]
+    rows, units = plan.rows_per_unit(owned), plan.units_per_user(owned)
+    kept = None if plan.redraws else _draw_group(repetitions * users, owned, units * rows, rng)
+    rounds, members = _poisson_sample(repetitions * plan.steps, users * units, plan.sampling_probability, rng)
+    owners = rounds // plan.steps * users + members // units
+    if kept is None:
+        places = _draw_group(len(owners), owned, rows, rng)
     else:
-        drawn = _draw_group(len(owners), owned, group, rng)
-        units = np.mean(flat[owners[:, None], drawn], axis=1)
-    return _clipped_sums(units, rounds, repetitions, plan)
-
-
-def _els_sums(examples: np.ndarray, plan: Plan, rng: np.random.Generator) -> np.ndarray:
-    """Σ clip(example) over each step's batch of the examples kept once, float64 [repetitions, T, d]."""
-    repetitions, users, owned, dimension = examples.shape
-    group = min(plan.group_size, owned)
-    kept = _draw_group(repetitions * users, owned, group, rng).ravel()
-    steps, batch = _poisson_sample(repetitions * plan.steps, users * group, plan.sampling_probability, rng)
-    places = steps // plan.steps * (users * group) + batch
+        places = kept.reshape(-1, units, rows)[owners, members % units]
     flat = examples.reshape(repetitions * users, owned, dimension)
-    return _clipped_sums(flat[places // group, kept[places]], steps, repetitions, plan)
+    return _clipped_sums(np.mean(flat[owners[:, None], places], axis=1), rounds, repetitions, plan)
 
 
 def _draw_group(count: int, owned: int, group: int, rng: np.random.Generator) -> np.ndarray:
@@ -120,4 +110,5 @@ def _clipped_sums(units: np.ndarray, rounds: np.ndarray, repetitions: int, plan:
     factors = np.minimum(np.float32(1), np.float32(plan.clip_norm) / np.maximum(norms, np.float32(1e-30)))
     bounds = np.searchsorted(rounds, np.arange(repetitions * plan.steps + 1))
     membership = csr_array((factors, np.arange(len(units)), bounds), shape=(len(bounds) - 1, len(units)))
-    return (membership @ units).astype(np.float64).reshape(repetitions, plan.steps, units.shape[1])
+    sums: np.ndarray = (membership @ units).astype(np.float64)
+    return sums.reshape(repetitions, plan.steps, units.shape[1])

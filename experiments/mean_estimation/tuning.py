@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from experiments.mean_estimation.error import Population, mean_squared_error
-from fedsim.plan import Plan, UlsPlan
+from fedsim.plan import Plan
 
 LEARNING_RATES = np.geomspace(0.01, 1.0, 81)
 CLIP_NORMS = np.geomspace(0.3, 3.0, 12)
@@ -37,7 +37,7 @@ def tuned(population: Population, plans: Sequence[Plan]) -> Setting:
 
 
 def _tuned(population: Population, plan: Plan) -> Setting:
-    typical = population.unit_norm(min(plan.group_size, population.examples_per_user) if _averages(plan) else 1)
+    typical = population.unit_norm(plan.rows_per_unit(population.examples_per_user))
     candidates = []
     for factor in CLIP_NORMS:
         clipped = replace(plan, clip_norm=float(factor * typical))
@@ -45,7 +45,3 @@ def _tuned(population: Population, plan: Plan) -> Setting:
         best = int(np.argmin(errors))
         candidates.append(Setting(plan=clipped, learning_rate=float(LEARNING_RATES[best]), error=float(errors[best])))
     return min(candidates, key=lambda setting: setting.error)
-
-
-def _averages(plan: Plan) -> bool:
-    return isinstance(plan, UlsPlan)

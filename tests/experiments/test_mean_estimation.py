@@ -108,7 +108,7 @@ def test_tuning_finds_the_least_error_over_plans_clips_and_rates() -> None:
 
 
 def test_group_sizes_beyond_what_users_own_change_nothing() -> None:
-    assert unit_moments(SMALL, "uls", 8, 1.0) == unit_moments(SMALL, "uls", 80, 1.0)
+    assert unit_moments(SMALL, plan("uls", 8, 1.0, 0.0)) == unit_moments(SMALL, plan("uls", 80, 1.0, 0.0))
 
 
 def test_diverse_users_favour_uls_at_large_compute_and_alike_users_els_at_the_same_group_size() -> None:
