@@ -4,11 +4,13 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from json import dumps
 from pathlib import Path
 from typing import Any, Literal
 
 from fedsim.errors import InvalidInput
+from fedsim.plan import ALGORITHMS, Algorithm
 from fedsim.privacy.accountant import epsilon_bounds
 from fedsim.privacy.bounds import Bounds
 from fedsim.privacy.calibration import (
@@ -41,6 +43,16 @@ CALIBRATE: dict[str, Callable[..., Any]] = {
 }
 """What can be left out where a target is given, and what finds it."""
 
+USERS, EXAMPLES = ALGORITHMS
+STEPS: dict[tuple[str, str], tuple[Callable[..., Event], tuple[str, ...]]] = {
+    (USERS, "poisson"): (PoissonSubsampledGaussian, ("sampling_probability",)),
+    (USERS, "fixed-size"): (FixedSizeSubsampledGaussian, ("cohort_size", "population_size")),
+    (USERS, "none"): (Gaussian, ()),
+    (EXAMPLES, "poisson"): (BinomialMixtureGaussian, ("sampling_probability", "group_size")),
+    (EXAMPLES, "none"): (partial(BinomialMixtureGaussian, sampling_probability=1.0), ("group_size",)),
+}
+"""What one step releases by algorithm and sampling, and the options that it depends on beside the noise."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
@@ -50,7 +62,7 @@ class Account:
     --group-size: the least noise, most steps, largest probability or largest group that meets the target is found.
     """
 
-    algorithm: Literal["uls", "els"] = "uls"
+    algorithm: Algorithm = "uls"
     """uls samples users and clips each user's update; els samples examples and clips each example's gradient."""
     group_size: int | None = None
     """Most examples of one user in the whole run (els). Does not matter to ε for uls."""
@@ -121,21 +133,9 @@ class Account:
         """
         steps = self._given("steps")
         require_at_least("steps", steps, 0)
-        kind, values = self._step()
+        kind, names = STEPS[self.algorithm, self.sampling]
+        values = {name: self._given(name) for name in names}
         return releases(kind, steps, noise_multiplier=self._given("noise_multiplier"), **values)
-
-    def _step(self) -> tuple[Callable[..., Event], dict[str, Any]]:
-        """What one step releases: the kind of event, and its parameters beside the noise."""
-        if self.sampling == "fixed-size":
-            names = ("cohort_size", "population_size")
-            return FixedSizeSubsampledGaussian, {name: self._given(name) for name in names}
-        if self.algorithm == "uls" and self.sampling == "none":
-            return Gaussian, {}
-        probability = 1.0 if self.sampling == "none" else self._given("sampling_probability")
-        if self.algorithm == "els":
-            values = {"group_size": self._given("group_size"), "sampling_probability": probability}
-            return BinomialMixtureGaussian, values
-        return PoissonSubsampledGaussian, {"sampling_probability": probability}
 
     def _solve(self, calibrated: str | None) -> "tuple[Account, Composed, Bounds]":
         """The plan with nothing left out, what it releases, and its ε."""
@@ -150,26 +150,22 @@ class Account:
             whole = calibrated in ("steps", "group_size")
             return dataclasses.replace(self, **{calibrated: int(value) if whole else float(value)})  # type: ignore[arg-type]
 
-        found = CALIBRATE[calibrated](
+        calibration = CALIBRATE[calibrated](
             lambda value: filled(value).event(),
             epsilon=self.target_epsilon,
             delta=self.delta,
             adjacency=Adjacency(self.adjacency),
             tolerance=self.tolerance,
         )
-        plan = filled(found.value)
-        return plan, merged((plan.event(),)), found.epsilon
+        plan = filled(calibration.value)
+        return plan, merged((plan.event(),)), calibration.epsilon
 
     def _epsilon(self, event: Event) -> Bounds:
         return epsilon_bounds(event, self.delta, adjacency=Adjacency(self.adjacency), tolerance=self.tolerance)
 
     def _needed(self) -> list[str]:
         """The options that the plan is made of."""
-        names = ["noise_multiplier", "steps"]
-        names += {"poisson": ["sampling_probability"], "fixed-size": ["cohort_size", "population_size"], "none": []}[
-            self.sampling
-        ]
-        return [*names, "group_size"] if self.algorithm == "els" else names
+        return ["noise_multiplier", "steps", *STEPS[self.algorithm, self.sampling][1]]
 
     def _left_out(self) -> str | None:
         """The one option to calibrate."""
@@ -209,8 +205,9 @@ class Account:
             require_positive("target-epsilon", self.target_epsilon)
         if self.plot is not None and self.plot.suffix.lower() != ".png":
             raise InvalidInput("plot", str(self.plot), "a file name that ends with .png")
-        if self.algorithm == "els" and self.sampling == "fixed-size":
-            raise InvalidInput("sampling", self.sampling, "poisson or none for els")
+        if (self.algorithm, self.sampling) not in STEPS:
+            allowed = " or ".join(sampling for algorithm, sampling in STEPS if algorithm == self.algorithm)
+            raise InvalidInput("sampling", self.sampling, f"{allowed} for {self.algorithm}")
         plan_options = (
             "group_size",
             "sampling_probability",
@@ -219,10 +216,10 @@ class Account:
             "noise_multiplier",
             "steps",
         )
-        allowed = [*self._needed(), "group_size"] if self.ledger is None else []
+        used = [*self._needed(), "group_size"] if self.ledger is None else []
         for name in plan_options:
             value = getattr(self, name)
-            if value is not None and name not in allowed:
+            if value is not None and name not in used:
                 beside = f"--sampling {self.sampling}" if self.ledger is None else "--ledger"
                 raise InvalidInput(_dashed(name), value, f"left out with {beside}")
         if self.ledger is not None and self.target_epsilon is not None:

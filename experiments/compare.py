@@ -5,11 +5,12 @@ import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from experiments.prediction import predict
 from experiments.report.run import PREDICTION, print_table, read_prediction, write_report
 from fedsim.config import RunConfig, to_flat
+from fedsim.plan import ALGORITHMS, Algorithm
 from fedsim.resources import open_resources
 from fedsim.validation import require_at_least, require_positive
 from server.app import FAILURES, new_output_folder, train
@@ -51,7 +52,7 @@ class Compare(RunConfig):
 
     CHOOSES = "an algorithm"
 
-    algorithms: tuple[Literal["uls", "els"], ...] = ("uls", "els")
+    algorithms: tuple[Algorithm, ...] = get_args(Algorithm)
     """The arms, in order."""
     uls: ArmConfig = field(default_factory=ArmConfig)
     """What is tuned for user-level sampling."""
@@ -65,12 +66,13 @@ class Compare(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for algorithm, tuned in (("uls", self.uls), ("els", self.els)):
+        for algorithm in ALGORITHMS:
+            tuned: ArmConfig = getattr(self, algorithm)
             require_at_least(f"{algorithm}.group-size", tuned.own("group_size", 1), 1)
             require_positive(f"{algorithm}.clip-norm", tuned.own("clip_norm", 1.0))
             require_positive(f"{algorithm}.learning-rate", tuned.own("learning_rate", 1.0))
 
-    def arm(self, algorithm: Literal["uls", "els"], output: Path, mechanism: MechanismName | None = None) -> RunConfig:
+    def arm(self, algorithm: Algorithm, output: Path, mechanism: MechanismName | None = None) -> RunConfig:
         """The configuration of one arm, writing to its own folder inside output."""
         tuned: ArmConfig = getattr(self, algorithm)
         clip_norm = tuned.own("clip_norm", self.plan.clip_norm)
@@ -134,7 +136,7 @@ class Compare(RunConfig):
     def _predict(self, arms: list[RunConfig], folder: Path) -> None:
         """Ask the planner before anything is trained, where both algorithms run with a finite ε."""
         group_sizes: dict[str, int] = {arm.plan.algorithm: arm.plan.examples_per_user for arm in arms}
-        if math.isfinite(self.plan.epsilon) and set(group_sizes) == {"uls", "els"}:
+        if math.isfinite(self.plan.epsilon) and group_sizes.keys() == ALGORITHMS.keys():
             with waiting("Asking the planner who should do better"):
                 train_split = open_resources(arms[0]).store.split("train")
                 write_json(folder / PREDICTION, predict(arms[0], train_split, group_sizes).to_json())

@@ -7,9 +7,10 @@ from typing import Any
 
 from fedsim.config import from_nested
 from fedsim.errors import InvalidInput
+from fedsim.plan import ALGORITHMS
 
 FOLDER = Path(__file__).parent
-SECTIONS = {"uls", "els", "sweep"}
+SECTIONS = {*ALGORITHMS, "sweep"}
 """Sections that only some commands have; the others leave them out."""
 
 
