@@ -114,10 +114,10 @@ class MeanEstimation:
             gradients_per_round=self.gradients_per_round,
             diversity=self.population.diversity,
         )
-        found = [replace(base, epsilon=value) for value in self.epsilons]
-        found += [replace(base, gradients_per_round=value) for value in self.compute]
-        found += [replace(base, diversity=value) for value in self.diversities]
-        return list(dict.fromkeys(found))
+        points = [replace(base, epsilon=value) for value in self.epsilons]
+        points += [replace(base, gradients_per_round=value) for value in self.compute]
+        points += [replace(base, diversity=value) for value in self.diversities]
+        return list(dict.fromkeys(points))
 
     def along(self, rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
         """The rows of one sweep: those that differ from the base point in this coordinate alone."""
@@ -127,8 +127,8 @@ class MeanEstimation:
             "diversity": self.population.diversity,
         }
         fixed = [key for key in base if key != name]
-        kept = [row for row in rows if all(row[key] == base[key] for key in fixed)]
-        return sorted(kept, key=lambda row: row[name])
+        matching = [row for row in rows if all(row[key] == base[key] for key in fixed)]
+        return sorted(matching, key=lambda row: row[name])
 
     def simulate(self, points: list[Point]) -> list[dict[str, Any]]:
         """Tune and simulate every arm at every point."""

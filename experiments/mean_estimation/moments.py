@@ -33,8 +33,8 @@ def shrinkage(center_norm: np.ndarray, spread: float, clip_norm: float, dimensio
     """
     center_norm = np.asarray(center_norm, dtype=float)
     if spread == 0:
-        ratio: np.ndarray = clip_norm / np.maximum(center_norm, 1e-300)
-        return np.minimum(1.0, ratio)
+        kappa: np.ndarray = np.minimum(1.0, clip_norm / np.maximum(center_norm, 1e-300))
+        return kappa
     return _expectation(lambda norm: np.minimum(1.0, clip_norm / norm), center_norm, spread, clip_norm, dimension + 2)
 
 

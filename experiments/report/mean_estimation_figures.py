@@ -19,20 +19,20 @@ def plot_sweep(rows: list[dict[str, Any]], against: str, label: str, path: Path)
     """Error against one coordinate: lines are the closed form, points the simulation with 95 % intervals."""
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     for arm, (name, colour, style) in STYLES.items():
-        chosen = [row for row in rows if row["arm"] == arm]
-        places = [row[against] for row in chosen]
-        axes.plot(places, [row["closed_form"] for row in chosen], style, color=colour, label=name)
+        own = [row for row in rows if row["arm"] == arm]
+        places = [row[against] for row in own]
+        axes.plot(places, [row["closed_form"] for row in own], style, color=colour, label=name)
         axes.errorbar(
             places,
-            [row["simulated"] for row in chosen],
-            yerr=[1.96 * row["standard_error"] for row in chosen],
+            [row["simulated"] for row in own],
+            yerr=[1.96 * row["standard_error"] for row in own],
             fmt="o",
             markersize=4,
             color=colour,
             capsize=3,
         )
         if arm != "uls-all":
-            for row in chosen:
+            for row in own:
                 spot = (row[against], row["closed_form"])
                 shift = (0, -14 if arm == "uls" else 7)
                 axes.annotate(
