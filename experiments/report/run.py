@@ -38,7 +38,7 @@ PREDICTION = "prediction.json"
 def read_prediction(folder: Path) -> list[str]:
     """The planner's expectation in sentences; none where it was not asked."""
     path = folder / PREDICTION
-    return json.loads(path.read_text(encoding="utf-8"))["in_words"] if path.exists() else []
+    return list(json.loads(path.read_text(encoding="utf-8"))["in_words"]) if path.exists() else []
 
 
 def write_report(folder: Path) -> Path:
@@ -49,12 +49,12 @@ def write_report(folder: Path) -> Path:
     """
     arms = [folder] if (folder / "summary.json").exists() else _arms(folder)
     runs = [(RunFolder(arm), json.loads((arm / "summary.json").read_text(encoding="utf-8"))) for arm in arms]
-    curves: Curves = {_name(run, summary): run.read_metrics() for run, summary in runs}
+    curves: Curves = {label(summary): run.read_metrics() for run, summary in runs}
     summaries = [summary for _, summary in runs]
     figures = plot_run(curves, folder)
     for run, summary in runs:
         if run.path != folder:
-            plot_run({_name(run, summary): run.read_metrics()}, run.path)
+            plot_run({label(summary): run.read_metrics()}, run.path)
     return write_page(
         folder / "report.html",
         "report.html",
@@ -65,16 +65,19 @@ def write_report(folder: Path) -> Path:
         columns=COLUMNS,
         rows=[[format_value(key, summary.get(key)) for key in COLUMNS] for summary in summaries],
         statements=[(label(summary), _statement(run)) for run, summary in runs],
-        alarms=[(label(summary), found["in_words"]) for _, summary in runs for found in summary.get("alarms", [])],
+        alarms=[(label(summary), alarm["in_words"]) for _, summary in runs for alarm in summary.get("alarms", [])],
         not_private=[(label(summary), _not_private(run)) for run, summary in runs],
         configs=[(label(summary), run.config.read_text(encoding="utf-8")) for run, summary in runs],
     )
 
 
 def label(summary: dict[str, Any]) -> str:
-    """An arm's name as people read it: the algorithm, and the mechanism where it is not the plain Gaussian."""
+    """An arm's name as people read it: the algorithm, and what sets it apart from plain Gaussian noise."""
     mechanism = summary.get("mechanism", "gaussian")
-    return summary["algorithm"].upper() + ("" if mechanism == "gaussian" else f" {mechanism}")
+    title = str(summary["algorithm"]).upper()
+    if summary.get("epsilon", 0.0) is None:
+        return f"{title} without privacy"
+    return title if mechanism == "gaussian" else f"{title} {mechanism}"
 
 
 def verdict(summaries: list[dict[str, Any]]) -> str:
@@ -125,16 +128,13 @@ def _arms(folder: Path) -> list[Path]:
     return sorted(arms, key=lambda arm: arm.name, reverse=True)
 
 
-def _name(run: RunFolder, summary: dict[str, Any]) -> str:
-    mechanism = summary.get("mechanism", "gaussian")
-    return summary["algorithm"] if mechanism == "gaussian" else f"{summary['algorithm']}-{mechanism}"
-
-
 def _statement(run: RunFolder) -> dict[str, Any]:
-    return json.loads(run.privacy.read_text(encoding="utf-8"))
+    statement: dict[str, Any] = json.loads(run.privacy.read_text(encoding="utf-8"))
+    return statement
 
 
 def _not_private(run: RunFolder) -> dict[str, Any]:
     """Statistics of training users of the last evaluated round, without noise; empty where they were not kept."""
     lines = run.read_metrics()
-    return lines[-1].get("not_private", {}) if lines else {}
+    statistics: dict[str, Any] = lines[-1].get("not_private", {}) if lines else {}
+    return statistics

@@ -9,7 +9,10 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLOURS = {"uls": "#0b6e99", "els": "#c4571a"}
+COLOURS = {"uls": "#0b6e99", "els": "#c4571a", "nonprivate": "#3a7d44"}
+"""By arm."""
+OTHER_COLOURS = ("#7b4fa3", "#3a7d44", "#b0892b", "#a83a5b", "#4d4d4d")
+"""Of arms that have none of their own, in turn; unlike those that have."""
 GREY = "#777777"
 """What others are compared with: the pre-trained model, a guess."""
 
