@@ -7,9 +7,11 @@ from typing import Any
 from experiments.prediction import Prediction
 from experiments.report.markdown import write_markdown
 from experiments.report.page import write_page
-from experiments.report.sweep_figures import plot_group_sizes, plot_outcomes
-from experiments.sweep.results import cells, cost_of_sweep, lead
+from experiments.report.sweep_figures import plot_group_sizes, plot_outcomes, several_group_sizes
+from experiments.sweep.points import ARM_TITLES
+from experiments.sweep.results import cells_of, cost_of_sweep, lead
 from fedsim.config import RunConfig
+from fedsim.plan import ALGORITHMS
 from fedsim.privacy.events import Adjacency
 from server.run_folder import write_json
 
@@ -32,26 +34,26 @@ def write_sweep_report(
         predictions: The planner's, by (ε, gradients a round).
         failures: Last line of the traceback of each failed point, by name.
     """
-    found = cells(rows)
+    cells = cells_of(rows)
     pretrained = sum(row["test_loss_before"] for row in rows) / len(rows)
     private = [row for row in rows if row["arm"] != "nonprivate"]
     cost = cost_of_sweep(folder, rows, common.plan.delta, Adjacency(common.plan.adjacency)) if private else 0.0
-    compared = [outcome(found, key, prediction) for key, prediction in sorted(predictions.items())]
+    compared = [outcome(cells, key, prediction) for key, prediction in sorted(predictions.items())]
     outcomes = [item for item in compared if item is not None]
-    figures = draw(folder, found, pretrained)
+    figures = draw(folder, cells, pretrained)
     cost_words = cost_in_words(len(private), cost, common.plan.delta)
     write_json(
         folder / "results.json",
         {
             "pretrained_loss": pretrained,
             "points": [_finite(row) for row in rows],
-            "cells": [_finite(cell) for cell in found],
+            "cells": [_finite(cell) for cell in cells],
             "planner": outcomes,
             "privacy_cost": {"epsilon": cost, "delta": common.plan.delta, "in_words": cost_words},
             "failures": failures,
         },
     )
-    table = [_cell_row(cell) for cell in found]
+    table = [_cell_row(cell) for cell in cells]
     write_markdown(folder / "report.md", HEADINGS, table, outcomes, cost_words)
     return write_page(
         folder / "report.html",
@@ -68,34 +70,45 @@ def write_sweep_report(
     )
 
 
-def draw(folder: Path, found: list[dict[str, Any]], pretrained: float) -> dict[str, Path]:
-    """The figures, by caption."""
+def draw(folder: Path, cells: list[dict[str, Any]], pretrained: float) -> dict[str, Path]:
+    """The figures, by caption; none against an axis on which there is a single place."""
     axes = {"epsilon": "user-level ε", "gradients_per_round": "gradient evaluations a round"}
     figures: dict[str, Path] = {}
-    if any(cell["arm"] != "nonprivate" for cell in found):
-        for against, label in axes.items():
-            short = "epsilon" if against == "epsilon" else "compute"
-            path = plot_outcomes(found, pretrained, against, label, folder / f"loss_against_{short}.png")
-            figures[f"Loss on held-out users against {short}; intervals of 95 % over seeds"] = path
-            path = plot_outcomes(
-                found, pretrained, against, label, folder / f"perplexity_against_{short}.png", math.exp, "perplexity"
-            )
-            figures[f"Perplexity on held-out users against {short}"] = path
-    if any(len({setting["group_size"] for setting in cell["settings"]}) > 1 for cell in found):
-        figures["Loss by group size"] = plot_group_sizes(found, folder / "group_sizes.png")
+    for against, label in axes.items():
+        if len({cell[against] for cell in cells if cell["arm"] != "nonprivate"}) < 2:
+            continue
+        short = "epsilon" if against == "epsilon" else "compute"
+        path = plot_outcomes(cells, pretrained, against, label, folder / f"loss_against_{short}.png")
+        figures[f"Loss on held-out users against {short}; intervals of 95 % over seeds"] = path
+        path = plot_outcomes(
+            cells, pretrained, against, label, folder / f"perplexity_against_{short}.png", math.exp, "perplexity"
+        )
+        figures[f"Perplexity on held-out users against {short}"] = path
+    if tried := several_group_sizes(cells):
+        figures["Loss by group size; intervals of 95 % over seeds"] = plot_group_sizes(
+            tried, folder / "group_sizes.png"
+        )
     return figures
 
 
-def outcome(found: list[dict[str, Any]], key: tuple[float, int], prediction: Prediction) -> dict[str, Any] | None:
+def outcome(cells: list[dict[str, Any]], key: tuple[float, int], prediction: Prediction) -> dict[str, Any] | None:
     """Prediction beside outcome at one ε and compute; None while one of the algorithms has no finished point."""
-    here = {cell["arm"]: cell for cell in found if (cell["epsilon"], cell["gradients_per_round"]) == key}
-    if not {"uls", "els"} <= set(here):
+    best = {cell["arm"]: cell["best"] for cell in cells if (cell["epsilon"], cell["gradients_per_round"]) == key}
+    if not best.keys() >= ALGORITHMS.keys():
         return None
-    difference, half = lead(here["uls"]["best"], here["els"]["best"])
+    difference, half = lead(best["uls"], best["els"])
     observed = None  # a single seed tells nothing
     if half is not None:
         observed = "level" if abs(difference) <= half else ("uls" if difference > 0 else "els")
     expected = prediction.arms[0]
+    groups = {
+        f"{when}_{name}_group_size": size
+        for name in ALGORITHMS
+        for when, size in (
+            ("predicted", expected.plans[name].group_size),
+            ("observed", best[name]["group_size"]),
+        )
+    }
     return {
         "epsilon": key[0],
         "gradients_per_round": key[1],
@@ -106,10 +119,7 @@ def outcome(found: list[dict[str, Any]], key: tuple[float, int], prediction: Pre
         "observed_lead_of_uls": difference,
         "observed_half_width": half,
         "agrees": None if observed is None else expected.winner == observed,
-        "predicted_uls_group_size": expected.plans["uls"].group_size,
-        "observed_uls_group_size": here["uls"]["best"]["group_size"],
-        "predicted_els_group_size": expected.plans["els"].group_size,
-        "observed_els_group_size": here["els"]["best"]["group_size"],
+        **groups,
         "advice": prediction.to_json()["advice"],
     }
 
@@ -127,7 +137,7 @@ def cost_in_words(runs: int, epsilon: float, delta: float) -> str:
 def _cell_row(cell: dict[str, Any]) -> list[str]:
     best, private = cell["best"], cell["arm"] != "nonprivate"
     return [
-        cell["arm"].upper() if private else "no privacy",
+        ARM_TITLES[cell["arm"]],
         f"{cell['epsilon']:g}" if private else "∞",
         f"{cell['gradients_per_round']:,}",
         str(best["group_size"]) if private else "–",

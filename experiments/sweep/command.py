@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.prediction import Prediction, predict
-from experiments.sweep.points import Point, SweepConfig, points_of
-from experiments.sweep.results import cells, collect
+from experiments.sweep.points import ARM_TITLES, Point, SweepConfig, points_of
+from experiments.sweep.results import cells_of, collect
 from experiments.sweep.run import Finished, is_finished, run_here, run_on_ray
 from fedsim.config import RunConfig, to_flat
 from fedsim.errors import InvalidInput
+from fedsim.plan import ALGORITHMS
 from server.app import new_output_folder
 from server.run_folder import RunFolder, write_json
 
@@ -87,11 +89,12 @@ class Sweep(RunConfig):
 
         open_resources(common)  # built once here, found in the cache by every point
         keep = self.sweep.keep_models
-        if self.engine.kind == "local":
+        here = self.engine.kind == "local"
+        if here:
             ends = run_here(left, common, folder, keep)
         else:
             ends = run_on_ray(left, common, folder, keep, self.sweep.slots)
-        for end in _shown(ends, len(points), len(left), folder):
+        for end in _shown(ends, len(points), len(left), folder, live=not here):
             note = folder / "failures" / f"{end.point.name}.txt"
             note.unlink(missing_ok=True)
             if end.error is not None:
@@ -114,46 +117,56 @@ class Sweep(RunConfig):
             view = open_or_build(public, resources.loaded.tokenizer)
             curve = measure_norms(resources.loaded.model, resources.loaded.objective, view)
         train = resources.store.split("train")
-        found: dict[tuple[float, int], Prediction] = {}
+        predictions: dict[tuple[float, int], Prediction] = {}
         for key in sorted({(p.epsilon, p.gradients_per_round) for p in points if p.arm != "nonprivate"}):
             here = [p for p in points if (p.epsilon, p.gradients_per_round) == key]
-            groups = {arm: sorted({p.group_size for p in here if p.arm == arm}) for arm in ("uls", "els")}
-            if groups["uls"] and groups["els"]:
+            groups = {arm: sorted({p.group_size for p in here if p.arm == arm}) for arm in ALGORITHMS}
+            if all(groups.values()):
                 point = here[0].config(common, Path(common.output or "."))
-                found[key] = predict(point, train, groups, curve)
-        return found
+                predictions[key] = predict(point, train, groups, curve)
+        return predictions
 
 
-def _shown(ends: Iterator[Finished], total: int, left: int, folder: Path) -> Iterator[Finished]:
-    """Pass the points on as they end, with a table that follows; a line a point where there is no terminal."""
+def _shown(ends: Iterator[Finished], total: int, left: int, folder: Path, *, live: bool) -> Iterator[Finished]:
+    """Pass the points on as they end, with a table that follows; a line a point where there is no terminal.
+
+    Args:
+        ends: How the unfinished points end.
+        total: Points of the sweep.
+        left: Unfinished ones.
+        folder: The sweep's folder.
+        live: Whether the table may follow. A point that runs in this process draws its own progress, which a table
+            that redraws itself would garble: then a line a point, too.
+    """
     console = Console()
     failed, done = 0, total - left
     if done:
         console.print(f"{done} of {total} points are finished already.", highlight=False)
-    with Live(console=console, refresh_per_second=2, transient=True) as live:
+    following = Live(console=console, refresh_per_second=2, transient=True) if live and console.is_terminal else None
+    with following or nullcontext():
         for end in ends:
             done += end.error is None
             failed += end.error is not None
             yield end
             status = f"{done} of {total} points finished" + (f", {failed} failed" if failed else "")
-            if console.is_terminal:
-                live.update(Group(live_table(collect(folder)), Text(status)))
+            if following is not None:
+                following.update(Group(best_settings(collect(folder)), Text(status)))
             else:
                 state = "finished" if end.error is None else "FAILED"
                 print(f"{end.point.name} {state}; {status}", flush=True, file=sys.stdout)
-    console.print(live_table(collect(folder)))
+    console.print(best_settings(collect(folder)))
 
 
-def live_table(rows: list[dict[str, Any]]) -> Table:
-    """The best setting so far of every algorithm at every ε and compute."""
-    table = Table(title="Loss on held-out users (best setting so far)", title_justify="left")
+def best_settings(rows: list[dict[str, Any]]) -> Table:
+    """The best setting of every algorithm at every ε and compute, of the points that are finished."""
+    table = Table(title="Loss on held-out users, each with its best setting", title_justify="left")
     for heading in ("", "ε", "B", "G", "learning rate", "clip", "test loss", "± 95 %", "seeds"):
         table.add_column(heading, justify="right" if heading else "left")
-    for cell in cells(rows):
+    for cell in cells_of(rows):
         best = cell["best"]
         private = cell["arm"] != "nonprivate"
         table.add_row(
-            cell["arm"].upper() if private else "no privacy",
+            ARM_TITLES[cell["arm"]],
             f"{cell['epsilon']:g}" if private else "∞",
             str(cell["gradients_per_round"]),
             str(best["group_size"]) if private else "–",

@@ -5,10 +5,11 @@ import itertools
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fedsim.config import RunConfig
 from fedsim.errors import InvalidInput
+from fedsim.plan import ALGORITHMS, Algorithm
 from fedsim.validation import require_at_least
 
 UNCLIPPED = 1e6
@@ -16,14 +17,16 @@ UNCLIPPED = 1e6
 ALL_EXAMPLES = 10**9
 """Group size of non-private fine-tuning."""
 
-Arm = Literal["uls", "els", "nonprivate"]
+Arm = Algorithm | Literal["nonprivate"]
+ARM_TITLES = {name: kind.title for name, kind in ALGORITHMS.items()} | {"nonprivate": "no privacy"}
+"""The arms' names in tables and figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
     """What varies. Every combination is one point; an empty list means the value of the run's own configuration."""
 
-    algorithms: tuple[Literal["uls", "els"], ...] = ("uls", "els")
+    algorithms: tuple[Algorithm, ...] = get_args(Algorithm)
     """The algorithms to compare."""
     epsilons: tuple[float, ...] = ()
     """User-level ε."""
@@ -114,7 +117,6 @@ def points_of(sweep: SweepConfig, run: RunConfig) -> list[Point]:
     compute = sweep.compute or (run.plan.gradients_per_round,)
     rates = sweep.learning_rates or (run.optimizer.learning_rate,)
     clips = sweep.clip_norms or (run.plan.clip_norm,)
-    groups: dict[str, tuple[int, ...]] = {"uls": sweep.uls_group_sizes, "els": sweep.els_group_sizes}
     points: list[Point] = []
     for seed in range(sweep.seeds):
         if sweep.nonprivate:
@@ -132,9 +134,8 @@ def points_of(sweep: SweepConfig, run: RunConfig) -> list[Point]:
             ]
         for arm in sweep.algorithms:
             own = dataclasses.replace(run.plan, algorithm=arm).examples_per_user
-            grid = itertools.product(
-                sweep.epsilons or (run.plan.epsilon,), compute, groups[arm] or (own,), rates, clips
-            )
+            groups: tuple[int, ...] = getattr(sweep, f"{arm}_group_sizes") or (own,)
+            grid = itertools.product(sweep.epsilons or (run.plan.epsilon,), compute, groups, rates, clips)
             points += [
                 Point(
                     arm=arm,

@@ -48,7 +48,7 @@ def collect(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def cells(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def cells_of(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """For each algorithm, ε and compute: the settings tried, and the best.
 
     The best has the least mean validation loss; what is reported of it is its loss on test users, who took no part in
@@ -56,19 +56,19 @@ def cells(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     rows = list(rows)
     keys = sorted({(row["arm"], row["gradients_per_round"], row["epsilon"]) for row in rows})
-    found = []
+    cells = []
     for key in keys:
         here = [row for row in rows if (row["arm"], row["gradients_per_round"], row["epsilon"]) == key]
         settings = [
-            setting_of([row for row in here if tuple(row[name] for name in SETTING) == chosen])
-            for chosen in sorted({tuple(row[name] for name in SETTING) for row in here})
+            setting_of([row for row in here if tuple(row[name] for name in SETTING) == setting])
+            for setting in sorted({tuple(row[name] for name in SETTING) for row in here})
         ]
         most = max(setting["seeds"] for setting in settings)
         best = min((s for s in settings if s["seeds"] == most), key=lambda setting: setting["validation_loss"])
-        found.append(
+        cells.append(
             {"arm": key[0], "gradients_per_round": key[1], "epsilon": key[2], "best": best, "settings": settings}
         )
-    return found
+    return cells
 
 
 def setting_of(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -2,17 +2,17 @@
 
 import os
 import shutil
+import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.simulation import CLIENT_APP
 from experiments.sweep.points import Point
 from fedsim.config import RunConfig, to_flat
 from server.run_folder import RunFolder, write_json
-
-CLIENT_APP = "clients.app:app"
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,9 @@ def attempt(point: Point, common: RunConfig, folder: Path, keep_model: bool) -> 
 
 
 def run_here(points: list[Point], common: RunConfig, folder: Path, keep_model: bool) -> Iterator[Finished]:
-    """One point after the other in this process."""
+    """One point after the other in this process, whose progress is shown below the point's name."""
     for point in points:
+        print(f"{point.name}:", file=sys.stderr, flush=True)
         yield attempt(point, common, folder, keep_model)
 
 

@@ -21,7 +21,7 @@ from experiments.report.sweep import cost_in_words, outcome
 from experiments.run import main
 from experiments.sweep.command import Sweep
 from experiments.sweep.points import Point, SweepConfig, points_of
-from experiments.sweep.results import cells, collect, cost_of_sweep, half_width, lead
+from experiments.sweep.results import cells_of, collect, cost_of_sweep, half_width, lead
 from fedsim.config import EngineConfig, PlanConfig, RunConfig
 from fedsim.errors import InvalidInput
 from fedsim.privacy.events import Adjacency, PoissonSubsampledGaussian
@@ -140,11 +140,21 @@ def test_a_finished_sweep_is_not_run_again(training: FakeTraining, tmp_path: Pat
     assert len(training.trained) == len(set(training.trained)) == 2 * (2 * 3 + 1)
     assert small_sweep(tmp_path).run() == 0
     assert len(training.trained) == 14
-    assert (tmp_path / "report.html").read_text().count("<figure>") == 5
+    assert (tmp_path / "report.html").read_text().count("<figure>") == 3
     results = json.loads((tmp_path / "results.json").read_text())
     assert (tmp_path / "report.md").read_text().count("| ULS | 8 | 256 |") == 1
     assert len(results["points"]) == 14
     assert results["privacy_cost"]["epsilon"] > 0.5
+
+
+def test_points_in_this_process_draw_their_own_progress_undisturbed(
+    training: FakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # to rich, that is a terminal
+    assert small_sweep(tmp_path).run() == 0
+    shown = capsys.readouterr()
+    assert shown.out.count("Loss on held-out users") == 1
+    assert shown.err.splitlines() == [f"{name}:" for name in training.trained]
 
 
 def test_a_failing_point_loses_no_other_and_is_tried_again(training: FakeTraining, tmp_path: Path) -> None:
@@ -207,7 +217,7 @@ def test_settings_are_chosen_on_validation_users_and_reported_on_test_users() ->
     rows = [row("uls", 1, seed, 3.0, 3.5 + 0.1 * seed) for seed in range(3)]
     rows += [row("uls", 2, seed, 3.1, 3.2) for seed in range(3)]
     rows += [row("uls", 4, 0, 2.0, 2.0)]
-    (cell,) = cells(rows)
+    (cell,) = cells_of(rows)
     assert cell["best"]["group_size"] == 1, "4 has the least validation loss, but of one seed only"
     assert cell["best"]["loss"] == pytest.approx(3.6)
     assert cell["best"]["half_width"] == pytest.approx(4.3027 * 0.1 / np.sqrt(3), rel=1e-3)
@@ -252,11 +262,11 @@ def test_prediction_beside_outcome() -> None:
         for arm, loss in (("uls", 3.5), ("els", 3.0))
         for seed in range(3)
     ]
-    found = outcome(cells(rows), (1.0, 256), prediction)
+    found = outcome(cells_of(rows), (1.0, 256), prediction)
     assert found is not None
     assert found["observed_winner"] == "els"
     assert found["agrees"] is False
-    assert outcome(cells(rows[:3]), (1.0, 256), prediction) is None
+    assert outcome(cells_of(rows[:3]), (1.0, 256), prediction) is None
 
 
 def test_the_cost_of_a_sweep_is_that_of_all_its_points(training: FakeTraining, tmp_path: Path) -> None:
