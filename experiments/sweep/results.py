@@ -11,7 +11,8 @@ from scipy.stats import t as student
 
 from experiments.sweep.points import Point
 from fedsim.privacy.accountant import Accountant
-from fedsim.privacy.events import Adjacency, from_json
+from fedsim.privacy.events import Adjacency
+from fedsim.privacy.ledger import read_entries
 from server.run_folder import RunFolder
 
 SETTING = ("group_size", "learning_rate", "clip_norm")
@@ -112,13 +113,15 @@ def cost_of_sweep(folder: Path, rows: list[dict[str, Any]], delta: float, adjace
     """Upper bound on the user-level ε at delta of everything the sweep released: all private points together.
 
     That is what choosing the best of them on private data costs, when nothing cheaper is proved.
+
+    Raises:
+        InvalidInput: When a point has no ledger.
+        LedgerDamaged: When a ledger is not what was written.
     """
     accountant = Accountant(adjacency=adjacency)
     for row in rows:
         if row["arm"] == "nonprivate":
             continue
-        for line in (folder / row["point"] / "ledger.jsonl").read_text(encoding="utf-8").splitlines():
-            charged = json.loads(line)
-            if "event" in charged:
-                accountant.compose(from_json(charged["event"]))
+        for entry in read_entries(RunFolder(folder / row["point"]).ledger):
+            accountant.compose(entry.event)
     return accountant.epsilon(delta, tolerance=0.01).upper

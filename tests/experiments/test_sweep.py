@@ -25,7 +25,7 @@ from experiments.sweep.results import cells_of, collect, cost_of_sweep, half_wid
 from fedsim.config import EngineConfig, PlanConfig, RunConfig
 from fedsim.errors import InvalidInput
 from fedsim.privacy.events import Adjacency, PoissonSubsampledGaussian
-from fedsim.privacy.ledger import Ledger
+from fedsim.privacy.ledger import Ledger, LedgerDamaged
 from server.run_folder import write_json
 
 SMALL = [
@@ -276,6 +276,15 @@ def test_the_cost_of_a_sweep_is_that_of_all_its_points(training: FakeTraining, t
     together = cost_of_sweep(tmp_path, rows, 1e-5, Adjacency.ADD_OR_REMOVE_ONE_USER)
     assert 0 < alone < together
     assert "12 private points" in cost_in_words(12, together, 1e-5)
+
+
+def test_no_cost_is_claimed_from_a_ledger_that_was_changed(training: FakeTraining, tmp_path: Path) -> None:
+    small_sweep(tmp_path).run()
+    (private, *_) = [row for row in collect(tmp_path) if row["arm"] == "uls"]
+    path = tmp_path / private["point"] / "ledger.jsonl"
+    path.write_text(path.read_text().replace('"noise_multiplier": 2.0', '"noise_multiplier": 9.0'))
+    with pytest.raises(LedgerDamaged):
+        cost_of_sweep(tmp_path, [private], 1e-5, Adjacency.ADD_OR_REMOVE_ONE_USER)
 
 
 def finished_points(folder: Path) -> dict[Path, int]:
