@@ -20,5 +20,8 @@ class Report:
         """Write the report and print where it is."""
         if not self.folder.is_dir():
             raise InvalidInput("folder", str(self.folder), "a folder that exists")
+        if (self.folder / "sweep.json").exists():  # its points would be taken for the arms of a comparison
+            hint = "Run the sweep again: it finds its points finished and writes its own report."
+            raise InvalidInput("folder", str(self.folder), "the folder of a run or of a comparison", hint)
         print(f"report: {write_report(self.folder)}")
         return 0

@@ -8,8 +8,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments.report import curves, sweep_figures
+from experiments.report.command import Report
 from experiments.report.run import label, verdict
 from experiments.report.sweep import draw
+from fedsim.errors import InvalidInput
 
 
 @pytest.fixture
@@ -88,3 +90,9 @@ def test_group_sizes_of_both_algorithms_are_on_one_labelled_scale(figures: dict[
     assert panels[0].get_ylabel() == "loss on held-out users (nats)"
     assert {text.get_text() for text in panels[0].get_legend().get_texts()} == {"ULS", "ELS"}
     assert panels[0].get_ylim() == panels[1].get_ylim()
+
+
+def test_a_sweeps_report_is_not_written_over_with_that_of_a_comparison(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(InvalidInput, match="Run the sweep again"):
+        Report(folder=tmp_path).run()
