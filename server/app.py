@@ -1,8 +1,6 @@
 """The Flower ServerApp: the same on RayGrid, LocalGrid and under `flwr run`."""
 
 import json
-import platform
-import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -12,13 +10,13 @@ import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-import fedsim
 from fedsim.config import RunConfig, from_flat, to_flat
 from fedsim.gradients import ParameterLayout
 from fedsim.models.export import ExportMismatch, export
 from fedsim.models.unchanged import unchanged_parameters
 from fedsim.plan import Plan, plan_from_json
 from fedsim.resources import Resources, open_resources
+from fedsim.versions import versions
 from server.alarms import as_json
 from server.checkpoint import CheckpointWriter, read_latest
 from server.dispatch import RoundFailed
@@ -160,21 +158,4 @@ def summarise(plan: Plan, config: RunConfig, outcome: Outcome, seconds: float) -
         "test_users": len(outcome.after.users),
         "training_seconds": outcome.seconds,
         "seconds": seconds,
-    }
-
-
-def versions() -> dict[str, str]:
-    """What computed this run."""
-    import flwr
-    import torch
-    import transformers
-
-    return {
-        "fedsim": fedsim.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "flwr": getattr(flwr, "__version__", "unknown"),
-        "numpy": np.__version__,
-        "platform": sys.platform,
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from fedsim.engine.versions import VersionsDiffer
+from fedsim.engine.same_versions import VersionsDiffer
 from fedsim.errors import InvalidInput
 
 FREE_AFTER_MILLISECONDS = 5
@@ -93,7 +93,8 @@ def require_room(workers: int, cpus_per_worker: float, gpus_per_worker: float) -
     Raises:
         InvalidInput: Names how many fit.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    found = ray.nodes()  # type: ignore[no-untyped-call]  # Ray leaves it without types
+    nodes = [node["Resources"] for node in found if node["Alive"]]
     fits = room_for(nodes, cpus_per_worker, gpus_per_worker)
     if workers > fits:
         each = f"{cpus_per_worker:g} CPU cores" + (f" and {gpus_per_worker:g} GPUs" if gpus_per_worker else "")

@@ -17,9 +17,10 @@ from fedsim.engine.broadcast import Broadcasts
 from fedsim.engine.cluster import join_or_start, leave, require_room
 from fedsim.engine.grid import WaitingGrid, error_reply, stamp
 from fedsim.engine.resident import ClientAppSource
-from fedsim.engine.versions import VersionsDiffer, require_same_versions, versions
-from fedsim.engine.worker import Worker
+from fedsim.engine.resident_actor import ResidentActor
+from fedsim.engine.same_versions import VersionsDiffer, require_same_versions
 from fedsim.errors import InvalidInput
+from fedsim.versions import versions
 
 LARGE_REPLY_BYTES = 64 << 20
 
@@ -33,8 +34,8 @@ class _Slot:
 
     node: int
     actor: Any
-    described: ray.ObjectRef
-    started: ray.ObjectRef | None
+    described: "ray.ObjectRef[dict[str, str]]"
+    started: "ray.ObjectRef[int] | None"
     pid: int = 0
 
 
@@ -44,7 +45,7 @@ class _Sent:
 
     message: Message
     slot: _Slot | None
-    reply: ray.ObjectRef
+    reply: "ray.ObjectRef[Message]"
     deadline: float
 
 
@@ -119,7 +120,7 @@ class RayGrid(WaitingGrid):
     def _fill(self, node: int) -> _Slot:
         threads = max(1, int(self._resources["num_cpus"]))
         actor: Any = (
-            ray.remote(Worker)
+            ray.remote(ResidentActor)
             .options(**self._resources, scheduling_strategy="SPREAD", max_restarts=0, max_task_retries=0)
             .remote(threads, sys.path)
         )
@@ -192,7 +193,7 @@ class RayGrid(WaitingGrid):
             return self._refuse(message)
         content, names, references = self._broadcasts.split(message.content, message.metadata.group_id)
         light = _same_message(message, content)
-        reply: ray.ObjectRef = slot.actor.answer.remote(light, names, *references)
+        reply: ray.ObjectRef[Message] = slot.actor.answer.remote(light, names, *references)
         deadline = time.monotonic() + self._seconds_for(message)
         self._sent[message_id] = _Sent(_same_message(message, RecordDict()), slot, reply, deadline)
         return message_id
@@ -271,7 +272,9 @@ class WorkersDidNotStart(RuntimeError):
 
 def _same_message(message: Message, content: RecordDict) -> Message:
     """A message with the same metadata and other content."""
-    return Message(content, metadata=message.metadata)  # type: ignore[call-overload]
+    # Flower's own constructor for messages that exist already; its overloads name the public ones alone.
+    same: Message = Message(content, metadata=message.metadata)  # type: ignore[call-overload]
+    return same
 
 
 def _reason(failure: ray.exceptions.RayError) -> str:

@@ -17,7 +17,7 @@ from fedsim.engine.cluster import room_for
 from fedsim.engine.local import LocalGrid
 from fedsim.engine.messages import TRAIN, parameters_record
 from fedsim.engine.ray_grid import RayGrid, WorkersDidNotStart
-from fedsim.engine.versions import VersionsDiffer
+from fedsim.engine.same_versions import VersionsDiffer
 from fedsim.errors import InvalidInput
 from server.dispatch import Dispatcher
 
@@ -163,7 +163,7 @@ def test_a_client_that_cannot_be_imported_is_named_at_once(cluster: Cluster, gri
 
 def test_versions_that_differ_are_refused_with_both_named(grid: RayGrid, monkeypatch: pytest.MonkeyPatch) -> None:
     there = ray_grid.versions()
-    monkeypatch.setattr(ray_grid, "versions", lambda: {**there, "torch": "1.0.0"})
+    monkeypatch.setattr(ray_grid, "versions", lambda: {**there, "torch": "1.0.0", "platform": "elsewhere"})
     with pytest.raises(
         VersionsDiffer, match=rf"torch is 1.0.0 on the driver and {re.escape(there['torch'])} on worker 1"
     ):

@@ -6,10 +6,10 @@ import sys
 from flwr.app import ArrayRecord, Message, UserConfig
 
 from fedsim.engine.resident import ClientAppSource, ResidentClient
-from fedsim.engine.versions import versions
+from fedsim.versions import versions
 
 
-class Worker:
+class ResidentActor:
     """A Ray actor that keeps one ClientApp loaded and answers messages one at a time.
 
     Args:
@@ -26,7 +26,7 @@ class Worker:
             os.environ[name] = str(threads)
 
     def describe(self) -> dict[str, str]:
-        """Versions of Python and packages in this process."""
+        """Versions of Python and packages in this process, and its platform."""
         return versions()
 
     def start(self, source: ClientAppSource, run_config: UserConfig, node_id: int, workers: int) -> int:
