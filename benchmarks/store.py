@@ -22,10 +22,10 @@ from benchmarks.synthetic_users import write_shards
 from fedsim.data.config import DataConfig
 from fedsim.data.contribution import bounded_rows
 from fedsim.data.ingest import build_store
-from fedsim.data.progress import shown
 from fedsim.data.sources import default_cache, public_texts
 from fedsim.data.store import UserStore
 from fedsim.plan import UlsPlan
+from fedsim.terminal import shown
 
 COHORT = 1000
 GROUP_SIZE = 16

@@ -12,10 +12,10 @@ from experiments.report.run import PREDICTION, print_table, read_prediction, wri
 from fedsim.config import RunConfig, to_flat
 from fedsim.plan import ALGORITHMS, Algorithm
 from fedsim.resources import open_resources
+from fedsim.terminal import waiting
 from fedsim.validation import require_at_least, require_positive
 from server.app import FAILURES, new_output_folder, train
 from server.identity import require_same, settings_of
-from server.progress import waiting
 from server.run_folder import RunFolder, write_json
 from server.stopping import Stopped
 

@@ -10,11 +10,11 @@ from rich.table import Table
 
 from fedsim.data.config import DataConfig
 from fedsim.data.ingest import build_store, open_or_build
-from fedsim.data.progress import shown
 from fedsim.data.sources import Progress, default_cache, public_texts
 from fedsim.data.store import SPLITS, UserStore
 from fedsim.errors import InvalidInput
 from fedsim.models.config import DEFAULT_PATH, ModelConfig
+from fedsim.terminal import shown
 
 
 @dataclass(frozen=True, kw_only=True)

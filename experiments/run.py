@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from fedsim.errors import InvalidInput
+from fedsim.terminal import speak
 
 COMMANDS = {
     "compare": (
@@ -51,6 +52,7 @@ def usage() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed, 2 bad input."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    speak()
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if arguments[:1] in (["-h"], ["--help"]):
@@ -76,7 +78,8 @@ def _run(command: str, arguments: list[str]) -> int:
     kind = getattr(importlib.import_module(module), name)
     default, arguments = _defaults(kind, arguments)
     chosen = tyro.cli(kind, args=arguments, prog=f"experiments.run {command}", default=default, use_underscores=False)
-    return chosen.run()
+    code: int = chosen.run()
+    return code
 
 
 def _defaults(kind: type, arguments: list[str]) -> tuple[object | None, list[str]]:

@@ -2,17 +2,15 @@
 
 import dataclasses
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from flwr.serverapp import Grid
 
 from fedsim.config import RunConfig, to_flat
-from fedsim.data.progress import shown
 from fedsim.engine.grid import WaitingGrid
 from fedsim.resources import open_resources
-from server.progress import waiting
+from fedsim.terminal import say, shown, waiting
 
 CLIENT_APP = "clients.app:app"
 
@@ -84,10 +82,7 @@ def with_measured_slices(config: RunConfig, parameters: int) -> RunConfig:
     length = config.data.sequence_length
     sizes = [config.engine.max_tokens] if config.engine.max_tokens else [length * rows for rows in (4, 16, 64, 256)]
     best = fastest(try_slices(lambda count: ray_grid(config, count, parameters), workers, sizes))
-    print(
-        f"{best.workers} workers, micro-batches of {best.max_tokens} tokens: {best.tokens_per_second:,.0f} tokens/s",
-        file=sys.stderr,
-    )
+    say(f"{best.workers} workers, micro-batches of {best.max_tokens} tokens: {best.tokens_per_second:,.0f} tokens/s")
     engine = dataclasses.replace(config.engine, workers=best.workers, max_tokens=best.max_tokens)
     return dataclasses.replace(config, engine=engine)
 

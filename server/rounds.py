@@ -17,13 +17,13 @@ from fedsim.engine.messages import TrainRequest, parameters_record
 from fedsim.plan import ElsPlan, Plan
 from fedsim.privacy.ledger import Ledger
 from fedsim.resources import Resources
+from fedsim.terminal import RoundProgress, waiting
 from server.alarms import Alarms
 from server.budget import Budget
 from server.checkpoint import CheckpointWriter
 from server.dispatch import Dispatcher
 from server.evaluation import Evaluation, evaluate, held_out_rows
 from server.optimizer import ServerOptimizer
-from server.progress import RoundProgress, waiting
 from server.release import Release
 from server.resume import snapshot
 from server.run_folder import RunFolder

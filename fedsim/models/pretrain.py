@@ -1,18 +1,18 @@
 """Pre-training of the default model on public text: minutes of one core, the same weights on any number of threads."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from rich.progress import track
 
 from fedsim.gradients.objective import CausalLanguageModel
 from fedsim.models.config import SmallModelConfig
 from fedsim.randomness import stream
 from fedsim.rows import IGNORED_LABEL, TokenRows
+from fedsim.terminal import shown
 
 MICRO_BATCH_ROWS = 4
 """Rows whose logits still fit the caches of one core. Fixed, because it decides the order of summation."""
@@ -22,6 +22,7 @@ FINAL_RATE = 0.05
 MATRIX_RATE = 2.0
 """Learning rate of the orthogonalised updates over that of AdamW."""
 WEIGHT_DECAY = 0.01
+SHOWN_AS = "Pre-training the default model (once)"
 
 
 def pack_rows(texts: Sequence[Sequence[int]], context: int, separator: int, seed: int) -> TokenRows:
@@ -82,9 +83,10 @@ def pretrain(
 
     history = []
     batches = _batches(len(rows), config.batch_rows, config.steps, seed)
-    shown = track(batches, description="Pre-training the default model (once)") if progress else batches
-    with _one_thread_per_operation(), ThreadPoolExecutor(threads, "pretrain", torch.set_num_threads, (1,)) as pool:
-        for step, batch in enumerate(shown):
+    pool = ThreadPoolExecutor(threads, "pretrain", torch.set_num_threads, (1,))
+    with _one_thread_per_operation(), pool, shown(progress) as report:
+        for step, batch in enumerate(batches):
+            report(SHOWN_AS, step, len(batches))
             places = range(MICRO_BATCH_ROWS, len(batch), MICRO_BATCH_ROWS)
             parts = list(pool.map(gradients, np.split(batch, places)))
             count = sum(labels for _, labels, _ in parts)
@@ -96,6 +98,7 @@ def pretrain(
                     group["lr"] = group["initial_lr"] * _rate(step, config.steps)
                 optimizer.step()
             history.append(sum(loss for loss, _, _ in parts) / count)
+        report(SHOWN_AS, len(batches), len(batches))
     model.zero_grad(set_to_none=True)
     return history
 
@@ -132,7 +135,7 @@ def _batches(rows: int, batch_rows: int, steps: int, seed: int) -> list[np.ndarr
 
 
 @contextmanager
-def _one_thread_per_operation():
+def _one_thread_per_operation() -> Iterator[None]:
     """Parallel over micro-batches instead: threads that meet after every small matrix cost more than they bring."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
