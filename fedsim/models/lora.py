@@ -8,6 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedsim.errors import InvalidInput
 from fedsim.models.config import ModelConfig
+from fedsim.models.quiet import quiet_transformers
 
 TASK_TYPES = {"causal-lm": TaskType.CAUSAL_LM, "sequence-classification": TaskType.SEQ_CLS}
 
@@ -35,7 +36,7 @@ def add_adapters(model: Any, config: ModelConfig) -> torch.nn.Module:
         task_type=TASK_TYPES[config.task],
     )
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), quiet_transformers():
             torch.manual_seed(config.seed)
             return get_peft_model(model, adapters)
     except ValueError as error:
