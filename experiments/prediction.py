@@ -19,6 +19,7 @@ from fedsim.planner import (
     default_group_sizes,
 )
 from fedsim.privacy.events import Adjacency
+from fedsim.rows import SizedUsers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ def _sentences(verdicts: list[Verdict]) -> list[str]:
 
 def predict(
     config: RunConfig,
-    train: Any,
+    train: SizedUsers,
     group_sizes: Mapping[str, int | Sequence[int]],
     curve: NormCurve | None = None,
 ) -> Prediction:

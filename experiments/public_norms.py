@@ -1,13 +1,14 @@
 """L(G): the typical norm of a user's mean gradient over G examples, measured on public users."""
 
-from typing import Any
-
 import numpy as np
+import torch
 
 from fedsim.data.contribution import draw_rows
 from fedsim.errors import InvalidInput
 from fedsim.gradients import clipped_sum
+from fedsim.gradients.objective import Objective
 from fedsim.planner import NormCurve
+from fedsim.rows import UserView
 
 UNCLIPPED = 1e9
 MOST_USERS = 24
@@ -15,9 +16,9 @@ LARGEST_GROUP = 16
 
 
 def measure_norms(
-    model: Any,
-    objective: Any,
-    view: Any,
+    model: torch.nn.Module,
+    objective: Objective,
+    view: UserView,
     *,
     largest_group: int = LARGEST_GROUP,
     users: int = MOST_USERS,
@@ -31,7 +32,7 @@ def measure_norms(
     Args:
         model: The pre-trained model; its trainable parameters are what is measured.
         objective: Its objective.
-        view: A UserStore of public users. Users to be protected must not be measured here: the norms are released.
+        view: Public users. Users to be protected must not be measured here: the norms are released.
         largest_group: Largest G, where the users own as many examples.
         users: Most users measured.
         seed: Which users, and which of their examples.

@@ -1,6 +1,7 @@
-"""Ragged rows of tokens: what a user store hands to the gradient engine."""
+"""Ragged rows of tokens, and the users that own them: what a user store hands to plans, gradients and evaluation."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -40,3 +41,34 @@ class TokenRows:
         np.cumsum([len(row) for row in rows], out=offsets[1:])
         tokens = np.array([token for row in rows for token in row], dtype=np.int64)
         return cls(tokens=tokens, offsets=offsets, classes=classes)
+
+
+class RowView(Protocol):
+    """Rows that are looked up by number."""
+
+    @property
+    def row_lengths(self) -> np.ndarray:
+        """Tokens in each row, integers [num_rows]."""
+
+    def take(self, row_indices: np.ndarray, /) -> TokenRows:
+        """Rows by number, each in 0..num_rows-1, in the order asked for; repeats are allowed."""
+
+
+class SizedUsers(Protocol):
+    """How many examples each of a range of users owns: what a plan needs to know before there is any text."""
+
+    @property
+    def num_users(self) -> int:
+        """Users in this range."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all of them."""
+
+    @property
+    def user_offsets(self) -> np.ndarray:
+        """int64 [num_users + 1]: user u owns rows user_offsets[u] to user_offsets[u + 1] - 1."""
+
+
+class UserView(SizedUsers, RowView, Protocol):
+    """A range of users and their rows, as a split of a `fedsim.data.store.UserStore` is one."""

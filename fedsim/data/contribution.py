@@ -4,9 +4,9 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from fedsim.data.store import UserStore
 from fedsim.errors import InvalidInput
 from fedsim.randomness import stream
+from fedsim.rows import UserView
 from fedsim.validation import require_at_least
 
 Selection = Literal["random", "longest", "first", "chunk"]
@@ -17,7 +17,7 @@ ROWS_AT_ONCE = 1 << 22
 """Rows ranked in one go: bounds the memory of bounding a large store."""
 
 
-def bounded_rows(view: UserStore, group_size: int, seed: int | bytes, selection: Selection = "random") -> np.ndarray:
+def bounded_rows(view: UserView, group_size: int, seed: int | bytes, selection: Selection = "random") -> np.ndarray:
     """The rows that ELS trains on: min(group_size, rows of the user) rows of every user.
 
     A view, not a copy: the store stays as it is. What is kept of one user depends on (seed, user, number of rows of
@@ -49,7 +49,7 @@ def bounded_rows(view: UserStore, group_size: int, seed: int | bytes, selection:
 
 
 def draw_rows(
-    view: UserStore, users: np.ndarray, group_size: int, seed: int | bytes, round: int, selection: Selection = "random"
+    view: UserView, users: np.ndarray, group_size: int, seed: int | bytes, round: int, selection: Selection = "random"
 ) -> tuple[np.ndarray, np.ndarray]:
     """The rows that a ULS cohort trains on in one round: min(group_size, rows of the user) rows of each user.
 
@@ -86,7 +86,7 @@ def _check(group_size: int, selection: str) -> None:
 
 
 def _choose(
-    view: UserStore, users: np.ndarray, group_size: int, keys: np.ndarray, selection: Selection
+    view: UserView, users: np.ndarray, group_size: int, keys: np.ndarray, selection: Selection
 ) -> tuple[np.ndarray, np.ndarray]:
     firsts = view.user_offsets[users]
     counts = view.user_offsets[users + 1] - firsts
@@ -154,4 +154,5 @@ def _mix(values: np.ndarray) -> np.ndarray:
     """
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    mixed: np.ndarray = values ^ (values >> np.uint64(31))
+    return mixed

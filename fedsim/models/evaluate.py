@@ -3,28 +3,16 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from fedsim.gradients.objective import Objective
 from fedsim.gradients.packing import pad_token_of
-from fedsim.rows import TokenRows
+from fedsim.rows import RowView, TokenRows
 
 LOGITS_PER_BATCH = {"cpu": 2**22, "cuda": 2**28}
 """Logits held at once: 16 MiB of float32 on a CPU, where more falls out of the cache, and 1 GiB on a GPU."""
-
-
-class RowView(Protocol):
-    """Rows looked up by index: a user store's view."""
-
-    @property
-    def row_lengths(self) -> np.ndarray:
-        """Tokens of each row, integer array [rows]."""
-
-    def take(self, row_indices: np.ndarray, /) -> TokenRows:
-        """The rows at the indices, in that order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,4 +197,6 @@ def _look_up(rows: TokenRows | RowView, indices: np.ndarray) -> tuple[TokenRows,
 
 
 def _ratio(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    return np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0)
+    ratios = np.full(len(counts), np.nan)
+    np.divide(sums, counts, out=ratios, where=counts > 0)
+    return ratios
