@@ -22,6 +22,6 @@ class InvalidInput(ValueError):
         sentence = f"{field} is {value!r}; it must be {allowed}."
         super().__init__(f"{sentence} {hint}".strip())
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         # Exceptions cross process boundaries; the default would call __init__ with one argument.
         return type(self), (self.field, self.value, self.allowed, self.hint)

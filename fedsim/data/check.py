@@ -116,4 +116,4 @@ def _messages(value: Any) -> list[dict[str, str]]:
     )
     if not fits:
         raise _Bad("messages of the wrong type")
-    return value
+    return list(value)

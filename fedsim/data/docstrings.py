@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -151,7 +152,7 @@ def _read(files: list[Path], progress: Callable[[int, int], None] | None) -> lis
     return results
 
 
-def _feed(stream, lines: list[str]) -> None:
+def _feed(stream: IO[str], lines: list[str]) -> None:
     try:
         with stream:
             stream.writelines(line + "\n" for line in lines)

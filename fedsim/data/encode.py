@@ -104,7 +104,8 @@ def _adapt(tokenizer: Any) -> tuple[Callable[[list[str], bool], list[list[int]]]
     if hasattr(tokenizer, "convert_tokens_to_ids") and callable(tokenizer):
 
         def encode(texts: list[str], special: bool) -> list[list[int]]:
-            return tokenizer(texts, add_special_tokens=special)["input_ids"]
+            rows: list[list[int]] = tokenizer(texts, add_special_tokens=special)["input_ids"]
+            return rows
 
         return encode, json.dumps([tokenizer.get_vocab(), encode(PROBE, True)], sort_keys=True)
     if callable(tokenizer):

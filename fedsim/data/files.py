@@ -170,7 +170,7 @@ def _read_parquet(file: Path, wanted: Mapping[str, str]) -> Iterator[Batch]:
 
 def _python_values(array: pa.Array) -> list[Any]:
     try:
-        values = array.to_pylist()
+        values: list[Any] = array.to_pylist()
     except UnicodeDecodeError:
         values = array.cast(pa.large_binary()).to_pylist()
     if pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type) or any(type(v) is bytes for v in values):

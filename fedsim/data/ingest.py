@@ -104,7 +104,7 @@ def _recipe(config: DataConfig, source: Source, encoder: TextEncoder) -> dict[st
     fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_CONTENT}
     recipe = {"format": FORMAT, "data": fields, "source": source.identity, "tokenizer": encoder.fingerprint}
     text = json.dumps(recipe, sort_keys=True, default=str)
-    return json.loads(text) | {"key": hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}
+    return {**json.loads(text), "key": hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}
 
 
 def _build(

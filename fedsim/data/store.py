@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class UserStore:
             raise _damaged(path, "its counts differ from those of its manifest")
         return cls(path, manifest, columns, 0, counts[0])
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Callable[..., "UserStore"], tuple[str, str, int, int]]:
         return _reopen, (str(self.path), self.fingerprint, self._start, self._stop)
 
     def __repr__(self) -> str:
@@ -70,7 +71,7 @@ class UserStore:
     @property
     def fingerprint(self) -> str:
         """Hash of the whole store's content, hexadecimal; the same for all its splits."""
-        return self.manifest["fingerprint"]
+        return str(self.manifest["fingerprint"])
 
     @property
     def num_users(self) -> int:
@@ -94,7 +95,7 @@ class UserStore:
     @property
     def classes(self) -> list[str]:
         """Names of the classes, by class number; empty where the data has no labels."""
-        return self.manifest["classes"]
+        return list(self.manifest["classes"])
 
     @cached_property
     def user_offsets(self) -> np.ndarray:
@@ -164,7 +165,8 @@ class UserStore:
         """The users' names in the data, by number. They stay on disk until this is called; training never does."""
         with pa.memory_map(str(self.path / "users.arrow")) as source:
             table = pa.ipc.open_file(source).read_all()
-            return table.column("user").slice(self._start, self.num_users).to_pylist()
+            names: list[str] = table.column("user").slice(self._start, self.num_users).to_pylist()
+            return names
 
 
 def checksum(path: Path) -> str:
@@ -197,7 +199,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             hint = "A build of it was interrupted: run the same prepare command again and it will go on."
         raise InvalidInput("store", str(path), f"a folder with a finished user store ({MANIFEST})", hint)
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         found, expected = manifest["format"], manifest.pop("crc32")
     except (ValueError, KeyError, TypeError):
         raise _damaged(path, f"{MANIFEST} is not valid") from None

@@ -25,14 +25,20 @@ class NumpyArray(Array):
 
     def numpy(self) -> np.ndarray:
         """The values as a read-only view; nothing is copied."""
-        view = self.__dict__["_ndarray"].view()
+        view = self._held.view()
         view.flags.writeable = False
         return view
 
     @property
+    def _held(self) -> np.ndarray:
+        # In __dict__, because Flower's Array is frozen.
+        held: np.ndarray = self.__dict__["_ndarray"]
+        return held
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the values."""
-        return self.__dict__["_ndarray"].nbytes
+        return self._held.nbytes
 
     def adopt(self, ndarray: np.ndarray) -> None:
         """Hold this array of equal values from now on (a copy in shared memory) and let go of the one before."""
@@ -43,16 +49,17 @@ class NumpyArray(Array):
         """The values as `np.save` writes them, made on first use."""
         if "_bytes" not in self.__dict__:
             buffer = BytesIO()
-            np.save(buffer, self.__dict__["_ndarray"], allow_pickle=False)
+            np.save(buffer, self._held, allow_pickle=False)
             self.__dict__["_bytes"] = buffer.getvalue()
-        return self.__dict__["_bytes"]
+        written: bytes = self.__dict__["_bytes"]
+        return written
 
     def deflate(self) -> bytes:
         """What stock Flower sends, which names the class: the receiver shall find Flower's own Array."""
         return Array(self.dtype, self.shape, self.stype, self.data).deflate()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return NumpyArray, (self.__dict__["_ndarray"],)
+        return NumpyArray, (self._held,)
 
     def __repr__(self) -> str:
         return f"NumpyArray(dtype={self.dtype}, shape={self.shape})"

@@ -1,11 +1,15 @@
 """Large records travel through Ray's object store, once a round however many workers read them."""
 
 import weakref
+from typing import TypeAlias
 
 import ray
 from flwr.app import ArrayRecord, RecordDict
 
 from fedsim.engine.arrays import NumpyArray, stored_bytes
+
+StoredRecord: TypeAlias = "ray.ObjectRef[ArrayRecord]"
+"""A record's copy in Ray's object store. In quotes: at run time Ray's reference takes no type."""
 
 INLINE_BYTES = 100 * 1024
 """Records below this size go inside the message, as Ray does with small arguments."""
@@ -19,9 +23,9 @@ class Broadcasts:
     """
 
     def __init__(self) -> None:
-        self._stored: dict[int, tuple[weakref.ref, str, ray.ObjectRef]] = {}
+        self._stored: dict[int, tuple[weakref.ref[ArrayRecord], str, StoredRecord]] = {}
 
-    def split(self, content: RecordDict, group: str) -> tuple[RecordDict, list[str], list[ray.ObjectRef]]:
+    def split(self, content: RecordDict, group: str) -> tuple[RecordDict, list[str], list[StoredRecord]]:
         """Content without its large array records, their names, and references to their stored copies."""
         small, names, references = RecordDict(), [], []
         for name, record in content.items():
@@ -32,7 +36,7 @@ class Broadcasts:
                 small[name] = record
         return small, names, references
 
-    def _reference(self, record: ArrayRecord, group: str) -> ray.ObjectRef:
+    def _reference(self, record: ArrayRecord, group: str) -> StoredRecord:
         known = self._stored.get(id(record))
         if known is not None and known[0]() is record and known[1] == group:
             return known[2]

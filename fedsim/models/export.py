@@ -34,7 +34,7 @@ class ExportMismatch(RuntimeError):
         self.trained, self.exported = trained, exported
         super().__init__(f"the exported model's loss is {exported!r}, the trained model's {trained!r}")
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         return type(self), (self.trained, self.exported)
 
 

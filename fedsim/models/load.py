@@ -50,7 +50,8 @@ class LoadedModel:
     @property
     def pad_token(self) -> int:
         """Token id that fills rows up; masked or not scored wherever it fills."""
-        return self.tokenizer.pad_token_id
+        pad_token: int = self.tokenizer.pad_token_id
+        return pad_token
 
     @property
     def context(self) -> int | None:
@@ -63,7 +64,8 @@ class LoadedModel:
     @property
     def _text_config(self) -> PretrainedConfig:
         model: Any = self.model
-        return model.config.get_text_config()
+        text_config: PretrainedConfig = model.config.get_text_config()
+        return text_config
 
     @property
     def layout(self) -> ParameterLayout:

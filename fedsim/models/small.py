@@ -119,4 +119,6 @@ def _initialised(config: SmallModelConfig, vocabulary: int, end_of_text: int, se
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return GPT2LMHeadModel(shape).eval()
+        model = GPT2LMHeadModel(shape)
+    model.train(False)
+    return model

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -96,7 +97,9 @@ def calibrate_group_size(
 class _Search:
     """Evaluations of ε's upper bound at values of the parameter, each made once."""
 
-    def __init__(self, make_event: Callable, epsilon: float, delta: float, adjacency: Adjacency, tolerance: float):
+    def __init__(
+        self, make_event: Callable[[Any], Event], epsilon: float, delta: float, adjacency: Adjacency, tolerance: float
+    ):
         require_positive("epsilon", epsilon)
         require_between("delta", delta, 0, 1)
         self.make_event = make_event

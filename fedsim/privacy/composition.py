@@ -34,7 +34,7 @@ LARGEST = 300.0
 
 def log_moments(parts: Parts, tilts: Floats) -> Floats:
     """log E[e^{tilt·S}] of the composed loss S, on finite losses, for each tilt."""
-    return np.sum([count * _log_moments(measure, tilts) for measure, count in parts], axis=0)
+    return np.asarray(np.sum([count * _log_moments(measure, tilts) for measure, count in parts], axis=0))
 
 
 def log_moment(parts: Parts, tilt: float) -> float:
@@ -235,4 +235,5 @@ def _above(values: Floats) -> Floats:
 
 def _folded(values: Floats, size: int) -> Floats:
     rows = -(-len(values) // size)
-    return np.pad(values, (0, rows * size - len(values))).reshape(rows, size).sum(axis=0)
+    folded: Floats = np.pad(values, (0, rows * size - len(values))).reshape(rows, size).sum(axis=0)
+    return folded

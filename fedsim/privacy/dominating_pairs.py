@@ -3,7 +3,6 @@
 Another mechanism joins by registering a function from its event and an adjacency to a LossPair.
 """
 
-from collections.abc import Callable
 from functools import singledispatch
 from typing import Protocol
 
@@ -50,7 +49,7 @@ def dominating_pair(event: object, adjacency: Adjacency) -> LossPair:
     raise InvalidInput("event", event, "an event with a registered dominating pair")
 
 
-register: Callable = dominating_pair.register
+register = dominating_pair.register
 
 
 @register
@@ -104,10 +103,11 @@ def mixture_pair(
 def binomial_weights(trials: int, probability: float) -> Floats:
     """Binomial(trials, probability) at 0 … trials, in extended precision."""
     if probability == 1:
-        return np.eye(1, trials + 1, trials)[0]
+        certain: Floats = np.eye(1, trials + 1, trials)[0]
+        return certain
     chosen = np.arange(trials + 1, dtype=np.longdouble)
     steps = np.log((trials - chosen[:-1]) / chosen[1:])
     log_coefficients = np.append(np.longdouble(0), np.cumsum(steps))
     p = np.longdouble(probability)
     weights = np.exp(log_coefficients + chosen * np.log(p) + (trials - chosen) * np.log1p(-p))
-    return weights.astype(np.float64)
+    return np.asarray(weights, dtype=np.float64)

@@ -142,7 +142,8 @@ class _LossSum:
         """Approximate probability that sign · sum is above each epsilon (∫_z^∞ φ He_k = φ(z) He_{k−1}(z))."""
         z = (epsilon - sign * self.mean) / self.std
         coefficients = self.series(order) * float(sign) ** np.arange(10)
-        return stats.norm.sf(z) + stats.norm.pdf(z) * hermeval(z, coefficients[1:])
+        probability: Floats = stats.norm.sf(z) + stats.norm.pdf(z) * hermeval(z, coefficients[1:])
+        return probability
 
     def distance(self, order: int) -> float:
         """Esseen's bound on the distance between the distribution function and its series; 0 for a normal sum."""

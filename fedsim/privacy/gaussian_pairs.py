@@ -178,7 +178,9 @@ class GaussianPair:
         return points, np.maximum.accumulate(self.loss(points)[0])
 
 
-def _by_chunks(compute: Callable, x: Floats, components: int, *, overlap: bool = False) -> tuple[Floats, Floats]:
+def _by_chunks(
+    compute: Callable[[Floats], tuple[Floats, Floats]], x: Floats, components: int, *, overlap: bool = False
+) -> tuple[Floats, Floats]:
     """compute over pieces of x, so that the points × components tables stay small."""
     size = max(CHUNK // components, 16)
     if len(x) <= size:

@@ -44,7 +44,7 @@ class LedgerDamaged(Exception):
         self.reason = reason
         super().__init__(f"{path}, line {line}: {reason}. Restore the ledger from a copy; do not edit it.")
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         return type(self), (self.path, self.line, self.reason)
 
 

@@ -44,7 +44,8 @@ class PrivacyCurve:
         growth = np.exp(np.minimum(self.upper, 700.0))[:, None]
         steep = left - growth * type_one
         flat = (left - type_one) / growth
-        return np.maximum(np.maximum(steep, flat).max(axis=0), 0.0)
+        best: Floats = np.maximum(steep, flat).max(axis=0)
+        return np.maximum(best, 0.0)
 
 
 def privacy_curve(
