@@ -13,6 +13,7 @@ from fedsim.engine.messages import NO_UNITS, TRAIN, TrainReply, TrainRequest
 from fedsim.errors import InvalidInput
 from server.packing import Speeds, chunks, pack
 from server.replies import BadReply, check_reply, read_reply
+from server.workers import PATIENCE, workers_of
 
 LONGEST_PAUSE = 0.1
 """Seconds between two looks for replies on a grid that cannot wait for them (stock Flower)."""
@@ -70,7 +71,7 @@ class Dispatcher:
         units_per_message: int | None = None,
         timeout: float = 3600.0,
         attempts: int = 3,
-        worker_timeout: float = 60.0,
+        worker_timeout: float = PATIENCE,
     ) -> None:
         if units_per_message is not None and units_per_message < 1:
             raise InvalidInput("units_per_message", units_per_message, "at least 1, or none for one message a worker")
@@ -125,12 +126,7 @@ class Dispatcher:
 
     def workers(self, wanted: bool = True) -> list[int]:
         """Ids of the grid's workers, waiting for the first to appear where some are wanted."""
-        end = time.monotonic() + self.worker_timeout
-        while True:
-            workers = sorted(self.grid.get_node_ids())
-            if workers or not wanted or time.monotonic() > end:
-                return workers
-            time.sleep(LONGEST_PAUSE)
+        return workers_of(self.grid, self.worker_timeout if wanted else 0.0)
 
     def _split(self, units: np.ndarray, costs: np.ndarray, workers: list[int]) -> list[np.ndarray]:
         """Each worker's positions into `units`: as announced in the round before, if that still fits."""

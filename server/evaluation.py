@@ -1,7 +1,6 @@
 """Held-out users, measured through the grid."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, Message
@@ -9,21 +8,24 @@ from flwr.serverapp import Grid
 
 from fedsim.engine.evaluation_messages import EvaluateReply, EvaluateRequest
 from fedsim.engine.messages import EVALUATE
+from fedsim.models.evaluate import EvaluationByUnit
 from fedsim.randomness import stream
+from fedsim.rows import SizedUsers
+from server.workers import PATIENCE, workers_of
 
 
 class EvaluationFailed(RuntimeError):
-    """A worker could not evaluate its share."""
+    """Held-out users could not be evaluated."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class Measurement:
     """What held-out users show of a model.
 
     Attributes:
         loss: Mean loss over predicted tokens (or rows, for classification), nats.
         accuracy: Share of them predicted right.
-        perplexity: exp(loss).
+        perplexity: exp(loss); infinity where that overflows.
         user_losses: Mean loss of each user evaluated, float64 [users].
         users: The users evaluated, int64 [users].
     """
@@ -34,8 +36,30 @@ class Evaluation:
     user_losses: np.ndarray
     users: np.ndarray
 
+    @classmethod
+    def of_rows(cls, view: SizedUsers, rows: np.ndarray, measured: EvaluationByUnit) -> "Measurement":
+        """What is known of each row, gathered by the user that owns it.
 
-def held_out_rows(view: Any, most: int, seed: int = 0) -> np.ndarray:
+        Args:
+            view: The split.
+            rows: int64 [rows], numbers in it.
+            measured: Of each of these rows.
+        """
+        owners = np.searchsorted(view.user_offsets, rows, side="right") - 1
+        users, position = np.unique(owners, return_inverse=True)
+        by_user = measured.by_unit(position, len(users))
+        measurable = by_user.label_count > 0
+        total = by_user.total
+        return cls(
+            loss=total.loss,
+            accuracy=total.accuracy,
+            perplexity=total.perplexity,
+            user_losses=by_user.losses[measurable],
+            users=users[measurable],
+        )
+
+
+def held_out_rows(view: SizedUsers, most: int, seed: int = 0) -> np.ndarray:
     """Rows of whole users, in keyed order of the users, until most rows are reached (the last user is cut).
 
     Args:
@@ -58,41 +82,52 @@ def held_out_rows(view: Any, most: int, seed: int = 0) -> np.ndarray:
     return np.sort(np.concatenate(chosen)).astype(np.int64) if chosen else np.zeros(0, dtype=np.int64)
 
 
-def evaluate(grid: Grid, view: Any, split: str, rows: np.ndarray, parameters: ArrayRecord) -> Evaluation:
+def evaluate(
+    grid: Grid, view: SizedUsers, split: str, rows: np.ndarray, parameters: ArrayRecord, *, patience: float = PATIENCE
+) -> Measurement:
     """Measure a model on held-out rows, shared out over the workers.
 
+    The result does not depend on how many they are, nor on which answers first.
+
+    Args:
+        grid: Where the workers are.
+        view: The split.
+        split: Its name.
+        rows: int64 [rows], ascending numbers in it, each once.
+        parameters: The model's.
+        patience: Seconds to wait for the first worker to appear.
+
     Raises:
-        EvaluationFailed: When a worker does not answer.
+        EvaluationFailed: When there is nobody to be evaluated, no worker, or one that does not answer.
     """
-    nodes = list(grid.get_node_ids())
-    shares = [share for share in np.array_split(rows, len(nodes)) if len(share)]
+    if not len(rows):
+        raise EvaluationFailed(f"there are no {split} users to evaluate on: raise --data.{split}-fraction")
+    workers = workers_of(grid, patience)
+    if not workers:
+        raise EvaluationFailed(f"evaluation on {split} users: no worker has come up in {patience:g} s")
+    shares = [share for share in np.array_split(rows, len(workers)) if len(share)]
     messages = [
-        Message(EvaluateRequest(split=split, rows=share, parameters=parameters).to_record(), node, EVALUATE)
-        for node, share in zip(nodes, shares, strict=False)
+        Message(EvaluateRequest(split=split, rows=share, parameters=parameters).to_record(), worker, EVALUATE)
+        for worker, share in zip(workers, shares, strict=False)
     ]
     replies = [_reply(message) for message in grid.send_and_receive(messages)]
-    if sum(len(reply.rows) for reply in replies) != len(rows):
+    answered = np.concatenate([np.empty(0, np.int64), *(reply.rows for reply in replies)])
+    order = np.argsort(answered, kind="stable")
+    if not np.array_equal(answered[order], rows):
         raise EvaluationFailed(f"evaluation on {split} users: not every worker answered")
-
-    measured = np.concatenate([reply.rows for reply in replies])
-    loss_sum = np.concatenate([reply.loss_sum for reply in replies])
-    label_count = np.concatenate([reply.label_count for reply in replies])
-    correct = np.concatenate([reply.correct for reply in replies])
-    loss = float(loss_sum.sum() / label_count.sum())
-    owners = np.searchsorted(view.user_offsets, measured, side="right") - 1
-    users, position = np.unique(owners, return_inverse=True)
-    user_labels = np.bincount(position, label_count)
-    measurable = user_labels > 0
-    return Evaluation(
-        loss=loss,
-        accuracy=float(correct.sum() / label_count.sum()),
-        perplexity=float(np.exp(loss)),
-        user_losses=np.bincount(position, loss_sum)[measurable] / user_labels[measurable],
-        users=users[measurable],
+    measured = EvaluationByUnit(
+        loss_sum=np.concatenate([reply.loss_sum for reply in replies])[order],
+        label_count=np.concatenate([reply.label_count for reply in replies])[order],
+        correct=np.concatenate([reply.correct for reply in replies])[order],
+        rows=np.ones(len(rows), np.int64),
     )
+    return Measurement.of_rows(view, rows, measured)
 
 
 def _reply(message: Message) -> EvaluateReply:
     if message.has_error():
         raise EvaluationFailed(f"evaluation on worker {message.metadata.src_node_id}: {message.error.reason}")
-    return EvaluateReply.from_record(message.content)
+    reply = EvaluateReply.from_record(message.content)
+    if not len(reply.rows) == len(reply.loss_sum) == len(reply.label_count) == len(reply.correct):
+        raise EvaluationFailed(f"evaluation on worker {message.metadata.src_node_id}: its arrays differ in length")
+    return reply

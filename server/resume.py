@@ -8,7 +8,7 @@ import numpy as np
 from fedsim.errors import InvalidInput
 from fedsim.privacy.ledger import Ledger
 from server.checkpoint import Checkpoint
-from server.evaluation import Evaluation
+from server.evaluation import Measurement
 
 if TYPE_CHECKING:
     from server.rounds import Training
@@ -60,7 +60,7 @@ def restore(training: "Training", checkpoint: Checkpoint) -> None:
     training.seconds = float(values["seconds"])
     if "before" in values:
         users, losses = arrays[BEFORE + "users"], arrays[BEFORE + "user_losses"]
-        training.before = Evaluation(**values["before"], users=users, user_losses=losses)
+        training.before = Measurement(**values["before"], users=users, user_losses=losses)
     training.folder.cut_metrics(int(values["metrics_bytes"]))
 
 

@@ -22,7 +22,7 @@ from server.alarms import Alarms
 from server.budget import Budget
 from server.checkpoint import CheckpointWriter
 from server.dispatch import Dispatcher
-from server.evaluation import Evaluation, evaluate, held_out_rows
+from server.evaluation import Measurement, evaluate, held_out_rows
 from server.optimizer import ServerOptimizer
 from server.release import Release
 from server.resume import snapshot
@@ -45,8 +45,8 @@ class Outcome:
     """
 
     parameters: np.ndarray
-    before: Evaluation
-    after: Evaluation
+    before: Measurement
+    after: Measurement
     rounds: int
     epsilon: float
     seconds: float
@@ -119,7 +119,7 @@ class Training:
         self.alarms = Alarms(plan, len(parameters), private_too=config.writes_training_metrics)
         self.round = 0
         self.measured: int | None = None
-        self.before: Evaluation | None = None
+        self.before: Measurement | None = None
         self.seconds = 0.0
         self._charged = Counter(entry.round for entry in self.ledger.entries)
 

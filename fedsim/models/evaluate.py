@@ -56,7 +56,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluations:
+class EvaluationByUnit:
     """Sums over the rows of each unit (a user, say, or a single row), arrays of shape [units].
 
     Attributes:
@@ -81,7 +81,7 @@ class Evaluations:
         """Share of right labels of each unit, float64 [units]; NaN where a unit has no label."""
         return _ratio(self.correct, self.label_count)
 
-    def by_unit(self, unit_ids: np.ndarray, units: int | None = None) -> "Evaluations":
+    def by_unit(self, unit_ids: np.ndarray, units: int | None = None) -> "EvaluationByUnit":
         """Sums over coarser units.
 
         Args:
@@ -89,7 +89,7 @@ class Evaluations:
             units: Number of coarser units; by default one more than the highest id.
         """
         size = max(units or 0, int(unit_ids.max(initial=-1)) + 1)
-        return Evaluations(
+        return EvaluationByUnit(
             loss_sum=np.bincount(unit_ids, self.loss_sum, size),
             label_count=np.bincount(unit_ids, self.label_count, size).astype(np.int64),
             correct=np.bincount(unit_ids, self.correct, size).astype(np.int64),
@@ -158,7 +158,7 @@ def evaluate_rows(
     indices: np.ndarray | None = None,
     max_tokens: int | None = None,
     device: torch.device | str | None = None,
-) -> Evaluations:
+) -> EvaluationByUnit:
     """As evaluate, for each row on its own: arrays aligned with indices (or with all rows)."""
     lengths = rows.lengths if isinstance(rows, TokenRows) else rows.row_lengths
     read = np.arange(len(lengths)) if indices is None else np.asarray(indices)
@@ -173,7 +173,9 @@ def evaluate_rows(
             loss_sum[batch] = losses.loss_sum.double().cpu().numpy()
             label_count[batch] = losses.label_count.cpu().numpy()
             correct[batch] = losses.correct.cpu().numpy()
-    return Evaluations(loss_sum=loss_sum, label_count=label_count, correct=correct, rows=np.ones(len(read), np.int64))
+    return EvaluationByUnit(
+        loss_sum=loss_sum, label_count=label_count, correct=correct, rows=np.ones(len(read), np.int64)
+    )
 
 
 def _batches(lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tiny_models import TINY
 
 from fedsim.models.config import ModelConfig
-from fedsim.models.evaluate import Evaluation, Evaluations, evaluate, evaluate_rows
+from fedsim.models.evaluate import Evaluation, EvaluationByUnit, evaluate, evaluate_rows
 from fedsim.models.load import load_model
 from fedsim.rows import IGNORED_LABEL, TokenRows
 
@@ -128,7 +128,9 @@ def test_the_standard_error_is_that_of_drawing_units_again() -> None:
     generator = np.random.default_rng(0)
     counts = generator.integers(1, 200, 400)
     means = generator.normal(5, 1, 400) + 0.01 * counts
-    users = Evaluations(loss_sum=means * counts, label_count=counts, correct=counts // 2, rows=np.ones(400, np.int64))
+    users = EvaluationByUnit(
+        loss_sum=means * counts, label_count=counts, correct=counts // 2, rows=np.ones(400, np.int64)
+    )
     draws = generator.integers(0, 400, (2000, 400))
     losses = users.loss_sum[draws].sum(1) / counts[draws].sum(1)
     assert users.loss_standard_error == pytest.approx(losses.std(), rel=0.1)
