@@ -8,11 +8,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fedsim.cache import default_cache
 from fedsim.data.config import DataConfig
 from fedsim.data.ingest import build_store, open_or_build
-from fedsim.data.sources import Progress, default_cache, public_texts
+from fedsim.data.sources import Progress, public_texts
 from fedsim.data.store import SPLITS, UserStore
 from fedsim.errors import InvalidInput
+from fedsim.hugging_face import hub_failure
 from fedsim.models.config import DEFAULT_PATH, ModelConfig
 from fedsim.terminal import shown
 
@@ -56,7 +58,10 @@ def _tokenizer(config: ModelConfig, progress: Progress) -> Any:
 
     folder = Path(config.path).expanduser()
     try:
-        return AutoTokenizer.from_pretrained(str(folder) if folder.exists() else config.path)
+        if folder.exists():
+            return AutoTokenizer.from_pretrained(str(folder))
+        silent = hub_failure(config.path, "model") is not None
+        return AutoTokenizer.from_pretrained(config.path, local_files_only=silent)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         allowed = "a folder or a name on the Hugging Face hub with a tokenizer"

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedsim.data.records import Records, require_columns
 from fedsim.errors import InvalidInput
+from fedsim.hugging_face import hub_failure
 
 RECORDS_AT_ONCE = 1024
 
@@ -67,6 +68,8 @@ def _load(name: str, config: str | None, split: str, revision: str | None) -> An
         if (folder / "state.json").is_file():
             return datasets.load_from_disk(str(folder))
         place = str(folder) if folder.exists() else name
+        if place == name and not datasets.config.HF_HUB_OFFLINE and (failure := hub_failure(name, "dataset")):
+            raise ConnectionError(f"the hub does not answer ({failure}); HF_HUB_OFFLINE=1 uses what its cache holds")
         return datasets.load_dataset(place, config, split=split, revision=revision, streaming=True)
     except InvalidInput:
         raise

@@ -19,6 +19,7 @@ from transformers import (
 from fedsim.errors import InvalidInput
 from fedsim.gradients.layout import ParameterLayout
 from fedsim.gradients.objective import CausalLanguageModel, Objective, SequenceClassification
+from fedsim.hugging_face import hub_failure
 from fedsim.models.config import DEFAULT_PATH, ModelConfig
 from fedsim.models.lora import add_adapters
 from fedsim.models.quiet import quiet_transformers
@@ -97,8 +98,9 @@ def load_model(
         InvalidInput: The model cannot be found, has no safetensors weights or no tokenizer, or no layer to adapt.
     """
     base = _base(config, public_texts, cache, progress)
-    model = _weights(config, base)
-    tokenizer = _tokenizer(config, base)
+    cached = not Path(base).is_dir() and hub_failure(base, "model") is not None
+    model = _weights(config, base, cached)
+    tokenizer = _tokenizer(config, base, cached)
     # A classifier reads its answer at the last token that is not padding. A causal model needs none, and would look
     # through every batch for it, which on a GPU waits for the device.
     model.config.pad_token_id = tokenizer.pad_token_id if config.task == "sequence-classification" else None
@@ -131,9 +133,10 @@ def _base(
     return str(folder)
 
 
-def _weights(config: ModelConfig, base: str) -> Any:
+def _weights(config: ModelConfig, base: str, cached: bool) -> Any:
+    """The model; cached: from what the hub's client has on this machine, without asking the hub."""
     try:
-        shape = without_dropout(AutoConfig.from_pretrained(base))
+        shape = without_dropout(AutoConfig.from_pretrained(base, local_files_only=cached))
         if config.task == "sequence-classification":
             shape.num_labels = config.num_labels
         with torch.random.fork_rng(devices=[]), quiet_transformers():
@@ -143,6 +146,7 @@ def _weights(config: ModelConfig, base: str) -> Any:
                 config=shape,
                 dtype=getattr(torch, config.base_dtype),
                 use_safetensors=True,
+                local_files_only=cached,
                 ignore_mismatched_sizes=config.task == "sequence-classification",
                 output_loading_info=True,
             )
@@ -156,9 +160,9 @@ def _weights(config: ModelConfig, base: str) -> Any:
     return model
 
 
-def _tokenizer(config: ModelConfig, base: str) -> PreTrainedTokenizerBase:
+def _tokenizer(config: ModelConfig, base: str, cached: bool) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=cached)
     except (OSError, ValueError) as error:
         raise _not_found(config, str(error).strip().splitlines()[0]) from error
     if tokenizer.pad_token is None:

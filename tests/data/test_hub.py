@@ -161,3 +161,14 @@ def test_a_recipe_names_the_data_set_and_gives_way_to_options() -> None:
     assert resolve(DataConfig(source="hub", recipe="cc-news")).path == "vblagoje/cc_news"
     config = resolve(DataConfig(source="hub", recipe="enron", text_column="subject", path="mine"))
     assert (config.path, config.user_column, config.text_column) == ("mine", "from", "subject")
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path, tokenizer, monkeypatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", waited.append)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    with pytest.raises(InvalidInput, match=r"data\.path is 'nobody/nothing'.*the hub does not answer"):
+        build_store(hub("nobody/nothing"), tokenizer, tmp_path / "store")
+    assert waited == []

@@ -1,0 +1,27 @@
+"""Whether the Hugging Face hub can be reached."""
+
+from typing import Literal
+
+SECONDS = 10.0
+
+
+def hub_failure(name: str, kind: Literal["model", "dataset"]) -> str | None:
+    """Why the hub does not answer; None where it does, whatever it says about the name.
+
+    Asked once. The libraries ask six times, over a minute or more, before they say that there is no network, and have
+    no option for it: too long to wait for somebody who mistyped a name.
+
+    Args:
+        name: A model or data set; the hub answers for mirrors and private ones too.
+        kind: Which of them.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "README.md", repo_type=kind), timeout=SECONDS)
+    except (HfHubHTTPError, HFValidationError):
+        return None  # It answered, or the name is none: the library says what is wrong.
+    except Exception as error:  # Those of whichever HTTP library the hub's client uses.
+        return f"{type(error).__name__}: {error}"
+    return None
