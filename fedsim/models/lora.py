@@ -1,5 +1,6 @@
 """LoRA adapters (Hu et al. 2021) through PEFT, over a frozen base."""
 
+import re
 from typing import Any
 
 import torch
@@ -35,13 +36,22 @@ def add_adapters(model: Any, config: ModelConfig) -> torch.nn.Module:
         bias="none",
         task_type=TASK_TYPES[config.task],
     )
+    adaptable = _linear_layers(model)
     try:
         with torch.random.fork_rng(devices=[]), quiet_transformers():
             torch.manual_seed(config.seed)
             return get_peft_model(model, adapters)
     except ValueError as error:
-        linear = sorted({name.split(".")[-1] for name, m in model.named_modules() if hasattr(m, "weight")})
-        hint = f"The model's layers with weights are called {', '.join(linear)}."
-        raise InvalidInput(
-            "model.lora-targets", config.lora_targets, "names of the model's linear layers", hint
-        ) from error
+        said = str(error).removeprefix("[PEFT:PeftType.LORA] ")
+        # PEFT quotes the layers that it refuses.
+        offered = sorted(adaptable - set(re.findall(r"'(\w+)'", said)))
+        allowed = f"some of the model's linear layers: {', '.join(offered) or 'it has none that can be adapted'}"
+        chosen = config.lora_targets or "every linear layer, unless set"
+        raise InvalidInput("model.lora-targets", chosen, allowed, f"PEFT said: {said}") from error
+
+
+def _linear_layers(model: Any) -> set[str]:
+    """Last names of the layers that adapters may go on: linear ones, but the head."""
+    head = model.get_output_embeddings()
+    linear = ((name, m) for name, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D))
+    return {name.rpartition(".")[2] for name, module in linear if module is not head}

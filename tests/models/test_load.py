@@ -1,11 +1,19 @@
 import logging
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_models import TINY, public_texts
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 from fedsim.errors import InvalidInput
 from fedsim.gradients import CausalLanguageModel, SequenceClassification
@@ -74,6 +82,35 @@ def test_adapters_go_where_they_are_told(load) -> None:
     with pytest.raises(InvalidInput, match="c_attn") as raised:
         load(lora_rank=2, lora_targets=("q_proj",))
     assert raised.value.field == "model.lora-targets"
+
+
+def test_what_peft_refuses_is_said_with_what_it_offers(tmp_path: Path) -> None:
+    tokenizer_of(tmp_path)
+    shape = MambaConfig(vocab_size=400, hidden_size=16, num_hidden_layers=1, state_size=4)
+    MambaForCausalLM(shape).save_pretrained(tmp_path)
+    offered = r"some of the model's linear layers: dt_proj, in_proj, x_proj\. PEFT said: .*incompatible with Mamba"
+    with pytest.raises(InvalidInput, match=rf"model\.lora-targets is 'every linear layer, unless set'.*{offered}"):
+        load_model(ModelConfig(path=str(tmp_path), lora_rank=2))
+    with pytest.raises(InvalidInput, match=rf"\('out_proj',\).*{offered}"):
+        load_model(ModelConfig(path=str(tmp_path), lora_rank=2, lora_targets=("out_proj",)))
+    assert load_model(ModelConfig(path=str(tmp_path), lora_rank=2, lora_targets=("in_proj",))).layout.names
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", waited.append)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(InvalidInput, match=r"model\.path is 'nobody/nothing'.*couldn't connect"):
+        load_model(ModelConfig(path="nobody/nothing"))
+    assert waited == []
+
+
+def test_loading_says_nothing_that_nobody_here_can_act_on(load, recwarn: pytest.WarningsRecorder) -> None:
+    warnings.simplefilter("always")
+    for task in ("causal-lm", "sequence-classification"):
+        load(task=task, lora_rank=2)
+    assert [str(warning.message) for warning in recwarn if warning.category is FutureWarning] == []
 
 
 def test_a_head_on_adapters_is_trained(load) -> None:
