@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.synthetic_users import write_shards
+from fedsim.cache import default_cache
 from fedsim.data.config import DataConfig
 from fedsim.data.contribution import bounded_rows
 from fedsim.data.ingest import build_store
-from fedsim.data.sources import default_cache, public_texts
+from fedsim.data.sources import public_texts
 from fedsim.data.store import UserStore
 from fedsim.plan import UlsPlan
 from fedsim.terminal import shown

@@ -166,7 +166,8 @@ class PlanCommand:
         return open_or_build(data, self._loaded().tokenizer).split("train")
 
     def _loaded(self) -> Any:
-        from fedsim.data.sources import default_cache, public_texts
+        from fedsim.cache import default_cache
+        from fedsim.data.sources import public_texts
         from fedsim.models.load import load_model
 
         return load_model(self.model, public_texts=public_texts, cache=default_cache())

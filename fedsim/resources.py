@@ -7,11 +7,12 @@ cache by the others.
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedsim.cache import default_cache
 from fedsim.config import RunConfig
 from fedsim.data.config import DataConfig
 from fedsim.data.ingest import open_or_build
 from fedsim.data.recipes import resolve
-from fedsim.data.sources import Progress, default_cache, open_source, public_texts, silent
+from fedsim.data.sources import Progress, open_source, public_texts, silent
 from fedsim.data.store import UserStore
 from fedsim.errors import InvalidInput
 from fedsim.models.load import LoadedModel, load_model

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fedsim.data.records import MALFORMED, BadRows, Records
+from fedsim.data.records import BadRows, Malformed, Records
 
 Render = Callable[[list[dict[str, str]]], tuple[str, str]]
 """A conversation as (what is read, what is to be predicted)."""
@@ -69,8 +69,8 @@ class _Bad(Exception):
 
 
 def _check(record: dict[str, Any], render: Render) -> dict[str, str]:
-    if any(value is MALFORMED for value in record.values()):
-        raise _Bad("cannot be parsed")
+    if whole := next((value for value in record.values() if isinstance(value, Malformed)), None):
+        raise _Bad(whole.reason)
     owners = record.pop("owners", None)
     if owners is not None and len(set(owners if isinstance(owners, list) else [owners])) > 1:
         raise _Bad("several owners")

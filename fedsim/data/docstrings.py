@@ -21,6 +21,7 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fedsim.cache import written_to
 from fedsim.data import docstring_reader
 from fedsim.errors import InvalidInput
 
@@ -79,6 +80,9 @@ def docstrings(
 
     Returns:
         Pairs (module name, its docstrings), for modules with any.
+
+    Raises:
+        InvalidInput: If the cache cannot be written.
     """
     kept = cache / "docstrings" / f"{library.identity}.parquet"
     if kept.is_file():
@@ -88,11 +92,12 @@ def docstrings(
     texts = _read(files, progress)
     modules = [(_module_name(library, file), found) for file, found in zip(files, texts, strict=True) if found]
     modules.sort()
-    kept.parent.mkdir(parents=True, exist_ok=True)
     table = pa.table({"module": [name for name, _ in modules], "docstrings": [found for _, found in modules]})
     written = kept.with_name(f"{kept.name}.{os.getpid()}")
-    pq.write_table(table, written)
-    os.replace(written, kept)
+    with written_to(cache):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, written)
+        os.replace(written, kept)
     return modules
 
 

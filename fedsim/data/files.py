@@ -12,12 +12,15 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fedsim.data.records import MALFORMED, Records, require_columns
+from fedsim.data.records import FOREIGN, MALFORMED, Records, require_columns
 from fedsim.errors import InvalidInput
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
 FORMATS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 RECORDS_AT_ONCE = 4096
+LINES_LOOKED_AT = 64
+SAVED_BY_DATASETS = ("state.json", "dataset_dict.json")
+"""What tells a folder that Hugging Face's `save_to_disk` wrote; its Arrow files are of another kind than ours."""
 
 
 def find_files(path: str, option: str = "data.path") -> list[Path]:
@@ -35,6 +38,9 @@ def find_files(path: str, option: str = "data.path") -> list[Path]:
     if place.is_file():
         found = [place]
     elif place.is_dir():
+        if any((place / mark).is_file() for mark in SAVED_BY_DATASETS):
+            hint = "It is a data set that save_to_disk wrote: read it with --data.source hub."
+            raise InvalidInput(option, path, known, hint)
         found = [file for file in sorted(place.rglob("*")) if file.is_file() and _format(file)]
     else:
         found = [Path(name) for name in sorted(glob.glob(str(place), recursive=True)) if Path(name).is_file()]
@@ -46,16 +52,43 @@ def find_files(path: str, option: str = "data.path") -> list[Path]:
     return found
 
 
-def read_files(files: list[Path], wanted: Mapping[str, str]) -> Iterator[Records]:
-    """The records of the files, with the wanted columns (by the option that names each), in order."""
+def read_files(files: list[Path], wanted: Mapping[str, str], *, foreign: bool = False) -> Iterator[Records]:
+    """The records of the files, in order.
+
+    Args:
+        files: What `find_files` found.
+        wanted: Column by the option that names it.
+        foreign: A .json file without any of the columns ("stats.json") is not data but lies beside it, and is given
+            as one bad record, after the others. Otherwise, or where there is no other file, it is refused.
+
+    Raises:
+        InvalidInput: If a file is damaged or lacks a column.
+    """
+    strange = [file for file in files if foreign and _is_strange(file, wanted)]
+    if len(strange) == len(files):
+        strange = []
     before = 0.0
-    for file in files:
+    for file in [file for file in files if file not in strange]:
         size = file.stat().st_size
         kind = _format(file)
         reader = {"json": _read_json, "parquet": _read_parquet}.get(kind or "", _read_csv)
         for columns, first, share in reader(file, wanted):
             yield Records(columns=columns, origin=file.name, first=first, done=before + share * size)
         before += size
+    for file in strange:
+        before += file.stat().st_size
+        columns = {column: [FOREIGN] for column in wanted.values()}
+        yield Records(columns=columns, origin=file.name, first=1, done=before)
+
+
+def _is_strange(file: Path, wanted: Mapping[str, str]) -> bool:
+    """Whether a file's name may mean another kind of JSON, and no line at its beginning has a wanted column."""
+    if ".json" not in map(str.lower, file.suffixes):
+        return False
+    stream, raw = _open(file)
+    with raw:
+        records = [_parse(line) for line in _lines(stream, file, LINES_LOOKED_AT)]
+    return not any(column in record for record in records if isinstance(record, dict) for column in wanted.values())
 
 
 def _format(file: Path) -> str | None:
@@ -100,10 +133,10 @@ def _read_json(file: Path, wanted: Mapping[str, str]) -> Iterator[Batch]:
             first += len(records)
 
 
-def _lines(stream: BinaryIO, file: Path) -> list[bytes]:
+def _lines(stream: BinaryIO, file: Path, most: int = RECORDS_AT_ONCE) -> list[bytes]:
     lines: list[bytes] = []
     try:
-        while len(lines) < RECORDS_AT_ONCE and (line := stream.readline()):
+        while len(lines) < most and (line := stream.readline()):
             lines.append(line)
     except (OSError, EOFError) as error:
         raise InvalidInput("data.path", str(file), "an undamaged file", f"It breaks off: {error}") from None

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,17 +14,20 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from fedsim.cache import default_cache, unwritable
 from fedsim.data.config import DataConfig
 from fedsim.data.encode import TextEncoder
 from fedsim.data.group import GroupedParts
 from fedsim.data.recipes import resolve
 from fedsim.data.records import BadRows
 from fedsim.data.shape import distinct, of_users_with, rows_of
-from fedsim.data.sources import Progress, Source, default_cache, open_source, silent
+from fedsim.data.sources import Progress, Source, open_source, silent
 from fedsim.data.spool import refuse_bad_rows, spool
 from fedsim.data.store import FORMAT, MANIFEST, UserStore
 from fedsim.data.write import StoreWriter
 from fedsim.errors import InvalidInput
+
+logger = logging.getLogger(__name__)
 
 NOT_CONTENT = {"memory_limit", "bad_rows"}
 """Fields that do not change what is in a finished store."""
@@ -117,13 +121,15 @@ def _build(
     progress: Progress,
 ) -> UserStore:
     partial = output.with_name(output.name + ".partial")
-    with _alone(output):
+    with _alone(output, cache):
         if _finished(output, recipe["key"]):
             store = UserStore.open(output)
             refuse_bad_rows(config, store.manifest["bad_rows"])
             return store
         _start(partial, recipe["key"])
         records, bad = spool(source, config, encoder, partial / "parts", progress)
+        if bad.total:
+            logger.warning("%s of %s records left out: %s", f"{bad.total:,}", f"{records:,}", bad.in_words())
         _group(config, encoder, recipe, partial, records, bad, progress)
         os.replace(partial / "store", output)
         shutil.rmtree(partial)
@@ -131,13 +137,15 @@ def _build(
 
 
 @contextmanager
-def _alone(output: Path) -> Iterator[None]:
+def _alone(output: Path, cache: Path) -> Iterator[None]:
     """While this lasts no other process builds the store; one that wants to waits and then finds it."""
     lock = FileLock(str(output.with_name(output.name + ".lock")))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except OSError as error:
+        if cache in output.parents:
+            raise unwritable(cache, error) from None
         raise InvalidInput("output", str(output), "in a folder that can be written", f"{error}.") from None
     try:
         yield
@@ -231,9 +239,9 @@ def _splits(hashes: np.ndarray, config: DataConfig) -> dict[str, list[int]]:
 
 def _no_user(config: DataConfig, records: int, bad: BadRows) -> InvalidInput:
     where = config.path or ", ".join(config.packages)
-    reasons = "; ".join(f"{entry['count']} {reason}" for reason, entry in bad.to_json().items()) or "none bad"
     hint = (
-        f"It has {records} records ({reasons}); no user is left for training with {config.minimum_rows} row(s) of "
-        f"{config.minimum_tokens} tokens: lower data.minimum-tokens or data.minimum-rows, or bring more text."
+        f"It has {records} records ({bad.in_words() or 'none bad'}); no user is left for training with "
+        f"{config.minimum_rows} row(s) of {config.minimum_tokens} tokens: lower data.minimum-tokens or "
+        "data.minimum-rows, or bring more text."
     )
     return InvalidInput("data", where, "data in which a user has enough text", hint)

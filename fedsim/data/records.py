@@ -9,11 +9,16 @@ from fedsim.errors import InvalidInput
 POSITIONS_KEPT = 5
 
 
+@dataclass(frozen=True)
 class Malformed:
-    """Stands for every value of a record that could not be parsed at all."""
+    """Stands for every value of a record that is none, and says why."""
+
+    reason: str
 
 
-MALFORMED = Malformed()
+MALFORMED = Malformed("cannot be parsed")
+FOREIGN = Malformed("file without the columns")
+"""Stands for a whole file that lies beside the data and holds none of its columns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +66,13 @@ class BadRows:
     def total(self) -> int:
         return sum(self.counts.values())
 
+    def in_words(self) -> str:
+        """Each reason with its count and the first place; empty where nothing was left out."""
+        return "; ".join(
+            f"{count:,} × {reason} (first: {self.positions[reason][0]})"
+            for reason, count in sorted(self.counts.items())
+        )
+
     def to_json(self) -> dict[str, Any]:
         return {
             reason: {"count": count, "first": self.positions[reason]} for reason, count in sorted(self.counts.items())
@@ -68,7 +80,7 @@ class BadRows:
 
 
 def require_columns(wanted: Mapping[str, str], present: Sequence[str], origin: str) -> None:
-    """Every wanted column is there.
+    """Every wanted column is there, once.
 
     Args:
         wanted: Column by the option that named it ("data.user-column").
@@ -82,6 +94,9 @@ def require_columns(wanted: Mapping[str, str], present: Sequence[str], origin: s
         if column not in present:
             columns = ", ".join(map(str, present)) or "(none)"
             raise InvalidInput(option, column, f"one of the columns of {origin}: {columns}")
+        if (times := present.count(column)) > 1:
+            hint = "Rename all but one: whose text is whose must not be a matter of their order."
+            raise InvalidInput(option, column, f"the name of one column ({origin} has {times} of that name)", hint)
 
 
 def in_parts(records: Iterator[Records], most_records: int, most_characters: int) -> Iterator[list[Records]]:

@@ -1,11 +1,12 @@
 """Where records come from: embedded docstrings, files, Hugging Face data sets; and public text."""
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fedsim.cache import default_cache
 from fedsim.data import docstrings as embedded
 from fedsim.data.config import DataConfig
 from fedsim.data.files import find_files, read_files
@@ -39,11 +40,6 @@ class Source:
     read: Callable[[], Iterator[Records]]
 
 
-def default_cache() -> Path:
-    """Folder for what is costly to make again: FEDSIM_CACHE, or ~/.cache/fedsim."""
-    return Path(os.environ.get("FEDSIM_CACHE") or Path.home() / ".cache" / "fedsim")
-
-
 def open_source(config: DataConfig, cache: Path, progress: Progress = silent) -> Source:
     """The source that a resolved configuration names.
 
@@ -61,7 +57,8 @@ def open_source(config: DataConfig, cache: Path, progress: Progress = silent) ->
         stats = [file.stat() for file in files]
         identity = [[file.name, s.st_size, s.st_mtime_ns] for file, s in zip(files, stats, strict=True)]
         total = float(sum(s.st_size for s in stats))
-        return Source(identity=identity, columns=columns, total=total, read=lambda: read_files(files, wanted))
+        read = partial(read_files, files, wanted, foreign=Path(config.path).expanduser().is_dir())
+        return Source(identity=identity, columns=columns, total=total, read=read)
     hub = open_hub(config.path, config.hub_config, config.hub_split, config.hub_revision, wanted)
     return Source(identity=hub.identity, columns=columns, total=hub.total, read=hub.read)
 

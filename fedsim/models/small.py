@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from fedsim.cache import written_to
 from fedsim.errors import InvalidInput
 from fedsim.models.config import SmallModelConfig
 from fedsim.models.pretrain import pack_rows, pretrain
@@ -57,13 +58,10 @@ def small_model_folder(
     folder = cache / "models" / f"small-{_key(config, seed, public)}"
     if folder.exists():
         return folder
-    try:
+    with written_to(cache):
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{folder}.lock")
         lock.acquire()
-    except OSError as error:
-        hint = "Set the environment variable FEDSIM_CACHE to a folder that can be written."
-        raise InvalidInput("FEDSIM_CACHE", str(cache), f"a folder that can be written ({error})", hint) from error
     try:
         if not folder.exists():
             _make(folder, config, public, seed, threads, progress)

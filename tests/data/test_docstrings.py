@@ -110,3 +110,12 @@ def test_public_text_is_the_standard_library(tmp_path, monkeypatch) -> None:
     texts = list(public_texts(tmp_path))
     assert any("JSON (JavaScript Object Notation)" in text for text in texts)
     assert "site-packages" in embedded.NOT_READ
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path) -> None:
+    (tmp_path / "talk").mkdir()
+    (tmp_path / "talk" / "__init__.py").write_text('"""A docstring."""\n')
+    (tmp_path / "file").write_text("where a folder should be")
+    library = embedded.Library(name="talk", version="1", folder=tmp_path / "talk")
+    with pytest.raises(InvalidInput, match="FEDSIM_CACHE"):
+        embedded.docstrings(library, tmp_path / "file")

@@ -1,4 +1,5 @@
 import bz2
+import dataclasses
 import gzip
 
 import pyarrow as pa
@@ -141,3 +142,46 @@ def test_a_column_missing_from_a_later_shard_is_named(tmp_path) -> None:
     (tmp_path / "b.csv").write_text("user_id,body\na,b\n")
     with pytest.raises(InvalidInput, match=r"b\.csv: user_id, body"):
         list(read_files(find_files(str(tmp_path)), WANTED))
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
+def test_two_columns_of_one_name_are_refused(tmp_path, kind) -> None:
+    path = tmp_path / f"data.{kind}"
+    if kind == "parquet":
+        columns = [pa.array(["a"]), pa.array(["one text"]), pa.array(["another"])]
+        pq.write_table(pa.table(columns, names=["user_id", "text", "text"]), path)
+    else:
+        path.write_text("user_id,text,text\na,one text,another\n".replace(",", "\t" if kind == "tsv" else ","))
+    with pytest.raises(InvalidInput, match=rf"data\.text-column is 'text'.*data\.{kind} has 2 of that name"):
+        list(read_files([path], WANTED))
+    list(read_files([path], {"data.user-column": "user_id"}))
+
+
+def test_a_folder_of_save_to_disk_is_named_for_what_it_is(tmp_path) -> None:
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_list(RECORDS)
+    data.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": data}).save_to_disk(tmp_path / "several")
+    for name in ("one", "several"):
+        with pytest.raises(InvalidInput, match=r"save_to_disk wrote: read it with --data\.source hub"):
+            find_files(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("strange", ['{\n  "rows": 5\n}\n', '{"rows": 5}\n', "[1, 2]"])
+def test_json_of_another_kind_beside_the_data_is_left_out_and_counted(tmp_path, tokenizer, caplog, strange) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a_stats.json").write_text(strange)
+    for name in ("b.json", "c.jsonl"):
+        write_jsonl(folder / name, RECORDS)
+    config = DataConfig(source="files", path=str(folder), validation_fraction=0, test_fraction=0)
+    store = build_store(config, tokenizer, tmp_path / "store")
+    assert store.num_users == 3
+    assert store.manifest["bad_rows"] == {"file without the columns": {"count": 1, "first": ["a_stats.json:1"]}}
+    assert caplog.messages == ["1 of 11 records left out: 1 × file without the columns (first: a_stats.json:1)"]
+    with pytest.raises(InvalidInput, match=r"a_stats\.json:1"):
+        build_store(dataclasses.replace(config, bad_rows="refuse"), tokenizer, tmp_path / "refused")
+    with pytest.raises(InvalidInput):
+        build_store(dataclasses.replace(config, path=str(folder / "a_stats.json")), tokenizer, tmp_path / "alone")
+    with pytest.raises(InvalidInput, match=r"data\.user-column is 'author'.*user_id, text"):
+        build_store(dataclasses.replace(config, user_column="author"), tokenizer, tmp_path / "wrong")

@@ -251,3 +251,13 @@ def test_a_prepared_store_is_used_as_it_is(build, tokenizer) -> None:
         open_or_build(config, lambda texts: [[1]] * len(texts))
     with pytest.raises(InvalidInput, match=r"data\.sequence-length"):
         DataConfig(source="store", path=str(store.path), sequence_length=8)
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, tokenizer) -> None:
+    path = write_jsonl(tmp_path / "data.jsonl", [{"user_id": "a", "text": "enough text"}])
+    config = DataConfig(source="files", path=str(path), validation_fraction=0, test_fraction=0)
+    (tmp_path / "file").write_text("where a folder should be")
+    with pytest.raises(InvalidInput, match=r"FEDSIM_CACHE is .*file'.*Set the environment variable"):
+        open_or_build(config, tokenizer, tmp_path / "file")
+    with pytest.raises(InvalidInput, match="output is"):
+        build_store(config, tokenizer, tmp_path / "file" / "store", tmp_path / "file" / "cache")

@@ -7,7 +7,7 @@ from readable_stores import write_jsonl
 
 from experiments.prepare import Prepare
 from experiments.run import main
-from fedsim.data import sources
+from fedsim.cache import default_cache
 from fedsim.data.config import DataConfig
 from fedsim.data.store import UserStore
 from fedsim.models.config import ModelConfig
@@ -74,7 +74,7 @@ def test_the_default_is_docstrings_with_the_default_tokenizer(tmp_path, monkeypa
     monkeypatch.syspath_prepend(str(folder.parent))
     assert Prepare(data=DataConfig(packages=("talkative",)), model=ModelConfig(), json=True).run() == 0
     assert json.loads(capsys.readouterr().out)["num_users"] == 6
-    assert sources.default_cache() == tmp_path
+    assert default_cache() == tmp_path
     assert "talkative" not in sys.modules
     kept = pq.read_table(next(tmp_path.glob("docstrings/*.parquet")))
     assert kept["module"][0].as_py() == "talkative"
