@@ -29,9 +29,7 @@ class WaitingGrid(Grid):
     def __init__(self) -> None:
         self.lost = {}
         self._run = Run.create_empty(RUN_ID)
-        # Flower's Message constructor asks this global who is sending; a SuperLink would have set it.
-        if TaskIdentity._run_id is None:
-            TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, SUPERLINK_NODE_ID, 0
+        _identify()
 
     def set_run(self, run: Run) -> None:
         """Take over the run's id and configuration."""
@@ -88,6 +86,14 @@ class WaitingGrid(Grid):
 
     def __exit__(self, *exception: Any) -> None:
         self.close()
+
+
+def _identify() -> None:
+    """Say who is sending, unless that is known: Flower's Message asks this global, which a SuperLink would set."""
+    try:
+        _ = TaskIdentity.run_id
+    except RuntimeError:
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, SUPERLINK_NODE_ID, 0
 
 
 def stamp(message: Message) -> str:
