@@ -23,6 +23,7 @@ import torch
 
 from benchmarks.gradient_models import SIZES, Size, build
 from benchmarks.gradient_rivals import OpacusStep, find_opacus, fused_step, plain_step
+from fedsim.clip import Clip
 from fedsim.gradients import CausalLanguageModel, clipped_sum, layer_paths
 from fedsim.rows import TokenRows
 
@@ -83,12 +84,13 @@ def measure(
     # A clip that bites for about half of the units, as a tuned one does.
     sample = slice(0, 4 * rows_per_unit)
     first = TokenRows(tokens=tokens[sample].ravel(), offsets=rows.offsets[: 4 * rows_per_unit + 1])
-    norms = clipped_sum(model, first, ids[sample], 1.0, objective=CausalLanguageModel(), autocast=autocast).norms
-    clip_norm = float(norms.median())
+    unit = Clip(norm=1.0)
+    norms = clipped_sum(model, first, ids[sample], unit, objective=CausalLanguageModel(), autocast=autocast).norms
+    clip = Clip(norm=float(norms.median()))
 
     def ours(method: str) -> None:
         clipped_sum(
-            model, rows, ids, clip_norm, objective=CausalLanguageModel(), method=method, autocast=autocast,
+            model, rows, ids, clip, objective=CausalLanguageModel(), method=method, autocast=autocast,
             max_tokens=options.max_tokens,
         )  # fmt: skip
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedsim.clip import Clip
 from fedsim.config import RunConfig, from_flat
 from fedsim.engine.evaluation_messages import EvaluateReply, EvaluateRequest
 from fedsim.engine.exact import quantise
@@ -101,7 +102,12 @@ class Worker:
         classes = np.zeros(count, np.int64) if self.config.model.task == "sequence-classification" else None
         rows = TokenRows(tokens=tokens, offsets=np.arange(count + 1, dtype=np.int64) * length, classes=classes)
         clipped_sum(
-            self.model, rows, np.arange(count), 1.0, objective=self.objective, max_tokens=max(max_tokens, length)
+            self.model,
+            rows,
+            np.arange(count),
+            Clip(norm=1.0),
+            objective=self.objective,
+            max_tokens=max(max_tokens, length),
         ).total.cpu()
         return len(tokens)
 
@@ -132,19 +138,19 @@ class Worker:
     ) -> ClippedSum:
         """Many units in one pass, or one after the other where each takes local steps."""
         common = self._common(plan, request, max_tokens)
-        return clipped_sum(self.model, rows, unit_ids, request.clip_norm, method=self.config.gradients, **common)
+        return clipped_sum(self.model, rows, unit_ids, _clip(plan, request), method=self.config.gradients, **common)
 
     def _exact(
         self, plan: Plan, request: TrainRequest, rows: TokenRows, unit_ids: np.ndarray, max_tokens: int | None
     ) -> ClippedSum:
         """One unit after the other, each put on the public fixed-point grid, summed as integers."""
         common = self._common(plan, request, max_tokens)
-        updates = clipped_units(self.model, rows, unit_ids, request.clip_norm, **common)
+        clip = _clip(plan, request)
+        updates = clipped_units(self.model, rows, unit_ids, clip, **common)
         total = np.zeros(self.layout.size, dtype=np.int64)
         norms, losses = [], []
         for _, update, norm, loss in updates:
-            bound = request.clip_norm * max(request.settings.values(), default=1.0)
-            total += quantise(update.cpu().numpy(), bound, request.resolution)
+            total += quantise(update.cpu().numpy(), clip.bound, request.resolution)
             norms.append(norm)
             losses.append(loss)
         before = torch.tensor(norms, dtype=torch.float64)
@@ -159,8 +165,6 @@ class Worker:
         return {
             "objective": self.objective,
             "weighting": plan.weighting,
-            "scales": request.settings or None,
-            "norm_order": plan.norm_order,
             "max_tokens": max_tokens,
             "local_steps": _local_steps(plan),
             "autocast": torch.bfloat16 if self.config.engine.precision == "bfloat16" else None,
@@ -178,6 +182,10 @@ class Worker:
                 logger.warning("out of memory: micro-batches shrink to %d tokens", smaller)
                 self.max_tokens = smaller
                 torch.cuda.empty_cache()
+
+
+def _clip(plan: Plan, request: TrainRequest) -> Clip:
+    return Clip(norm=request.clip_norm, order=plan.norm_order, scales=request.settings)
 
 
 def _local_steps(plan: Plan) -> LocalSteps | None:

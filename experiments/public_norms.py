@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from fedsim.clip import Clip
 from fedsim.data.contribution import draw_rows
 from fedsim.errors import InvalidInput
 from fedsim.gradients import clipped_sum
@@ -56,6 +57,6 @@ def measure_norms(
     medians = []
     for size in sizes:
         indices, units = draw_rows(view, chosen, size, seed, 0)
-        norms = clipped_sum(model, view.take(indices), units, UNCLIPPED, objective=objective).norms
+        norms = clipped_sum(model, view.take(indices), units, Clip(norm=UNCLIPPED), objective=objective).norms
         medians.append(float(np.median(np.asarray(norms.detach().cpu(), dtype=np.float64))))
     return NormCurve.measured(sizes, medians)

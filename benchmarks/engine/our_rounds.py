@@ -15,6 +15,7 @@ from benchmarks.engine.small_task import (
     make_model,
     make_users,
 )
+from fedsim.clip import Clip
 from fedsim.engine.grid import WaitingGrid
 from fedsim.engine.messages import TrainReply, TrainRequest, parameters_record
 from fedsim.gradients import CausalLanguageModel, ParameterLayout, clipped_sum
@@ -36,7 +37,7 @@ def client_app() -> ClientApp:
         request = TrainRequest.from_record(message.content)
         layout.load(model, torch.from_numpy(np.array(request.parameters["flat"].numpy())))
         rows, unit_ids = _rows_of([users[unit] for unit in request.units])
-        result = clipped_sum(model, rows, unit_ids, request.clip_norm, objective=CausalLanguageModel())
+        result = clipped_sum(model, rows, unit_ids, Clip(norm=request.clip_norm), objective=CausalLanguageModel())
         reply = TrainReply(
             round=request.round,
             units=request.units,

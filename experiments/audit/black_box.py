@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fedsim.clip import Clip
 from fedsim.config import RunConfig
 from fedsim.errors import InvalidInput
 from fedsim.gradients import ParameterLayout, clipped_sum
@@ -119,11 +120,9 @@ def _train(config: RunConfig, plan: UlsPlan, resources: Resources, extra: np.nda
                 model,
                 rows,
                 owners,
-                release.clip_norm,
+                Clip(norm=release.clip_norm, order=plan.norm_order, scales=release.scales()),
                 objective=objective,
                 weighting=plan.weighting,
-                scales=release.scales() or None,
-                norm_order=plan.norm_order,
             )
             total = result.total.cpu().numpy()
             clipped = float((result.norms.cpu().numpy() > release.clip_norm).sum())

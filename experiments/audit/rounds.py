@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from fedsim.clip import Clip
 from fedsim.gradients import Batch, RowLosses, clipped_sum
 from fedsim.plan import ElsPlan, Plan
 from fedsim.rows import TokenRows
@@ -93,10 +94,8 @@ def clipped_total(plan: Plan, release: Release, updates: Sequence[np.ndarray]) -
         model,
         TokenRows.from_lists([[row] for row in range(len(owners))]),
         owners,
-        release.clip_norm,
+        Clip(norm=release.clip_norm, order=plan.norm_order, scales=release.scales()),
         objective=PrescribedLoss(),
-        scales=release.scales() or None,
-        norm_order=plan.norm_order,
     )
     norms = result.norms.numpy()
     return Clipped(total=result.total.numpy(), clipped=float((norms > release.clip_norm).sum()))

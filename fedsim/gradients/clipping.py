@@ -1,23 +1,22 @@
-"""The clip, and what a clipped sum reports."""
+"""The clip of a model's updates, and what a clipped sum reports."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from fedsim.errors import InvalidInput
+from fedsim.clip import Clip
 from fedsim.gradients.layout import ParameterLayout
 
 CLIP_MARGIN = 2.0**-16
-"""How far below clip_norm a clipped unit is aimed, relatively.
+"""How far below its limit a clipped block is aimed, relatively.
 
 Norms are computed in float32 to better than this (the fast path checks it for each unit and recomputes a unit whose
-norm cancellation made less sure), and scaling rounds by 2⁻²⁴; so a clipped unit never exceeds clip_norm.
+norm cancellation made less sure), and scaling rounds by 2⁻²⁴; so a clipped block never exceeds its limit.
 """
 
 LARGEST_NORM = 1e18
-"""A unit whose norm exceeds this counts as not finite: its square would overflow float32."""
+"""A unit whose norm, as in ClippedSum.norms, exceeds this counts as not finite: its square would overflow float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +28,9 @@ class ClippedSum:
     Attributes:
         total: [P] in the order of the ParameterLayout, on the model's device; float32 (float64 where the model's
             parameters are float64).
-        norms: [U], each unit's norm before the clip (of Δ⊘s where scales are given); nan or inf where not finite.
+        norms: [U], each unit's norm before the clip (of Δ⊘s where scales are given); with blocks, clip.norm times the
+            largest ratio of a block's norm to its limit. A unit was clipped if and only if this exceeds clip.norm.
+            nan, inf or above LARGEST_NORM where the unit is not finite.
         losses: [U], each unit's weighted mean loss in nats; 0 for a unit without labels.
         finite: bool [U]; a unit that is not finite added exactly zero.
     """
@@ -40,53 +41,101 @@ class ClippedSum:
     finite: torch.Tensor
 
 
-def clip_factors(norms: torch.Tensor, clip_norm: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Factors [U] that bring updates of these norms [U] to at most clip_norm, and which are finite, bool [U].
+class ModelClip:
+    """A clip of updates of one model: what each of its parameters is divided by, and which are clipped together.
 
-    The factor is min(1, clip_norm / (norm · (1 + CLIP_MARGIN))), rounded so that factor · norm ≤ clip_norm, and 0
-    where the norm is not finite.
+    Blocks are the clip's, in its order; without blocks there is one, of every parameter, which then costs nothing:
+    no kernel is run that a single clip would not need.
+
+    Args:
+        clip: The clip.
+        layout: The model's parameters.
+
+    Attributes:
+        clip, layout: As given.
+        limits: The norm to which each block is clipped, [blocks].
+        inverse: 1/s by parameter name.
+        block: The index of its block by parameter name.
+
+    Raises:
+        InvalidInput: The clip is of other parameters.
     """
-    finite = norms <= LARGEST_NORM  # False for nan
-    safe = torch.where(finite, norms, torch.ones_like(norms)).double()
-    factors = (clip_norm / (safe * (1 + CLIP_MARGIN))).clamp(max=1.0)
-    return torch.where(finite, factors, torch.zeros_like(factors)), finite
+
+    def __init__(self, clip: Clip, layout: ParameterLayout) -> None:
+        clip.require_parameters(layout.names)
+        self.clip = clip
+        self.layout = layout
+        self.limits = clip.limits
+        self.inverse = {name: 1.0 / clip.scales.get(name, 1.0) for name in layout.names}
+        self.block = dict(zip(layout.names, clip.block_of(layout.names), strict=True))
+
+    def block_norms(self, views: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The norm of each block of an update given by parameter, divided by the scales: float64 [blocks].
+
+        Powers are added up in float64.
+        """
+        order = self.clip.order
+        parts: list[list[torch.Tensor]] = [[] for _ in self.limits]
+        for name, view in views.items():
+            norm = torch.linalg.vector_norm(view, order, dtype=torch.float64) * self.inverse[name]
+            parts[self.block[name]].append(norm)
+        if len(parts) == 1:
+            return torch.linalg.vector_norm(torch.stack(parts[0]), order)[None]
+        nothing = torch.zeros_like(next(norm for norms in parts for norm in norms))
+        return torch.stack([torch.linalg.vector_norm(torch.stack(norms or [nothing]), order) for norms in parts])
+
+    def unit_norms(self, block_norms: torch.Tensor) -> torch.Tensor:
+        """`ClippedSum.norms`, [U], of units whose blocks have these norms, [blocks, U]."""
+        if not self.clip.blocks:
+            return block_norms[0]
+        ratios = block_norms.double() / self._limits(block_norms)
+        return (self.clip.norm * ratios.amax(0)).to(block_norms.dtype)  # amax keeps a nan
+
+    def factors(self, block_norms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What brings each block to its limit, float64 [blocks, U], and which units are finite, bool [U].
+
+        A factor is min(1, limit / (norm · (1 + CLIP_MARGIN))), rounded so that factor · norm ≤ limit. It is 0 in
+        every block of a unit that is not finite in one.
+
+        Args:
+            block_norms: [blocks, U].
+        """
+        finite = is_finite(self.unit_norms(block_norms))
+        safe = torch.where(finite, block_norms, torch.ones_like(block_norms)).double()
+        factors = (self._limits(block_norms) / (safe * (1 + CLIP_MARGIN))).clamp(max=1.0)
+        return torch.where(finite, factors, torch.zeros_like(factors)), finite
+
+    def clip_(self, update: torch.Tensor) -> torch.Tensor:
+        """Clip an update [P] in place, to exactly zero if it is not finite.
+
+        Returns:
+            Its norm before, as in `ClippedSum.norms`: a scalar, float64.
+        """
+        views = self.layout.views(update)
+        norms = self.block_norms(views)[:, None]
+        factors, finite = self.factors(norms)
+        if not finite:
+            update.zero_()
+        elif len(factors) == 1:
+            update *= factors[0, 0]
+        else:
+            for name, view in views.items():
+                view *= factors[self.block[name], 0]
+        return self.unit_norms(norms)[0]
+
+    def _limits(self, like: torch.Tensor) -> torch.Tensor | float:
+        """The limits as what [blocks, U] can be divided by."""
+        if len(self.limits) == 1:
+            return self.limits[0]
+        return torch.tensor(self.limits, dtype=torch.float64, device=like.device)[:, None]
+
+
+def is_finite(norms: torch.Tensor) -> torch.Tensor:
+    """Which units of these norms, as in `ClippedSum.norms`, count as finite: bool of the same shape."""
+    return norms <= LARGEST_NORM  # False for nan
 
 
 def rounded_down(factors: torch.Tensor, bits: int) -> torch.Tensor:
     """Factors of at most `bits` significant bits, none above what was given and each less than 2^(1 - bits) below."""
     mantissa, exponent = torch.frexp(factors)
     return torch.ldexp(torch.floor(mantissa * 2**bits) / 2**bits, exponent)
-
-
-def inverse_scales(layout: ParameterLayout, scales: Mapping[str, float] | None) -> dict[str, float]:
-    """1/s for each parameter; 1 where no scale is given.
-
-    Raises:
-        InvalidInput: A scale for an unknown parameter, or one that is not a finite number above 0.
-    """
-    for name, scale in (scales or {}).items():
-        if name not in layout.names:
-            raise InvalidInput("scales", name, "named after trainable parameters of the model")
-        if not (math.isfinite(scale) and scale > 0):
-            raise InvalidInput(f"scales[{name!r}]", scale, "a finite number above 0")
-    return {name: 1.0 / (scales or {}).get(name, 1.0) for name in layout.names}
-
-
-def check_clip(clip_norm: float, norm_order: int) -> None:
-    """Refuse a clip that is none.
-
-    Raises:
-        InvalidInput: clip_norm is not a finite number above 0, or norm_order is neither 1 nor 2.
-    """
-    if not (math.isfinite(clip_norm) and clip_norm > 0):
-        raise InvalidInput("clip_norm", clip_norm, "a finite number above 0")
-    if norm_order not in (1, 2):
-        raise InvalidInput("norm_order", norm_order, "1 or 2")
-
-
-def flat_norm(views: Mapping[str, torch.Tensor], inverse: Mapping[str, float], norm_order: int) -> torch.Tensor:
-    """The norm of an update given by parameter, each divided by its scale; accumulated in float64."""
-    parts = [
-        torch.linalg.vector_norm(view, norm_order, dtype=torch.float64) * inverse[name] for name, view in views.items()
-    ]
-    return torch.linalg.vector_norm(torch.stack(parts), norm_order)

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from fedsim.gradients.clipping import CLIP_MARGIN, ClippedSum, clip_factors, rounded_down
+from fedsim.clip import Clip
+from fedsim.gradients.clipping import CLIP_MARGIN, ClippedSum, ModelClip, is_finite, rounded_down
 from fedsim.gradients.group_gradients import GroupGradients
 from fedsim.gradients.groups import groups_of
 from fedsim.gradients.head import fused_loss, plain_head
@@ -16,10 +18,29 @@ from fedsim.gradients.objective import CausalLanguageModel, Objective, RowLosses
 from fedsim.gradients.packing import pack_units, pad_token_of
 from fedsim.gradients.precision import accumulation_dtype, autocasting, keeps_half, model_device
 from fedsim.gradients.products import FACTOR_BITS
-from fedsim.gradients.reference import clip_, unit_gradient
+from fedsim.gradients.reference import unit_gradient
 from fedsim.gradients.tape import Record, Tape, recording
 from fedsim.gradients.units import Units
 from fedsim.rows import TokenRows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """What one forward and backward pass left of its u units.
+
+    Attributes:
+        units: Which they are, int64 [u], as ordered in the pass.
+        groups: Their gradients.
+        losses: [u].
+        norms: [blocks, u], before the clip.
+        unsure: bool [blocks, u], where a norm needs to be computed another way.
+    """
+
+    units: np.ndarray
+    groups: list[GroupGradients]
+    losses: torch.Tensor
+    norms: torch.Tensor
+    unsure: torch.Tensor
 
 
 class FastSum:
@@ -27,8 +48,7 @@ class FastSum:
 
     Args:
         model, rows, units, objective: As for `clipped_sum`.
-        clip_norm: C.
-        inverse: 1/s by parameter name.
+        clip: As for `clipped_sum`, of L2 norms.
         budget: Tokens of a micro-batch.
         autocast: bfloat16 or None.
     """
@@ -39,14 +59,14 @@ class FastSum:
         rows: TokenRows,
         units: Units,
         objective: Objective,
-        clip_norm: float,
-        inverse: dict[str, float],
+        clip: Clip,
         budget: int,
         autocast: torch.dtype | None,
     ) -> None:
         self.model, self.rows, self.units, self.objective = model, rows, units, objective
-        self.clip_norm, self.inverse, self.budget, self.autocast = clip_norm, inverse, budget, autocast
+        self.budget, self.autocast = budget, autocast
         self.layout = ParameterLayout.of(model)
+        self.clip = ModelClip(clip, self.layout)
         self.parameters = trainable_parameters(model)
         self.device = model_device(model)
         self.head = plain_head(model) if type(objective) is CausalLanguageModel else None
@@ -60,9 +80,7 @@ class FastSum:
 
     def result(self) -> ClippedSum:
         """The sum so far."""
-        return ClippedSum(
-            total=self.total, norms=self.norms, losses=self.losses, finite=clip_factors(self.norms, self.clip_norm)[1]
-        )
+        return ClippedSum(total=self.total, norms=self.norms, losses=self.losses, finite=is_finite(self.norms))
 
     def run(self) -> ClippedSum:
         """Every unit once: small ones together, a unit that fills a micro-batch by itself alone.
@@ -74,7 +92,7 @@ class FastSum:
         while pending:
             units = pending.pop()
             try:
-                pass_ = self._pass(units)
+                pass_ = self.passed(units)
             except torch.OutOfMemoryError:
                 if len(units) == 1:
                     raise
@@ -82,7 +100,7 @@ class FastSum:
                 self.budget //= 2
                 pending += [units[len(units) // 2 :], units[: len(units) // 2]]
                 continue
-            self._add(*pass_)
+            self._add(pass_)
         for unit in alone:
             self.add_alone(unit)
         return self.result()
@@ -100,51 +118,39 @@ class FastSum:
         update, loss = unit_gradient(
             self.model, self.rows, self.units, unit, self.objective, self.layout, self.budget, self.autocast, self.head
         )
-        self.norms[unit] = clip_(update, self.layout, self.clip_norm, self.inverse, 2)
+        self.norms[unit] = self.clip.clip_(update)
         self.losses[unit] = loss
         self.total += update
 
-    def add_together(self, units: np.ndarray) -> None:
-        """Units that share a micro-batch; their rows must fit it."""
-        self._add(*self._pass(units))
-
-    def _pass(
-        self, units: np.ndarray
-    ) -> tuple[np.ndarray, list[GroupGradients], torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Forward and backward pass and norms: units as ordered, what they left, losses, norms, which are unsure."""
+    def passed(self, units: np.ndarray) -> Pass:
+        """Forward and backward pass and norms of units that share a micro-batch; their rows must fit it."""
         units = units[np.argsort(self.units.counts[units], kind="stable")]
         tape, row_losses, coefficients = self._backward(units)
-        groups = tape.finished(self.parameters)
+        groups = tape.finished(self.parameters, self.clip)
         norms, doubtful = self._norms(groups, len(units))
         owner = torch.as_tensor(np.repeat(np.arange(len(units)), self.units.counts[units]), device=self.device)
         weighted = coefficients * row_losses.loss_sum.detach().to(coefficients.dtype)
-        losses = torch.zeros_like(norms).index_add_(0, owner, weighted)
-        return units, groups, losses, norms, doubtful
+        losses = torch.zeros_like(norms[0]).index_add_(0, owner, weighted)
+        return Pass(units=units, groups=groups, losses=losses, norms=norms, unsure=doubtful)
 
-    def _add(
-        self,
-        units: np.ndarray,
-        groups: list[GroupGradients],
-        losses: torch.Tensor,
-        norms: torch.Tensor,
-        doubtful: torch.Tensor,
-    ) -> None:
-        """Clip what a pass left and add it up; doubtful units are done again, alone."""
-        factors, finite = clip_factors(norms, self.clip_norm)
+    def _add(self, pass_: Pass) -> None:
+        """Clip what a pass left and add it up; a unit unsure in any block is done again, alone."""
+        factors, finite = self.clip.factors(pass_.norms)
         if keeps_half(self.model, self.autocast):
             factors = rounded_down(factors, FACTOR_BITS)
         factors = factors.to(self.total.dtype)
+        doubtful = pass_.unsure[0] if len(pass_.unsure) == 1 else pass_.unsure.any(0)
         left_out = doubtful | ~finite
         any_left_out = bool(left_out.any())
-        for group in groups:
+        for group in pass_.groups:
             if any_left_out:
                 group.zero(left_out[group.units])
-            group.add_weighted(self.views, factors[group.units])
-        where = torch.as_tensor(units, device=self.device)
-        self.norms[where] = norms
-        self.losses[where] = losses
+            group.add_weighted(self.views, factors[:, group.units])
+        where = torch.as_tensor(pass_.units, device=self.device)
+        self.norms[where] = self.clip.unit_norms(pass_.norms)
+        self.losses[where] = pass_.losses
         if any_left_out:
-            for unit in units[doubtful.cpu().numpy()]:
+            for unit in pass_.units[doubtful.cpu().numpy()]:
                 self.add_alone(int(unit))
 
     def _backward(self, units: np.ndarray) -> tuple[Tape, RowLosses, torch.Tensor]:
@@ -176,18 +182,19 @@ class FastSum:
         }
 
     def _norms(self, groups: list[GroupGradients], number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The units' norms, [number], and whether each needs to be computed another way."""
-        squared = torch.zeros(number, dtype=torch.float64, device=self.device)
+        """The norms of the units' blocks, [blocks, number], and whether each needs to be computed another way."""
+        squared = torch.zeros(len(self.clip.limits), number, dtype=torch.float64, device=self.device)
         spread = torch.zeros_like(squared)
         for group in groups:
-            squared[group.units], spread[group.units] = group.squared_norms(self.inverse)
+            for block, (squares, spreads) in group.squared_norms().items():
+                squared[block, group.units], spread[block, group.units] = squares, spreads
             for name, paths in group.paths.items():
                 self.paths.setdefault(name, set()).update(paths)
         return squared.clamp(min=0).sqrt().to(self.norms.dtype), unsure(squared, spread, self.norms.dtype)
 
 
 def unsure(squared: torch.Tensor, spread: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Where tokens cancel so far that the Gram form's norm may be off by more than CLIP_MARGIN / 2, bool [U].
+    """Where tokens cancel so far that the Gram form's norm may be off by more than CLIP_MARGIN / 2: bool, same shape.
 
     Each entry of a Gram product carries a rounding error of about eps times the product of the lengths; these
     errors are independent, so their sum is about eps · Σ_t |a_t|²|b_t|² (`spread`), of which we allow for 8 times.

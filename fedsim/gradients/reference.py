@@ -1,12 +1,13 @@
 """The reference: one unit after the other, plain autograd, obvious by reading."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
 import torch
 
-from fedsim.gradients.clipping import ClippedSum, check_clip, clip_factors, flat_norm, inverse_scales
+from fedsim.clip import Clip
+from fedsim.gradients.clipping import ClippedSum, ModelClip, is_finite
 from fedsim.gradients.head import fused_loss
 from fedsim.gradients.layout import ParameterLayout, trainable_parameters
 from fedsim.gradients.local_steps import LocalSteps, local_update
@@ -21,13 +22,11 @@ def clipped_units(
     model: torch.nn.Module,
     rows: TokenRows,
     unit_ids: np.ndarray,
-    clip_norm: float,
+    clip: Clip,
     *,
     objective: Objective,
     weighting: str = "examples",
     weights: np.ndarray | None = None,
-    scales: Mapping[str, float] | None = None,
-    norm_order: int = 2,
     max_tokens: int | None = None,
     autocast: torch.dtype | None = None,
     local_steps: LocalSteps | None = None,
@@ -37,19 +36,17 @@ def clipped_units(
     Arguments are those of `clipped_sum`.
 
     Yields:
-        (unit, update [P], norm before the clip, loss): the update's norm (L2, or L1 for norm_order=1; of Δ⊘s with
-        scales) is at most clip_norm; it is exactly zero where the norm is not finite. The tensor is the caller's.
+        (unit, update [P], norm before the clip, loss): each block of the update is within its limit; all of it is
+        exactly zero where the unit is not finite. The norm is that of `ClippedSum.norms`. The tensor is the caller's.
     """
-    check_clip(clip_norm, norm_order)
     check_deterministic(model)
     layout = ParameterLayout.of(model)
-    inverse = inverse_scales(layout, scales)
+    model_clip = ModelClip(clip, layout)
     units = make_units(rows, unit_ids, objective, weighting, weights)
     for unit in range(len(units)):
         gradient = partial(unit_gradient, model, rows, units, unit, objective, layout, max_tokens, autocast)
         update, loss = gradient() if local_steps is None else local_update(model, layout, gradient, local_steps)
-        norm = clip_(update, layout, clip_norm, inverse, norm_order)
-        yield unit, update, float(norm), float(loss)
+        yield unit, update, float(model_clip.clip_(update)), float(loss)
 
 
 def unit_gradient(
@@ -88,19 +85,6 @@ def unit_gradient(
     return gradient, loss
 
 
-def clip_(
-    update: torch.Tensor, layout: ParameterLayout, clip_norm: float, inverse: Mapping[str, float], norm_order: int
-) -> torch.Tensor:
-    """Clip an update [P] in place, to exactly zero if its norm is not finite; returns the norm before."""
-    norm = flat_norm(layout.views(update), inverse, norm_order)
-    factor, finite = clip_factors(norm, clip_norm)
-    if finite:
-        update *= factor
-    else:
-        update.zero_()
-    return norm
-
-
 def reference_sum(updates: Iterator[tuple[int, torch.Tensor, float, float]]) -> ClippedSum:
     """The sum of clipped units, with their norms and losses."""
     total, norms, losses = None, [], []
@@ -114,5 +98,5 @@ def reference_sum(updates: Iterator[tuple[int, torch.Tensor, float, float]]) -> 
         total=total,
         norms=before,
         losses=torch.tensor(losses, dtype=total.dtype, device=total.device),
-        finite=clip_factors(before, 1.0)[1],
+        finite=is_finite(before),
     )

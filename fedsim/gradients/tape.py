@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from fedsim.gradients.clipping import ModelClip
 from fedsim.gradients.group_gradients import GroupGradients
 from fedsim.gradients.groups import Group
 from fedsim.gradients.unit_gradients import UnitGradients
@@ -38,10 +39,10 @@ class Tape:
         """Where a parameter's gradients for a group are collected."""
         return self.gradients[group].setdefault(id(parameter), UnitGradients(parameter.shape))
 
-    def finished(self, parameters: dict[str, torch.nn.Parameter]) -> list[GroupGradients]:
+    def finished(self, parameters: dict[str, torch.nn.Parameter], clip: ModelClip) -> list[GroupGradients]:
         """The gradients of each group, once the backward pass is over, with the parameters' names."""
         return [
-            GroupGradients(group, {name: met[id(p)] for name, p in parameters.items() if id(p) in met})
+            GroupGradients(group, {name: met[id(p)] for name, p in parameters.items() if id(p) in met}, clip)
             for group, met in zip(self.groups, self.gradients, strict=True)
         ]
 

@@ -6,13 +6,13 @@ the model takes the reference path, and the log says why.
 """
 
 import logging
-from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
-from fedsim.gradients.clipping import flat_norm
+from fedsim.clip import Clip, ClipBlock
+from fedsim.gradients.clipping import LARGEST_NORM
 from fedsim.gradients.fast import FastSum
 from fedsim.gradients.packing import pack_units
 from fedsim.gradients.precision import keeps_half
@@ -21,7 +21,7 @@ from fedsim.gradients.tape import RowsMixedError
 
 log = logging.getLogger(__name__)
 
-_verdicts: WeakKeyDictionary[torch.nn.Module, dict[tuple, str]] = WeakKeyDictionary()
+_verdicts: WeakKeyDictionary[torch.nn.Module, dict[tuple[object, ...], str]] = WeakKeyDictionary()
 _paths: WeakKeyDictionary[torch.nn.Module, dict[str, str]] = WeakKeyDictionary()
 
 
@@ -34,18 +34,17 @@ def layer_paths(model: torch.nn.Module) -> dict[str, str]:
     return dict(_paths.get(model, {}))
 
 
-def why_reference(asked: FastSum, fresh: Callable[[], FastSum]) -> str:
+def why_reference(asked: FastSum) -> str:
     """Why this model must take the reference path, in words; empty if the fast path is right for it.
 
     Args:
         asked: The caller's sum, still empty; it is left so.
-        fresh: Makes another like it, for a trial.
     """
     known = _verdicts.setdefault(asked.model, {})
     key = (asked.layout, asked.objective, asked.autocast, asked.model.training)
     if key in known:
         return known[key]
-    trial = fresh()
+    trial = _trial(asked)
     together, _ = pack_units(trial.units, trial.budget)
     if not together:
         return ""  # every unit is alone, and that is plain autograd
@@ -67,29 +66,48 @@ def why_reference(asked: FastSum, fresh: Callable[[], FastSum]) -> str:
     return reason
 
 
+def _trial(asked: FastSum) -> FastSum:
+    """A sum like the one asked for, with every parameter in a block of its own, whatever the caller's clip.
+
+    So each parameter's norms are seen, and the verdict holds for any blocks and any scales.
+    """
+    blocks = tuple(ClipBlock(parameters=(name,), share=len(asked.layout.names) ** -0.5) for name in asked.layout.names)
+    clip = Clip(norm=LARGEST_NORM, blocks=blocks)
+    return FastSum(asked.model, asked.rows, asked.units, asked.objective, clip, asked.budget, asked.autocast)
+
+
 def _difference(trial: FastSum, chosen: np.ndarray) -> str | None:
     """In what the fast path differs from plain autograd on the chosen units; None if those are not finite."""
     try:
-        trial.add_together(chosen)
+        pass_ = trial.passed(chosen)
     except torch.OutOfMemoryError:
         raise
     except (RowsMixedError, RuntimeError) as error:
         return str(error)
-    expected = torch.zeros_like(trial.total)
     relative, absolute = (5e-2, 2e-2) if keeps_half(trial.model, trial.autocast) else (1e-3, 1e-4)
-    for unit in map(int, chosen):
+    expected = torch.zeros_like(trial.total)
+    for place, unit in enumerate(map(int, pass_.units)):
         gradient, _ = unit_gradient(
             trial.model, trial.rows, trial.units, unit, trial.objective, trial.layout, trial.budget, trial.autocast
         )
-        norm = float(flat_norm(trial.layout.views(gradient), trial.inverse, 2))
-        if not (norm < float("inf")):
+        norms, found = trial.clip.block_norms(trial.layout.views(gradient)), pass_.norms[:, place].double()
+        whole = float(norms.norm())
+        if not whole <= LARGEST_NORM:
             return None
-        if abs(norm - float(trial.norms[unit])) > relative * norm:
-            return f"a unit's norm is {norm:.6g} by autograd and {float(trial.norms[unit]):.6g} in one pass"
-        expected += gradient * min(1.0, trial.clip_norm / max(norm, 1e-30))
+        # Where the fast path is unsure it computes the norm as is done here.
+        off = (found - norms).abs().masked_fill(pass_.unsure[:, place], 0) - relative * norms - absolute * whole
+        worst = int(off.argmax())
+        if not off[worst] <= 0:
+            return (
+                f"a unit's norm in {trial.layout.names[worst]} is {float(norms[worst]):.6g} by autograd and "
+                f"{float(found[worst]):.6g} in one pass"
+            )
+        expected += gradient
+    for group in pass_.groups:
+        group.add_weighted(trial.views, torch.ones_like(pass_.norms[:, group.units]))
     scale = float(expected.norm())
-    found = trial.layout.views(trial.total)
+    sums = trial.layout.views(trial.total)
     for name, view in trial.layout.views(expected).items():
-        if float((view - found[name]).norm()) > relative * float(view.norm()) + absolute * scale:
+        if not float((view - sums[name]).norm()) <= relative * float(view.norm()) + absolute * scale:
             return f"the gradient of {name} differs from autograd's"
     return ""

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.audit.rounds import PrescribedLoss, PrescribedUpdates, sizes_of
+from fedsim.clip import Clip
 from fedsim.gradients import clipped_sum
 from fedsim.rows import TokenRows
 
@@ -34,10 +35,8 @@ def test_whitened_norms_never_exceed_the_clip(
         PrescribedUpdates(rows).eval(),
         TokenRows.from_lists([[0]]),
         np.zeros(1, dtype=np.int64),
-        clip_norm,
+        Clip(norm=clip_norm, order=norm_order, scales=scales),
         objective=PrescribedLoss(),
-        scales=scales,
-        norm_order=norm_order,
     )
     each = np.repeat([scales[name] for name in NAMES], list(sizes_of(SIZE).values()))
     whitened = result.total.numpy().astype(np.float64) / each
@@ -55,10 +54,9 @@ def test_equal_scales_are_no_scales_bit_for_bit() -> None:
             PrescribedUpdates(rows).eval(),
             TokenRows.from_lists([[0], [1], [2]]),
             np.arange(3),
-            0.7,
+            Clip(norm=0.7, scales=scales),
             objective=PrescribedLoss(),
-            scales=scales,
         ).total.numpy()
-        for scales in (None, dict.fromkeys(NAMES, 1.0))
+        for scales in ({}, dict.fromkeys(NAMES, 1.0))
     ]
     np.testing.assert_array_equal(*totals)

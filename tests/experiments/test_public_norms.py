@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from experiments.public_norms import measure_norms
+from fedsim.clip import Clip
 from fedsim.data.contribution import draw_rows
 from fedsim.errors import InvalidInput
 from fedsim.gradients import CausalLanguageModel, clipped_sum
@@ -51,7 +52,9 @@ def test_norms_are_the_medians_of_users_mean_gradients() -> None:
     medians = []
     for size in (1, 8):
         rows, units = draw_rows(view, np.arange(10), size, 0, 0)
-        plain = clipped_sum(model, view.take(rows), units, 1e9, objective=CausalLanguageModel(), method="reference")
+        plain = clipped_sum(
+            model, view.take(rows), units, Clip(norm=1e9), objective=CausalLanguageModel(), method="reference"
+        )
         medians.append(float(np.median(plain.norms.numpy())))
     assert curve.norms[-1] == pytest.approx(medians[1] / medians[0], rel=1e-4)
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from fedsim.gradients import CausalLanguageModel, ParameterLayout, SequenceClassification, clipped_sum
-from fedsim.gradients.clipping import inverse_scales
+from fedsim.clip import Clip
+from fedsim.gradients import CausalLanguageModel, SequenceClassification, clipped_sum
 from fedsim.gradients.fast import FastSum
 from fedsim.gradients.units import make_units
 from fedsim.rows import IGNORED_LABEL, TokenRows
@@ -29,12 +29,10 @@ def ragged(seed: int = 0, units: int = 7, longest: int = 14, most: int = 5) -> t
     return TokenRows(tokens=tokens, offsets=offsets, labels=labels, classes=classes), ids
 
 
-def fast_sum(model, rows, ids, clip_norm, *, objective, max_tokens=10**6, scales=None, autocast=None):
+def fast_sum(model, rows, ids, clip, *, objective, max_tokens=10**6, autocast=None):
     """The fast path itself, without the check on first use and its way out to the reference."""
-    layout = ParameterLayout.of(model)
     units = make_units(rows, ids, objective, "examples", None)
-    inverse = inverse_scales(layout, scales)
-    return FastSum(model, rows, units, objective, clip_norm, inverse, max_tokens, autocast).run()
+    return FastSum(model, rows, units, objective, clip, max_tokens, autocast).run()
 
 
 def assert_same(found, expected, tolerance: float) -> None:
@@ -62,12 +60,13 @@ def check(
     rows, ids = ragged(seed, **shapes)
     for dtype in dtypes:
         model, tolerance = model.to(dtype), TOLERANCE[dtype]
-        expected = clipped_sum(model, rows, ids, 1e6, objective=objective, method="reference")
+        expected = clipped_sum(model, rows, ids, Clip(norm=1e6), objective=objective, method="reference")
         assert expected.norms.max() > 0
-        assert_same(fast_sum(model, rows, ids, 1e6, objective=objective, max_tokens=max_tokens), expected, tolerance)
-        clip_norm = float(expected.norms.median())
-        expected = clipped_sum(model, rows, ids, clip_norm, objective=objective, method="reference")
-        found = fast_sum(model, rows, ids, clip_norm, objective=objective, max_tokens=max_tokens)
+        found = fast_sum(model, rows, ids, Clip(norm=1e6), objective=objective, max_tokens=max_tokens)
+        assert_same(found, expected, tolerance)
+        clip = Clip(norm=float(expected.norms.median()))
+        expected = clipped_sum(model, rows, ids, clip, objective=objective, method="reference")
+        found = fast_sum(model, rows, ids, clip, objective=objective, max_tokens=max_tokens)
         assert_same(found, expected, tolerance)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from gradient_checks import TOLERANCE, architectures, assert_same, check, fast_sum, ragged
 
+from fedsim.clip import Clip
 from fedsim.gradients import CausalLanguageModel, clipped_sum
 
 ARCHITECTURES = {name: (model.eval(), objective) for name, model, objective in architectures()}
@@ -52,9 +53,9 @@ def test_a_real_llama() -> None:
     rows, ids = ragged(longest=30)
     for dtype, tolerance in TOLERANCE.items():
         model = model.to(dtype)
-        expected = clipped_sum(model, rows, ids, 1.0, objective=CausalLanguageModel(), method="reference")
+        expected = clipped_sum(model, rows, ids, Clip(norm=1.0), objective=CausalLanguageModel(), method="reference")
         for max_tokens in (100, 10**6):
-            found = fast_sum(model, rows, ids, 1.0, objective=CausalLanguageModel(), max_tokens=max_tokens)
+            found = fast_sum(model, rows, ids, Clip(norm=1.0), objective=CausalLanguageModel(), max_tokens=max_tokens)
             assert_same(found, expected, tolerance)
 
 
@@ -69,9 +70,9 @@ def test_activation_checkpointing(reentrant: bool) -> None:
     )  # fmt: skip
     model = GPT2LMHeadModel(config).train()
     rows, ids = ragged()
-    expected = clipped_sum(model, rows, ids, 1.0, objective=CausalLanguageModel(), method="reference")
+    expected = clipped_sum(model, rows, ids, Clip(norm=1.0), objective=CausalLanguageModel(), method="reference")
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-    assert_same(fast_sum(model, rows, ids, 1.0, objective=CausalLanguageModel()), expected, 1e-5)
+    assert_same(fast_sum(model, rows, ids, Clip(norm=1.0), objective=CausalLanguageModel()), expected, 1e-5)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -90,10 +91,12 @@ def test_bf16_autocast_is_near_and_keeps_float32_sums() -> None:
     model, objective = ARCHITECTURES["gpt2, tied"]
     model = model.to(torch.float32)
     rows, ids = ragged()
-    exact = clipped_sum(model, rows, ids, 1.0, objective=objective, method="reference")
-    found = fast_sum(model, rows, ids, 1.0, objective=objective, autocast=torch.bfloat16)
+    exact = clipped_sum(model, rows, ids, Clip(norm=1.0), objective=objective, method="reference")
+    found = fast_sum(model, rows, ids, Clip(norm=1.0), objective=objective, autocast=torch.bfloat16)
     assert found.total.dtype == found.norms.dtype == torch.float32
     assert_same(found, exact, 0.05)
-    again = clipped_sum(model, rows, ids, 1.0, objective=objective, method="reference", autocast=torch.bfloat16)
+    again = clipped_sum(
+        model, rows, ids, Clip(norm=1.0), objective=objective, method="reference", autocast=torch.bfloat16
+    )
     assert_same(found, again, 0.03)
     assert float((found.total - exact.total).norm()) > 1e-4 * float(exact.total.norm())  # it did run in bf16

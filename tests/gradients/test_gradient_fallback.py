@@ -7,6 +7,7 @@ import pytest
 import torch
 from gradient_checks import VOCABULARY, Around, Tables, assert_same, ragged
 
+from fedsim.clip import Clip
 from fedsim.gradients import CausalLanguageModel, clipped_sum, layer_paths
 from fedsim.gradients import head as head_module
 from fedsim.gradients.head import fused_loss, plain_head
@@ -44,9 +45,9 @@ def test_a_model_without_a_right_fast_path_takes_the_reference(layer: type, capl
     torch.manual_seed(0)
     model = Around(layer(), 6)
     rows, ids = ragged()
-    expected = clipped_sum(model, rows, ids, 0.1, objective=OBJECTIVE, method="reference")
+    expected = clipped_sum(model, rows, ids, Clip(norm=0.1), objective=OBJECTIVE, method="reference")
     for _ in range(2):
-        assert_same(clipped_sum(model, rows, ids, 0.1, objective=OBJECTIVE), expected, 1e-5)
+        assert_same(clipped_sum(model, rows, ids, Clip(norm=0.1), objective=OBJECTIVE), expected, 1e-5)
     assert [record.levelno for record in caplog.records].count(logging.WARNING) == 1
     assert "reference path" in caplog.text
 
@@ -57,17 +58,17 @@ def test_a_wrong_sum_is_noticed_though_the_norms_are_right(monkeypatch: pytest.M
     torch.manual_seed(0)
     model = Tables(4, True, None)
     rows, ids = ragged()
-    expected = clipped_sum(model, rows, ids, 0.1, objective=OBJECTIVE, method="reference")
-    assert_same(clipped_sum(model, rows, ids, 0.1, objective=OBJECTIVE), expected, 1e-5)
+    expected = clipped_sum(model, rows, ids, Clip(norm=0.1), objective=OBJECTIVE, method="reference")
+    assert_same(clipped_sum(model, rows, ids, Clip(norm=0.1), objective=OBJECTIVE), expected, 1e-5)
     assert "differs from autograd's" in caplog.text
 
 
 def test_the_default_is_the_fast_path_and_says_which_way_each_layer_went() -> None:
     model = Tables(4, True, None)
     rows, ids = ragged()
-    expected = clipped_sum(model, rows, ids, 0.1, objective=OBJECTIVE, method="reference")
+    expected = clipped_sum(model, rows, ids, Clip(norm=0.1), objective=OBJECTIVE, method="reference")
     assert layer_paths(model) == {}
-    assert_same(clipped_sum(model, rows, ids, 0.1, objective=OBJECTIVE), expected, 1e-5)
+    assert_same(clipped_sum(model, rows, ids, Clip(norm=0.1), objective=OBJECTIVE), expected, 1e-5)
     assert set(layer_paths(model)) == {"token.weight", "position.weight"}
 
 

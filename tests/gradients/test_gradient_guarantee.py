@@ -9,9 +9,10 @@ from gradient_checks import VOCABULARY, Around, Tables, architectures, assert_sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsim.clip import Clip
 from fedsim.errors import InvalidInput
 from fedsim.gradients import CausalLanguageModel, ParameterLayout, clipped_sum, clipped_units
-from fedsim.gradients.clipping import clip_factors, rounded_down
+from fedsim.gradients.clipping import ModelClip, rounded_down
 from fedsim.gradients.products import FACTOR_BITS, _scaled, gram_inner
 from fedsim.rows import IGNORED_LABEL, TokenRows
 
@@ -46,8 +47,8 @@ def test_a_unit_that_is_not_finite_adds_exactly_zero_and_leaves_the_others(value
 
     def total(rows, ids):
         if method == "fast":
-            return fast_sum(model, rows, ids, 0.5, objective=OBJECTIVE)
-        return clipped_sum(model, rows, ids, 0.5, objective=OBJECTIVE, method="reference")
+            return fast_sum(model, rows, ids, Clip(norm=0.5), objective=OBJECTIVE)
+        return clipped_sum(model, rows, ids, Clip(norm=0.5), objective=OBJECTIVE, method="reference")
 
     poisoned, clean = total(rows, poisoned_ids), total(clean_rows, ids)
     assert poisoned.finite.tolist() == [True, False, True, True]
@@ -58,7 +59,7 @@ def test_a_unit_that_is_not_finite_adds_exactly_zero_and_leaves_the_others(value
 
 def test_only_poisoned_units_give_a_sum_of_exactly_zero() -> None:
     rows = TokenRows.from_lists([[7, 1, 2], [3, 7, 4]])
-    found = fast_sum(Poisoned(math.nan), rows, np.array([0, 1]), 1.0, objective=OBJECTIVE)
+    found = fast_sum(Poisoned(math.nan), rows, np.array([0, 1]), Clip(norm=1.0), objective=OBJECTIVE)
     assert not found.total.any()
     assert not found.finite.any()
 
@@ -78,16 +79,17 @@ def test_one_unit_alone_never_exceeds_the_clip(name: str, autocast: torch.dtype 
                 classes=rows.classes[mine],
             )
             alone = np.zeros(len(mine), dtype=int)
-            found = fast_sum(model, own, alone, clip_norm, objective=objective, autocast=autocast)
+            found = fast_sum(model, own, alone, Clip(norm=clip_norm), objective=objective, autocast=autocast)
             assert float(found.total.double().norm()) <= clip_norm
-    for _, update, _, _ in clipped_units(model, rows, ids, 0.37, objective=objective):
+    for _, update, _, _ in clipped_units(model, rows, ids, Clip(norm=0.37), objective=objective):
         assert float(update.double().norm()) <= 0.37
 
 
 @settings(max_examples=200, deadline=None)
 @given(norm=st.floats(0, 1e17), clip_norm=st.floats(1e-12, 1e12))
 def test_factors_never_scale_above_the_clip(norm: float, clip_norm: float) -> None:
-    factor, finite = clip_factors(torch.tensor([norm], dtype=torch.float64), clip_norm)
+    clip = ModelClip(Clip(norm=clip_norm), ParameterLayout.of(torch.nn.Linear(1, 1)))
+    factor, finite = clip.factors(torch.tensor([[norm]], dtype=torch.float64))
     assert finite.all()
     assert float(factor) * norm <= clip_norm
     assert float(factor) == 1 or float(factor) * norm >= clip_norm * (1 - 2**-15)
@@ -111,8 +113,8 @@ def test_a_norm_that_cancellation_makes_unsure_is_computed_again() -> None:
 
     model = Cancelling()
     rows = TokenRows.from_lists([[1, 2, 3], [4, 5, 6]])
-    expected = clipped_sum(model, rows, np.array([0, 1]), 1e-6, objective=OBJECTIVE, method="reference")
-    found = fast_sum(model, rows, np.array([0, 1]), 1e-6, objective=OBJECTIVE)
+    expected = clipped_sum(model, rows, np.array([0, 1]), Clip(norm=1e-6), objective=OBJECTIVE, method="reference")
+    found = fast_sum(model, rows, np.array([0, 1]), Clip(norm=1e-6), objective=OBJECTIVE)
     assert expected.norms.min() > 0
     assert_same(found, expected, 1e-5)
 
@@ -124,12 +126,10 @@ def test_scales_whiten_the_norm_and_leave_the_sum_unscaled(norm_order: int) -> N
     rows, ids = ragged(units=3)
     layout = ParameterLayout.of(model)
     scales = {name: 0.5 + 3 * (i % 4) for i, name in enumerate(layout.names)}
-    if norm_order == 2:
-        found = fast_sum(model, rows, ids, 0.2, objective=objective, scales=scales)
-    else:
-        found = clipped_sum(model, rows, ids, 0.2, objective=objective, scales=scales, norm_order=1)
+    clip = Clip(norm=0.2, order=norm_order, scales=scales)
+    found = (fast_sum if norm_order == 2 else clipped_sum)(model, rows, ids, clip, objective=objective)
     expected, whitened = torch.zeros(layout.size, dtype=torch.float64), []
-    for _, gradient, _, _ in clipped_units(model, rows, ids, 1e9, objective=objective):
+    for _, gradient, _, _ in clipped_units(model, rows, ids, Clip(norm=1e9), objective=objective):
         scaled = torch.cat([view.flatten() / scales[name] for name, view in layout.views(gradient).items()])
         whitened.append(float(scaled.norm(norm_order)))
         expected += gradient * min(1.0, 0.2 / whitened[-1])
@@ -173,11 +173,11 @@ def test_units_without_labels_or_rows_add_nothing() -> None:
         offsets=np.array([0, 4, 8, 12]),
         labels=np.concatenate([np.arange(1, 5), np.full(4, IGNORED_LABEL), np.arange(9, 13)]),
     )
-    found = fast_sum(model, rows, np.array([0, 1, 3]), 1.0, objective=objective)
+    found = fast_sum(model, rows, np.array([0, 1, 3]), Clip(norm=1.0), objective=objective)
     assert found.norms[[1, 2]].tolist() == [0, 0]
     assert found.losses[[1, 2]].tolist() == [0, 0]
     assert found.finite.all()
-    alone = fast_sum(model, rows, np.array([0, 1, 1]), 1.0, objective=objective)
+    alone = fast_sum(model, rows, np.array([0, 1, 1]), Clip(norm=1.0), objective=objective)
     torch.testing.assert_close(found.norms[0], alone.norms[0])
 
 
@@ -185,7 +185,7 @@ def test_the_model_is_left_as_it_was() -> None:
     model, objective = MODELS["gpt2, tied"]
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     rows, ids = ragged()
-    fast_sum(model, rows, ids, 1.0, objective=objective)
+    fast_sum(model, rows, ids, Clip(norm=1.0), objective=objective)
     assert all(
         torch.equal(before[name], p) and p.requires_grad and p.grad is None for name, p in model.named_parameters()
     )
@@ -196,14 +196,9 @@ def test_the_model_is_left_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("argument", "value"),
     [
-        ("clip_norm", 0.0),
-        ("clip_norm", math.nan),
-        ("norm_order", 3),
         ("method", "slow"),
         ("weighting", "rows"),
         ("max_tokens", 0),
-        ("scales", {"nothing": 1.0}),
-        ("scales", {"layer.weight": 0.0}),
         ("autocast", torch.float16),
         ("weights", np.array([1.0, -1.0])),
         ("unit_ids", np.array([0, -1])),
@@ -212,7 +207,7 @@ def test_the_model_is_left_as_it_was() -> None:
 )
 def test_wrong_arguments_are_named(argument: str, value: object) -> None:
     rows = TokenRows.from_lists([[1, 2, 3], [4, 5]])
-    arguments = {"unit_ids": np.array([0, 1]), "clip_norm": 1.0, "objective": OBJECTIVE} | {argument: value}
+    arguments = {"unit_ids": np.array([0, 1]), "clip": Clip(norm=1.0), "objective": OBJECTIVE} | {argument: value}
     with pytest.raises(InvalidInput, match=argument):
         clipped_sum(Around(torch.nn.Linear(4, 4), 4), rows, **arguments)
 
@@ -222,6 +217,6 @@ def test_dropout_is_refused() -> None:
     rows, ids = ragged()
     try:
         with pytest.raises(InvalidInput, match="dropout"):
-            clipped_sum(model.train(), rows, ids, 1.0, objective=objective)
+            clipped_sum(model.train(), rows, ids, Clip(norm=1.0), objective=objective)
     finally:
         model.eval()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from gradient_checks import Tables, ragged
 
+from fedsim.clip import Clip
 from fedsim.errors import InvalidInput
 from fedsim.gradients import CausalLanguageModel, LocalSteps, ParameterLayout, clipped_sum
 
@@ -14,8 +15,10 @@ def test_one_step_of_size_one_is_the_gradient() -> None:
     torch.manual_seed(0)
     model = Tables(6, True, None).double()
     rows, ids = ragged()
-    one = clipped_sum(model, rows, ids, 0.3, objective=OBJECTIVE, local_steps=LocalSteps(steps=1, learning_rate=1.0))
-    gradient = clipped_sum(model, rows, ids, 0.3, objective=OBJECTIVE, method="reference")
+    one = clipped_sum(
+        model, rows, ids, Clip(norm=0.3), objective=OBJECTIVE, local_steps=LocalSteps(steps=1, learning_rate=1.0)
+    )
+    gradient = clipped_sum(model, rows, ids, Clip(norm=0.3), objective=OBJECTIVE, method="reference")
     torch.testing.assert_close(one.total, gradient.total)
     torch.testing.assert_close(one.losses, gradient.losses)
 
@@ -26,7 +29,9 @@ def test_three_steps_are_gradient_descent_from_the_same_start_for_each_unit() ->
     layout = ParameterLayout.of(model)
     start = [p.detach().clone() for p in model.parameters()]
     rows, ids = ragged(units=3)
-    found = clipped_sum(model, rows, ids, 1e9, objective=OBJECTIVE, local_steps=LocalSteps(steps=3, learning_rate=0.5))
+    found = clipped_sum(
+        model, rows, ids, Clip(norm=1e9), objective=OBJECTIVE, local_steps=LocalSteps(steps=3, learning_rate=0.5)
+    )
     assert all(torch.equal(p, s) for p, s in zip(model.parameters(), start, strict=True))
     expected = torch.zeros(layout.size, dtype=torch.float64)
     for unit in range(3):
@@ -50,10 +55,14 @@ def test_each_update_is_clipped_and_a_diverging_unit_adds_nothing() -> None:
     model = Tables(6, True, None)
     before = ParameterLayout.of(model).flatten(model)
     rows, ids = ragged(units=1)
-    one = clipped_sum(model, rows, ids, 0.1, objective=OBJECTIVE, local_steps=LocalSteps(steps=2, learning_rate=1.0))
+    one = clipped_sum(
+        model, rows, ids, Clip(norm=0.1), objective=OBJECTIVE, local_steps=LocalSteps(steps=2, learning_rate=1.0)
+    )
     assert one.norms[0] > 0.1
     assert 0.0999 < float(one.total.norm()) <= 0.1
-    far = clipped_sum(model, rows, ids, 0.1, objective=OBJECTIVE, local_steps=LocalSteps(steps=4, learning_rate=1e38))
+    far = clipped_sum(
+        model, rows, ids, Clip(norm=0.1), objective=OBJECTIVE, local_steps=LocalSteps(steps=4, learning_rate=1e38)
+    )
     assert not far.finite[0]
     assert not far.total.any()
     assert torch.equal(ParameterLayout.of(model).flatten(model), before)

@@ -7,6 +7,7 @@ from gradient_checks import MLP, Tables, ragged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsim.clip import Clip
 from fedsim.gradients import CausalLanguageModel, SequenceClassification, clipped_units
 from fedsim.gradients.packing import pack_units, split_rows
 from fedsim.gradients.units import make_units
@@ -56,7 +57,7 @@ def test_a_unit_is_the_weighted_mean_over_its_examples_or_tokens(weighting: str)
         mean = (w * losses.loss_sum[:3]).sum() / (w * counts).sum()
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(mean, list(model.parameters()))])
     (unit,) = clipped_units(
-        model, rows, np.zeros(4, dtype=int), 1e9, objective=OBJECTIVE, weighting=weighting, weights=weights
+        model, rows, np.zeros(4, dtype=int), Clip(norm=1e9), objective=OBJECTIVE, weighting=weighting, weights=weights
     )
     torch.testing.assert_close(unit[1], expected)
     assert unit[3] == pytest.approx(float(mean.detach()))

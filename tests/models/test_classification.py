@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from tiny_models import shared_data
 
+from fedsim.clip import Clip
 from fedsim.gradients import clipped_sum
 from fedsim.models.config import ModelConfig, SmallModelConfig
 from fedsim.models.evaluate import evaluate
@@ -39,7 +40,7 @@ def fine_tune(loaded: LoadedModel, rows: TokenRows, users: np.ndarray, *, cohort
         _, unit_ids = np.unique(users[chosen], return_inverse=True)
         bounds = [(rows.offsets[row], rows.offsets[row + 1]) for row in chosen]
         part = TokenRows.from_lists([rows.tokens[a:b].tolist() for a, b in bounds], rows.classes[chosen])
-        found = clipped_sum(loaded.model, part, unit_ids, 1.0, objective=loaded.objective)
+        found = clipped_sum(loaded.model, part, unit_ids, Clip(norm=1.0), objective=loaded.objective)
         assert found.finite.all()
         flat.grad = torch.as_tensor(found.total) / cohort
         optimizer.step()
