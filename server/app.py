@@ -76,7 +76,7 @@ def train(grid: Grid, config: RunConfig) -> dict[str, Any]:
 
     layout = ParameterLayout.of(resources.loaded.model)
     parameters = layout.flatten(resources.loaded.model).cpu().numpy()
-    sizes = dict(zip(layout.names, np.diff(layout.offsets).tolist(), strict=True))
+    sizes = layout.sizes
     kept = None if config.resume is None else read_latest(folder.checkpoints)
     every = config.checkpoint
     writer = CheckpointWriter(

@@ -101,7 +101,7 @@ def _train(config: RunConfig, plan: UlsPlan, resources: Resources, extra: np.nda
     layout = ParameterLayout.of(model)
     parameters = np.array(layout.flatten(model).cpu(), dtype=np.float32)
     optimizer = ServerOptimizer(parameters, config.optimizer, plan.steps)
-    release = Release(plan, dict(zip(layout.names, np.diff(layout.offsets).tolist(), strict=True)), seed + 1)
+    release = Release(plan, layout.sizes, seed + 1)
     grown = dataclasses.replace(plan, num_users=plan.num_users + len(extra))
     train, test = resources.store.split("train"), resources.store.split("test")
     for round in range(plan.steps):

@@ -1,12 +1,10 @@
 """Clipped gradients of many units: one contract, a reference loop and a fast path behind it."""
 
 from fedsim.gradients.clipping import CLIP_MARGIN, ClippedSum
-from fedsim.gradients.layout import ParameterLayout
-from fedsim.gradients.local_steps import LocalSteps
+from fedsim.gradients.model import ParameterLayout
 from fedsim.gradients.objective import Batch, CausalLanguageModel, Objective, RowLosses, SequenceClassification
-from fedsim.gradients.reference import clipped_units
-from fedsim.gradients.sums import clipped_sum
-from fedsim.gradients.verify import layer_paths
+from fedsim.gradients.reference import LocalSteps, clipped_units
+from fedsim.gradients.sums import clipped_sum, layer_paths
 
 __all__ = [
     "CLIP_MARGIN",

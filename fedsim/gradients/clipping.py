@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from fedsim.clip import Clip
-from fedsim.gradients.layout import ParameterLayout
+from fedsim.gradients.model import ParameterLayout
 
 CLIP_MARGIN = 2.0**-16
 """How far below its limit a clipped block is aimed, relatively.
@@ -80,7 +80,8 @@ class ModelClip:
             norm = torch.linalg.vector_norm(view, order, dtype=torch.float64) * self.inverse[name]
             parts[self.block[name]].append(norm)
         if len(parts) == 1:
-            return torch.linalg.vector_norm(torch.stack(parts[0]), order)[None]
+            whole: torch.Tensor = torch.linalg.vector_norm(torch.stack(parts[0]), order)
+            return whole[None]
         nothing = torch.zeros_like(next(norm for norms in parts for norm in norms))
         return torch.stack([torch.linalg.vector_norm(torch.stack(norms or [nothing]), order) for norms in parts])
 

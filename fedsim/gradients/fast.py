@@ -9,18 +9,22 @@ import torch
 
 from fedsim.clip import Clip
 from fedsim.gradients.clipping import CLIP_MARGIN, ClippedSum, ModelClip, is_finite, rounded_down
-from fedsim.gradients.group_gradients import GroupGradients
-from fedsim.gradients.groups import groups_of
 from fedsim.gradients.head import fused_loss, plain_head
 from fedsim.gradients.layers import rule_for
-from fedsim.gradients.layout import ParameterLayout, trainable_parameters
+from fedsim.gradients.model import (
+    ParameterLayout,
+    accumulation_dtype,
+    autocasting,
+    keeps_half,
+    model_device,
+    pad_token_of,
+    trainable_parameters,
+)
 from fedsim.gradients.objective import CausalLanguageModel, Objective, RowLosses
-from fedsim.gradients.packing import pack_units, pad_token_of
-from fedsim.gradients.precision import accumulation_dtype, autocasting, keeps_half, model_device
-from fedsim.gradients.products import FACTOR_BITS
 from fedsim.gradients.reference import unit_gradient
 from fedsim.gradients.tape import Record, Tape, recording
-from fedsim.gradients.units import Units
+from fedsim.gradients.unit_gradients import FACTOR_BITS, GroupGradients
+from fedsim.gradients.units import Units, groups_of, pack_units
 from fedsim.rows import TokenRows
 
 
@@ -169,7 +173,7 @@ class FastSum:
                 else:
                     row_losses = self.objective.row_losses(self.model, batch)
                     loss = (coefficients * row_losses.loss_sum).sum()
-            loss.backward()
+            torch.autograd.backward(loss)
         return tape, row_losses, coefficients
 
     def _layers(self) -> dict[torch.nn.Module, Record]:

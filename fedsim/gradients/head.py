@@ -1,18 +1,17 @@
 """A language model's last layer and its cross-entropy in one: logits exist for a chunk of tokens at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 
-from fedsim.gradients.groups import Group
+from fedsim.gradients.model import compute_dtype
 from fedsim.gradients.objective import Batch, RowLosses, causal_logits
-from fedsim.gradients.precision import compute_dtype
-from fedsim.gradients.products import add_product, batched_outer
 from fedsim.gradients.tape import Tape
-from fedsim.gradients.unit_gradients import holds_gradient
+from fedsim.gradients.unit_gradients import add_product, batched_outer, holds_gradient
+from fedsim.gradients.units import Group
 from fedsim.rows import IGNORED_LABEL
 
 CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
@@ -62,7 +61,7 @@ def fused_loss(
     # The last position predicts nothing. It is carried along, unscored: matrix products of T rows a unit, often a
     # power of two, are quicker on a CPU than those of T - 1.
     labels = torch.nn.functional.pad(batch.labels, (0, 1), value=IGNORED_LABEL)
-    loss, loss_sum, correct = _FusedLoss.apply(hidden, head.weight, head.bias, labels, coefficients, head, tape)
+    loss, loss_sum, correct = _fused_loss(hidden, head.weight, head.bias, labels, coefficients, head, tape)
     scored = batch.labels != IGNORED_LABEL
     return loss, RowLosses(loss_sum=loss_sum, label_count=scored.sum(1), correct=correct)
 
@@ -107,10 +106,14 @@ class _FusedLoss(torch.autograd.Function):
         return (work.losses * coefficients).sum(), work.losses, work.correct
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor, *_: torch.Tensor) -> tuple:
+    def backward(ctx: Any, gradient: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, bias = ctx.saved_tensors
         scaled = [None if g is None else g * gradient.to(g.dtype) for g in (hidden, weight, bias)]
         return *scaled, None, None, None, None
+
+
+_fused_loss: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = _FusedLoss.apply
+"""torch leaves the call untyped."""
 
 
 class _Head:

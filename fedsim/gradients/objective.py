@@ -67,7 +67,8 @@ class CausalLanguageModel:
         labels = rows.tokens if rows.labels is None else rows.labels
         scored = np.concatenate([[0], np.cumsum(labels != IGNORED_LABEL)])
         first = np.minimum(rows.offsets[:-1] + 1, rows.offsets[1:])
-        return (scored[rows.offsets[1:]] - scored[first]).astype(np.int64)
+        counts: np.ndarray = scored[rows.offsets[1:]] - scored[first]
+        return counts.astype(np.int64)
 
     def collate(self, rows: TokenRows, indices: np.ndarray, device: torch.device | str, pad_token: int = 0) -> Batch:
         input_ids, real = _padded(rows, rows.tokens, indices, pad_token)
@@ -101,7 +102,8 @@ class SequenceClassification:
     """
 
     def label_counts(self, rows: TokenRows) -> np.ndarray:
-        return ((_classes(rows) != IGNORED_LABEL) & (rows.lengths > 0)).astype(np.int64)
+        scored: np.ndarray = (_classes(rows) != IGNORED_LABEL) & (rows.lengths > 0)
+        return scored.astype(np.int64)
 
     def collate(self, rows: TokenRows, indices: np.ndarray, device: torch.device | str, pad_token: int = 0) -> Batch:
         input_ids, real = _padded(rows, rows.tokens, indices, pad_token)

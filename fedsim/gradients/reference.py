@@ -1,21 +1,54 @@
 """The reference: one unit after the other, plain autograd, obvious by reading."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 
 from fedsim.clip import Clip
+from fedsim.errors import InvalidInput
 from fedsim.gradients.clipping import ClippedSum, ModelClip, is_finite
 from fedsim.gradients.head import fused_loss
-from fedsim.gradients.layout import ParameterLayout, trainable_parameters
-from fedsim.gradients.local_steps import LocalSteps, local_update
+from fedsim.gradients.model import (
+    ParameterLayout,
+    accumulation_dtype,
+    autocasting,
+    check_deterministic,
+    model_device,
+    pad_token_of,
+    trainable_parameters,
+)
 from fedsim.gradients.objective import Objective
-from fedsim.gradients.packing import pad_token_of, split_rows, token_budget
-from fedsim.gradients.precision import accumulation_dtype, autocasting, check_deterministic, model_device
-from fedsim.gradients.units import Units, make_units
+from fedsim.gradients.units import Units, make_units, split_rows, token_budget
 from fedsim.rows import TokenRows
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalSteps:
+    """K steps of gradient descent on a unit's loss, each on all the unit's rows, before the clip.
+
+    That is DP-FedAvg (McMahan et al. 2018, "Learning Differentially Private Recurrent Language Models"). Everything
+    of a unit's is clipped together, once, after its last step.
+
+    Attributes:
+        steps: K, at least 1. With K = 1 and learning rate 1 the update is the gradient, up to rounding.
+        learning_rate: Step size, a finite number above 0.
+
+    Raises:
+        InvalidInput: Either is outside the above.
+    """
+
+    steps: int
+    learning_rate: float
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InvalidInput("local_steps.steps", self.steps, "at least 1")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise InvalidInput("local_steps.learning_rate", self.learning_rate, "a finite number above 0")
 
 
 def clipped_units(
@@ -100,3 +133,37 @@ def reference_sum(updates: Iterator[tuple[int, torch.Tensor, float, float]]) -> 
         losses=torch.tensor(losses, dtype=total.dtype, device=total.device),
         finite=is_finite(before),
     )
+
+
+def local_update(
+    model: torch.nn.Module,
+    layout: ParameterLayout,
+    gradient: Callable[[], tuple[torch.Tensor, torch.Tensor]],
+    local_steps: LocalSteps,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """θ − θ_K [P] of one unit, and its loss at θ; the model holds θ again when the call returns or raises.
+
+    The update points as a gradient does: a server subtracts it.
+
+    Args:
+        gradient: The unit's gradient [P] and loss at the model's present parameters.
+    """
+    parameters = trainable_parameters(model)
+    start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    first_loss = None
+    try:
+        for _ in range(local_steps.steps):
+            update, loss = gradient()
+            first_loss = loss if first_loss is None else first_loss
+            with torch.no_grad():
+                for name, view in layout.views(update).items():
+                    parameters[name].add_(view.to(parameters[name].dtype), alpha=-local_steps.learning_rate)
+        with torch.no_grad():
+            for name, view in layout.views(update).items():
+                view.copy_(start[name] - parameters[name])
+    finally:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(start[name])
+    assert first_loss is not None  # there is at least one step
+    return update, first_loss

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 
 from fedsim.gradients.clipping import ModelClip
-from fedsim.gradients.group_gradients import GroupGradients
-from fedsim.gradients.groups import Group
-from fedsim.gradients.unit_gradients import UnitGradients
+from fedsim.gradients.unit_gradients import GroupGradients, UnitGradients
+from fedsim.gradients.units import Group
 
 
 class RowsMixedError(RuntimeError):
@@ -98,8 +97,8 @@ def recording(tape: Tape, layers: dict[torch.nn.Module, Record]) -> Iterator[Non
         yield
 
 
-def _hook(tape: Tape, record: Record, anchor: torch.Tensor) -> Callable:
-    def hook(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any], output: object) -> object:
+def _hook(tape: Tape, record: Record, anchor: torch.Tensor) -> Callable[..., object]:
+    def hook(module: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, Any], output: object) -> object:
         if not torch.is_grad_enabled():
             return None
         if not isinstance(output, torch.Tensor) or not all(isinstance(a, torch.Tensor) for a in args) or kwargs:
@@ -107,7 +106,7 @@ def _hook(tape: Tape, record: Record, anchor: torch.Tensor) -> Callable:
         if isinstance(module, torch.nn.Embedding) and len(output) == 1 < tape.rows:
             # Positions looked up once for all rows: looked up for each row instead, so that rows stay apart.
             output = output.expand(tape.rows, *output.shape[1:])
-        return _Recorded.apply(output, anchor, tape, record, module, *args)
+        return _recorded(output, anchor, tape, record, module, *args)
 
     return hook
 
@@ -134,7 +133,11 @@ class _Recorded(torch.autograd.Function):
         return output.view_as(output)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         inputs = ctx.saved_tensors  # checkpointing allows reading them once
         ctx.record(ctx.tape, ctx.module, tuple(saved.detach() for saved in inputs), gradient)
         return gradient, None, None, None, None, *(None for _ in inputs)
+
+
+_recorded: Callable[..., torch.Tensor] = _Recorded.apply
+"""torch leaves the call untyped."""

@@ -1,8 +1,84 @@
-"""Per-unit gradients of one parameter, kept as factors where those are smaller than the gradients themselves."""
+"""Gradients of units, kept as factors where those are smaller than the gradients themselves."""
 
 import torch
 
-from fedsim.gradients.products import GRAM_ELEMENTS, add_outer, batched_inner, batched_outer, gram_inner
+from fedsim.gradients.clipping import ModelClip
+from fedsim.gradients.units import Group
+
+GRAM_ELEMENTS = 2**24
+"""Elements of one batch of Gram matrices at most: 64 MiB of float32."""
+GRAM_BLOCK = 128
+"""Tokens of a block of a Gram matrix, of which only those on and below the diagonal are computed."""
+FACTOR_BITS = 9
+"""Significant bits of a clip factor whose product with a bfloat16 (8 bits) is two bfloat16s exactly: see `_scaled`."""
+
+
+def batched_outer(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """[u, n, p], [u, n, q] → [u, p, q], one left^T right a unit."""
+    return _bmm(left.transpose(1, 2), right)
+
+
+def batched_inner(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """[u, n, d], [u, m, d] → [u, n, m], all inner products within a unit."""
+    return _bmm(left, right.transpose(1, 2))
+
+
+def gram_inner(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """⟨LL^T, RR^T⟩ = ‖L^T R‖² of each unit, [u], and the part of it that lies on the diagonal, Σ_t |l_t|²|r_t|².
+
+    Gram matrices are symmetric: blocks off the diagonal count twice and are computed once.
+    """
+    total = diagonal = torch.zeros((), device=left.device)
+    step = max(GRAM_BLOCK, -(-left.shape[1] // 4))  # more than 4 blocks a side would save little more
+    parts = list(zip(torch.split(left, step, 1), torch.split(right, step, 1), strict=True))
+    for row, (a, b) in enumerate(parts):
+        for column, (c, d) in enumerate(parts[: row + 1]):
+            products = batched_inner(a, c).mul_(batched_inner(b, d))
+            total = total + products.sum((1, 2)) * (1 if row == column else 2)
+            if row == column:
+                diagonal = diagonal + products.diagonal(dim1=1, dim2=2).sum(1)
+    return total, diagonal
+
+
+def add_outer(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor, factors: torch.Tensor) -> None:
+    """target [p, q] += Σ_u factors[u] · left[u]^T right[u], for left [u, n, p] and right [u, n, q]."""
+    scale_left = left.shape[-1] <= right.shape[-1]  # the smaller one is cheaper to scale
+    for scaled in _scaled(left if scale_left else right, factors):
+        one, other = (scaled, right) if scale_left else (left, scaled)
+        add_product(target, one.flatten(0, 1).t(), other.flatten(0, 1))
+
+
+def _scaled(tensor: torch.Tensor, factors: torch.Tensor) -> list[torch.Tensor]:
+    """tensor [u, n, d] times factors [u], as terms whose sum is that product, rounded at most as float32 is.
+
+    Rounding a scaled bfloat16 tensor to bfloat16 would move a clipped unit's norm by up to 2⁻⁸ and so past the
+    clip; the part lost in rounding is therefore a second term. A product of 8 and FACTOR_BITS = 9 significant bits
+    has 17; to the nearest 8, the rest has no more than 8: with factors of so few bits the two terms are exact.
+    """
+    product = tensor.to(factors.dtype) * factors[:, None, None]
+    if tensor.dtype != torch.bfloat16:
+        return [product]
+    rounded = product.to(tensor.dtype)
+    return [rounded, (product - rounded).to(tensor.dtype)]
+
+
+def _bmm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    if left.dtype in (torch.float32, torch.float64):
+        return torch.bmm(left, right.to(left.dtype))
+    right = right.to(left.dtype)
+    if left.is_cuda:
+        return torch.bmm(left, right, out_dtype=torch.float32)
+    return torch.bmm(left.float(), right.float())
+
+
+def add_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """target [p, q] += left [p, n] right [n, q], accumulated in target's dtype."""
+    if left.dtype == right.dtype == target.dtype:
+        target.addmm_(left, right)
+    elif left.dtype == right.dtype and left.is_cuda:
+        target += torch.mm(left, right, out_dtype=target.dtype)
+    else:
+        target.addmm_(left.to(target.dtype), right.to(target.dtype))
 
 
 class UnitGradients:
@@ -66,10 +142,10 @@ class UnitGradients:
             self.paths.add("gathered")
             gathered = _lookup_norms(*lookup)
             squared = gathered if squared is None else squared + gathered
+        assert squared is not None  # gradients are made only to add something to them
         if outer is not None and lookup is not None:
             self.paths.add("exact cross term")
             squared = squared + 2 * _cross(*outer, *lookup)
-        assert squared is not None  # gradients are made only to add something to them
         return squared, spread
 
     def add_weighted(self, target: torch.Tensor, factors: torch.Tensor) -> None:
@@ -155,3 +231,83 @@ def _zeroed(tensor: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class GroupGradients:
+    """The gradients of a group's u units: the norms of their blocks, and their weighted sum.
+
+    A model has many one-dimensional parameters (biases, normalisation weights) and each is small. Those of one block
+    are laid side by side, one matrix [u, sizes together]: a few kernels in all, where one by one each would take a
+    few.
+
+    Args:
+        group: The units.
+        gradients: By parameter name.
+        clip: Says which parameters belong together, and what each is divided by.
+    """
+
+    def __init__(self, group: Group, gradients: dict[str, UnitGradients], clip: ModelClip) -> None:
+        self.units = group.units
+        self.clip = clip
+        vectors = {name: g.held for name, g in gradients.items() if len(g.shape) == 1 and g.held is not None}
+        self.names: dict[int, list[str]] = {}
+        for name in vectors:
+            self.names.setdefault(clip.block[name], []).append(name)
+        self.sizes = {name: held.shape[1] for name, held in vectors.items()}
+        self.vectors = {b: torch.cat([vectors[name] for name in names], 1) for b, names in self.names.items()}
+        self.matrices = {name: g for name, g in gradients.items() if name not in vectors}
+        self._known_paths = {name: gradients[name].paths for name in vectors}
+
+    @property
+    def paths(self) -> dict[str, set[str]]:
+        """How each parameter's norms were formed, by its name."""
+        return self._known_paths | {name: gradients.paths for name, gradients in self.matrices.items()}
+
+    def squared_norms(self) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        """By block, squared norms [u] and spreads [u] as of UnitGradients, of gradients divided by their scales.
+
+        Blocks of which the group has no gradient are left out.
+        """
+        squared: dict[int, list[torch.Tensor]] = {}
+        spread: dict[int, list[torch.Tensor]] = {}
+        for block in self.vectors:
+            norms = torch.linalg.vector_norm(self._scaled_vectors(block), dim=1)
+            squared.setdefault(block, []).append(norms.square())
+        for name, gradients in self.matrices.items():
+            block, power = self.clip.block[name], self.clip.inverse[name] ** 2
+            squares, spreads = gradients.squared_norms()
+            squared.setdefault(block, []).append(squares * power)
+            if spreads is not None:
+                spread.setdefault(block, []).append(spreads * power)
+        sums = {block: torch.stack(parts).sum(0, dtype=torch.float64) for block, parts in squared.items()}
+        return {
+            block: (
+                total,
+                torch.stack(spread[block]).sum(0, dtype=torch.float64) if block in spread else torch.zeros_like(total),
+            )
+            for block, total in sums.items()
+        }
+
+    def add_weighted(self, targets: dict[str, torch.Tensor], factors: torch.Tensor) -> None:
+        """targets[name] += Σ over units of factors [blocks, u] of the parameter's block · gradient."""
+        for name, gradients in self.matrices.items():
+            gradients.add_weighted(targets[name], factors[self.clip.block[name]])
+        for block, vectors in self.vectors.items():
+            added = vectors.t() @ factors[block].to(vectors.dtype)
+            names = self.names[block]
+            for name, part in zip(names, torch.split(added, [self.sizes[name] for name in names]), strict=True):
+                targets[name] += part
+
+    def zero(self, units: torch.Tensor) -> None:
+        """Make the gradients of units, bool [u], exactly zero: a factor of 0 would leave 0 · inf = nan."""
+        for gradients in self.matrices.values():
+            gradients.zero(units)
+        for vectors in self.vectors.values():
+            vectors[units] = 0
+
+    def _scaled_vectors(self, block: int) -> torch.Tensor:
+        vectors, names, inverse = self.vectors[block], self.names[block], self.clip.inverse
+        if all(inverse[name] == 1 for name in names):
+            return vectors
+        parts = torch.split(vectors, [self.sizes[name] for name in names], 1)
+        return torch.cat([part * inverse[name] for name, part in zip(names, parts, strict=True)], 1)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from fedsim.gradients.model import pad_token_of
 from fedsim.gradients.objective import Objective
-from fedsim.gradients.packing import pad_token_of
 from fedsim.rows import RowView, TokenRows
 
 LOGITS_PER_BATCH = {"cpu": 2**22, "cuda": 2**28}

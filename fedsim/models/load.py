@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from fedsim.errors import InvalidInput
-from fedsim.gradients.layout import ParameterLayout
+from fedsim.gradients.model import ParameterLayout
 from fedsim.gradients.objective import CausalLanguageModel, Objective, SequenceClassification
 from fedsim.hugging_face import hub_failure
 from fedsim.models.config import DEFAULT_PATH, ModelConfig

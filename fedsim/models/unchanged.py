@@ -3,7 +3,7 @@
 import numpy as np
 
 from fedsim.errors import InvalidInput
-from fedsim.gradients.layout import ParameterLayout
+from fedsim.gradients.model import ParameterLayout
 
 
 def unchanged_parameters(layout: ParameterLayout, before: np.ndarray, after: np.ndarray) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ def test_conv1d(width: int, out: int, seed: int, units: int, longest: int) -> No
 def test_layer_norm(width: int, seed: int, units: int, longest: int) -> None:
     layer = torch.nn.LayerNorm(width)
     torch.nn.init.normal_(layer.weight)
-    assert rule_for(layer)[0] == "normalization"
+    assert rule_for(layer)[0] == "normalisation"
     check_nonempty(Around(layer, width), seed, units, longest)
 
 
@@ -46,7 +46,7 @@ def test_rms_norms_of_torch_and_transformers() -> None:
 
     for layer in (torch.nn.RMSNorm(9), LlamaRMSNorm(9), GemmaRMSNorm(9)):
         torch.nn.init.normal_(layer.weight)
-        assert rule_for(layer)[0] == "normalization"
+        assert rule_for(layer)[0] == "normalisation"
         # Gemma's layer computes in float32 whatever it is given, so no more than float32 can agree.
         check(Around(layer, 9), dtypes=[torch.float32] if type(layer) is GemmaRMSNorm else [*TOLERANCE])
 

@@ -14,6 +14,7 @@ def test_flatten_and_load_are_inverse_and_tied_parameters_appear_once() -> None:
     layout = ParameterLayout.of(model)
     assert layout.names == ("token.weight", "position.weight")
     assert layout.size == 61 * 4 + 32 * 4
+    assert list(layout.sizes.items()) == [("token.weight", 61 * 4), ("position.weight", 32 * 4)]
     flat = layout.flatten(model)
     assert flat.dtype == torch.float32
     other = Tables(4, True, None)

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from fedsim.clip import Clip
 from fedsim.gradients import CausalLanguageModel, SequenceClassification, clipped_units
-from fedsim.gradients.packing import pack_units, split_rows
-from fedsim.gradients.units import make_units
+from fedsim.gradients.units import make_units, pack_units, split_rows
 from fedsim.rows import IGNORED_LABEL, TokenRows
 
 OBJECTIVE = CausalLanguageModel()

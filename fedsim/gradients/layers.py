@@ -1,0 +1,127 @@
+"""A table of layers: from a layer's inputs and output gradients to terms of its parameters' gradients."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.func import functional_call
+
+from fedsim.gradients.tape import Record, RowsMixedError, Tape
+
+RULES: list[tuple[str, Callable[[Any], bool], Record]] = []
+"""For each kind of layer its name, which modules are of it, and its rule; the first that fits is used."""
+
+
+def rule_for(module: torch.nn.Module) -> tuple[str, Record]:
+    """A name for the layer's kind and its rule; any layer that no kind fits is recomputed unit by unit."""
+    for kind, fits, rule in RULES:
+        if fits(module):
+            return kind, rule
+    return f"generic ({type(module).__name__})", generic
+
+
+def layer(kind: str, fits: Callable[[Any], bool]) -> Callable[[Record], Record]:
+    """Enter the decorated rule in the table, for modules that fit."""
+
+    def enter(rule: Record) -> Record:
+        RULES.append((kind, fits, rule))
+        return rule
+
+    return enter
+
+
+def _is_conv1d(module: Any) -> bool:
+    """Hugging Face's, which the engine must know without importing it."""
+    weight = getattr(module, "weight", None)
+    return type(module).__name__ == "Conv1D" and weight is not None and weight.ndim == 2
+
+
+def _is_embedding(module: Any) -> bool:
+    plain = type(module).forward is torch.nn.Embedding.forward
+    return plain and module.max_norm is None and not module.scale_grad_by_freq and not module.sparse
+
+
+def _is_layer_norm(module: Any) -> bool:
+    return type(module).forward is torch.nn.LayerNorm.forward and len(module.normalized_shape) == 1
+
+
+def _is_rms_norm(module: Any) -> bool:
+    """Any of the many classes of that name in model libraries."""
+    parameters = dict(module.named_parameters())
+    return "RMSNorm" in type(module).__name__ and list(parameters) == ["weight"] and parameters["weight"].ndim == 1
+
+
+@layer("linear", lambda module: type(module).forward is torch.nn.Linear.forward)
+def linear(tape: Tape, module: Any, inputs: tuple[torch.Tensor, ...], gradient: torch.Tensor) -> None:
+    """y = x W^T + b. Weight [out, in]: gradient^T x. Bias [out]: the sum of gradient."""
+    gradient = tape.by_row(gradient)
+    tape.outer(module.weight, gradient, tape.by_row(inputs[0]).to(gradient.dtype))
+    tape.summed(module.bias, gradient)
+
+
+@layer("linear", _is_conv1d)
+def conv1d(tape: Tape, module: Any, inputs: tuple[torch.Tensor, ...], gradient: torch.Tensor) -> None:
+    """y = x W + b. Weight [in, out]: x^T gradient. Bias [out]: the sum of gradient."""
+    gradient = tape.by_row(gradient)
+    tape.outer(module.weight, tape.by_row(inputs[0]).to(gradient.dtype), gradient)
+    tape.summed(module.bias, gradient)
+
+
+@layer("embedding", _is_embedding)
+def embedding(tape: Tape, module: Any, inputs: tuple[torch.Tensor, ...], gradient: torch.Tensor) -> None:
+    """Rows of a table by index. The output gradient goes to the row that was looked up; none to the padding index."""
+    index = inputs[0].expand(gradient.shape[:-1])
+    if module.padding_idx is not None:
+        gradient = gradient.masked_fill((index == module.padding_idx).unsqueeze(-1), 0)
+    tape.lookup(module.weight, tape.by_row(index.unsqueeze(-1))[..., 0], tape.by_row(gradient))
+
+
+@layer("normalisation", _is_layer_norm)
+def layer_norm(tape: Tape, module: Any, inputs: tuple[torch.Tensor, ...], gradient: torch.Tensor) -> None:
+    """y = w · x̂ + b. Weight: the sum of gradient · x̂. Bias: the sum of gradient."""
+    normal = torch.nn.functional.layer_norm(inputs[0].to(gradient.dtype), module.normalized_shape, eps=module.eps)
+    tape.summed(module.weight, tape.by_row(gradient * normal))
+    tape.summed(module.bias, tape.by_row(gradient))
+
+
+@layer("normalisation", _is_rms_norm)
+def rms_norm(tape: Tape, module: Any, inputs: tuple[torch.Tensor, ...], gradient: torch.Tensor) -> None:
+    """The output is affine in the weight, so x̂ is its difference between weights of 1 and 0.
+
+    Asking the module keeps its own rounding and its own convention: some multiply by w, some by 1 + w.
+    """
+    one = functional_call(module, {"weight": torch.ones_like(module.weight)}, inputs)
+    zero = functional_call(module, {"weight": torch.zeros_like(module.weight)}, inputs)
+    tape.summed(module.weight, tape.by_row(gradient * (one - zero)))
+
+
+def generic(tape: Tape, module: Any, inputs: tuple[torch.Tensor, ...], gradient: torch.Tensor) -> None:
+    """Any layer whose inputs and output have the rows first: run again for each unit's rows, with plain autograd.
+
+    Each unit's gradients of the layer's own parameters are formed and held.
+    """
+    own = [p for p in module.parameters(recurse=False) if tape.wants(p)]
+    if len(gradient) != tape.rows:
+        raise RowsMixedError(f"{type(module).__name__} returns {len(gradient)} rows for {tape.rows}")
+    per_group: list[list[tuple[torch.Tensor, ...]]] = []
+    hooks, module._forward_hooks = module._forward_hooks, type(module._forward_hooks)()
+    required = [p.requires_grad for p in own]
+    try:
+        for parameter in own:
+            parameter.requires_grad_(True)
+        for group in tape.groups:
+            per_group.append([])
+            for start in range(group.rows.start, group.rows.stop, group.rows_per_unit):
+                rows = slice(start, start + group.rows_per_unit)
+                with torch.enable_grad():
+                    output = module(*(x[rows] if len(x) == tape.rows else x for x in inputs))
+                per_group[-1].append(
+                    torch.autograd.grad(output, own, gradient[rows], allow_unused=True, materialize_grads=True)
+                )
+    finally:
+        module._forward_hooks = hooks
+        for parameter, was in zip(own, required, strict=True):
+            parameter.requires_grad_(was)
+    for number, units in enumerate(per_group):
+        for parameter, gradients in zip(own, zip(*units, strict=True), strict=True):
+            tape.at(number, parameter).add_held(torch.stack(gradients), "held, recomputed unit by unit")
