@@ -9,6 +9,8 @@ GRAM_ELEMENTS = 2**24
 """Elements of one batch of Gram matrices at most: 64 MiB of float32."""
 GRAM_BLOCK = 128
 """Tokens of a block of a Gram matrix, of which only those on and below the diagonal are computed."""
+NORM_PIECE = 1024
+"""Values of a row whose squares a CPU adds up in float32; the sums of pieces are added in float64."""
 FACTOR_BITS = 9
 """Significant bits of a clip factor whose product with a bfloat16 (8 bits) is two bfloat16s exactly: see `_scaled`."""
 
@@ -38,6 +40,25 @@ def gram_inner(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, t
             if row == column:
                 diagonal = diagonal + products.diagonal(dim1=1, dim2=2).sum(1)
     return total, diagonal
+
+
+def squared_row_norms(rows: torch.Tensor) -> torch.Tensor:
+    """‖row‖² of each row of [u, n], in their dtype, off by less than CLIP_MARGIN / 2 whatever the values.
+
+    On a CPU torch adds a row's squares in a few running sums (8 lanes at least), float32 as the row is: of millions of
+    values the later ones are rounded away, and the norm falls short by 2e-4 at 8 million. A piece of NORM_PIECE
+    values puts 128 into a lane, each rounded by at most 2⁻²⁴ of the sum. A GPU's sums are trees.
+    """
+    squared: torch.Tensor
+    if rows.is_cuda or rows.dtype == torch.float64 or rows.shape[1] <= NORM_PIECE:
+        squared = torch.linalg.vector_norm(rows, dim=1).square()
+        return squared
+    whole = rows.shape[1] - rows.shape[1] % NORM_PIECE
+    pieces = torch.linalg.vector_norm(rows[:, :whole].reshape(len(rows), -1, NORM_PIECE), dim=2)
+    squared = pieces.double().square().sum(1)
+    if whole < rows.shape[1]:
+        squared += torch.linalg.vector_norm(rows[:, whole:], dim=1).double().square()
+    return squared.to(rows.dtype)
 
 
 def add_outer(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor, factors: torch.Tensor) -> None:
@@ -134,8 +155,7 @@ class UnitGradients:
             for index, rows in self.lookups:
                 self._hold_lookup(index, rows)
             self.outers, self.lookups = [], []
-            squared = torch.linalg.vector_norm(self.held.flatten(1), dim=1).square()
-            return squared, None
+            return squared_row_norms(self.held.flatten(1)), None
         outer, lookup = _concatenated(self.outers), _concatenated(self.lookups)
         squared, spread = (None, None) if outer is None else self._outer_norms(*outer)
         if lookup is not None:
@@ -185,7 +205,7 @@ class UnitGradients:
                 squared.append(products)
                 spread.append(diagonal)
             else:
-                squared.append(torch.linalg.vector_norm(batched_outer(a, b).flatten(1), dim=1).square())
+                squared.append(squared_row_norms(batched_outer(a, b).flatten(1)))
         return torch.cat(squared), torch.cat(spread) if spread else None
 
 
@@ -271,8 +291,7 @@ class GroupGradients:
         squared: dict[int, list[torch.Tensor]] = {}
         spread: dict[int, list[torch.Tensor]] = {}
         for block in self.vectors:
-            norms = torch.linalg.vector_norm(self._scaled_vectors(block), dim=1)
-            squared.setdefault(block, []).append(norms.square())
+            squared.setdefault(block, []).append(squared_row_norms(self._scaled_vectors(block)))
         for name, gradients in self.matrices.items():
             block, power = self.clip.block[name], self.clip.inverse[name] ** 2
             squares, spreads = gradients.squared_norms()
