@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from fedsim.privacy.mechanisms.scalar_laplace import privacy_loss, pure_epsilon, sample_noise, scalar_delta
+from fedsim.privacy.mechanisms.laplace.scalar import privacy_loss, pure_epsilon, sample_noise, scalar_delta
 
 LAWS = {
     "gamma(3, 0.1)": (("gamma", 1.0, 3.0, 0.1),),

@@ -11,14 +11,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedsim.config import CheckpointConfig, EngineConfig, EvaluationConfig, OptimizerConfig, PlanConfig, RunConfig
+from fedsim.config import OptimizerConfig
 from fedsim.engine.evaluation_messages import EvaluateReply, EvaluateRequest
 from fedsim.engine.messages import TrainReply, TrainRequest
 
@@ -99,18 +98,16 @@ def main() -> int:
     options = parser.parse_args()
     from fedsim.engine.ray_grid import RayGrid
     from fedsim.plan import UlsPlan
+    from fedsim.privacy.ledger import Ledger
     from server.checkpoint import CheckpointWriter
-    from server.rounds import Training
+    from server.dispatch import Dispatcher
+    from server.evaluation import HeldOut
+    from server.identity import Seeds
+    from server.optimizer import ServerOptimizer
+    from server.round import Budget, Release, Round
     from server.run_folder import RunFolder
-    from server.seeds import Seeds
+    from server.training import Job, Training
 
-    config = RunConfig(
-        plan=PlanConfig(epsilon=10_000.0, rounds=options.rounds),
-        optimizer=OptimizerConfig(name="adam"),
-        engine=EngineConfig(workers=options.workers, timeout_seconds=300.0),
-        evaluation=EvaluationConfig(every=max(1, options.rounds // 10), max_rows=100, test_rows=100),
-        checkpoint=CheckpointConfig(rounds=10),
-    )
     plan = UlsPlan(
         num_users=USERS,
         sampling_probability=0.05,
@@ -122,41 +119,46 @@ def main() -> int:
     )
     measured: list[dict[str, float]] = []
     failures: list[str] = []
-    with tempfile.TemporaryDirectory() as folder:
+    seeds, store = Seeds(sampling=1, noise=2), Sizes()
+    parameters = np.zeros(options.parameters, dtype=np.float32)
+    with tempfile.TemporaryDirectory() as folder, Ledger.open(Path(folder) / "ledger.jsonl") as ledger:
         run = RunFolder(folder)
         grid = RayGrid(
             client_app, {"death-probability": options.death_probability}, workers=options.workers, timeout=300.0
         )
         handles_before = len(os.listdir("/proc/self/fd"))
-        try:
-            training = Training(
-                config,
+        dispatcher = Dispatcher(grid, timeout=300.0)
+
+        def watched(request: TrainRequest, costs: np.ndarray, **following: Any) -> Any:
+            gathered = dispatcher.gather(request, costs, **following)
+            failures.extend(gathered.failures)
+            if request.round % max(1, options.rounds // 20) == 0:
+                measured.append(measure(grid, request.round))
+                print("  ".join(f"{name} {value:,.1f}" for name, value in measured[-1].items()), flush=True)
+            return gathered
+
+        checkpoints = CheckpointWriter(run.checkpoints, rounds=10, minutes=0, keep=2)
+        job = Job(
+            round=Round(
                 plan,
-                SimpleNamespace(store=Sizes()),  # type: ignore[arg-type]
-                grid,
-                run,
-                Seeds(sampling=1, noise=2),
-                np.zeros(options.parameters, dtype=np.float32),
-                checkpoints=CheckpointWriter(run.checkpoints, rounds=10, minutes=0, keep=2),
-            )
-            gather = training.dispatcher.gather
-
-            def watched(request: TrainRequest, *arguments: Any, **more: Any) -> Any:
-                gathered = gather(request, *arguments, **more)
-                failures.extend(gathered.failures)
-                if request.round % max(1, options.rounds // 20) == 0:
-                    measured.append(measure(grid, request.round))
-                    print("  ".join(f"{name} {value:,.1f}" for name, value in measured[-1].items()), flush=True)
-                return gathered
-
-            training.dispatcher.gather = watched  # type: ignore[method-assign]
+                store,  # type: ignore[arg-type]  # its text is never asked for
+                seeds,
+                Budget(plan, ledger, 10_000.0),
+                Release(plan, {"parameters": options.parameters}, seeds.noise),
+                ServerOptimizer(parameters, OptimizerConfig(name="adam"), plan.steps),
+            ),
+            gather=watched,
+            held_out=HeldOut(grid, store, 100, 100),  # type: ignore[arg-type]
+            folder=run,
+            evaluate_every=max(1, options.rounds // 10),
+            checkpoints=checkpoints,
+        )
+        try:
             began = time.monotonic()
-            training.run()
+            Training(job).run()
             seconds = time.monotonic() - began
-            assert training.checkpoints is not None
-            training.checkpoints.join()
-            training.ledger.close()
-            charges = len(training.ledger)
+            checkpoints.join()
+            charges = len(ledger)
         finally:
             grid.close()
     return verdict(measured, len(failures), charges, options.rounds, seconds, handles_before)

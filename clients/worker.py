@@ -4,9 +4,10 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -19,14 +20,17 @@ from fedsim.engine.messages import TrainReply, TrainRequest
 from fedsim.gradients import (
     ClippedSum,
     LocalSteps,
+    Objective,
     ParameterLayout,
+    SequenceClassification,
     clipped_sum,
     clipped_units,
 )
+from fedsim.gradients.clipping import LARGEST_NORM
 from fedsim.models.evaluate import evaluate_rows
-from fedsim.plan import Plan, UlsPlan, plan_from_json
+from fedsim.plan import Plan, plan_from_json
 from fedsim.resources import open_resources
-from fedsim.rows import TokenRows
+from fedsim.rows import Splits, TokenRows
 
 logger = logging.getLogger(__name__)
 
@@ -34,28 +38,80 @@ Fetched = tuple[TokenRows, np.ndarray]
 """Rows, and the position of each row's unit among the units asked for."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Computing:
+    """How a worker computes, which changes nothing but rounding.
+
+    Attributes:
+        gradients: "fast" or "reference".
+        autocast: Whether the model runs in bfloat16.
+        exact: Whether sums are exact, so that the number of threads must be fixed.
+        threads: That number.
+        max_tokens: Tokens of a micro-batch; None chooses by the device.
+        row_tokens: Tokens of the longest row.
+    """
+
+    gradients: Literal["fast", "reference"] = "fast"
+    autocast: bool = False
+    exact: bool = False
+    threads: int = 1
+    max_tokens: int | None = None
+    row_tokens: int = 64
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Self:
+        """As a run's configuration says."""
+        engine = config.engine
+        return cls(
+            gradients=config.gradients,
+            autocast=engine.precision == "bfloat16",
+            exact=engine.exact,
+            threads=engine.cpus_per_worker,
+            max_tokens=engine.max_tokens or None,
+            row_tokens=config.data.sequence_length,
+        )
+
+
 class Worker:
     """Computes updates and evaluations with one resident model.
 
     Args:
-        config: The run's configuration.
+        model: The model; the worker writes parameters into it.
+        objective: What is minimised.
+        store: The users' rows.
+        computing: How.
+        vocabulary: Tokens that trial work is made of.
     """
 
-    def __init__(self, config: RunConfig) -> None:
-        resources = open_resources(config)
-        self.config = config
-        self.store = resources.store
-        self.objective = resources.loaded.objective
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        objective: Objective,
+        store: Splits,
+        computing: Computing,
+        vocabulary: int = 1,
+    ) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = resources.loaded.model.to(self.device)
+        self.model = model.to(self.device)
+        self.objective = objective
+        self.store = store
+        self.computing = computing
         self.layout = ParameterLayout.of(self.model)
-        self.vocabulary = len(resources.loaded.tokenizer)
-        self.max_tokens = config.engine.max_tokens or None
-        if config.engine.exact:
+        self.sizes = self.layout.sizes
+        self.vocabulary = vocabulary
+        self.max_tokens = computing.max_tokens
+        if computing.exact:
             # Sums inside a matrix product depend on the number of threads, so exact runs fix it on every engine.
-            torch.set_num_threads(config.engine.cpus_per_worker)
+            torch.set_num_threads(computing.threads)
         self._pool = ThreadPoolExecutor(max_workers=1)
-        self._ahead: tuple[tuple[str, int, bytes], Future[Fetched] | None] = (("", -1, b""), None)
+        self._ahead: tuple[tuple[str, int, int, bytes], Future[Fetched] | None] = (("", -1, 0, b""), None)
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Self:
+        """The worker of a run, with the configured model and store opened."""
+        resources = open_resources(config)
+        loaded = resources.loaded
+        return cls(loaded.model, loaded.objective, resources.store, Computing.of(config), len(loaded.tokenizer))
 
     def train(self, request: TrainRequest) -> TrainReply:
         """The clipped sum over the request's units."""
@@ -65,21 +121,15 @@ class Worker:
         self._fetch_ahead(plan, request)
         self.layout.load(self.model, request.parameters["flat"].numpy())
         compute = self._exact if request.resolution else self._clipped
-        result = self._with_memory_left(lambda tokens: compute(plan, request, rows, unit_ids, tokens))
-        finite = result.finite.cpu().numpy()
+        if len(rows):
+            result = self._with_memory_left(lambda tokens: compute(plan, request, rows, unit_ids, tokens))
+        else:
+            result = self._nothing(request)
         return TrainReply(
             round=request.round,
             units=request.units,
             total=result.total.cpu().numpy(),
-            statistics={
-                "loss_sum": float(result.losses.cpu().numpy()[finite].sum()),
-                "clipped_units": float((result.norms.cpu().numpy()[finite] > request.clip_norm).sum()),
-                "nonfinite_units": float((~finite).sum()),
-                "empty_units": float((result.norms.cpu().numpy()[finite] == 0).sum()),
-                "rows": float(len(rows)),
-                "tokens": float(len(rows.tokens)),
-                "seconds": time.perf_counter() - started,
-            },
+            statistics=_statistics(result, request, rows) | {"seconds": time.perf_counter() - started},
         )
 
     def evaluate(self, request: EvaluateRequest) -> EvaluateReply:
@@ -96,10 +146,10 @@ class Worker:
 
     def work(self, max_tokens: int) -> int:
         """One clipped sum over a full micro-batch of random tokens, for measuring; returns its tokens."""
-        length = self.config.data.sequence_length
+        length = self.computing.row_tokens
         count = max(1, max_tokens // length)
         tokens = np.random.default_rng(0).integers(0, self.vocabulary, count * length)
-        classes = np.zeros(count, np.int64) if self.config.model.task == "sequence-classification" else None
+        classes = np.zeros(count, np.int64) if isinstance(self.objective, SequenceClassification) else None
         rows = TokenRows(tokens=tokens, offsets=np.arange(count + 1, dtype=np.int64) * length, classes=classes)
         clipped_sum(
             self.model,
@@ -108,13 +158,14 @@ class Worker:
             Clip(norm=1.0),
             objective=self.objective,
             max_tokens=max(max_tokens, length),
+            autocast=self._autocast,
         ).total.cpu()
         return len(tokens)
 
     def _fetched(self, plan: Plan, request: TrainRequest) -> Fetched:
         """The rows of the request's units and each row's unit: fetched ahead, or now."""
         place, ahead = self._ahead
-        if ahead is not None and place == (request.plan, request.round, request.units.tobytes()):
+        if ahead is not None and place == _place(request, request.round, request.units):
             return ahead.result()
         return self._fetch(plan, request.units, request.round, request.sampling_seed)
 
@@ -122,7 +173,7 @@ class Worker:
         """Bring the next round's probable rows into memory while this round computes."""
         following = request.round + 1
         self._ahead = (
-            (request.plan, following, request.next_units.tobytes()),
+            _place(request, following, request.next_units),
             self._pool.submit(self._fetch, plan, request.next_units, following, request.sampling_seed)
             if len(request.next_units)
             else None,
@@ -137,20 +188,18 @@ class Worker:
         self, plan: Plan, request: TrainRequest, rows: TokenRows, unit_ids: np.ndarray, max_tokens: int | None
     ) -> ClippedSum:
         """Many units in one pass, or one after the other where each takes local steps."""
-        common = self._common(plan, request, max_tokens)
-        return clipped_sum(self.model, rows, unit_ids, _clip(plan, request), method=self.config.gradients, **common)
+        common = self._common(plan, max_tokens)
+        return clipped_sum(self.model, rows, unit_ids, request.clip, method=self.computing.gradients, **common)
 
     def _exact(
         self, plan: Plan, request: TrainRequest, rows: TokenRows, unit_ids: np.ndarray, max_tokens: int | None
     ) -> ClippedSum:
         """One unit after the other, each put on the public fixed-point grid, summed as integers."""
-        common = self._common(plan, request, max_tokens)
-        clip = _clip(plan, request)
-        updates = clipped_units(self.model, rows, unit_ids, clip, **common)
+        updates = clipped_units(self.model, rows, unit_ids, request.clip, **self._common(plan, max_tokens))
         total = np.zeros(self.layout.size, dtype=np.int64)
         norms, losses = [], []
         for _, update, norm, loss in updates:
-            total += quantise(update.cpu().numpy(), clip.bound, request.resolution)
+            total += quantise(update.cpu().numpy(), request.clip, self.sizes, request.resolution)
             norms.append(norm)
             losses.append(loss)
         before = torch.tensor(norms, dtype=torch.float64)
@@ -158,41 +207,60 @@ class Worker:
             total=torch.from_numpy(total),
             norms=before,
             losses=torch.tensor(losses, dtype=torch.float64),
-            finite=torch.isfinite(before),
+            finite=before <= LARGEST_NORM,
         )
 
-    def _common(self, plan: Plan, request: TrainRequest, max_tokens: int | None) -> dict[str, Any]:
+    def _nothing(self, request: TrainRequest) -> ClippedSum:
+        """The sum of units that own no rows: they count, and add exactly zero."""
+        total = torch.zeros(self.layout.size, dtype=torch.int64 if request.resolution else torch.float32)
+        zeros = torch.zeros(len(request.units), dtype=torch.float64)
+        return ClippedSum(total=total, norms=zeros, losses=zeros, finite=torch.ones(len(zeros), dtype=torch.bool))
+
+    def _common(self, plan: Plan, max_tokens: int | None) -> dict[str, Any]:
+        descent = plan.local_descent
         return {
             "objective": self.objective,
             "weighting": plan.weighting,
             "max_tokens": max_tokens,
-            "local_steps": _local_steps(plan),
-            "autocast": torch.bfloat16 if self.config.engine.precision == "bfloat16" else None,
+            "local_steps": None if descent is None else LocalSteps(steps=descent[0], learning_rate=descent[1]),
+            "autocast": self._autocast,
         }
 
-    def _with_memory_left(self, compute: Any) -> ClippedSum:
+    @property
+    def _autocast(self) -> torch.dtype | None:
+        return torch.bfloat16 if self.computing.autocast else None
+
+    def _with_memory_left(self, compute: Callable[[int | None], ClippedSum]) -> ClippedSum:
         """compute(max_tokens), with the micro-batch halved for good each time the device runs out of memory."""
         while True:
             try:
                 return compute(self.max_tokens)
             except torch.OutOfMemoryError:
-                smaller = (self.max_tokens or self.config.data.sequence_length * 64) // 2
-                if smaller < self.config.data.sequence_length:
+                smaller = (self.max_tokens or self.computing.row_tokens * 64) // 2
+                if smaller < self.computing.row_tokens:
                     raise
                 logger.warning("out of memory: micro-batches shrink to %d tokens", smaller)
                 self.max_tokens = smaller
                 torch.cuda.empty_cache()
 
 
-def _clip(plan: Plan, request: TrainRequest) -> Clip:
-    return Clip(norm=request.clip_norm, order=plan.norm_order, scales=request.settings)
+def _place(request: TrainRequest, round: int, units: np.ndarray) -> tuple[str, int, int, bytes]:
+    """What rows depend on: those fetched ahead are used where all of it is the same."""
+    return request.plan, request.sampling_seed, round, units.tobytes()
 
 
-def _local_steps(plan: Plan) -> LocalSteps | None:
-    """The local steps of a unit, where it takes several."""
-    if isinstance(plan, UlsPlan) and plan.local_steps > 1:
-        return LocalSteps(steps=plan.local_steps, learning_rate=plan.local_learning_rate)
-    return None
+def _statistics(result: ClippedSum, request: TrainRequest, rows: TokenRows) -> dict[str, float]:
+    """Sums over units, private unless noised."""
+    finite = result.finite.cpu().numpy()
+    norms = result.norms.cpu().numpy()[finite]
+    return {
+        "loss_sum": float(result.losses.cpu().numpy()[finite].sum()),
+        "clipped_units": float((norms > request.clip.norm).sum()),
+        "nonfinite_units": float((~finite).sum()),
+        "empty_units": float((norms == 0).sum()),
+        "rows": float(len(rows)),
+        "tokens": float(len(rows.tokens)),
+    }
 
 
 def resident_worker(run_config: Mapping[str, Any]) -> Worker:
@@ -202,4 +270,4 @@ def resident_worker(run_config: Mapping[str, Any]) -> Worker:
 
 @functools.lru_cache(maxsize=1)
 def _worker(run_config: str) -> Worker:
-    return Worker(from_flat(RunConfig, json.loads(run_config)))
+    return Worker.of(from_flat(RunConfig, json.loads(run_config)))

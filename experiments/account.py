@@ -12,7 +12,7 @@ from typing import Any, Literal
 from fedsim.errors import InvalidInput
 from fedsim.plan import ALGORITHMS, Algorithm
 from fedsim.privacy.accountant import epsilon_bounds
-from fedsim.privacy.bounds import Bounds
+from fedsim.privacy.bounds import Bounds, shown_above, shown_below
 from fedsim.privacy.calibration import (
     calibrate_group_size,
     calibrate_noise_multiplier,
@@ -32,7 +32,7 @@ from fedsim.privacy.events import (
     to_json,
 )
 from fedsim.privacy.ledger import merged, read_entries
-from fedsim.privacy.statement import shown_above, shown_below
+from fedsim.registry import import_module
 from fedsim.validation import require_at_least, require_between, require_positive
 
 CALIBRATE: dict[str, Callable[..., Any]] = {
@@ -89,6 +89,8 @@ class Account:
     """Largest relative distance of the two bounds."""
     ledger: Path | None = None
     """Account for what this ledger holds instead of for a plan."""
+    modules: tuple[str, ...] = ()
+    """Modules of your own that the kinds of release in the ledger are of; they are imported."""
     compare: bool = False
     """Show other accountants beside: Rényi, black-box group privacy (els), and Edgeworth estimates."""
     plot: Path | None = None
@@ -112,6 +114,8 @@ class Account:
             InvalidInput: For options out of range, missing, or that do not go together.
         """
         self._check()
+        for module in self.modules:
+            import_module("modules", module, module)
         calibrated = None if self.ledger is not None else self._left_out()
         plan, event, epsilon = self._solve(calibrated)
         result = plan._described(event) | {
@@ -222,6 +226,8 @@ class Account:
             if value is not None and name not in used:
                 beside = f"--sampling {self.sampling}" if self.ledger is None else "--ledger"
                 raise InvalidInput(_dashed(name), value, f"left out with {beside}")
+        if self.ledger is None and self.modules:
+            raise InvalidInput("modules", self.modules, "used with --ledger")
         if self.ledger is not None and self.target_epsilon is not None:
             raise InvalidInput("target-epsilon", self.target_epsilon, "left out with --ledger")
         if self.ledger is None and self.group_size is not None:

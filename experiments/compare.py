@@ -5,24 +5,21 @@ import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from experiments.prediction import predict
 from experiments.report.run import PREDICTION, print_table, read_prediction, write_report
-from fedsim.config import RunConfig, to_flat
+from experiments.resume import how_to_go_on
+from fedsim.config import PlanConfig, RunConfig, to_flat
 from fedsim.plan import ALGORITHMS, Algorithm
+from fedsim.privacy.mechanisms import MECHANISMS, QuantileClip
 from fedsim.resources import open_resources
 from fedsim.terminal import waiting
 from fedsim.validation import require_at_least, require_positive
 from server.app import FAILURES, new_output_folder, train
 from server.identity import require_same, settings_of
 from server.run_folder import RunFolder, write_json
-from server.stopping import Stopped
-
-MechanismName = Literal[
-    "gaussian", "adaptive-noise", "layer-noise", "matrix-noise", "randomised-laplace", "quantile-clip"
-]
-"""The plan's mechanisms, and the plain Gaussian with a clip norm that follows a quantile."""
+from server.training import Stopped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +41,7 @@ class ArmConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(RunConfig):
-    """Fine-tune by user-level sampling (ULS) and by the centralized example-level baseline (ELS).
+    """Fine-tune by user-level sampling (ULS) and by the centralised example-level baseline (ELS).
 
     Both get the same gradient evaluations a round, rounds, ε, δ and model; group size, clip norm and learning rate
     are each algorithm's own.
@@ -59,8 +56,9 @@ class Compare(RunConfig):
     els: ArmConfig = field(default_factory=ArmConfig)
     """What is tuned for example-level sampling."""
 
-    mechanisms: tuple[MechanismName, ...] = ()
-    """Mechanisms to compare at the same ε, one arm for each with each algorithm; by default the plan's alone."""
+    mechanisms: tuple[str, ...] = ()
+    """Mechanisms to compare at the same ε, one arm for each with each algorithm; by default the plan's alone. Any that
+    --plan.mechanism takes, and quantile-clip: the plain Gaussian with a clip norm that follows a quantile."""
     l1_clip_norm: float = 500.0
     """Clip norm of mechanisms that clip in L1, whose norms are larger."""
 
@@ -71,28 +69,46 @@ class Compare(RunConfig):
             require_at_least(f"{algorithm}.group-size", tuned.own("group_size", 1), 1)
             require_positive(f"{algorithm}.clip-norm", tuned.own("clip_norm", 1.0))
             require_positive(f"{algorithm}.learning-rate", tuned.own("learning_rate", 1.0))
+        for mechanism in self.mechanisms:
+            self._released_by(self.plan, mechanism)
 
-    def arm(self, algorithm: Algorithm, output: Path, mechanism: MechanismName | None = None) -> RunConfig:
+    def arm(self, algorithm: Algorithm, output: Path, mechanism: str | None = None) -> RunConfig:
         """The configuration of one arm, writing to its own folder inside output."""
         tuned: ArmConfig = getattr(self, algorithm)
-        clip_norm = tuned.own("clip_norm", self.plan.clip_norm)
         plan = dataclasses.replace(
             self.plan,
             algorithm=algorithm,
             group_size=tuned.own("group_size", self.plan.group_size),
-            clip_norm=self.l1_clip_norm if mechanism == "randomised-laplace" else clip_norm,
+            clip_norm=tuned.own("clip_norm", self.plan.clip_norm),
         )
-        if mechanism == "quantile-clip":
-            plan = dataclasses.replace(plan, mechanism="gaussian", clip_quantile=self.plan.clip_quantile or 0.5)
-        elif mechanism is not None:
-            plan = dataclasses.replace(plan, mechanism=mechanism, clip_quantile=0.0)
+        if mechanism is not None:
+            plan = self._released_by(plan, mechanism)
         learning_rate = tuned.own("learning_rate", self.optimizer.learning_rate)
         optimizer = dataclasses.replace(self.optimizer, learning_rate=learning_rate)
         common = {item.name: getattr(self, item.name) for item in dataclasses.fields(RunConfig)}
-        own = str(output / (algorithm if mechanism is None else f"{algorithm}-{mechanism}"))
+        own = str(output / (algorithm if mechanism is None else f"{algorithm}-{mechanism.replace(':', '-')}"))
         # An arm that has begun goes on, or is found to be finished; the others begin.
         resume = own if self.resume is not None and RunFolder(own).config.exists() else None
         return RunConfig(**{**common, "plan": plan, "optimizer": optimizer, "output": own, "resume": resume})
+
+    def _released_by(self, plan: PlanConfig, mechanism: str) -> PlanConfig:
+        """The plan with another mechanism, at a clip norm that suits the norm it clips in.
+
+        Raises:
+            InvalidInput: For a name that there is not.
+        """
+        if mechanism == QuantileClip.name:
+            return dataclasses.replace(
+                plan,
+                mechanism="gaussian",
+                mechanism_options=(),
+                clip_quantile=plan.clip_quantile or QuantileClip.quantile,
+            )
+        clip_norm = plan.clip_norm if MECHANISMS.named(mechanism).norm_order == 2 else self.l1_clip_norm
+        options = plan.mechanism_options if mechanism == plan.mechanism else ()
+        return dataclasses.replace(
+            plan, mechanism=mechanism, mechanism_options=options, clip_norm=clip_norm, clip_quantile=0.0
+        )
 
     def run(self) -> int:
         """Run the arms, write comparison.json and the report, print the table."""
@@ -109,6 +125,9 @@ class Compare(RunConfig):
                 if not (folder / PREDICTION).exists():
                     self._predict(arms, folder)
                 summaries = [train(grid, arm) for arm in arms]
+        except KeyboardInterrupt:
+            print(how_to_go_on(RunFolder(folder)), file=sys.stderr)
+            raise
         except Stopped as stopped:
             print(f"{stopped} (of the comparison: --resume {folder})", file=sys.stderr)
             return stopped.exit_code
@@ -128,7 +147,7 @@ class Compare(RunConfig):
         run = RunFolder(self.resume or self.output or new_output_folder("compare"))
         if self.resume is None:
             run.require_unused()
-            write_json(run.config, {"config": to_flat(self), "identity": {"settings": settings_of(self)}})
+            run.write_config(config=to_flat(self), identity={"settings": settings_of(self)})
         else:
             require_same(run.read_config()["identity"], {"settings": settings_of(self)})
         return run.path

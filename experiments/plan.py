@@ -14,14 +14,13 @@ from rich.table import Table
 from fedsim.data.config import DataConfig
 from fedsim.errors import InvalidInput
 from fedsim.models.config import ModelConfig
-from fedsim.plan import ALGORITHMS, Plan
+from fedsim.plan import ALGORITHMS, Plan, UserSizes
 from fedsim.planner import (
     ALIGNED,
     BASELINE,
     ORTHOGONAL,
     NormCurve,
     Target,
-    UserSizes,
     Verdict,
     break_even_norm,
     calibrated_plans,

@@ -6,13 +6,12 @@ from typing import Any
 
 from experiments.plan import change_of_mind, choice, in_words, private_statistics, verdict_json
 from fedsim.config import RunConfig
-from fedsim.plan import ALGORITHMS
+from fedsim.plan import ALGORITHMS, UserSizes
 from fedsim.planner import (
     ALIGNED,
     ORTHOGONAL,
     NormCurve,
     Target,
-    UserSizes,
     Verdict,
     calibrated_plans,
     compare,

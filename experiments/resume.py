@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from fedsim.errors import InvalidInput
+from server.run_folder import RunFolder
 
 
 def resumed(kind: type, arguments: list[str]) -> Any | None:
@@ -21,13 +22,19 @@ def resumed(kind: type, arguments: list[str]) -> Any | None:
     # Imported here: other commands do without torch.
     from fedsim.config import RunConfig
     from server.identity import stored_config
-    from server.run_folder import RunFolder
 
     if not issubclass(kind, RunConfig):
         raise InvalidInput("resume", folder, "given to train or compare")
     run = RunFolder(folder, new=False)
     config = stored_config(kind, run.read_config(), folder)
     return dataclasses.replace(config, resume=folder, output=folder)
+
+
+def how_to_go_on(folder: RunFolder) -> str:
+    """What to do about a command that was ended outside of a round."""
+    if folder.config.exists():
+        return f"go on with --resume {folder.path}; what was charged stays charged"
+    return "nothing was begun; give the same command again"
 
 
 def _value(arguments: list[str]) -> str | None:

@@ -2,10 +2,14 @@
 
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
-from fedsim.errors import InvalidInput
+from fedsim.errors import Failure, InvalidInput
 from fedsim.terminal import speak
 
 COMMANDS = {
@@ -53,6 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed, 2 bad input."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     speak()
+    # Modules of one's own are looked for in the working directory, as by `python -m`: an installed script's path has
+    # its own folder there instead. At the end, so that no file lying there hides a package.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if arguments[:1] in (["-h"], ["--help"]):
@@ -62,13 +70,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command not in COMMANDS:
             raise InvalidInput("command", command, "one of " + ", ".join(COMMANDS))
-        return _run(command, arguments)
+        with _ending_by_sigterm():
+            return _run(command, arguments)
     except InvalidInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Failure as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return 128 + signal.SIGINT
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came where no round was under way: answered as Ctrl-C is, so that workers end and people are told."""
+
+
+@contextmanager
+def _ending_by_sigterm() -> Iterator[None]:
+    """Within it SIGTERM raises Terminated, unless somebody inside answers it in another way."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(command: str, arguments: list[str]) -> int:

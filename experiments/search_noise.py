@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fedsim.privacy.mechanisms.laplace_search import NoiseTarget, read_noise_file, search_noise
+from fedsim.privacy.mechanisms.laplace.search import NoiseTarget, read_noise_file, search_noise
 from fedsim.validation import require_at_least
 
 

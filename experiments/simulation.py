@@ -66,6 +66,7 @@ def ray_grid(config: RunConfig, workers: int, parameters: int) -> WaitingGrid:
         address=engine.address,
         object_store_bytes=None if engine.address else max(shared, LEAST_SHARED_BYTES),
         timeout=engine.timeout_seconds,
+        start_timeout=engine.start_seconds,
     )
 
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.report.run import print_table, write_report
+from experiments.resume import how_to_go_on
 from fedsim.config import RunConfig
 from server.app import FAILURES, new_output_folder, train
 from server.run_folder import RunFolder
-from server.stopping import Stopped
+from server.training import Stopped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,9 @@ class Train(RunConfig):
         try:
             with simulated_clients(config) as grid:
                 summary = train(grid, config)
+        except KeyboardInterrupt:
+            print(how_to_go_on(folder), file=sys.stderr)
+            raise
         except Stopped as stopped:
             print(stopped, file=sys.stderr)
             return stopped.exit_code

@@ -63,6 +63,8 @@ class Clip:
             require_positive(f"clip.scales[{name!r}]", scale)
         for block in self.blocks:
             require_positive("clip.blocks.share", block.share)
+            if not block.parameters:
+                raise InvalidInput("clip.blocks", "a block of no parameters", "blocks of at least one")
         if self.blocks and not self._whole_share() <= 1 + SHARES_SLACK:
             raise InvalidInput("clip.blocks", self._whole_share(), f"shares whose L{self.order} norm is at most 1")
         names = [name for block in self.blocks for name in block.parameters]

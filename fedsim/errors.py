@@ -1,4 +1,8 @@
-"""The one error for input that a person can correct."""
+"""Errors that are told in one sentence: input that a person can correct, and failures that say all there is."""
+
+
+class Failure(Exception):
+    """Something failed, and the message says all that a person needs: the command line prints it and ends with 1."""
 
 
 class InvalidInput(ValueError):

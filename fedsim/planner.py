@@ -15,13 +15,12 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from typing import Any
+from functools import lru_cache
 
 import numpy as np
 
 from fedsim.errors import InvalidInput
-from fedsim.plan import ALGORITHMS, Plan
+from fedsim.plan import ALGORITHMS, Plan, UserSizes
 from fedsim.privacy.calibration import calibrate_noise_multiplier
 from fedsim.privacy.events import Adjacency
 from fedsim.validation import require_at_least, require_between, require_positive
@@ -32,72 +31,6 @@ TIE = 0.05
 """Predictions closer than this are called level."""
 CHALLENGER, BASELINE = ALGORITHMS
 """ULS, and ELS, against which it is measured: ratios are the baseline's noise over the challenger's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class UserSizes:
-    """How many examples users own.
-
-    Attributes:
-        num_users: N.
-        sizes: Examples of representative users, each standing for as many users as the others, ascending.
-        source: Where the numbers come from, in words.
-        private: Whether they were computed from the data to be protected.
-    """
-
-    num_users: int
-    sizes: np.ndarray
-    source: str
-    private: bool
-
-    @classmethod
-    def of_users(cls, view: Any) -> "UserSizes":
-        """The sizes of every user of a store's view."""
-        return cls(
-            num_users=view.num_users,
-            sizes=np.sort(np.diff(view.user_offsets)),
-            source="counted in the training split of the user store",
-            private=True,
-        )
-
-    @classmethod
-    def of_quantiles(cls, num_users: int, quantiles: Mapping[float, float]) -> "UserSizes":
-        """Sizes between quantiles that a person typed in, interpolated in the logarithm.
-
-        Args:
-            num_users: N.
-            quantiles: Level in [0, 1] → examples; {0.5: 12, 0.9: 65, 1: 1404}. One quantile means that all users own
-                as many; without level 0 the least user owns 1 example.
-        """
-        require_at_least("num-users", num_users, 1)
-        levels = sorted(quantiles)
-        if not levels:
-            raise InvalidInput("user-sizes", dict(quantiles), "at least one quantile, such as 0.5:12")
-        for level in levels:
-            if not 0 <= level <= 1:
-                raise InvalidInput("user-sizes", level, "levels between 0 and 1")
-            require_at_least("user-sizes", quantiles[level], 1)
-        values = [float(quantiles[level]) for level in levels]
-        if values != sorted(values):
-            raise InvalidInput("user-sizes", dict(quantiles), "sizes that do not fall as the level rises")
-        if len(levels) > 1 and levels[0] > 0:
-            levels, values = [0.0, *levels], [1.0, *values]
-        middles = (np.arange(2000) + 0.5) / 2000
-        sizes = np.rint(np.exp(np.interp(middles, levels, np.log(values)))).astype(np.int64)
-        return cls(num_users=num_users, sizes=sizes, source="as given", private=False)
-
-    @cached_property
-    def median(self) -> int:
-        """Examples of the median user, at least 1."""
-        return max(1, int(np.median(self.sizes)))
-
-    def quantile(self, level: float) -> float:
-        """Examples that a share `level` of the users do not exceed."""
-        return float(np.quantile(self.sizes, level))
-
-    def kept(self, group_size: int) -> int:
-        """|D|: examples that ELS keeps when each user keeps at most group_size."""
-        return round(self.num_users * float(np.minimum(self.sizes, group_size).mean()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Ragged rows of tokens, and the users that own them: what a user store hands to plans, gradients and evaluation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,6 +34,35 @@ class TokenRows:
     def lengths(self) -> np.ndarray:
         """Tokens in each row, int64 array of shape [rows]."""
         return np.diff(self.offsets)
+
+    def take(self, row_indices: np.ndarray) -> "TokenRows":
+        """The rows at these indices, in that order; repeats are allowed."""
+        lengths = self.lengths[row_indices]
+        offsets = np.zeros(len(row_indices) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        places = np.repeat(self.offsets[:-1][row_indices] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return TokenRows(
+            tokens=self.tokens[places],
+            offsets=offsets,
+            labels=None if self.labels is None else self.labels[places],
+            classes=None if self.classes is None else self.classes[row_indices],
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["TokenRows"]) -> "TokenRows":
+        """The rows of several parts, one after the other; all with labels and classes, or none."""
+
+        def column(arrays: list[np.ndarray | None]) -> np.ndarray | None:
+            present = [array for array in arrays if array is not None]
+            return np.concatenate(present) if len(present) == len(arrays) else None
+
+        offsets = np.concatenate([[0], *(part.lengths for part in parts)]).cumsum().astype(np.int64)
+        return cls(
+            tokens=np.concatenate([part.tokens for part in parts]),
+            offsets=offsets,
+            labels=column([part.labels for part in parts]),
+            classes=column([part.classes for part in parts]),
+        )
 
     @classmethod
     def from_lists(cls, rows: list[list[int]], classes: np.ndarray | None = None) -> "TokenRows":
@@ -72,3 +102,10 @@ class SizedUsers(Protocol):
 
 class UserView(SizedUsers, RowView, Protocol):
     """A range of users and their rows, as a split of a `fedsim.data.store.UserStore` is one."""
+
+
+class Splits(Protocol):
+    """The users of a data set, in splits."""
+
+    def split(self, name: str) -> UserView:
+        """The users of "train", "validation" or "test"."""

@@ -22,6 +22,8 @@ from typing import Protocol
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from fedsim.errors import InvalidInput
+
 CHUNK = 1 << 18
 """Coordinates whose noise is drawn at once."""
 STEPS = 32
@@ -70,6 +72,14 @@ class SecureNoise:
         value = np.zeros(1)
         self.add_normal(value, 1.0)
         return float(value[0])
+
+    def generator(self) -> np.random.Generator:
+        """There is none: only Gaussian noise is drawn exactly.
+
+        Raises:
+            InvalidInput: Always.
+        """
+        raise InvalidInput("noise.secure", True, "off with a mechanism whose noise is not Gaussian")
 
     def add_normal(self, total: np.ndarray, std: float) -> None:
         """total + N(0, std²) on the grid, in place.

@@ -1,13 +1,15 @@
 """Alarms for failures that make no noise: training that cannot learn, or does not do what it seems to."""
 
+import logging
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fedsim.plan import ElsPlan, Plan
+from fedsim.plan import Plan
+
+log = logging.getLogger(__name__)
 
 HOPELESS = 20.0
 """Length of the whole run's noise over that of the largest possible sum of updates. Gradients of language models lie
@@ -18,7 +20,7 @@ NOT_PRIVATE = "(not private: computed from training users without noise)"
 
 
 class Alarms:
-    """Says each alarm once, on stderr, and keeps it for the summary.
+    """Says each alarm once, as a warning, and keeps it for the summary.
 
     Args:
         plan: What is carried out.
@@ -35,7 +37,7 @@ class Alarms:
         """Say it, unless it was said before."""
         if name not in self.sounded:
             self.sounded[name] = sentence
-            print(f"warning: {sentence}", file=sys.stderr, flush=True)
+            log.warning("%s", sentence)
 
     def before_training(self, user_offsets: np.ndarray) -> None:
         """What the plan's public numbers and the store's sizes give away."""
@@ -79,11 +81,10 @@ class Alarms:
         ratio = noise_to_signal(plan, self.size)
         if ratio <= HOPELESS:
             return
-        unit = "examples" if isinstance(plan, ElsPlan) else "users"
         self.sound(
             "noise",
             f"over the whole run the noise is {ratio:,.0f} times as long as the largest possible sum of updates: "
-            f"little can be learned. What helps: {ratio / HOPELESS:,.1f} times as many {unit} a round "
+            f"little can be learned. What helps: {ratio / HOPELESS:,.1f} times as many {plan.unit}s a round "
             f"(--plan.gradients-per-round), {(ratio / HOPELESS) ** 2:,.0f} times fewer parameters (--model.lora-rank, "
             f"now {self.size:,}), or a larger --plan.epsilon.",
         )
@@ -99,7 +100,7 @@ class Alarms:
                 "counts by its direction alone. Often that is well; if it learns too little, try a larger one, or let "
                 "--plan.clip-quantile find one privately.",
             )
-        elif clipped == 0:
+        elif clipped == 0 and self.plan.noise_multiplier > 0:
             self.sound(
                 "clips-no-one",
                 f"the clip norm {self.plan.clip_norm:g} clipped none of {units:.0f} units {NOT_PRIVATE}: a smaller "
@@ -116,7 +117,7 @@ def noise_to_signal(plan: Plan, size: int) -> float:
         plan: Gives σ, the expected units a round M, and the rounds T.
         size: Number of parameters P.
     """
-    if plan.norm_order != 2:
+    if plan.mechanism.norm_order != 2:
         return 0.0
     return plan.sum_noise_multiplier * math.sqrt(size) / (plan.normaliser * math.sqrt(plan.steps))
 

@@ -1,6 +1,5 @@
 """The Flower ServerApp: the same on RayGrid, LocalGrid and under `flwr run`."""
 
-import json
 import time
 from datetime import datetime
 from pathlib import Path
@@ -14,20 +13,21 @@ from fedsim.config import RunConfig, from_flat, to_flat
 from fedsim.gradients import ParameterLayout
 from fedsim.models.export import ExportMismatch, export
 from fedsim.models.unchanged import unchanged_parameters
-from fedsim.plan import Plan, plan_from_json
+from fedsim.plan import Plan, UserSizes, plan_from_values
+from fedsim.privacy.ledger import Ledger
 from fedsim.resources import Resources, open_resources
+from fedsim.statement import NoiseOrigin, PrivacyStatement, privacy_statement
+from fedsim.terminal import speak
 from fedsim.versions import versions
 from server.alarms import as_json
-from server.checkpoint import CheckpointWriter, read_latest
-from server.dispatch import RoundFailed
-from server.evaluation import EvaluationFailed
-from server.identity import identity_of, require_same
-from server.privacy import privacy_statement, without_infinities
-from server.resume import restore
-from server.rounds import Diverged, Outcome, Training, describe
-from server.run_folder import RunFolder, write_json
-from server.seeds import Seeds
-from server.setup import make_plan
+from server.checkpoint import Checkpoint, CheckpointWriter, read_latest
+from server.dispatch import Dispatcher, RoundFailed
+from server.evaluation import EvaluationFailed, HeldOut
+from server.identity import Seeds, identity_of, require_same
+from server.optimizer import ServerOptimizer
+from server.round import Budget, Diverged, Release, Round
+from server.run_folder import RunFolder, without_infinities, write_json
+from server.training import Job, Outcome, Training
 
 app = ServerApp()
 
@@ -38,6 +38,7 @@ FAILURES = (RoundFailed, EvaluationFailed, Diverged, ExportMismatch)
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Train as the run configuration says and leave a run folder."""
+    speak()
     train(grid, from_flat(RunConfig, context.run_config))
 
 
@@ -71,64 +72,121 @@ def train(grid: Grid, config: RunConfig) -> dict[str, Any]:
     plan, identity = (_begin if config.resume is None else _resumed)(folder, config, resources)
     if folder.finished:
         folder.remove_unfinished()
-        return json.loads(folder.summary.read_text(encoding="utf-8"))
-    seeds = Seeds.read(folder.secret)
+        return folder.read_summary()
 
-    layout = ParameterLayout.of(resources.loaded.model)
-    parameters = layout.flatten(resources.loaded.model).cpu().numpy()
-    sizes = layout.sizes
-    kept = None if config.resume is None else read_latest(folder.checkpoints)
-    every = config.checkpoint
-    writer = CheckpointWriter(
-        folder.checkpoints,
-        rounds=every.rounds,
-        minutes=every.minutes,
-        keep=every.keep,
-        good=None if kept is None else kept.round,
-    )
-    training = Training(config, plan, resources, grid, folder, seeds, parameters, sizes, identity, writer)
-    try:
-        if kept is not None:
-            restore(training, kept)
-        elif config.resume is not None:
-            folder.cut_metrics(0)
-        outcome = training.run()
+    model, layout = resources.loaded.model, ParameterLayout.of(resources.loaded.model)
+    latest = None if config.resume is None else read_latest(folder.checkpoints)
+    with Ledger.open(folder.ledger) as ledger:
+        job = _job(grid, config, plan, identity, resources, folder, ledger, latest)
+        training = Training(job)
+        try:
+            if latest is not None:
+                training.load_state(latest)
+            elif config.resume is not None:
+                folder.cut_metrics(0)
+            outcome = training.run()
+        finally:
+            if job.checkpoints is not None:
+                job.checkpoints.join()
         if outcome.rounds:
             training.alarms.after_training(
-                unchanged_parameters(layout, np.asarray(layout.flatten(resources.loaded.model)), outcome.parameters)
+                unchanged_parameters(layout, np.asarray(layout.flatten(model)), outcome.parameters)
             )
-        statement = privacy_statement(config, plan, training.ledger, outcome.rounds, versions())
-    finally:
-        writer.join()
-        training.ledger.close()
+        statement = _statement(config, plan, ledger, layout, outcome.rounds)
 
-    write_json(folder.privacy, statement)
-    layout.load(resources.loaded.model, outcome.parameters)
+    write_json(folder.privacy, without_infinities(statement.to_json()))
+    layout.load(model, outcome.parameters)
     export(resources.loaded, folder.model)
-    summary = without_infinities(summarise(plan, config, outcome, time.perf_counter() - started))
+    summary: dict[str, Any] = without_infinities(summarise(plan, config, outcome, time.perf_counter() - started))
     summary["alarms"] = as_json(training.alarms)
     write_json(folder.summary, summary)
     folder.remove_unfinished()
     return summary
 
 
+def _job(
+    grid: Grid,
+    config: RunConfig,
+    plan: Plan,
+    identity: dict[str, Any],
+    resources: Resources,
+    folder: RunFolder,
+    ledger: Ledger,
+    latest: Checkpoint | None,
+) -> Job:
+    """The run's parts, put together."""
+    layout = ParameterLayout.of(resources.loaded.model)
+    seeds = Seeds.read(folder.secret)
+    parameters = layout.flatten(resources.loaded.model).cpu().numpy()
+    every, engine = config.checkpoint, config.engine
+    return Job(
+        round=Round(
+            plan,
+            resources.store.split("train"),
+            seeds,
+            Budget(plan, ledger, config.plan.epsilon),
+            Release(plan, layout.sizes, seeds.noise),
+            ServerOptimizer(parameters, config.optimizer, plan.steps),
+            exact=engine.exact,
+            row_tokens=config.data.sequence_length,
+        ),
+        gather=Dispatcher(
+            grid,
+            units_per_message=engine.users_per_message or None,
+            timeout=engine.timeout_seconds,
+            attempts=engine.attempts,
+            worker_timeout=engine.start_seconds,
+        ).gather,
+        held_out=HeldOut(grid, resources.store, config.evaluation.max_rows, config.evaluation.test_rows),
+        folder=folder,
+        evaluate_every=config.evaluation.every,
+        training_metrics=config.writes_training_metrics,
+        checkpoints=CheckpointWriter(
+            folder.checkpoints,
+            rounds=every.rounds,
+            minutes=every.minutes,
+            keep=every.keep,
+            good=None if latest is None else latest.round,
+        ),
+        identity=identity,
+    )
+
+
+def _statement(
+    config: RunConfig, plan: Plan, ledger: Ledger, layout: ParameterLayout, rounds: int
+) -> PrivacyStatement:
+    origin: NoiseOrigin
+    if config.noise.secure:
+        origin = "secure-exact" if config.engine.exact else "secure"
+    else:
+        origin = "statistical-exact" if config.engine.exact else "statistical"
+    seeds = {"sampling": config.sampling_seed, "noise": config.noise_seed}
+    return privacy_statement(
+        plan,
+        ledger.event(),
+        sizes=layout.sizes,
+        steps=rounds,
+        seeds_given=tuple(name for name, seed in seeds.items() if seed is not None),
+        noise_origin=origin,
+        versions=versions(),
+        ledger=ledger.path.name,
+    )
+
+
 def _begin(folder: RunFolder, config: RunConfig, resources: Resources) -> tuple[Plan, dict[str, Any]]:
     """Plan and identity of a new run. They and the seeds are on disk before anything is charged; config.json last."""
     seeds = Seeds.drawn(config)
-    plan = make_plan(config.plan, resources.store.split("train"), seeds.sampling)
+    plan = config.plan.for_users(UserSizes.of_users(resources.store.split("train")))
     identity = identity_of(config, plan, resources)
     seeds.store(folder.secret)
-    write_json(
-        folder.config,
-        {"config": to_flat(config), "plan": describe(plan), "versions": versions(), "identity": identity},
-    )
+    folder.write_config(config=to_flat(config), plan=plan.to_values(), versions=versions(), identity=identity)
     return plan, identity
 
 
 def _resumed(folder: RunFolder, config: RunConfig, resources: Resources) -> tuple[Plan, dict[str, Any]]:
     """The same of a run that goes on; its plan is the one written down, not calibrated again."""
     written = folder.read_config()["identity"]
-    plan = plan_from_json(json.dumps(written.get("plan", {})))
+    plan = plan_from_values(written.get("plan", {}))
     identity = identity_of(config, plan, resources)
     require_same(written, identity)
     folder.remove_leftovers()
@@ -139,7 +197,7 @@ def summarise(plan: Plan, config: RunConfig, outcome: Outcome, seconds: float) -
     """The outcome of one arm, as comparison.json holds it."""
     return {
         "algorithm": plan.name,
-        "mechanism": "quantile-clip" if plan.clip_quantile else plan.mechanism,
+        "mechanism": plan.release_name,
         "epsilon": outcome.epsilon,
         "delta": plan.delta,
         "noise_multiplier": plan.noise_multiplier,

@@ -7,9 +7,9 @@ leaves the checkpoints before it as they were. Nothing in it is ever unpickled.
 
 import hashlib
 import json
+import logging
 import os
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -22,6 +22,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from fedsim.errors import InvalidInput
+
+log = logging.getLogger(__name__)
 
 FORMAT = "fedsim-checkpoint"
 VERSION = 1
@@ -37,7 +39,7 @@ class CheckpointDamaged(Exception):
         self.path, self.reason = Path(path), reason
         super().__init__(f"{path}: {reason}")
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.reason)
 
 
@@ -124,7 +126,7 @@ def stored(folder: Path) -> list[Path]:
 def read_latest(folder: Path) -> Checkpoint | None:
     """The newest checkpoint that is undamaged; None where none was ever written.
 
-    A damaged one is named on stderr, and the one before it is taken: the ledger, not the checkpoint, knows what was
+    A damaged one is named in a warning, and the one before it is taken: the ledger, not the checkpoint, knows what was
     spent, so that going further back costs work but never privacy.
 
     Raises:
@@ -135,7 +137,7 @@ def read_latest(folder: Path) -> Checkpoint | None:
         try:
             return read(path)
         except CheckpointDamaged as error:
-            print(f"warning: checkpoint {error}; trying the one before it", file=sys.stderr, flush=True)
+            log.warning("checkpoint %s; trying the one before it", error)
             damage.append(error)
     if damage:
         raise InvalidInput(
@@ -147,8 +149,8 @@ def read_latest(folder: Path) -> Checkpoint | None:
 class CheckpointWriter:
     """Writes checkpoints while the next round computes, at most one at a time, and keeps the newest few.
 
-    A checkpoint that cannot be written (full disk, read-only folder) is reported on stderr and training goes on: the
-    last good one stays usable.
+    A checkpoint that cannot be written (full disk, read-only folder) is warned of and training goes on: the last good
+    one stays usable.
 
     Args:
         folder: Where to.
@@ -193,22 +195,14 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
 
-    def remove_all(self) -> None:
-        """Delete the checkpoints of a run that is finished."""
-        self.join()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def _write(self, checkpoint: Checkpoint) -> None:
         try:
             write(self.folder, checkpoint)
         except OSError as error:
             self.failure = error
             good = "there is none yet" if self._good is None else f"the one of round {self._good} stays usable"
-            print(
-                f"warning: no checkpoint of round {checkpoint.round} ({error.strerror or error}); {good}: "
-                f"{self.folder}",
-                file=sys.stderr,
-                flush=True,
+            log.warning(
+                "no checkpoint of round %d (%s); %s: %s", checkpoint.round, error.strerror or error, good, self.folder
             )
             return
         self.failure, self._good = None, checkpoint.round

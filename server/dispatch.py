@@ -1,19 +1,18 @@
 """One round's units, sent to the workers of any Flower Grid, and their clipped updates' sum."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedsim.engine.grid import WaitingGrid
+from fedsim.engine.grid import PATIENCE, WaitingGrid, workers_of
 from fedsim.engine.messages import NO_UNITS, TRAIN, TrainReply, TrainRequest
+from fedsim.engine.replies import BadReply, check_reply, read_reply
 from fedsim.errors import InvalidInput
 from server.packing import Speeds, chunks, pack
-from server.replies import BadReply, check_reply, read_reply
-from server.workers import PATIENCE, workers_of
 
 LONGEST_PAUSE = 0.1
 """Seconds between two looks for replies on a grid that cannot wait for them (stock Flower)."""
@@ -53,7 +52,7 @@ class Dispatcher:
 
     Works on any Flower Grid; on one of ours replies are taken the moment they arrive. Learns the workers' speeds from
     round to round. What a worker fails to deliver is computed by another one; a reply that does not pass
-    `server.replies.check_reply` is refused and its worker left out for the rest of the round.
+    `fedsim.engine.replies.check_reply` is refused and its worker left out for the rest of the round.
 
     Args:
         grid: Where the workers are.
@@ -85,17 +84,15 @@ class Dispatcher:
         self.attempts = attempts
         self.worker_timeout = worker_timeout
         self.speeds = Speeds()
-        self._planned: _Plan | None = None
+        self._planned: _Announced | None = None
 
     def gather(
         self,
         request: TrainRequest,
         costs: np.ndarray,
         *,
-        unit_bound: float | None = None,
         next_units: np.ndarray | None = None,
         next_costs: np.ndarray | None = None,
-        on_progress: Callable[[int], None] | None = None,
     ) -> Gathered:
         """The clipped sum over the request's units.
 
@@ -103,11 +100,9 @@ class Dispatcher:
             request: What to compute for the whole round: `units` are all different, and may be none, in which case
                 nothing is sent; `parameters` is a record made anew for each round.
             costs: float [units], at least 0: predicted cost of each unit (its tokens).
-            unit_bound: Largest L2 norm of one unit's update as summed, if not clip_norm (per-block scales).
             next_units: The next round's units, if known already: each worker is told which of them it will be asked
                 for, so that it can fetch their rows ahead.
             next_costs: Their predicted costs.
-            on_progress: Called with the number of units that each accepted reply stands for.
 
         Raises:
             InvalidInput: A unit occurs twice, or costs do not match units.
@@ -118,8 +113,7 @@ class Dispatcher:
             raise InvalidInput("units", f"an array of {len(units)}", "all different", "A unit must be counted once.")
         if len(costs) != len(units):
             raise InvalidInput("costs", f"an array of {len(costs)}", f"as long as units ({len(units)})")
-        bound = request.clip_norm if unit_bound is None else unit_bound
-        gathering = _Gathering(self, request, units, np.asarray(costs, dtype=np.float64), bound, on_progress)
+        gathering = _Gathering(self, request, units, np.asarray(costs, dtype=np.float64))
         parts = self._split(units, gathering.costs, gathering.workers)
         hints = self._plan_next(next_units, next_costs, gathering.workers)
         return gathering.run(parts, hints)
@@ -142,12 +136,12 @@ class Dispatcher:
         units = np.ascontiguousarray(units, dtype=np.int64)
         weights = np.ones(len(units)) if costs is None else np.asarray(costs, dtype=np.float64)
         parts = pack(weights, self.speeds.of(workers))
-        self._planned = _Plan(units, workers, parts)
+        self._planned = _Announced(units, workers, parts)
         return [units[positions] for positions in parts]
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _Announced:
     """Who computes what in the next round."""
 
     units: np.ndarray
@@ -175,15 +169,11 @@ class _Gathering:
         request: TrainRequest,
         units: np.ndarray,
         costs: np.ndarray,
-        bound: float,
-        on_progress: Callable[[int], None] | None,
     ) -> None:
         self.dispatcher = dispatcher
         self.request = request
         self.units = units
         self.costs = costs
-        self.bound = bound
-        self.on_progress = on_progress
         self.workers = dispatcher.workers(wanted=len(units) > 0)
         self.size = int(request.parameters["flat"].shape[0])
         self.total: np.ndarray | None = None
@@ -267,7 +257,7 @@ class _Gathering:
             return
         try:
             answer = read_reply(reply.content)
-            check_reply(answer, asked.request, self.size, self.bound)
+            check_reply(answer, asked.request, self.size)
         except BadReply as reason:
             self.refused.add(asked.worker)
             self._resend(asked, f"its reply was refused: {reason}")
@@ -285,8 +275,6 @@ class _Gathering:
         seconds = answer.statistics.get("seconds", 0.0)
         self.busy_seconds[asked.worker] = self.busy_seconds.get(asked.worker, 0.0) + seconds
         self.dispatcher.speeds.learn(asked.worker, float(self.costs[asked.positions].sum()), seconds)
-        if self.on_progress is not None:
-            self.on_progress(len(asked.positions))
 
     def _resend(self, asked: _Asked, reason: str) -> None:
         """Have other workers compute what one failed to deliver."""

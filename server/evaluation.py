@@ -7,11 +7,11 @@ from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from fedsim.engine.evaluation_messages import EvaluateReply, EvaluateRequest
-from fedsim.engine.messages import EVALUATE
+from fedsim.engine.grid import PATIENCE, workers_of
+from fedsim.engine.messages import EVALUATE, parameters_record
 from fedsim.models.evaluate import EvaluationByUnit
 from fedsim.randomness import stream
-from fedsim.rows import SizedUsers
-from server.workers import PATIENCE, workers_of
+from fedsim.rows import SizedUsers, Splits
 
 
 class EvaluationFailed(RuntimeError):
@@ -131,3 +131,32 @@ def _reply(message: Message) -> EvaluateReply:
     if not len(reply.rows) == len(reply.loss_sum) == len(reply.label_count) == len(reply.correct):
         raise EvaluationFailed(f"evaluation on worker {message.metadata.src_node_id}: its arrays differ in length")
     return reply
+
+
+class HeldOut:
+    """The held-out users of a run.
+
+    Args:
+        grid: Where the workers are.
+        store: The user store.
+        max_rows: Most validation rows.
+        test_rows: Most test rows.
+    """
+
+    def __init__(self, grid: Grid, store: Splits, max_rows: int, test_rows: int) -> None:
+        self._grid = grid
+        self._splits = {name: store.split(name) for name in ("validation", "test")}
+        most = {"validation": max_rows, "test": test_rows}
+        self._rows = {name: held_out_rows(view, most[name]) for name, view in self._splits.items()}
+
+    def validation(self, parameters: np.ndarray) -> Measurement:
+        """The model of these parameters, float32 [P], on validation users: while training."""
+        return self._measured("validation", parameters)
+
+    def test(self, parameters: np.ndarray) -> Measurement:
+        """The same on test users: before and after."""
+        return self._measured("test", parameters)
+
+    def _measured(self, split: str, parameters: np.ndarray) -> Measurement:
+        record = parameters_record(parameters)
+        return evaluate(self._grid, self._splits[split], split, self._rows[split], record)

@@ -1,8 +1,12 @@
-"""What makes a resumed run the same run: its settings, plan, data, tokenizer and model."""
+"""What makes a resumed run the same run: its settings, plan, data, tokenizer and model, and its secret seeds."""
 
 import hashlib
 import json
-from typing import Any
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 
@@ -16,11 +20,66 @@ MAY_CHANGE = ("data.", "model.", "engine.", "evaluation.", "checkpoint.", "outpu
 YET_FIXED = ("engine.exact",)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Seeds:
+    """Where sampling and noise come from.
+
+    A round may run more than once: after a crash, those since the last checkpoint run again. With a given noise seed
+    (experiments) the round then repeats what it did, bit for bit. Otherwise the lost release may have been seen, and a
+    second one with the same cohort or the same noise would be worth more than two charges; so each attempt samples
+    anew and draws new noise.
+
+    Attributes:
+        sampling: Seed of the sampling; also decides which examples ELS keeps, so it is stored to resume.
+        noise: Seed of the noise; None draws it from a cryptographic generator under keys that are never stored.
+        repeats: Whether a round that runs again repeats itself.
+    """
+
+    sampling: int
+    noise: int | None
+    repeats: bool = False
+
+    @classmethod
+    def drawn(cls, config: RunConfig) -> Self:
+        """The seeds that a configuration gives, others from the operating system."""
+        given = config.noise_seed is not None
+        drawn = None if config.noise.secure else config.noise_seed if given else secrets.randbits(256)
+        sampling = secrets.randbits(62) if config.sampling_seed is None else config.sampling_seed
+        return cls(sampling=sampling, noise=drawn, repeats=given)
+
+    def store(self, path: Path) -> None:
+        """Write them where only the owner can read, to disk before anything depends on them."""
+        partial = path.with_name(path.name + ".partial")
+        partial.unlink(missing_ok=True)
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump({"sampling": self.sampling, "noise": self.noise, "repeats": self.repeats}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """What store() wrote.
+
+        Raises:
+            InvalidInput: When it is not there or not what was written.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            sampling, noise, repeats = values["sampling"], values["noise"], values["repeats"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InvalidInput("resume", str(path), "the run's seeds", f"Reading them said: {error}.") from None
+        if not isinstance(sampling, int) or not isinstance(noise, int | None) or not isinstance(repeats, bool):
+            raise InvalidInput("resume", str(path), "the run's seeds", "They are of another type.")
+        return cls(sampling=sampling, noise=noise, repeats=repeats)
+
+
 def identity_of(config: RunConfig, plan: Plan, resources: Resources) -> dict[str, Any]:
     """Everything that must be the same when a run goes on, as JSON values."""
     return {
         "settings": settings_of(config),
-        "plan": json.loads(plan.to_json()),
+        "plan": plan.to_values(),
         "data": resources.store.fingerprint,
         "tokenizer": tokenizer_fingerprint(resources.loaded.tokenizer),
         "model": model_fingerprint(resources.loaded.model),
@@ -45,12 +104,13 @@ def require_same(stored: dict[str, Any], current: dict[str, Any]) -> None:
     before, now = _leaves(stored), _leaves(current)
     differing = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
     if differing:
-        what = "; ".join(f"{_shown(name)}: {before.get(name)!r} then, {now.get(name)!r} now" for name in differing)
+        first, *others = differing
+        also = f"Others differ too: {', '.join(map(_shown, others))}. " if others else ""
         raise InvalidInput(
-            "resume",
-            ", ".join(map(_shown, differing)),
-            "as in the run that goes on",
-            f"What differs is {what}. Resume with the same, or start a new run.",
+            _shown(first),
+            now.get(first),
+            f"{before.get(first)!r}, as in the run that goes on",
+            f"{also}Resume with the same, or start a new run.",
         )
 
 
@@ -63,7 +123,7 @@ def stored_config(kind: type, written: Any, folder: str) -> Any:
     flat = written.get("config") if isinstance(written, dict) else None
     if not isinstance(flat, dict):
         raise InvalidInput("resume", folder, "a folder with a run's config.json")
-    return from_flat(kind, flat)
+    return from_flat(kind, _of_version_0_1(flat))
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -98,3 +158,11 @@ def _leaves(value: Any, name: str = "") -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """Infinity is not JSON."""
     return repr(value) if value in (float("inf"), float("-inf")) else value
+
+
+def _of_version_0_1(flat: dict[str, Any]) -> dict[str, Any]:
+    """What that version called by another name."""
+    if (noise_file := flat.get("plan.noise-file")) is None:
+        return flat
+    renamed = {"plan.mechanism-options": json.dumps([f"noise-file={noise_file}"])}
+    return {name: value for name, value in flat.items() if name != "plan.noise-file"} | renamed

@@ -1,6 +1,7 @@
 """The server's optimizer: PyTorch's, over the one flat vector of trainable parameters."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -23,26 +24,27 @@ class ServerOptimizer:
         self.parameters = parameters
         self._tensor = torch.from_numpy(parameters)
         self._optimizer = _RULES[config.name](self._tensor, config)
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer, lambda round: _schedule_factor(config, round, rounds)
-        )
+        self._config, self._rounds = config, rounds
+        self._round = 0
 
     @property
     def learning_rate(self) -> float:
         """The learning rate that the next step will use."""
-        return float(self._schedule.get_last_lr()[0])
+        return self._config.learning_rate * _schedule_factor(self._config, self._round, self._rounds)
 
     @torch.no_grad()
     def step(self, mean: np.ndarray) -> None:
         """One update with the released mean, float32 [P], as the gradient."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.learning_rate
         self._tensor.grad = torch.from_numpy(mean)
         self._optimizer.step()
         self._tensor.grad = None
-        self._schedule.step()
+        self._round += 1
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything beside the parameters that a resumed run needs, as named arrays."""
-        arrays = {"schedule_round": np.array(self._schedule.last_epoch, dtype=np.int64)}
+        arrays = {"schedule_round": np.array(self._round, dtype=np.int64)}
         for name, value in self._optimizer.state.get(self._tensor, {}).items():
             if torch.is_tensor(value):
                 arrays[name] = value.numpy()
@@ -53,12 +55,10 @@ class ServerOptimizer:
         for name, value in arrays.items():
             if name != "schedule_round":
                 self._optimizer.state[self._tensor][name] = torch.from_numpy(np.array(value))
-        while self._schedule.last_epoch < int(arrays["schedule_round"]):
-            self._optimizer._opt_called = True  # type: ignore[attr-defined]  # the steps were taken before the run was resumed
-            self._schedule.step()
+        self._round = int(arrays["schedule_round"])
 
 
-_RULES = {
+_RULES: dict[str, Callable[[torch.Tensor, OptimizerConfig], torch.optim.Optimizer]] = {
     "sgd": lambda tensor, config: torch.optim.SGD([tensor], lr=config.learning_rate),
     "momentum": lambda tensor, config: torch.optim.SGD([tensor], lr=config.learning_rate, momentum=config.momentum),
     "adam": lambda tensor, config: torch.optim.Adam([tensor], lr=config.learning_rate),

@@ -1,12 +1,16 @@
 """The folder that a run leaves behind."""
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from fedsim.errors import InvalidInput
+
+FORMAT = 2
+"""Of config.json; version 0.1 wrote none. A run goes on only with the version that began it."""
 
 
 class RunFolder:
@@ -88,6 +92,10 @@ class RunFolder:
             hint = f"It has {used[0]}. Go on with that run by --resume {self.path}, or name another folder."
             raise InvalidInput("output", str(self.path), "a folder without a run in it", hint)
 
+    def write_config(self, **values: Any) -> None:
+        """Write config.json: the resolved configuration and what makes a resumed run the same run."""
+        write_json(self.config, {"format": FORMAT, **values})
+
     def read_config(self) -> dict[str, Any]:
         """What config.json holds of a run that can go on.
 
@@ -95,15 +103,23 @@ class RunFolder:
             InvalidInput: When there is no such run.
         """
         try:
-            written = json.loads(self.config.read_text(encoding="utf-8"))
-            if isinstance(written["config"], dict) and isinstance(written["identity"]["settings"], dict):
+            written: dict[str, Any] = json.loads(self.config.read_text(encoding="utf-8"))
+            if not (isinstance(written["config"], dict) and isinstance(written["identity"]["settings"], dict)):
+                reason = "its config.json is of another form"
+            elif written.get("format") != FORMAT:
+                reason = "another version of fedsim wrote it, which must finish it: rounds would differ in detail"
+            else:
                 return written
-            reason = "its config.json is of another form"
         except FileNotFoundError:
             reason = "it has no config.json"
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = f"its config.json cannot be read: {error}"
         raise InvalidInput("resume", str(self.path), "the folder of a run", f"{reason[0].upper()}{reason[1:]}.")
+
+    def read_summary(self) -> dict[str, Any]:
+        """The outcome of a finished run."""
+        summary: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
+        return summary
 
     def remove_leftovers(self) -> None:
         """Remove what a killed process left half-written; what is finished stays."""
@@ -135,6 +151,15 @@ class RunFolder:
         """All metrics so far; a last line that was cut off by a crash is left out."""
         lines = self.metrics.read_text(encoding="utf-8").split("\n") if self.metrics.exists() else []
         return [json.loads(line) for line in lines[:-1]]
+
+
+def without_infinities(value: Any) -> Any:
+    """The same values with null for what JSON cannot hold: an infinite ε."""
+    if isinstance(value, dict):
+        return {key: without_infinities(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_infinities(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -1,23 +1,26 @@
 """Clients whose updates are known in advance: a function of the unit and the round alone."""
 
+import json
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from fedsim.clip import Clip
 from fedsim.engine.exact import quantise
 from fedsim.engine.messages import TrainReply, TrainRequest, parameters_record
 
-CLIP_NORM = 1.0
+CLIP = Clip(norm=1.0)
 Tamper = Callable[[TrainRequest, TrainReply, int], TrainReply]
 
 
 def update_of(unit: int, round: int, size: int) -> np.ndarray:
-    """A float32 [size] update within CLIP_NORM, of multiples of 2^-20, so that float sums are exact in any order."""
+    """A float32 [size] update within CLIP, of multiples of 2^-20, so that float sums are exact in any order."""
     steps = (np.arange(size) * 7 + unit * 13 + round * 5) % 11 - 5
     return (steps * 2.0**-20).astype(np.float32)
 
@@ -29,10 +32,19 @@ def known_sum(units: np.ndarray, round: int, size: int) -> np.ndarray:
     return (shifted @ per_residue * 2.0**-20).astype(np.float32)
 
 
-def request_for(units: np.ndarray, *, round: int = 0, size: int = 40, **more: object) -> TrainRequest:
-    """A request for these units with a model of `size` parameters, all zero."""
+def request_for(
+    units: np.ndarray, *, round: int = 0, size: int = 40, misfortune: dict[str, int] | None = None, **more: Any
+) -> TrainRequest:
+    """A request for these units with a model of `size` parameters, all zero.
+
+    A misfortune names a unit at which the worker that computes it is to "die", "hang" or "raise"; mock clients read
+    it where others read the plan.
+    """
     parameters = parameters_record(np.zeros(size, dtype=np.float32))
-    return TrainRequest(round=round, units=units, clip_norm=CLIP_NORM, parameters=parameters, **more)  # type: ignore[arg-type]
+    plan = json.dumps(misfortune or {})
+    return TrainRequest(
+        **{"round": round, "units": units, "clip": CLIP, "parameters": parameters, "plan": plan, **more}
+    )
 
 
 def honest_reply(request: TrainRequest) -> TrainReply:
@@ -42,7 +54,7 @@ def honest_reply(request: TrainRequest) -> TrainReply:
     if request.resolution:
         total = np.zeros(size, dtype=np.int64)
         for unit in request.units.tolist():
-            total += quantise(update_of(unit, request.round, size), request.clip_norm, request.resolution)
+            total += quantise(update_of(unit, request.round, size), request.clip, {"all": size}, request.resolution)
     else:
         total = known_sum(request.units, request.round, size)
     statistics = {"seconds": time.perf_counter() - began, "rows": float(len(request.units))}
@@ -66,7 +78,7 @@ def make_app(tamper: Tamper | None = None) -> ClientApp:
 
 
 def _misfortune(request: TrainRequest, context: Context) -> None:
-    """What run_config or settings ask for: slow units, a gate (a file to wait for), or a death, a hang or an
+    """What run_config or the request ask for: slow units, a gate (a file to wait for), or a death, a hang or an
     exception at one unit.
 
     With "marks" (a folder) in run_config a misfortune happens once, whoever it hits; without, every time.
@@ -74,8 +86,9 @@ def _misfortune(request: TrainRequest, context: Context) -> None:
     time.sleep(float(context.run_config.get("seconds_per_unit", 0.0)) * len(request.units))
     while "gate" in context.run_config and not Path(str(context.run_config["gate"])).exists():
         time.sleep(0.02)
+    asked = json.loads(request.plan or "{}")
     for name, happen in {"die": _die, "hang": _hang, "raise": _raise}.items():
-        unit = request.settings.get(name)
+        unit = asked.get(name)
         if unit is None or unit not in request.units:
             continue
         if "marks" in context.run_config:

@@ -76,6 +76,7 @@ def test_clips_travel_as_json(clip: Clip) -> None:
          "clip.blocks"),
         ({"norm": 1.0, "blocks": (ClipBlock(parameters=("a", "a"), share=0.5),)}, "clip.blocks"),
         ({"norm": 1.0, "blocks": (ClipBlock(parameters=("a",), share=0.0),)}, "share"),
+        ({"norm": 1.0, "blocks": (ClipBlock(parameters=(), share=0.5),)}, "clip.blocks"),
     ],
 )  # fmt: skip
 def test_a_clip_that_bounds_nothing_is_refused(values: dict, field: str) -> None:

@@ -9,13 +9,12 @@ import pytest
 from experiments import run
 from experiments.plan import BudgetConfig, change_of_mind, parse_quantiles
 from fedsim.errors import InvalidInput
-from fedsim.plan import ElsPlan, UlsPlan
+from fedsim.plan import ElsPlan, UlsPlan, UserSizes
 from fedsim.planner import (
     ALIGNED,
     ORTHOGONAL,
     NormCurve,
     Target,
-    UserSizes,
     break_even_norm,
     calibrated_plans,
     compare,

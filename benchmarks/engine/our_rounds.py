@@ -37,7 +37,7 @@ def client_app() -> ClientApp:
         request = TrainRequest.from_record(message.content)
         layout.load(model, torch.from_numpy(np.array(request.parameters["flat"].numpy())))
         rows, unit_ids = _rows_of([users[unit] for unit in request.units])
-        result = clipped_sum(model, rows, unit_ids, Clip(norm=request.clip_norm), objective=CausalLanguageModel())
+        result = clipped_sum(model, rows, unit_ids, request.clip, objective=CausalLanguageModel())
         reply = TrainReply(
             round=request.round,
             units=request.units,
@@ -67,7 +67,7 @@ def train(grid: WaitingGrid, task: Task, rounds: int, noise_multiplier: float) -
     for round in range(rounds):
         began = time.perf_counter()
         units = np.arange(round * task.cohort, (round + 1) * task.cohort) % task.users
-        request = TrainRequest(round=round, units=units, clip_norm=CLIP_NORM, parameters=parameters_record(flat))
+        request = TrainRequest(round=round, units=units, clip=Clip(norm=CLIP_NORM), parameters=parameters_record(flat))
         total = dispatcher.gather(request, sizes[units]).total
         if noise_multiplier:
             total += noise_multiplier * CLIP_NORM * rng.standard_normal(len(total), dtype=np.float32)

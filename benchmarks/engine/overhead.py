@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fedsim.clip import Clip
 from fedsim.engine.grid import WaitingGrid
 from fedsim.engine.messages import TrainRequest, parameters_record
 from server.dispatch import Dispatcher
@@ -23,7 +24,7 @@ def round_seconds(grid: WaitingGrid, cohort: int, payload_bytes: int, rounds: in
         request = TrainRequest(
             round=round,
             units=rng.permutation(10 * cohort)[:cohort],
-            clip_norm=CLIP_NORM,
+            clip=Clip(norm=CLIP_NORM),
             parameters=parameters_record(flat),
         )
         costs = rng.pareto(1.5, cohort) + 1

@@ -1,30 +1,33 @@
 """Black-box canaries: held-out users put into training by fair coins, once or several times, or not at all.
 
-Training happens in this process, by the plan's own sampling and rows, the gradient engine's clipped sum, the server's
-release and its optimizer. Put in several times, a user is as many users: the guarantee of the plan is for one, so the
-attack shows how fast it fades for groups, and that the attack works at all.
+Training is the plan's own round, with the worker and the dispatcher of a run in this process. Put in several times, a
+user is as many users: the guarantee of the plan is for one, so the attack shows how fast it fades for groups, and that
+the attack works at all.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fedsim.clip import Clip
+from clients.app import app_of
+from clients.worker import Computing, Worker
+from experiments.audit.rig import Listed
 from fedsim.config import RunConfig
-from fedsim.errors import InvalidInput
-from fedsim.gradients import ParameterLayout, clipped_sum
+from fedsim.engine.local import LocalGrid
+from fedsim.gradients import ParameterLayout
 from fedsim.models.evaluate import evaluate_rows
-from fedsim.plan import Plan, UlsPlan
+from fedsim.plan import Plan
 from fedsim.privacy.audit.claim import epsilon_free
 from fedsim.privacy.audit.membership import AttackArea, attack_area
 from fedsim.privacy.audit.rates import attack_rates
 from fedsim.resources import Resources, open_resources
-from fedsim.rows import TokenRows
+from fedsim.rows import TokenRows, UserView
+from server.dispatch import Dispatcher
+from server.identity import Seeds
 from server.optimizer import ServerOptimizer
-from server.release import Release
+from server.round import Budget, Release, Round
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,18 +47,60 @@ class Repetition:
     canaries: tuple[int, int]
 
     def in_words(self) -> str:
-        """One sentence."""
+        """Two sentences."""
         area = self.area
         return (
             f"Black-box canaries, each in training {self.repetitions} times, {self.canaries[0]} in and "
             f"{self.canaries[1]} out: AUC {area.area:.3f} ({area.lower:.3f} to {area.upper:.3f}; 0.5 is guessing), "
             f"ε of the group at least {self.epsilon_lower:.2f} at {area.confidence:.0%} confidence. "
-            "Evidence, no proof."
+            "Evidence, no proof; and not private: it trained again on the private users, which no ledger counts."
         )
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        return {**dataclasses.asdict(self), "kind": "evidence", "in_words": self.in_words()}
+        return {**dataclasses.asdict(self), "kind": "evidence", "private": False, "in_words": self.in_words()}
+
+
+class JoinedUsers:
+    """The training users, and after them copies of others. Every split is all of them.
+
+    Args:
+        users: The training users.
+        others: Where the others are.
+        copies: Whom of the others each copy is of, int [copies].
+    """
+
+    def __init__(self, users: UserView, others: UserView, copies: np.ndarray) -> None:
+        firsts, ends = others.user_offsets[copies], others.user_offsets[copies + 1]
+        owned = ends - firsts
+        self.user_offsets = np.concatenate([users.user_offsets, users.num_rows + np.cumsum(owned)])
+        self._users, self._others = users, others
+        within = np.arange(owned.sum()) - np.repeat(np.cumsum(owned) - owned, owned)
+        self._copied_rows = np.repeat(firsts, owned) + within
+        self.row_lengths = np.concatenate([users.row_lengths, others.row_lengths[self._copied_rows]])
+
+    @property
+    def num_users(self) -> int:
+        """Training users and copies."""
+        return len(self.user_offsets) - 1
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all of them."""
+        return int(self.user_offsets[-1])
+
+    def take(self, row_indices: np.ndarray, /) -> TokenRows:
+        """Rows by number."""
+        own = row_indices < self._users.num_rows
+        copied = self._others.take(self._copied_rows[row_indices[~own] - self._users.num_rows])
+        both = TokenRows.joined([self._users.take(row_indices[own]), copied])
+        place = np.empty(len(row_indices), dtype=np.int64)
+        place[own], place[~own] = np.arange(own.sum()), own.sum() + np.arange((~own).sum())
+        return both.take(place)
+
+    def split(self, name: str) -> "JoinedUsers":
+        """All users, whatever the split's name."""
+        return self
 
 
 def black_box_canaries(
@@ -65,17 +110,12 @@ def black_box_canaries(
 
     Args:
         config: Model, data, optimizer.
-        plan: A plan by users; its population grows by the canaries that are in.
+        plan: The plan; its population grows by the canaries that are in.
         canaries: How many test users, at most.
         repetitions: How many users each canary that is in stands for.
         confidence: Of the interval and the bound.
         seed: Seed of coins, sampling and noise.
-
-    Raises:
-        InvalidInput: For a plan by examples.
     """
-    if not isinstance(plan, UlsPlan):
-        raise InvalidInput("plan.algorithm", plan.name, "uls", "Black-box canaries are users.")
     resources = open_resources(config)
     test = resources.store.split("test")
     generator = np.random.default_rng(seed)
@@ -95,41 +135,28 @@ def black_box_canaries(
     )
 
 
-def _train(config: RunConfig, plan: UlsPlan, resources: Resources, extra: np.ndarray, seed: int) -> None:
-    """Train the resources' model in place; users from plan.num_users on are those of `extra`, test users."""
-    model, objective = resources.loaded.model, resources.loaded.objective
+def _train(config: RunConfig, plan: Plan, resources: Resources, copies: np.ndarray, seed: int) -> None:
+    """Train the resources' model in place on its training users and copies of test users."""
+    model, store = resources.loaded.model, resources.store
     layout = ParameterLayout.of(model)
+    users = JoinedUsers(store.split("train"), store.split("test"), copies)
+    grown = plan.on(users)
+    worker = Worker(model, resources.loaded.objective, users, Computing.of(config))
     parameters = np.array(layout.flatten(model).cpu(), dtype=np.float32)
-    optimizer = ServerOptimizer(parameters, config.optimizer, plan.steps)
-    release = Release(plan, layout.sizes, seed + 1)
-    grown = dataclasses.replace(plan, num_users=plan.num_users + len(extra))
-    train, test = resources.store.split("train"), resources.store.split("test")
-    for round in range(plan.steps):
-        units = grown.sample(round, seed)
-        known, added = units[units < plan.num_users], units[units >= plan.num_users] - plan.num_users
-        parts = [(train, *plan.rows_of(train, known, round, seed))]
-        # Each copy draws its rows like a user of its own.
-        parts += [(test, *plan.rows_of(test, extra[[copy]], round, seed + 1 + int(copy))) for copy in added]
-        parts = [part for part in parts if len(part[1])]
-        total, clipped = np.zeros(layout.size, dtype=np.float32), 0.0
-        if parts:
-            rows = _joined([view.take(indices) for view, indices, _ in parts])
-            counts = [0, *np.cumsum([ids.max() + 1 for _, _, ids in parts])[:-1]]
-            owners = np.concatenate([ids + start for (_, _, ids), start in zip(parts, counts, strict=True)])
-            result = clipped_sum(
-                model,
-                rows,
-                owners,
-                Clip(norm=release.clip_norm, order=plan.norm_order, scales=release.scales()),
-                objective=objective,
-                weighting=plan.weighting,
-            )
-            total = result.total.cpu().numpy()
-            clipped = float((result.norms.cpu().numpy() > release.clip_norm).sum())
-        mean = release.noised_mean(total, round)
-        release.observe(mean, parameters, {"units": float(len(units)), "clipped_units": clipped}, round)
-        optimizer.step(mean)
-        layout.load(model, parameters)
+    round = Round(
+        grown,
+        users,
+        Seeds(sampling=seed, noise=seed + 1),
+        Budget(grown, Listed(), np.inf),
+        Release(grown, layout.sizes, seed + 1),
+        ServerOptimizer(parameters, config.optimizer, grown.steps),
+        exact=config.engine.exact,
+        row_tokens=config.data.sequence_length,
+    )
+    dispatcher = Dispatcher(LocalGrid(app_of(lambda _: worker)))
+    for number in range(grown.steps):
+        round.run(number, dispatcher.gather)
+    layout.load(model, round.parameters)
 
 
 def _user_losses(resources: Resources, users: np.ndarray) -> np.ndarray:
@@ -140,12 +167,3 @@ def _user_losses(resources: Resources, users: np.ndarray) -> np.ndarray:
     owners = np.repeat(np.arange(len(users)), sizes)
     losses = evaluate_rows(resources.loaded.model, test.take(indices), resources.loaded.objective)
     return losses.by_unit(owners, len(users)).losses
-
-
-def _joined(parts: Sequence[TokenRows]) -> TokenRows:
-    def column(name: str) -> Any:
-        columns = [getattr(part, name) for part in parts]
-        return None if columns[0] is None else np.concatenate(columns)
-
-    offsets = np.concatenate([[0], *(part.lengths for part in parts)]).cumsum().astype(np.int64)
-    return TokenRows(tokens=column("tokens"), offsets=offsets, labels=column("labels"), classes=column("classes"))

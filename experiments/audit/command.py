@@ -1,54 +1,35 @@
 """`audit`: attack a plan, and the model of a finished run, and put lower bounds on ε beside the certified one."""
 
-import dataclasses
 import json
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.audit.one_run import one_run_scores
-from experiments.audit.rounds import Audited, worst_canary_for
+from experiments.audit.attacks import attacks
+from experiments.audit.promises import Promise, promises
 from fedsim.config import PlanConfig, RunConfig
 from fedsim.errors import InvalidInput
-from fedsim.plan import ElsPlan, Plan, UlsPlan, plan_from_json
-from fedsim.privacy.audit.claim import Claim, epsilon_free
-from fedsim.privacy.audit.one_run import guess, one_run_epsilon, one_run_gaussian_epsilon
-from fedsim.privacy.audit.rates import attack_rates
+from fedsim.plan import Plan, UserSizes, plan_from_values
 from fedsim.privacy.audit.result import AuditFinding
 from fedsim.validation import require_at_least, require_between
+from server.dispatch import RoundFailed
 from server.identity import stored_config
+from server.round import Diverged
 from server.run_folder import RunFolder, write_json
-from server.setup import make_plan
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretendUsers:
-    """A population of users without data, for a plan that is audited before it has any."""
-
-    num_users: int
-    rows_each: int
-
-    @property
-    def num_rows(self) -> int:
-        return self.num_users * self.rows_each
-
-    @property
-    def user_offsets(self) -> np.ndarray:
-        return np.arange(self.num_users + 1, dtype=np.int64) * self.rows_each
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
     """Attack a plan with canaries that are as bad as its clip permits, and a run's model with its own users.
 
-    Canaries go through the sampling, the clip, the noise and the division that training uses. What comes out is a
-    lower bound on ε with a confidence: evidence, never a proof. Ends with exit code 1 if an attack contradicts the
-    guarantee.
+    Canaries go through the round that training uses: sampling, contribution bounding, workers, dispatcher, release.
+    What comes out is a lower bound on ε with a confidence: evidence, never a proof. Beside it the same round is
+    compared with what its guarantee rests on. Ends with exit code 1 if an attack contradicts the guarantee, or a
+    promise is broken.
     """
 
     run_folder: str | None = None
@@ -81,32 +62,44 @@ class Audit:
         require_between("confidence", self.confidence, 0, 1)
 
     def run(self) -> int:
-        """Attack, print a table, write the findings; returns 1 if an attack contradicts the guarantee."""
+        """Check, attack, print both, write the findings; returns 1 if the guarantee or a promise does not hold."""
         seed = secrets.randbits(62) if self.seed is None else self.seed
-        folder = None if self.run_folder is None else _finished(self.run_folder)
-        plan = self._pretend_plan(seed) if folder is None else _plan_of(folder)
-        findings = []
-        if plan.noise_multiplier > 0:  # without noise nothing is claimed that an attack could contradict
-            findings = white_box_findings(
-                plan, trials=self.trials, canaries=self.canaries, confidence=self.confidence, seed=seed
-            )
-            print_findings(findings)
-        report: dict[str, Any] = {"kind": "evidence", "white_box": [finding.to_json() for finding in findings]}
-        if folder is not None:
-            report["black_box"] = self._black_box(folder, plan, seed)
-        elif self.repetitions:
+        if self.run_folder is None and self.repetitions:
             raise InvalidInput("repetitions", self.repetitions, "used with --run-folder")
-        output = self.output or (None if folder is None else folder.path / "audit.json")
+        folder = None if self.run_folder is None else _finished(self.run_folder)
+        plan = self._pretend_plan() if folder is None else _plan_of(folder)
+        findings: list[AuditFinding] = []
+        kept: list[Promise] = []
+        if plan.noise_multiplier > 0:  # without noise nothing is claimed that an attack could contradict
+            kept = promises(plan, seed)
+            print_promises(kept)
+            try:
+                findings = attacks(
+                    plan, trials=self.trials, canaries=self.canaries, confidence=self.confidence, seed=seed
+                )
+                print_findings(findings)
+            except (RoundFailed, Diverged, InvalidInput) as failure:
+                if all(promise.kept for promise in kept):
+                    raise
+                print(f"The attacks could not be run: {failure}")
+        report: dict[str, Any] = {
+            "kind": "evidence",
+            "promises": [promise.to_json() for promise in kept],
+            "white_box": [finding.to_json() for finding in findings],
+        }
+        output = self.output or (None if folder is None else str(folder.path / "audit.json"))
         if output is not None:
             write_json(Path(output), report)
-        if folder is not None:
+        if folder is not None and output is not None:  # takes longer and may fail: what is known is written by then
+            report["black_box"] = self._black_box(folder, plan, seed)
+            write_json(Path(output), report)
             _attach(folder, report)
-        return int(any(finding.contradicts for finding in findings))
+        broken = any(finding.contradicts for finding in findings) or not all(promise.kept for promise in kept)
+        return int(broken)
 
-    def _pretend_plan(self, seed: int) -> Plan:
-        return make_plan(
-            self.plan, PretendUsers(num_users=self.num_users, rows_each=self.plan.examples_per_user), seed
-        )
+    def _pretend_plan(self) -> Plan:
+        sizes = UserSizes.of_quantiles(self.num_users, {0.5: self.plan.examples_per_user})
+        return self.plan.for_users(sizes)
 
     def _black_box(self, folder: RunFolder, plan: Plan, seed: int) -> list[dict[str, Any]]:
         from experiments.audit.black_box import black_box_canaries
@@ -122,69 +115,13 @@ class Audit:
         return [one.to_json() for one in found]
 
 
-def white_box_findings(plan: Plan, *, trials: int, canaries: int, confidence: float, seed: int) -> list[AuditFinding]:
-    """The canary attacks on a plan.
-
-    Args:
-        plan: The plan.
-        trials: Rounds of each kind in the many-run audits.
-        canaries: Canaries of the one-run audit, at most as many as the population holds.
-        confidence: Of each lower bound.
-        seed: Seed of coins, sampling and noise.
-    """
-    everybody = dataclasses.replace(plan, sampling_probability=1.0, **_small(plan))
-    return [
-        _many_runs("one release, canary always sampled", everybody, trials, confidence, seed),
-        _many_runs("one round, sampled as planned", plan, trials, confidence, seed),
-        _one_run(plan, canaries, confidence, seed),
-    ]
-
-
-def _small(plan: Plan) -> dict[str, Any]:
-    """The canary and one other unit: where everybody is sampled, more would take time and change nothing."""
-    return {"num_users": 2} if plan.name == "uls" else {"num_examples": plan.group_size + 1}
-
-
-def _many_runs(name: str, plan: Plan, trials: int, confidence: float, seed: int) -> AuditFinding:
-    audited = Audited(plan=plan, canary=worst_canary_for(plan), sampling_seed=seed, noise_seed=seed + 1)
-    rates = attack_rates(*audited.scores(trials), confidence=confidence)
-    claim = Claim(
-        make_event=lambda noise: dataclasses.replace(plan, noise_multiplier=noise).step_event(),
-        noise_multiplier=plan.noise_multiplier,
-        delta=plan.delta,
-        adjacency=plan.adjacency,
-    )
-    return AuditFinding(
-        attack=name,
-        epsilon_lower=claim.epsilon_from(rates),
-        epsilon_lower_free=epsilon_free(rates, plan.delta),
-        epsilon_certified=claim.epsilon,
-        delta=plan.delta,
-        confidence=confidence,
-        contradicts=claim.contradicted_by(rates),
-        trials=2 * trials,
-    )
-
-
-def _one_run(plan: Plan, canaries: int, confidence: float, seed: int) -> AuditFinding:
-    owned = plan.group_size if plan.name == "els" else 1
-    canaries = min(canaries, plan.population // owned)
-    coins = np.random.default_rng(seed).random(canaries) < 0.5
-    scores = one_run_scores(plan, coins, sampling_seed=seed, noise_seed=seed + 1)
-    guesses = guess(scores, coins, max(2, canaries // 4))
-    certified = plan.epsilon().upper
-    free = one_run_epsilon(guesses, plan.delta, confidence=confidence)
-    gaussian = plan.norm_order == 2
-    return AuditFinding(
-        attack="one run, many canaries",
-        epsilon_lower=one_run_gaussian_epsilon(guesses, plan.delta, confidence=confidence) if gaussian else free,
-        epsilon_lower_free=free,
-        epsilon_certified=certified,
-        delta=plan.delta,
-        confidence=confidence,
-        contradicts=free > certified,
-        trials=canaries,
-    )
+def print_promises(kept: list[Promise]) -> None:
+    """What was checked, a line each, and what was found broken."""
+    console = Console()
+    for promise in kept:
+        console.print(f"{'kept  ' if promise.kept else 'BROKEN'} {promise.what}", highlight=False)
+        for fault in promise.broken:
+            console.print(f"         {fault}", highlight=False)
 
 
 def print_findings(findings: list[AuditFinding]) -> None:
@@ -214,11 +151,9 @@ def _finished(path: str) -> RunFolder:
 def _plan_of(folder: RunFolder) -> Plan:
     try:
         described = json.loads(folder.config.read_text(encoding="utf-8"))["plan"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InvalidInput("run-folder", str(folder.path), "the folder of a finished run") from None
-    kind = UlsPlan if described.get("algorithm") == "uls" else ElsPlan
-    fields = {"algorithm"} | {item.name for item in dataclasses.fields(kind)}
-    return plan_from_json(json.dumps({name: value for name, value in described.items() if name in fields}))
+        return plan_from_values(described)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InvalidInput("run-folder", str(folder.path), "the folder of a finished run", f"{error}.") from None
 
 
 def _attach(folder: RunFolder, report: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from fedsim.config import RunConfig
 from fedsim.errors import InvalidInput
 from fedsim.models.evaluate import evaluate_rows
 from fedsim.models.load import load_model
+from fedsim.models.quiet import quiet_transformers
 from fedsim.privacy.audit.claim import epsilon_free
 from fedsim.privacy.audit.membership import AttackArea, attack_area
 from fedsim.privacy.audit.rates import attack_rates
@@ -100,5 +101,7 @@ def _fine_tuned(config: RunConfig, folder: RunFolder) -> torch.nn.Module:
         raise InvalidInput("run", str(folder.path), "the folder of a finished run", "It holds no model.")
     if not config.model.lora_rank:
         return load_model(dataclasses.replace(config.model, path=str(folder.model))).model.eval()
-    base = open_resources(dataclasses.replace(config, model=dataclasses.replace(config.model, lora_rank=0)))
-    return PeftModel.from_pretrained(base.loaded.model, str(folder.model)).eval()
+    start = dataclasses.replace(config.model, lora_rank=0, lora_targets=())
+    base = open_resources(dataclasses.replace(config, model=start))
+    with quiet_transformers():
+        return PeftModel.from_pretrained(base.loaded.model, str(folder.model)).eval()

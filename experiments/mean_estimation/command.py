@@ -20,8 +20,8 @@ from experiments.mean_estimation.error import Population
 from experiments.mean_estimation.simulation import squared_errors
 from experiments.mean_estimation.tuning import Setting, tuned
 from fedsim.errors import InvalidInput
-from fedsim.plan import ALGORITHMS, Plan
-from fedsim.planner import Target, UserSizes, calibrated_plans
+from fedsim.plan import ALGORITHMS, Plan, UserSizes
+from fedsim.planner import Target, calibrated_plans
 from fedsim.validation import require_at_least
 from server.app import new_output_folder
 from server.run_folder import RunFolder, write_json

@@ -6,8 +6,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from experiments.report.style import COLOURS, finish, save
-from fedsim.plan import Plan
-from fedsim.planner import NormCurve, UserSizes, compare, predicted_noise
+from fedsim.plan import Plan, UserSizes
+from fedsim.planner import NormCurve, compare, predicted_noise
 
 STYLES = {"measured": "-", "assumed": "-", "aligned": "--", "orthogonal": ":"}
 

@@ -9,13 +9,11 @@ from typing import Any, Literal, get_args
 
 from fedsim.config import RunConfig
 from fedsim.errors import InvalidInput
-from fedsim.plan import ALGORITHMS, Algorithm
+from fedsim.plan import ALGORITHMS, ALL_EXAMPLES, Algorithm
 from fedsim.validation import require_at_least
 
 UNCLIPPED = 1e6
 """Clip norm of non-private fine-tuning: above any gradient norm, so that nothing is clipped."""
-ALL_EXAMPLES = 10**9
-"""Group size of non-private fine-tuning."""
 
 Arm = Algorithm | Literal["nonprivate"]
 ARM_TITLES = {name: kind.title for name, kind in ALGORITHMS.items()} | {"nonprivate": "no privacy"}

@@ -13,6 +13,10 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 RUN_ID = 1
+PAUSE = 0.1
+"""Seconds between two looks for workers."""
+PATIENCE = 60.0
+"""Seconds in which the first worker should have come up."""
 
 
 class WaitingGrid(Grid):
@@ -106,3 +110,13 @@ def stamp(message: Message) -> str:
 def error_reply(message: Message, code: int, reason: str) -> Message:
     """The reply that says that a message could not be answered, and why."""
     return Message(Error(code=code, reason=reason), reply_to=message)
+
+
+def workers_of(grid: Grid, patience: float = PATIENCE) -> list[int]:
+    """Ids of the grid's workers, in order; none where the first has not appeared within so many seconds."""
+    end = time.monotonic() + patience
+    while True:
+        workers = sorted(grid.get_node_ids())
+        if workers or time.monotonic() >= end:
+            return workers
+        time.sleep(PAUSE)

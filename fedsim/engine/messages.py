@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
+from fedsim.clip import Clip
 from fedsim.engine.arrays import array_record, arrays, scalars
 
 TRAIN = "train"
@@ -22,10 +23,9 @@ class TrainRequest:
         plan: The plan as JSON: clients draw, clip and step as it says, whatever their own configuration.
         sampling_seed: Seed from which a user's rows of the round are drawn.
         units: int64 [n]; user indices into the training split (ULS), or indices of kept examples (ELS).
-        clip_norm: Bound on one unit's update.
+        clip: What each unit's update is brought to.
         parameters: Record with the one array "flat": the trainable parameters end to end, float32 [P]. The same
             record object is shared by all requests of a round, so that an engine can move it once.
-        settings: Further public values of this round (per-block scales of a mechanism, say), by name.
         resolution: 0 for a float32 sum; otherwise the step of the public fixed-point grid, and the reply's total
             is the int64 sum of the units' quantised updates (`fedsim.engine.exact`).
         next_units: int64 [m]; the units that this worker will probably be asked for in the next round, so that it
@@ -34,9 +34,8 @@ class TrainRequest:
 
     round: int
     units: np.ndarray
-    clip_norm: float
+    clip: Clip
     parameters: ArrayRecord
-    settings: dict[str, float] = field(default_factory=dict)
     resolution: float = 0.0
     next_units: np.ndarray = field(default_factory=NO_UNITS.copy)
     plan: str = ""
@@ -45,9 +44,9 @@ class TrainRequest:
     def to_record(self) -> RecordDict:
         units = np.ascontiguousarray(self.units, dtype=np.int64)
         next_units = np.ascontiguousarray(self.next_units, dtype=np.int64)
-        request = {
+        request: dict[str, str | int | float] = {
             "round": self.round,
-            "clip_norm": float(self.clip_norm),
+            "clip": self.clip.to_json(),
             "resolution": float(self.resolution),
             "plan": self.plan,
             "sampling_seed": self.sampling_seed,
@@ -56,8 +55,7 @@ class TrainRequest:
             {
                 "parameters": self.parameters,
                 "units": array_record(units=units, next_units=next_units),
-                "request": ConfigRecord(request),  # type: ignore[arg-type]
-                "settings": ConfigRecord({name: float(value) for name, value in self.settings.items()}),
+                "request": ConfigRecord(dict(request)),
             }
         )
 
@@ -67,10 +65,9 @@ class TrainRequest:
         units = arrays(record, "units")
         return cls(
             round=int(request["round"]),  # type: ignore[arg-type]
-            clip_norm=float(request["clip_norm"]),  # type: ignore[arg-type]
+            clip=Clip.from_json(str(request["clip"])),
             units=units["units"].numpy(),
             parameters=arrays(record, "parameters"),
-            settings={name: float(value) for name, value in scalars(record, "settings").items()},  # type: ignore[arg-type]
             resolution=float(request["resolution"]),  # type: ignore[arg-type]
             next_units=units["next_units"].numpy(),
             plan=str(request["plan"]),
@@ -87,7 +84,7 @@ class TrainReply:
         units: The request's units, echoed: the server checks that each is counted once.
         total: float32 [P], or int64 [P] in exact mode: Σ over units of the clipped update.
         statistics: Sums over the units that are private unless noised: "loss_sum", "clipped_units",
-            "nonfinite_units", "rows", "tokens", "seconds".
+            "nonfinite_units", "empty_units", "rows", "tokens", "seconds".
     """
 
     round: int

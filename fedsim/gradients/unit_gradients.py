@@ -236,7 +236,8 @@ def _lookup_norms(index: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     added = rows.new_zeros(len(met), rows.shape[-1]).index_add_(0, where, rows.flatten(0, 1))
     squared = added.square().sum(1)
     owner = torch.div(met, index.max() + 1, rounding_mode="floor")
-    return rows.new_zeros(units).index_add_(0, owner, squared)
+    # One after the other, and there may be thousands: in float64, so that the sum falls short by nothing that counts.
+    return rows.new_zeros(units, dtype=torch.float64).index_add_(0, owner, squared.double())
 
 
 def _cross(left: torch.Tensor, right: torch.Tensor, index: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

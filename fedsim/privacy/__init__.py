@@ -1,1 +1,6 @@
-"""User-level privacy: events, the certified accountant, calibration, ledger and statement. Needs numpy and scipy."""
+"""User-level privacy: events, the certified accountant, calibration, mechanisms and ledger. Needs numpy and scipy.
+
+Importing it registers the project's mechanisms, with their events and the dominating pairs of these.
+"""
+
+import fedsim.privacy.mechanisms  # noqa: F401

@@ -13,7 +13,6 @@ from fedsim.privacy.dominating_pairs import dominating_pair
 from fedsim.privacy.events import Adjacency, Composed, Event, Repeated
 from fedsim.privacy.gaussian_curve import composed_shift, gaussian_delta, gaussian_epsilon
 from fedsim.privacy.gaussian_pairs import GaussianPair
-from fedsim.privacy.mechanisms import vector_laplace  # noqa: F401 - registers its dominating pair
 from fedsim.validation import require_at_least, require_between
 
 

@@ -1,5 +1,7 @@
 """Kinds of numbers that are never mixed up: certified bounds, and estimates that certify nothing."""
 
+import decimal
+import math
 from dataclasses import dataclass
 
 
@@ -49,3 +51,20 @@ class LooseBound:
 
     value: float
     method: str
+
+
+def shown_above(value: float) -> str:
+    """value with four significant digits, rounded up: what is shown is still an upper bound."""
+    return _shown(value, decimal.ROUND_CEILING)
+
+
+def shown_below(value: float) -> str:
+    """value with four significant digits, rounded down: what is shown is still a lower bound."""
+    return _shown(value, decimal.ROUND_FLOOR)
+
+
+def _shown(value: float, rounding: str) -> str:
+    if math.isinf(value):
+        return "∞"
+    exact = decimal.Decimal(value)
+    return f"{exact.quantize(decimal.Decimal(1).scaleb(exact.adjusted() - 3), rounding=rounding).normalize():f}"

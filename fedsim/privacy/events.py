@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any, ClassVar
 
 from fedsim.errors import InvalidInput
-from fedsim.privacy.mechanisms.inverse_scale import check_law
+from fedsim.registry import Registry
 from fedsim.validation import require_at_least, require_positive, require_probability
 
 
@@ -21,7 +21,24 @@ class Adjacency(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gaussian:
+class Event:
+    """One thing that was released. A new kind is a frozen dataclass of this, registered by `EVENTS.register`, with a
+    dominating pair (`dominating_pairs.register`).
+
+    Attributes:
+        kind: Its name in JSON.
+    """
+
+    kind: ClassVar[str]
+
+
+EVENTS: Registry[Event] = Registry("kind", "kind", imports=False)
+"""Kinds of events by their name in JSON."""
+
+
+@EVENTS.register
+@dataclass(frozen=True, kw_only=True)
+class Gaussian(Event):
     """A sum with L2 sensitivity 1 to one user, released once with N(0, σ²I), without sampling.
 
     Attributes:
@@ -35,8 +52,9 @@ class Gaussian:
         require_positive("noise_multiplier", self.noise_multiplier)
 
 
+@EVENTS.register
 @dataclass(frozen=True, kw_only=True)
-class PoissonSubsampledGaussian:
+class PoissonSubsampledGaussian(Event):
     """ULS: each user joins independently with probability q, then a Gaussian release.
 
     Attributes:
@@ -53,8 +71,9 @@ class PoissonSubsampledGaussian:
         require_positive("noise_multiplier", self.noise_multiplier)
 
 
+@EVENTS.register
 @dataclass(frozen=True, kw_only=True)
-class BinomialMixtureGaussian:
+class BinomialMixtureGaussian(Event):
     """ELS: each example joins independently with probability p; a user owns at most G of them.
 
     The user's contribution has norm K ~ Binomial(G, p) in the worst case (Charles et al. 2024, Theorem 2).
@@ -76,8 +95,9 @@ class BinomialMixtureGaussian:
         require_positive("noise_multiplier", self.noise_multiplier)
 
 
+@EVENTS.register
 @dataclass(frozen=True, kw_only=True)
-class MixtureOfGaussians:
+class MixtureOfGaussians(Event):
     """A user's contribution has norm s_i with probability w_i; N(0, σ²I) is added.
 
     Attributes:
@@ -105,8 +125,9 @@ class MixtureOfGaussians:
         require_positive("noise_multiplier", self.noise_multiplier)
 
 
+@EVENTS.register
 @dataclass(frozen=True, kw_only=True)
-class FixedSizeSubsampledGaussian:
+class FixedSizeSubsampledGaussian(Event):
     """A cohort of fixed size drawn uniformly without replacement, then a Gaussian release.
 
     Attributes:
@@ -127,32 +148,9 @@ class FixedSizeSubsampledGaussian:
         require_positive("noise_multiplier", self.noise_multiplier)
 
 
+@EVENTS.register
 @dataclass(frozen=True, kw_only=True)
-class RandomisedScaleLaplace:
-    """A sum of contributions clipped in L1, released with Laplace noise whose inverse scale is drawn from a law.
-
-    A user has K ~ Binomial(G, p) contributions in the sum, each of L1 norm at most 1: G = 1 and p = q for user-level
-    sampling, group size and example probability for example-level sampling.
-
-    Attributes:
-        law: Law of the inverse scale, relative to the clip norm, as `mechanisms.inverse_scale` describes it.
-        sampling_probability: q or p.
-        group_size: G.
-    """
-
-    kind: ClassVar[str] = "randomised-scale-laplace"
-    law: tuple[tuple[str, float, float, float], ...]
-    sampling_probability: float = 1.0
-    group_size: int = 1
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "law", check_law(self.law))
-        require_probability("sampling_probability", self.sampling_probability)
-        require_at_least("group_size", self.group_size, 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Repeated:
+class Repeated(Event):
     """The same event, count times, each with fresh randomness.
 
     Attributes:
@@ -161,15 +159,16 @@ class Repeated:
     """
 
     kind: ClassVar[str] = "repeated"
-    event: "Event"
+    event: Event
     count: int
 
     def __post_init__(self) -> None:
         require_at_least("count", self.count, 0)
 
 
+@EVENTS.register
 @dataclass(frozen=True, kw_only=True)
-class Composed:
+class Composed(Event):
     """Several events one after the other, chosen in advance or adaptively.
 
     Attributes:
@@ -177,34 +176,7 @@ class Composed:
     """
 
     kind: ClassVar[str] = "composed"
-    events: tuple["Event", ...]
-
-
-Event = (
-    Gaussian
-    | PoissonSubsampledGaussian
-    | BinomialMixtureGaussian
-    | MixtureOfGaussians
-    | FixedSizeSubsampledGaussian
-    | RandomisedScaleLaplace
-    | Repeated
-    | Composed
-)
-
-KINDS: dict[str, type] = {
-    kind.kind: kind
-    for kind in (
-        Gaussian,
-        PoissonSubsampledGaussian,
-        BinomialMixtureGaussian,
-        MixtureOfGaussians,
-        FixedSizeSubsampledGaussian,
-        RandomisedScaleLaplace,
-        Repeated,
-        Composed,
-    )
-}
-"""Event types by their name in JSON."""
+    events: tuple[Event, ...]
 
 
 def releases(kind: Callable[..., Event], count: int, *, noise_multiplier: float, **values: Any) -> Repeated:
@@ -223,7 +195,8 @@ def releases(kind: Callable[..., Event], count: int, *, noise_multiplier: float,
 
 def to_json(event: Event) -> dict[str, Any]:
     """The event as JSON values."""
-    return {"kind": event.kind} | {item.name: _plain(getattr(event, item.name)) for item in fields(event)}
+    values = {item.name: _plain(getattr(event, item.name)) for item in fields(event)}
+    return {"kind": EVENTS.name_of(type(event)), **values}
 
 
 def from_json(values: dict[str, Any]) -> Event:
@@ -233,19 +206,31 @@ def from_json(values: dict[str, Any]) -> Event:
         InvalidInput: For an unknown kind, a missing or unknown field, or a value out of range.
     """
     kind = values.get("kind") if isinstance(values, dict) else None
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise InvalidInput("kind", kind, "one of " + ", ".join(KINDS))
-    expected = {item.name for item in fields(KINDS[kind])}
+    if not isinstance(kind, str):
+        raise InvalidInput("kind", kind, "one of " + ", ".join(EVENTS))
+    cls = EVENTS.named(kind)
+    expected = {item.name for item in fields(cls)}
     given = {name: _read(value) for name, value in values.items() if name != "kind"}
     if set(given) != expected:
         raise InvalidInput(kind, sorted(given), "an event with the fields " + ", ".join(sorted(expected)))
-    return KINDS[kind](**given)
+    return cls(**given)
+
+
+def modules_of(event: Event) -> list[str]:
+    """The modules outside the package that the kinds of an event and of its parts are of, sorted."""
+    module, colon, _ = EVENTS.name_of(type(event)).partition(":")
+    found = {module} if colon else set()
+    for item in fields(event):
+        value = getattr(event, item.name)
+        for part in value if isinstance(value, tuple) else (value,):
+            found.update(modules_of(part) if isinstance(part, Event) else ())
+    return sorted(found)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
-    return to_json(value) if hasattr(value, "kind") else value
+    return to_json(value) if isinstance(value, Event) else value
 
 
 def _read(value: Any) -> Any:

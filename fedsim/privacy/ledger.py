@@ -20,17 +20,18 @@ from typing import Any, Self
 
 import numpy as np
 
-from fedsim.errors import InvalidInput
+from fedsim.errors import Failure, InvalidInput
 from fedsim.privacy.accountant import epsilon_bounds, flatten
 from fedsim.privacy.bounds import Bounds
 from fedsim.privacy.events import Adjacency, Composed, Event, Repeated, from_json, to_json
+from fedsim.registry import NotImported
 from fedsim.validation import require_at_least
 
 VERSION = 1
 HEADER = json.dumps({"format": "fedsim-ledger", "version": VERSION}).encode() + b"\n"
 
 
-class LedgerDamaged(Exception):
+class LedgerDamaged(Failure):
     """A ledger that cannot be trusted: it may lack charges, so nothing may be claimed from it.
 
     Attributes:
@@ -87,7 +88,8 @@ class Ledger:
             path: The file; missing folders are made.
 
         Raises:
-            InvalidInput: When another ledger object, here or in another process, holds the file.
+            InvalidInput: When another ledger object, here or in another process, holds the file, or a release in it
+                is of a kind whose module was not imported.
             LedgerDamaged: When any other line is not what was written.
         """
         path = Path(path)
@@ -183,7 +185,7 @@ def read_entries(path: str | os.PathLike[str]) -> tuple[LedgerEntry, ...]:
     A last line that is not complete yet is left out.
 
     Raises:
-        InvalidInput: When there is no such file.
+        InvalidInput: When there is no such file, or a release in it is of a kind whose module was not imported.
         LedgerDamaged: When a complete line is not what was written.
     """
     path = Path(path)
@@ -220,6 +222,8 @@ def _replay(path: Path, data: bytes) -> tuple[list[LedgerEntry], str, int]:
     for number, line in enumerate(data[len(HEADER) : end].split(b"\n")[:-1], start=2):
         try:
             entry, checksum = _decode(line, checksum)
+        except NotImported:  # the line is what was written; what it speaks of is not known here
+            raise
         except (ValueError, KeyError, TypeError) as error:
             raise LedgerDamaged(path, number, f"not what was written ({error})") from error
         entries.append(entry)
@@ -231,6 +235,8 @@ def _recover(path: Path, descriptor: int, torn: bytes, entries: list[LedgerEntry
     line = len(entries) + 2
     try:
         entry, after = _decode(torn, checksum)
+    except NotImported:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         if end and _holds_an_object(torn):
             raise LedgerDamaged(path, line, f"not what was written ({error})") from error

@@ -21,9 +21,9 @@ from fedsim.privacy.events import (
     BinomialMixtureGaussian,
     Gaussian,
     PoissonSubsampledGaussian,
-    RandomisedScaleLaplace,
     Repeated,
 )
+from fedsim.privacy.mechanisms.laplace.event import RandomisedScaleLaplace
 
 
 def test_clopper_pearson_covers_at_its_confidence() -> None:

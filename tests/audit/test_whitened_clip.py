@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.audit.rounds import PrescribedLoss, PrescribedUpdates, sizes_of
+from experiments.audit.canaries import PrescribedLoss, PrescribedUpdates, sizes_of
 from fedsim.clip import Clip
 from fedsim.gradients import clipped_sum
 from fedsim.rows import TokenRows

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from clients.worker import Worker
+from fedsim.clip import Clip
 from fedsim.config import EngineConfig, EvaluationConfig, PlanConfig, RunConfig
 from fedsim.data.config import DataConfig
 from fedsim.engine.evaluation_messages import EvaluateRequest
@@ -30,7 +31,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
         engine=EngineConfig(max_tokens=512),
         evaluation=EvaluationConfig(),
     )
-    yield Worker(config)
+    yield Worker.of(config)
     if before is None:
         del os.environ["FEDSIM_CACHE"]
     else:
@@ -46,7 +47,7 @@ def plan_of(worker: Worker, algorithm: str, **changes: int) -> Plan:
 
 
 def ask(worker: Worker, plan: Plan, units: np.ndarray, **changes: object) -> TrainRequest:
-    values: dict = {"plan": plan.to_json(), "round": 3, "sampling_seed": 5, "clip_norm": plan.clip_norm}
+    values: dict = {"plan": plan.to_json(), "round": 3, "sampling_seed": 5, "clip": Clip(norm=plan.clip_norm)}
     parameters = parameters_record(worker.layout.flatten(worker.model).numpy())
     return TrainRequest(**{**values, "units": units, "parameters": parameters, **changes})
 
@@ -77,7 +78,7 @@ def test_every_user_is_clipped_on_its_own(worker: Worker, local_steps: int) -> N
 
 def test_exact_mode_gives_the_same_sum_on_the_grid(worker: Worker) -> None:
     plan, units = plan_of(worker, "uls"), np.arange(6)
-    resolution = resolution_for(plan.clip_norm, plan.population)
+    resolution = resolution_for(Clip(norm=plan.clip_norm), plan.population)
     exact = worker.train(ask(worker, plan, units, resolution=resolution))
     assert exact.total.dtype == np.int64
     plain = worker.train(ask(worker, plan, units))

@@ -7,7 +7,7 @@ import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
-from mock_clients import CLIP_NORM, app, known_sum, request_for
+from mock_clients import CLIP, app, known_sum, request_for
 
 from fedsim.engine.exact import dequantise, resolution_for
 from fedsim.engine.grid import WaitingGrid
@@ -25,7 +25,7 @@ def main(grid: Grid, context: Context) -> None:
         gathered = Dispatcher(grid, units_per_message=units_per_message).gather(request, np.ones(60))
         right = bool(np.array_equal(gathered.total, known_sum(UNITS, round, 50_000)))
         results.append({"right": right, "messages": gathered.messages})
-    resolution = resolution_for(CLIP_NORM, 500)
+    resolution = resolution_for(CLIP, 500)
     exact = Dispatcher(grid).gather(request_for(UNITS, size=200, resolution=resolution), np.ones(60))
     right = bool(np.array_equal(dequantise(exact.total, resolution), known_sum(UNITS, 0, 200)))
     results.append({"right": right, "messages": exact.messages})

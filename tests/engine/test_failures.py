@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import ray
 from flwr.clientapp import ClientApp
-from mock_clients import CLIP_NORM, known_sum, make_app, request_for
+from mock_clients import CLIP, known_sum, make_app, request_for
 from ray.cluster_utils import Cluster
 
 from fedsim.engine.exact import resolution_for
@@ -55,11 +55,11 @@ def test_workers_killed_at_random_moments_change_no_sum(cluster: Cluster, units_
 def test_exact_sums_are_bit_for_bit_the_same_for_any_number_of_workers_and_a_death(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    resolution = resolution_for(CLIP_NORM, 500)
+    resolution = resolution_for(CLIP, 500)
     totals = []
     for workers in (1, 2, 4):
         with grid_of(cluster, workers, marks=str(tmp_path)) as grid:
-            request = request_for(UNITS, size=3000, resolution=resolution, settings={"die": float(UNITS[7])})
+            request = request_for(UNITS, size=3000, resolution=resolution, misfortune={"die": int(UNITS[7])})
             gathered = Dispatcher(grid).gather(request, COSTS)
             totals.append(gathered.total)
             assert len(gathered.failures) == (workers == 1)
@@ -70,7 +70,7 @@ def test_exact_sums_are_bit_for_bit_the_same_for_any_number_of_workers_and_a_dea
 def test_a_worker_that_hangs_is_timed_out_and_replaced(cluster: Cluster, tmp_path: Path) -> None:
     with grid_of(cluster, 2, marks=str(tmp_path)) as grid:
         before = grid.process_ids
-        request = request_for(UNITS, size=SIZE, settings={"hang": float(UNITS[7])})
+        request = request_for(UNITS, size=SIZE, misfortune={"hang": int(UNITS[7])})
         gathered = Dispatcher(grid, timeout=1.5).gather(request, COSTS)
         assert np.array_equal(gathered.total, known_sum(UNITS, 0, SIZE))
         assert len(gathered.failures) == 1
@@ -91,7 +91,7 @@ def test_a_worker_that_is_frozen_is_timed_out(cluster: Cluster) -> None:
 
 def test_a_unit_that_kills_every_worker_fails_the_round(cluster: Cluster) -> None:
     with grid_of(cluster, 2) as grid:
-        request = request_for(UNITS, size=SIZE, settings={"die": float(UNITS[7])})
+        request = request_for(UNITS, size=SIZE, misfortune={"die": int(UNITS[7])})
         with pytest.raises(RoundFailed, match=r"^round 0: worker \d failed on \d+ units: .*died.*attempt 3 of 3"):
             Dispatcher(grid).gather(request, COSTS)
 

@@ -8,17 +8,19 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from mock_clients import honest_reply, request_for
 
+from fedsim.clip import Clip, ClipBlock
 from fedsim.engine.arrays import NumpyArray, arrays, scalars
 from fedsim.engine.messages import TrainReply, TrainRequest
 
 UNITS = np.array([4, 1, 7])
+CLIPPED = Clip(norm=0.5, scales={"a": 0.5, "b": 2.0}, blocks=(ClipBlock(parameters=("a", "b"), share=0.75),))
 
 
 def test_a_request_comes_back_as_it_was() -> None:
     sent = request_for(
         UNITS,
         round=3,
-        settings={"scale": 0.5},
+        clip=CLIPPED,
         resolution=2.0**-30,
         next_units=np.array([9]),
         plan="{}",
@@ -27,7 +29,7 @@ def test_a_request_comes_back_as_it_was() -> None:
     got = TrainRequest.from_record(sent.to_record())
     assert np.array_equal(got.units, UNITS)
     assert np.array_equal(got.next_units, [9])
-    assert (got.round, got.clip_norm, got.settings) == (3, sent.clip_norm, {"scale": 0.5})
+    assert (got.round, got.clip) == (3, CLIPPED)
     assert (got.resolution, got.plan, got.sampling_seed) == (2.0**-30, "{}", 11)
     assert got.parameters is sent.parameters
 

@@ -1,6 +1,9 @@
 """The account command: what it prints, what it finds, what it refuses."""
 
+import importlib
 import json
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +14,10 @@ import pytest
 from experiments.account import Account
 from experiments.run import main
 from fedsim.errors import InvalidInput
+from fedsim.plan import ElsPlan, Plan, UlsPlan
 from fedsim.privacy.accountant import epsilon_bounds
 from fedsim.privacy.events import (
+    EVENTS,
     Adjacency,
     BinomialMixtureGaussian,
     Composed,
@@ -23,7 +28,7 @@ from fedsim.privacy.events import (
     Repeated,
 )
 from fedsim.privacy.ledger import Ledger, merged
-from fedsim.privacy.statement import PrivacyStatement
+from fedsim.statement import privacy_statement
 
 ROOT = Path(__file__).parents[2]
 PLAN = "--group-size 4 --sampling-probability 0.05 --steps 20 --delta 1e-6"
@@ -148,17 +153,17 @@ def test_bad_input_is_named_as_typed(arguments: str, field: str, capsys: pytest.
 def test_the_statements_command_prints_the_statements_epsilon(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def check(event: Event, **changes: Any) -> None:
-        values: dict[str, Any] = {
-            "algorithm": "uls",
-            "group_size": 4,
-            "clip_norm": 1.0,
-            "sampling_probability": 1 / 30,
-            "noise_multiplier": 1.7,
-            "steps": 3,
-            "delta": 1.3e-6,
-        }
-        stated = PrivacyStatement.of(event, **(values | changes))
+    common: dict[str, Any] = {
+        "group_size": 4,
+        "clip_norm": 1.0,
+        "sampling_probability": 1 / 30,
+        "noise_multiplier": 1.7,
+        "steps": 3,
+        "delta": 1.3e-6,
+    }
+
+    def check(plan: Plan, event: Event, steps: int = 3, **more: Any) -> None:
+        stated = privacy_statement(plan, event, sizes={"all": 1}, steps=steps, versions={}, **more)
         command = stated.recompute
         assert command is not None
         program = "python -m experiments.run account "
@@ -166,17 +171,83 @@ def test_the_statements_command_prints_the_statements_epsilon(
         result = printed(capsys, command.removeprefix(program).removesuffix(" --json"))
         assert result["epsilon"] == stated.to_json()["epsilon"]
 
-    uls = PoissonSubsampledGaussian(sampling_probability=1 / 30, noise_multiplier=1.7)
-    els = BinomialMixtureGaussian(group_size=4, sampling_probability=1 / 30, noise_multiplier=1.7)
-    check(Repeated(event=uls, count=3))
-    check(Repeated(event=els, count=7), algorithm="els", adjacency=Adjacency.REPLACE_ONE_USER)
-    check(Composed(events=()), steps=0)
+    uls = UlsPlan(num_users=90, **common)
+    els = ElsPlan(num_examples=90, adjacency=Adjacency.REPLACE_ONE_USER, **common)
+    check(uls, Repeated(event=uls.step_event(), count=3))
+    check(els, Repeated(event=els.step_event(), count=7))
+    check(uls, Composed(events=()), steps=0)
     path = tmp_path / "ledger.jsonl"
     with Ledger.open(path) as ledger:
         for round in range(3):
-            ledger.charge(uls, round=round)
+            ledger.charge(uls.step_event(), round=round)
         ledger.charge(Gaussian(noise_multiplier=30.0), round=3, purpose="metric")
-        check(ledger.event(), ledger=str(path))
+        check(uls, ledger.event(), ledger=str(path))
+
+
+OWN = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedsim.privacy import dominating_pairs
+from fedsim.privacy.events import EVENTS, Event, Gaussian
+
+
+@EVENTS.register
+@dataclass(frozen=True, kw_only=True)
+class Own(Event):
+    kind: ClassVar[str] = "own"
+
+    noise_multiplier: float
+
+
+@dominating_pairs.register(Own)
+def _(event, adjacency):
+    return dominating_pairs.dominating_pair(Gaussian(noise_multiplier=event.noise_multiplier), adjacency)
+"""
+
+
+def test_a_kind_of_release_of_ones_own_is_found_again_by_the_statements_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    (tmp_path / "own_event.py").write_text(OWN, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = importlib.import_module("own_event").Own
+    request.addfinalizer(lambda: (sys.modules.pop("own_event"), EVENTS._classes.pop("own_event:own")))
+    with Ledger.open(tmp_path / "ledger.jsonl") as ledger:
+        for number in range(2):
+            ledger.charge(own(noise_multiplier=3.0), round=number)
+        stated = privacy_statement(
+            UlsPlan(
+                num_users=9,
+                sampling_probability=1.0,
+                group_size=1,
+                clip_norm=1.0,
+                noise_multiplier=3.0,
+                steps=2,
+                delta=1e-6,
+            ),
+            ledger.event(),
+            sizes={"all": 1},
+            steps=2,
+            versions={},
+            ledger=str(ledger.path),
+        )
+    command = stated.recompute
+    assert command is not None
+    assert "--modules own_event " in command
+
+    def account(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+        line = [sys.executable, "-m", "experiments.run", "account", *arguments]
+        return subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+
+    again = account(*shlex.split(command)[4:])
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["epsilon"] == stated.to_json()["epsilon"]
+    without = account("--ledger", str(tmp_path / "ledger.jsonl"))
+    assert without.returncode == 2
+    assert "add --modules own_event" in without.stderr
+    assert account("--modules", "own_event").returncode == 2
 
 
 def test_as_a_command_it_needs_no_torch_flwr_or_ray() -> None:

@@ -26,6 +26,7 @@ def test_a_plan_is_audited_without_data(tmp_path: Path, capsys: pytest.CaptureFi
     found = json.loads(output.read_text(encoding="utf-8"))
     assert found["kind"] == "evidence"
     assert [finding["contradicts"] for finding in found["white_box"]] == [False] * 3
+    assert [promise["kept"] for promise in found["promises"]] == [True] * 5
     assert found["white_box"][0]["epsilon_lower"] > 0.3 * found["white_box"][0]["epsilon_certified"]
     assert "passed" in capsys.readouterr().out
 

@@ -1,11 +1,14 @@
 """The command line: bad input ends in exit code 2, naming the field, the value and what is allowed."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from small_flags import LOCAL, SMALL
 
 from experiments.run import COMMANDS, main
 
@@ -102,3 +105,16 @@ def test_accounting_needs_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["epsilon"]["upper"] > 0
+
+
+def test_sigterm_outside_of_rounds_says_how_to_go_on(tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "experiments.run", "train", *SMALL, *LOCAL, "--output", str(tmp_path / "run")]
+    environment = {**os.environ, "FEDSIM_CACHE": str(tmp_path / "cache")}  # an empty cache: it prepares for a while
+    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT) as running:
+        assert running.stderr is not None
+        first = running.stderr.readline()  # it has begun to prepare
+        running.send_signal(signal.SIGTERM)
+        said = first + running.stderr.read()
+    assert running.returncode == 128 + signal.SIGTERM, said
+    assert "nothing was begun; give the same command again" in said
+    assert "terminated" in said

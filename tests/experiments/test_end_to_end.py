@@ -134,3 +134,19 @@ def test_files_with_users_of_ones_own(tmp_path: Path) -> None:
     statement = read(tmp_path / "out" / "privacy.json")
     assert statement["private"] is True
     assert statement["epsilon"]["upper"] <= 8
+
+
+@pytest.mark.parametrize("mechanism", ["matrix-noise", "adaptive-noise"])
+def test_replies_are_held_to_the_rounds_own_clip(tmp_path: Path, mechanism: str) -> None:
+    """Scales above 1 let a sum be longer than the clip norm says: such replies are honest, one by one or together."""
+    arguments = ["--plan.mechanism", mechanism, "--model.lora-rank", "4", "--model.lora-targets", "c_proj"]
+    arguments += ["--plan.clip-norm", "0.001", "--plan.gradients-per-round", "2", "--plan.rounds", "5"]
+    losses = []
+    for users_per_message in ("0", "1"):
+        folder = tmp_path / users_per_message
+        message = ["--engine.users-per-message", users_per_message, "--output", str(folder)]
+        assert main(["train", *SMALL, *LOCAL, *arguments, *message]) == 0
+        losses.append(read(folder / "summary.json")["test_loss_after"])
+        words = read(folder / "privacy.json")["contribution_bound"]["in_words"]
+        assert "after division by a scale" in words
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)

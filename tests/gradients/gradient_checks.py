@@ -64,7 +64,7 @@ def check(
         assert expected.norms.max() > 0
         found = fast_sum(model, rows, ids, Clip(norm=1e6), objective=objective, max_tokens=max_tokens)
         assert_same(found, expected, tolerance)
-        clip = Clip(norm=float(expected.norms.median()))
+        clip = Clip(norm=float(expected.norms[expected.norms > 0].median()))
         expected = clipped_sum(model, rows, ids, clip, objective=objective, method="reference")
         found = fast_sum(model, rows, ids, clip, objective=objective, max_tokens=max_tokens)
         assert_same(found, expected, tolerance)

@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 from fedsim.errors import InvalidInput
+from fedsim.plan import UlsPlan
 from fedsim.privacy.accountant import epsilon_bounds
 from fedsim.privacy.bounds import Bounds, Estimate
 from fedsim.privacy.calibration import calibrate_noise_multiplier
@@ -24,7 +25,7 @@ from fedsim.privacy.events import (
     PoissonSubsampledGaussian,
     Repeated,
 )
-from fedsim.privacy.statement import PrivacyStatement
+from fedsim.statement import privacy_statement
 
 PUBLISHED = Repeated(
     event=PoissonSubsampledGaussian(sampling_probability=2000 / 392702, noise_multiplier=0.573), count=3920
@@ -190,9 +191,8 @@ def test_an_estimate_certifies_and_calibrates_nothing() -> None:
         float(estimate)  # type: ignore[arg-type]
     with pytest.raises((TypeError, InvalidInput)):
         calibrate_noise_multiplier(lambda noise: Gaussian(noise_multiplier=noise), epsilon=estimate, delta=1e-6)  # type: ignore[arg-type]
-    stated = PrivacyStatement.of(
-        MANY_SMALL,
-        algorithm="uls",
+    plan = UlsPlan(
+        num_users=10,
         group_size=1,
         clip_norm=1.0,
         sampling_probability=0.5,
@@ -200,6 +200,7 @@ def test_an_estimate_certifies_and_calibrates_nothing() -> None:
         steps=1000,
         delta=1e-6,
     )
+    stated = privacy_statement(plan, MANY_SMALL, sizes={"all": 1}, steps=1000, versions={})
     with pytest.raises(TypeError, match="certifies nothing"):
         dataclasses.replace(stated, epsilon=estimate)  # type: ignore[arg-type]
 

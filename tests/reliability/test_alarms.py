@@ -16,7 +16,7 @@ from fedsim.privacy.ledger import read_entries
 from server import app
 from server.alarms import HOPELESS, NOT_PRIVATE, Alarms, noise_to_signal
 from server.checkpoint import read_latest
-from server.rounds import Diverged
+from server.round import Diverged
 
 PLAN = UlsPlan(
     num_users=1000, sampling_probability=0.1, group_size=2, clip_norm=1.0, noise_multiplier=1.0, steps=25, delta=1e-4

@@ -10,7 +10,7 @@ from small_runs import trained
 from experiments.run import main
 from fedsim.config import NoiseConfig, RunConfig
 from fedsim.errors import InvalidInput
-from fedsim.privacy.statement import ALWAYS_NOT_COVERED
+from fedsim.statement import ALWAYS_NOT_COVERED
 
 RELEASE = ["train", "--release"]
 

@@ -2,20 +2,25 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
-from fedsim.config import EvaluationConfig, OptimizerConfig, PlanConfig, RunConfig
+from fedsim.config import OptimizerConfig
 from fedsim.engine.evaluation_messages import EvaluateReply, EvaluateRequest
 from fedsim.engine.local import LocalGrid
 from fedsim.engine.messages import TrainReply, TrainRequest
 from fedsim.plan import Plan, UlsPlan
-from server.rounds import Seeds, Training
+from fedsim.privacy.ledger import Ledger
+from server.dispatch import Dispatcher
+from server.evaluation import HeldOut
+from server.identity import Seeds
+from server.optimizer import ServerOptimizer
+from server.round import Budget, Release, Round
 from server.run_folder import RunFolder
+from server.training import Job, Training
 
 PARAMETERS = 20_000
 
@@ -90,15 +95,23 @@ def training(
     clients: Callable[[], ClientApp] | None = None,
     epsilon: float = 100.0,
     workers: int = 2,
+    units_per_message: int | None = None,
     seeds: Seeds | None = None,
 ) -> Training:
     """A run of mock clients with plain SGD at learning rate 1, so that parameters show the released mean."""
-    config = RunConfig(
-        plan=PlanConfig(epsilon=epsilon, allow_no_privacy=True),
-        optimizer=OptimizerConfig(name="sgd", learning_rate=1.0),
-        evaluation=EvaluationConfig(every=1000),
-    )
-    resources: Any = SimpleNamespace(store=MockStore())
+    seeds = seeds or Seeds(sampling=1, noise=2)
+    store: Any = MockStore()
     grid = LocalGrid(clients or mock_clients(), workers=workers)
-    parameters = np.zeros(PARAMETERS, dtype=np.float32)
-    return Training(config, plan, resources, grid, RunFolder(folder), seeds or Seeds(sampling=1, noise=2), parameters)
+    run = RunFolder(folder)
+    step = OptimizerConfig(name="sgd", learning_rate=1.0)
+    round = Round(
+        plan,
+        store,
+        seeds,
+        Budget(plan, Ledger.open(run.ledger), epsilon),
+        Release(plan, {"parameters": PARAMETERS}, seeds.noise),
+        ServerOptimizer(np.zeros(PARAMETERS, dtype=np.float32), step, plan.steps),
+    )
+    dispatcher = Dispatcher(grid, units_per_message=units_per_message)
+    held_out = HeldOut(grid, store, 500, 2000)
+    return Training(Job(round=round, gather=dispatcher.gather, held_out=held_out, folder=run, evaluate_every=1000))

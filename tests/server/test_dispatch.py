@@ -9,8 +9,9 @@ import pytest
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from mock_clients import CLIP_NORM, Tamper, known_sum, make_app, request_for
+from mock_clients import CLIP, Tamper, known_sum, make_app, request_for
 
+from fedsim.clip import Clip
 from fedsim.engine.exact import dequantise, resolution_for
 from fedsim.engine.local import LocalGrid
 from fedsim.engine.messages import TrainReply, TrainRequest
@@ -36,13 +37,10 @@ class CountingGrid(LocalGrid):
 @pytest.mark.parametrize("units_per_message", [None, 1, 7])
 def test_sum_is_the_same_however_units_are_split(workers: int, units_per_message: int | None) -> None:
     grid = CountingGrid(make_app(), workers=workers)
-    seen: list[int] = []
-    gathered = Dispatcher(grid, units_per_message=units_per_message).gather(
-        request_for(UNITS, round=2), COSTS, on_progress=seen.append
-    )
+    gathered = Dispatcher(grid, units_per_message=units_per_message).gather(request_for(UNITS, round=2), COSTS)
     assert np.array_equal(gathered.total, known_sum(UNITS, 2, 40))
     assert gathered.total.flags.writeable
-    assert gathered.statistics["rows"] == gathered.units == sum(seen) == len(UNITS)
+    assert gathered.statistics["rows"] == gathered.units == len(UNITS)
     assert gathered.messages == len(grid.asked)
     if units_per_message is None:
         assert gathered.messages == workers
@@ -67,7 +65,7 @@ def test_empty_cohort_sends_nothing_and_sums_to_zero(resolution: float, dtype: t
 
 
 def test_exact_sums_are_whole_steps() -> None:
-    resolution = resolution_for(CLIP_NORM, 500)
+    resolution = resolution_for(CLIP, 500)
     totals = [
         Dispatcher(LocalGrid(make_app(), workers=w), units_per_message=k)
         .gather(request_for(UNITS, resolution=resolution), COSTS)
@@ -96,6 +94,7 @@ TAMPERED: dict[str, tuple[str, Tamper]] = {
     "nan": ("not finite", lambda q, a, n: replace(a, total=np.where(np.arange(40) == 7, np.float32(np.nan), a.total))),
     "inf": ("not finite", lambda q, a, n: replace(a, total=np.where(np.arange(40) == 7, np.float32(np.inf), a.total))),
     "length": ("norm", lambda q, a, n: replace(a, total=np.full(40, 1.001 * len(q.units) / 40**0.5, np.float32))),
+    "count": ("clipped_units is 99", lambda q, a, n: replace(a, statistics={**a.statistics, "clipped_units": 99.0})),
     "statistic": ("rows is nan", lambda q, a, n: replace(a, statistics={"rows": float("nan")})),
 }
 
@@ -113,18 +112,30 @@ def test_a_bad_reply_is_refused_by_name_and_computed_elsewhere(kind: str) -> Non
     assert [node for node, _ in grid.asked].count(2) == 1
 
 
-def test_a_sum_at_the_bound_is_taken_and_a_wider_bound_can_be_given() -> None:
+def test_a_sum_at_the_bound_is_taken_and_the_bound_is_that_of_the_requests_clip() -> None:
     longest: Tamper = lambda q, a, n: replace(a, total=np.full(40, len(q.units) / 40**0.5, np.float32))  # noqa: E731
     gathered = Dispatcher(LocalGrid(make_app(longest))).gather(request_for(UNITS), COSTS)
     np.testing.assert_allclose(np.linalg.norm(gathered.total), len(UNITS), rtol=1e-5)
     longer: Tamper = lambda q, a, n: replace(a, total=np.full(40, 2 * len(q.units) / 40**0.5, np.float32))  # noqa: E731
     with pytest.raises(RoundFailed):
         Dispatcher(LocalGrid(make_app(longer))).gather(request_for(UNITS), COSTS)
-    assert not Dispatcher(LocalGrid(make_app(longer))).gather(request_for(UNITS), COSTS, unit_bound=2.0).failures
+    wider = request_for(UNITS, clip=Clip(norm=1.0, scales={"all": 2.0}))
+    assert not Dispatcher(LocalGrid(make_app(longer))).gather(wider, COSTS).failures
+
+
+def test_sums_of_many_equal_updates_are_taken_though_each_addition_rounds() -> None:
+    update, units = np.full(40, np.float32(1 / 40**0.5)), np.arange(20_000)
+    one_by_one = np.zeros(40, dtype=np.float32)
+    for _ in units:
+        one_by_one += update
+    assert np.linalg.norm(one_by_one) > len(units) * (1 + 1e-5)
+    sums: Tamper = lambda q, a, n: replace(a, total=one_by_one)  # noqa: E731
+    request = request_for(units, clip=Clip(norm=1.0))
+    assert not Dispatcher(LocalGrid(make_app(sums))).gather(request, np.ones(len(units))).failures
 
 
 def test_exact_sums_are_held_to_the_bound_too() -> None:
-    resolution = resolution_for(CLIP_NORM, 500)
+    resolution = resolution_for(CLIP, 500)
     huge: Tamper = lambda q, a, n: replace(a, total=np.full(40, 2**62, np.int64))  # noqa: E731
     with pytest.raises(RoundFailed, match="norm"):
         Dispatcher(LocalGrid(make_app(huge))).gather(request_for(UNITS, resolution=resolution), COSTS)
@@ -149,7 +160,7 @@ def test_the_round_fails_when_every_worker_lies() -> None:
 
 
 def test_an_exception_in_the_client_is_tried_again_and_then_reported(tmp_path: object) -> None:
-    request = request_for(UNITS, settings={"raise": float(UNITS[5])})
+    request = request_for(UNITS, misfortune={"raise": int(UNITS[5])})
     once = LocalGrid(make_app(), {"marks": str(tmp_path)}, workers=1)
     gathered = Dispatcher(once).gather(request, COSTS)
     assert np.array_equal(gathered.total, known_sum(UNITS, 0, 40))

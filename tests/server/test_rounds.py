@@ -9,7 +9,7 @@ from mock_training import PARAMETERS, mock_clients, sum_of_units, training, uls_
 
 from fedsim.engine.messages import TrainRequest
 from server.dispatch import RoundFailed
-from server.rounds import Seeds
+from server.identity import Seeds
 
 
 def released(parameters: np.ndarray) -> np.ndarray:
@@ -55,7 +55,7 @@ def test_an_empty_cohort_still_releases_noise_and_is_charged(tmp_path) -> None:
     outcome = run.run()
     assert len(plan.sample(0, 1)) == 0
     assert np.std(outcome.parameters) * plan.normaliser == pytest.approx(1.0, rel=0.02)
-    assert len(run.ledger) == 1
+    assert len(run.budget.ledger) == 1
 
 
 def test_the_run_stops_before_the_round_that_would_exceed_the_budget(tmp_path) -> None:
@@ -64,7 +64,7 @@ def test_the_run_stops_before_the_round_that_would_exceed_the_budget(tmp_path) -
     run = training(tmp_path, plan, epsilon=limit)
     outcome = run.run()
     assert outcome.rounds == 4
-    assert len(run.ledger) == 4
+    assert len(run.budget.ledger) == 4
     assert outcome.epsilon == pytest.approx(plan.epsilon(4).upper, rel=1e-6)
     assert outcome.epsilon <= limit
 
@@ -103,7 +103,7 @@ def test_a_client_that_keeps_failing_ends_the_run_with_the_charge_kept(tmp_path)
     run = training(tmp_path, uls_plan(), clients=mock_clients(total))
     with pytest.raises(RoundFailed, match="worker lost"):
         run.run()
-    assert len(run.ledger) == 1
+    assert len(run.budget.ledger) == 1
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e6])
@@ -116,15 +116,14 @@ def test_a_sum_that_is_not_finite_or_too_long_is_never_released(tmp_path, bad: f
     run = training(tmp_path, uls_plan(), clients=mock_clients(total))
     with pytest.raises(RoundFailed):
         run.run()
-    assert np.all(run.parameters == 0)
+    assert np.all(run.job.round.parameters == 0)
 
 
 def test_one_user_a_message_gives_the_same_sum(tmp_path) -> None:
     plan = uls_plan(noise_multiplier=0.0)
     together = training(tmp_path / "a", plan, epsilon=math.inf).run().parameters
-    run = training(tmp_path / "b", plan, epsilon=math.inf)
-    run.dispatcher.units_per_message = 1
-    np.testing.assert_allclose(run.run().parameters, together, atol=1e-6)
+    alone = training(tmp_path / "b", plan, epsilon=math.inf, units_per_message=1)
+    np.testing.assert_allclose(alone.run().parameters, together, atol=1e-6)
 
 
 def test_metrics_name_what_is_not_private(tmp_path) -> None:

@@ -1,1 +1,27 @@
-"""Mechanisms: what noise is added to a clipped sum, and what may be claimed for it."""
+"""Mechanisms: how a clipped sum is released, and what may be claimed for it. One file a mechanism.
+
+`MECHANISMS` knows them by name. Importing this package registers the project's own.
+"""
+
+from fedsim.privacy.mechanisms.adaptive_noise import AdaptiveNoise
+from fedsim.privacy.mechanisms.equal_energy import LayerNoise, MatrixNoise
+from fedsim.privacy.mechanisms.gaussian import Gaussian
+from fedsim.privacy.mechanisms.laplace.mechanism import RandomisedLaplace
+from fedsim.privacy.mechanisms.mechanism import MECHANISMS, Mechanism
+from fedsim.privacy.mechanisms.noise import GaussianNoise, Noise, NoiseSource, Sizes
+from fedsim.privacy.mechanisms.quantile_clip import QuantileClip
+
+__all__ = [
+    "MECHANISMS",
+    "AdaptiveNoise",
+    "Gaussian",
+    "GaussianNoise",
+    "LayerNoise",
+    "MatrixNoise",
+    "Mechanism",
+    "Noise",
+    "NoiseSource",
+    "QuantileClip",
+    "RandomisedLaplace",
+    "Sizes",
+]

@@ -29,8 +29,10 @@ def normalised(scales: np.ndarray, blocks: Blocks, bound: float) -> np.ndarray:
     centred = np.clip(logs - np.average(logs, weights=blocks.block_sizes), -math.log(bound), math.log(bound))
     if np.ptp(centred) < 1e-12:
         return np.ones(len(blocks))
-    kept = np.exp(centred)
-    return kept / math.sqrt(np.average(kept**2, weights=blocks.block_sizes))
+    bounded = np.exp(centred)
+    energy = math.sqrt(np.average(bounded**2, weights=blocks.block_sizes))
+    normal: np.ndarray = bounded / energy
+    return normal
 
 
 def equal_energy(blocks: Blocks, bound: float) -> np.ndarray:
@@ -45,7 +47,7 @@ class AllocationSettings:
     Attributes:
         exponent: γ: scales are importance^(−γ), so that 0 is the plain Gaussian.
         decay: Decay of the moving averages of sensitivity and of its uncertainty.
-        smoothing: Share of the old (log) scales kept in a round.
+        smoothing: Share of the old (log) scales bounded in a round.
         bound: No scale leaves [1/bound, bound] before it is normalised.
         warmup: Rounds with equal scales, until the averages mean something.
     """

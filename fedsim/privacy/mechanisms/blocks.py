@@ -73,7 +73,8 @@ class Blocks:
             raise InvalidInput("flat", flat.shape, f"a vector of {sum(self.sizes)} values")
         starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]]).astype(np.int64)
         sums = np.add.reduceat(flat, starts, dtype=np.float64)
-        return np.bincount(self.block_of, weights=sums, minlength=len(self)) / self.block_sizes
+        means: np.ndarray = np.bincount(self.block_of, weights=sums, minlength=len(self)) / self.block_sizes
+        return means
 
     def by_parameter(self, scales: np.ndarray) -> dict[str, float]:
         """Each parameter's scale, from one for each block."""

@@ -1,148 +1,97 @@
-"""The noise of a release: plain Gaussian, Gaussian with a scale for each block, Laplace with a random scale.
+"""Clip and noise of a run's releases, round by round. State is made of released values alone."""
 
-Each kind has a half for the clients (which norm to clip, at which scales) and a half for the server (add noise, learn
-from what was released). State is made of released values alone and can be saved as named arrays.
-"""
-
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
 
-from fedsim.privacy.events import RandomisedScaleLaplace
-from fedsim.privacy.mechanisms.allocation import ImportanceAllocator
-from fedsim.privacy.mechanisms.blocks import Blocks
-from fedsim.privacy.mechanisms.vector_laplace import sample_release_noise
+from fedsim.clip import Clip
 
-CHUNK = 1 << 20
-"""Coordinates whose noise is drawn at once: bounds the extra memory to a few megabytes."""
+Sizes = Mapping[str, int]
+"""Values of each trainable parameter by name, in the order of the flat vector."""
 
 
-class Noise(Protocol):
-    """What a mechanism adds to a clipped sum."""
+class NoiseSource(Protocol):
+    """Where the randomness of one release comes from; used for nothing else."""
 
-    def scales(self) -> Mapping[str, float]:
-        """Scale of each parameter for the whitened clip of the next round, by name; empty where all are 1."""
+    def add_normal(self, total: np.ndarray, std: float) -> None:
+        """Add N(0, std²) to every value of total, float32 or float64, in place."""
 
-    def add(self, total: np.ndarray, clip_norm: float, generator: np.random.Generator) -> None:
-        """Add the noise of one release to a sum clipped at clip_norm, float32 or float64 [P], in place."""
+    def standard_normal(self) -> float:
+        """One standard normal number."""
+
+    def generator(self) -> np.random.Generator:
+        """A generator for other laws; InvalidInput where the source draws Gaussian noise alone."""
+
+
+class Noise(ABC):
+    """What a mechanism does in every round of one run."""
+
+    def clip(self, norm: float) -> Clip:
+        """The coming round's clip at a clip norm; may depend on public values and earlier releases alone."""
+        return Clip(norm=norm)
+
+    @abstractmethod
+    def add(self, total: np.ndarray, clip: Clip, source: NoiseSource) -> None:
+        """Add the noise of one release to a sum of updates clipped by `clip`, float32 or float64 [P], in place."""
+
+    @abstractmethod
+    def in_words(self, clip: Clip) -> str:
+        """What is added to a sum clipped by `clip`, as the predicate of a sentence: "Gaussian noise … is added …"."""
+
+    def clip_in_words(self, clip: Clip) -> str:
+        """How a unit is brought within `clip`, as the end of a sentence; true of every round at that clip norm."""
+        return clip.in_words()
 
     def observe(self, released: np.ndarray, parameters: np.ndarray) -> None:
         """Learn from a released mean [P] and the parameters [P] it belongs to, for later rounds."""
+        return
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything a resumed run needs, as named arrays."""
+        return {}
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Continue from what state() returned."""
+        return
 
 
-class GaussianNoise:
-    """N(0, σ²C²) on every coordinate.
+class GaussianNoise(Noise):
+    """N(0, (σ·C·s)²) on every coordinate, C the clip's norm and s the coordinate's scale.
+
+    Divided by the scales it is N(0, σ²C²I) on a sum of vectors of norm at most C, whatever scales and blocks the clip
+    has: the plain Gaussian mechanism. So a subclass may give any clip, made of public values and earlier releases.
 
     Args:
         noise_multiplier: σ; 0 adds nothing.
+        sizes: Values of each parameter.
     """
 
-    def __init__(self, noise_multiplier: float) -> None:
+    def __init__(self, noise_multiplier: float, sizes: Sizes) -> None:
         self.noise_multiplier = noise_multiplier
+        self.sizes = sizes
 
-    def scales(self) -> Mapping[str, float]:
-        return {}
-
-    def add(self, total: np.ndarray, clip_norm: float, generator: np.random.Generator) -> None:
-        """Add the noise; the generator may also be a `fedsim.secure_noise.SecureNoise`."""
+    def add(self, total: np.ndarray, clip: Clip, source: NoiseSource) -> None:
         if self.noise_multiplier == 0:
             return
-        if not isinstance(generator, np.random.Generator):
-            generator.add_normal(total, self.noise_multiplier * clip_norm)  # fedsim.secure_noise, on its grid
+        std = self.noise_multiplier * clip.norm
+        if not clip.scales:
+            source.add_normal(total, std)
             return
-        std = total.dtype.type(self.noise_multiplier * clip_norm)
-        for start in range(0, len(total), CHUNK):
-            part = total[start : start + CHUNK]
-            part += std * generator.standard_normal(len(part), dtype=total.dtype)
-
-    def observe(self, released: np.ndarray, parameters: np.ndarray) -> None:
-        pass
-
-    def state(self) -> dict[str, np.ndarray]:
-        return {}
-
-    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
-        pass
-
-
-class AllocatedNoise:
-    """s·N(0, σ²C²), s the scale of the parameter's block: fixed, or led by an allocator.
-
-    Args:
-        noise_multiplier: σ.
-        blocks: The blocks.
-        fixed: Public scales, float64 [blocks].
-        allocator: Gives the scales instead.
-    """
-
-    def __init__(
-        self,
-        noise_multiplier: float,
-        blocks: Blocks,
-        *,
-        fixed: np.ndarray | None = None,
-        allocator: ImportanceAllocator | None = None,
-    ) -> None:
-        self.plain = GaussianNoise(noise_multiplier)
-        self.blocks = blocks
-        self.allocator = allocator
-        self.fixed = np.ones(len(blocks)) if fixed is None else fixed
-
-    def scales(self) -> Mapping[str, float]:
-        scales = self.fixed if self.allocator is None else self.allocator.scales
-        return {} if (scales == 1).all() else self.blocks.by_parameter(scales)
-
-    def add(self, total: np.ndarray, clip_norm: float, generator: np.random.Generator) -> None:
-        by_name = self.scales()
         start = 0
-        for name, size in zip(self.blocks.names, self.blocks.sizes, strict=True) if by_name else ():
-            self.plain.add(total[start : start + size], clip_norm * by_name[name], generator)
+        for name, size in self.sizes.items():
+            source.add_normal(total[start : start + size], std * clip.scales[name])
             start += size
-        if not by_name:
-            self.plain.add(total, clip_norm, generator)
 
-    def observe(self, released: np.ndarray, parameters: np.ndarray) -> None:
-        if self.allocator is not None:
-            self.allocator.observe(released, parameters)
-
-    def state(self) -> dict[str, np.ndarray]:
-        return {} if self.allocator is None else self.allocator.state()
-
-    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
-        if self.allocator is not None:
-            self.allocator.load_state(dict(arrays))
-
-
-class LaplaceNoise:
-    """C·Laplace(1/S) on every coordinate, one S for the release, for sums clipped in L1.
-
-    Args:
-        event: What one release is accounted as; None adds nothing.
-    """
-
-    def __init__(self, event: RandomisedScaleLaplace | None) -> None:
-        self.event = event
-
-    def scales(self) -> Mapping[str, float]:
-        return {}
-
-    def add(self, total: np.ndarray, clip_norm: float, generator: np.random.Generator) -> None:
-        if self.event is not None:
-            noise = sample_release_noise(self.event, len(total), generator)
-            total += (clip_norm * noise).astype(total.dtype)
-
-    def observe(self, released: np.ndarray, parameters: np.ndarray) -> None:
-        pass
-
-    def state(self) -> dict[str, np.ndarray]:
-        return {}
-
-    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
-        pass
+    def in_words(self, clip: Clip) -> str:
+        if self.noise_multiplier == 0:
+            return "no noise is added"
+        std = self.noise_multiplier * clip.norm
+        if not clip.scales:
+            return f"Gaussian noise of standard deviation {std:g} is added to each coordinate of the sum"
+        low, high = min(clip.scales.values()), max(clip.scales.values())
+        return (
+            f"Gaussian noise of standard deviation {std:g} times the parameter's scale (so {std * low:g} to "
+            f"{std * high:g}) is added to each coordinate of the sum"
+        )

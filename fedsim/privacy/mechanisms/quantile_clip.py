@@ -14,10 +14,12 @@ nothing. C_t depends on earlier noised counts only.
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from fedsim.errors import InvalidInput
+from fedsim.privacy.mechanisms.noise import NoiseSource
 from fedsim.validation import require_between, require_positive
 
 
@@ -31,6 +33,8 @@ class QuantileClip:
         count_std: σ_b, standard deviation of the noise on the count, in units.
         expected_units: M or B, the public number by which the count is divided.
     """
+
+    name: ClassVar[str] = "quantile-clip"
 
     quantile: float = 0.5
     learning_rate: float = 0.2
@@ -61,18 +65,28 @@ class QuantileClip:
             )
         return 1 / math.sqrt(left)
 
-    def noised_fraction(self, below: float, units: float, generator: np.random.Generator, *, private: bool) -> float:
+    def noised_fraction(self, below: float, units: float, source: NoiseSource, *, private: bool) -> float:
         """The released estimate of the share of units with norm at most C.
 
         Args:
             below: How many units of the round were below.
             units: How many took part; only Σ(b − ½) = below − units/2 is used, and it is noised.
-            generator: Noise of this release, used for nothing else.
+            source: Noise of this release, used for nothing else.
             private: Whether to add noise.
         """
-        noise = self.count_std * float(generator.standard_normal()) if private else 0.0
+        noise = self.count_std * source.standard_normal() if private else 0.0
         return 0.5 + (below - units / 2 + noise) / self.expected_units
 
     def moved(self, clip_norm: float, fraction: float) -> float:
         """The next round's clip norm."""
         return clip_norm * math.exp(-self.learning_rate * (float(np.clip(fraction, 0.0, 1.0)) - self.quantile))
+
+    def in_words(self, clip_norm: float, *, private: bool) -> str:
+        """What moves, by what, and what else is released for it."""
+        noise = f"with Gaussian noise of standard deviation {self.count_std:g}" if private else "without noise"
+        together = "; sum and count together are one Gaussian release at the noise multiplier" if private else ""
+        return (
+            f"the clip norm begins at {clip_norm:g} and follows the {self.quantile:g}-quantile of the units' norms "
+            f"(learning rate {self.learning_rate:g}), and the noise with it: each step also releases a count of the "
+            f"units below it, {noise}{together}"
+        )

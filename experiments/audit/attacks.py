@@ -1,0 +1,193 @@
+"""White-box attacks: canaries that are as bad as the clip permits, told from runs without them."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from experiments.audit.canaries import CanaryUsers, sizes_of
+from experiments.audit.rig import FAR, Rig, Seen, state_of
+from fedsim.plan import Plan
+from fedsim.privacy.audit.claim import Claim, epsilon_free
+from fedsim.privacy.audit.one_run import guess, one_run_epsilon, one_run_gaussian_epsilon
+from fedsim.privacy.audit.rates import attack_rates
+from fedsim.privacy.audit.result import AuditFinding
+
+COORDINATES = 8
+MOST_ROWS = 4
+CANARY = 1
+"""Token of a canary's row; 0 is that of a row without a gradient."""
+
+
+def attacks(plan: Plan, *, trials: int, canaries: int, confidence: float, seed: int) -> list[AuditFinding]:
+    """The canary attacks on a plan.
+
+    Args:
+        plan: The plan.
+        trials: Rounds of each kind in the many-run audits.
+        canaries: Canaries of the one-run audit, at most as many as the population holds.
+        confidence: Of each lower bound.
+        seed: Seed of coins, sampling and noise.
+    """
+    everybody = always_sampled(plan)
+    findings = [
+        many_runs("one release, canary always sampled", everybody, trials, confidence, seed),
+        many_runs("one round, sampled as planned", plan, trials, confidence, seed),
+    ]
+    if plan.clip_rule is not None:
+        findings.append(
+            many_runs("the count that moves the clip norm", everybody, trials, confidence, seed, of_the_count)
+        )
+    return [*findings, one_run(plan, canaries, confidence, seed)]
+
+
+def always_sampled(plan: Plan) -> Plan:
+    """The plan with every unit in every round, on few users: more would take time and change nothing.
+
+    Two, or as many as keep a noised count away from the ends at which the clip norm stops following it.
+    """
+    rule = plan.clip_rule
+    users = 2 if rule is None else max(2, math.ceil(40 * rule.count_std))
+    owned = np.full(users, rows_each(plan))
+    return dataclasses.replace(plan.on(CanaryUsers(owned, np.zeros(owned.sum()))), sampling_probability=1.0)
+
+
+def rows_each(plan: Plan) -> int:
+    """Rows of a user: all that may be units of its own; of those that are averaged into one unit a few say as much."""
+    return min(plan.group_size, MOST_ROWS if plan.redraws else plan.population)
+
+
+def users_of(plan: Plan, tokens: np.ndarray) -> CanaryUsers:
+    """Users that make up the plan's population, of as many rows as it lets them use.
+
+    Args:
+        plan: The plan.
+        tokens: Token of the first users' rows, int [users]; the rows of others have no gradient.
+    """
+    each = rows_each(plan)
+    users, rest = divmod(plan.population, plan.units_per_user(each))
+    owned = np.append(np.full(users, each), [rest] if rest else []).astype(np.int64)
+    row_tokens = np.zeros(int(owned.sum()), dtype=np.int64)
+    row_tokens[: len(tokens) * each] = np.repeat(tokens, each)
+    return CanaryUsers(owned, row_tokens)
+
+
+def units_of(plan: Plan, users: np.ndarray) -> np.ndarray:
+    """Unit ids of some of these users."""
+    each = plan.units_per_user(rows_each(plan))
+    return (np.asarray(users)[:, None] * each + np.arange(each)).ravel()
+
+
+Score = Callable[[Plan, Seen, np.ndarray], float]
+"""(plan, what was seen, the canary's whitened direction) → larger where the canary seems to be in."""
+
+
+def of_the_sum(plan: Plan, seen: Seen, direction: np.ndarray) -> float:
+    """The likelihood ratio's statistic for Gaussian noise: the sum along the canary's update."""
+    return float(direction @ seen.sum)
+
+
+def of_the_count(plan: Plan, seen: Seen, direction: np.ndarray) -> float:
+    """How few units the moved clip norm shows below it: the canary, if it is in, is above."""
+    rule = plan.clip_rule
+    assert rule is not None
+    fraction = rule.quantile - math.log(seen.clip_norm / plan.clip_norm) / rule.learning_rate
+    return (0.5 - fraction) * rule.expected_units
+
+
+def many_runs(
+    name: str, plan: Plan, trials: int, confidence: float, seed: int, score: Score = of_the_sum
+) -> AuditFinding:
+    """Independent rounds with and without one canary user, which has the first place in the population."""
+    canary, direction = worst_canary(plan)
+    rig = Rig(
+        plan,
+        users_of(plan, np.array([CANARY])),
+        np.stack([np.zeros_like(canary), canary]),
+        sampling_seed=seed,
+        noise_seed=seed + 1,
+    )
+    present = {True: units_of(plan, np.array([0])), False: np.empty(0, dtype=np.int64)}
+    scores: dict[bool, np.ndarray] = {}
+    for inside, units in present.items():
+        round = rig.round(units)
+        start = state_of(round)
+        found = []
+        for trial in range(trials):
+            round.load_state(start)
+            found.append(score(plan, rig.seen(round, 2 * trial + (not inside)), direction))
+        scores[inside] = np.array(found)
+    rates = attack_rates(scores[True], scores[False], confidence=confidence)
+    claim = Claim(
+        make_event=lambda noise: dataclasses.replace(plan, noise_multiplier=noise).step_event(),
+        noise_multiplier=plan.noise_multiplier,
+        delta=plan.delta,
+        adjacency=plan.adjacency,
+    )
+    return AuditFinding(
+        attack=name,
+        epsilon_lower=claim.epsilon_from(rates),
+        epsilon_lower_free=epsilon_free(rates, plan.delta),
+        epsilon_certified=claim.epsilon,
+        delta=plan.delta,
+        confidence=confidence,
+        contradicts=claim.contradicted_by(rates),
+        trials=2 * trials,
+    )
+
+
+def worst_canary(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """The update that the mechanism hides worst, far beyond its clip, and what to project the sum on; both [P]."""
+    sizes = sizes_of(COORDINATES)
+    noise = plan.mechanism.noise(plan.step_event(), plan.sum_noise_multiplier, sizes)
+    clip = noise.clip(plan.clip_norm)
+    canary = plan.mechanism.canary(clip, sizes)
+    scales = np.repeat([clip.scales.get(name, 1.0) for name in sizes], list(sizes.values()))
+    return (FAR * canary).astype(np.float32), canary / scales**2 / plan.clip_norm
+
+
+def one_run(plan: Plan, canaries: int, confidence: float, seed: int) -> AuditFinding:
+    """A whole run under audit at once: many canary users, each in or out by a fair coin."""
+    canaries = min(canaries, plan.population // plan.units_per_user(rows_each(plan)))
+    coins = np.random.default_rng(seed).random(canaries) < 0.5
+    guesses = guess(one_run_scores(plan, coins, seed), coins, min(canaries, max(2, canaries // 4)))
+    certified = plan.epsilon().upper
+    free = one_run_epsilon(guesses, plan.delta, confidence=confidence)
+    gaussian = plan.step_event() == plan.sampled_event()
+    return AuditFinding(
+        attack="one run, many canaries",
+        epsilon_lower=one_run_gaussian_epsilon(guesses, plan.delta, confidence=confidence) if gaussian else free,
+        epsilon_lower_free=free,
+        epsilon_certified=certified,
+        delta=plan.delta,
+        confidence=confidence,
+        contradicts=free > certified,
+        trials=canaries,
+    )
+
+
+def one_run_scores(plan: Plan, coins: np.ndarray, seed: int) -> np.ndarray:
+    """Scores of the canaries after all the plan's steps, float64 [m]; larger means more likely in.
+
+    Canary u updates coordinate u alone, far beyond the clip; its score is the sum of what was released there, in
+    units of the noise.
+
+    Args:
+        plan: The plan; its population must hold all canaries.
+        coins: bool [m]; whether each takes part in the run at all.
+        seed: Seed of sampling and noise.
+    """
+    canaries = len(coins)
+    updates = np.vstack([np.zeros(canaries), FAR * plan.clip_norm * np.eye(canaries)]).astype(np.float32)
+    rig = Rig(
+        plan, users_of(plan, 1 + np.arange(canaries)), updates, sampling_seed=seed, noise_seed=seed + 1, workers=1
+    )
+    round = rig.round(units_of(plan, np.flatnonzero(coins)))
+    scales = round.release.clip.scales
+    each = np.repeat([scales.get(name, 1.0) for name in rig.sizes], list(rig.sizes.values()))
+    for number in range(plan.steps):
+        round.release.clip_norm = plan.clip_norm  # where it follows a count, absent users would let it run away
+        rig.seen(round, number)
+    scores: np.ndarray = -round.parameters.astype(np.float64) / each
+    return scores

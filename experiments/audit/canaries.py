@@ -1,0 +1,86 @@
+"""Users whose updates are known: a store of rows with prescribed gradients, and the model that has them."""
+
+import numpy as np
+import torch
+
+from fedsim.gradients import Batch, RowLosses
+from fedsim.rows import TokenRows
+
+
+def sizes_of(coordinates: int) -> dict[str, int]:
+    """Two blocks of parameters, of unequal size, so that allocations of noise and clips by layer differ on them."""
+    first = max(1, coordinates // 8)
+    sizes = {"blocks.0.weight": first, "blocks.1.weight": coordinates - first}
+    return {name: size for name, size in sizes.items() if size}
+
+
+class CanaryUsers:
+    """Users of one-token rows; a row's token says which prescribed gradient it has. Every split is all of them.
+
+    Args:
+        owned: Rows of each user, int [users].
+        tokens: Each row's token, int [rows].
+    """
+
+    def __init__(self, owned: np.ndarray, tokens: np.ndarray) -> None:
+        self.user_offsets = np.concatenate([[0], np.cumsum(owned)]).astype(np.int64)
+        self.row_lengths = np.ones(len(tokens), dtype=np.int64)
+        self._tokens = np.asarray(tokens, dtype=np.int64)
+
+    @property
+    def num_users(self) -> int:
+        """Users."""
+        return len(self.user_offsets) - 1
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all of them."""
+        return len(self._tokens)
+
+    def take(self, row_indices: np.ndarray, /) -> TokenRows:
+        """Rows by number."""
+        offsets = np.arange(len(row_indices) + 1, dtype=np.int64)
+        return TokenRows(tokens=self._tokens[row_indices], offsets=offsets)
+
+    def split(self, name: str) -> "CanaryUsers":
+        """All users, whatever the split's name."""
+        return self
+
+
+class PrescribedUpdates(torch.nn.Module):
+    """A model whose gradient on a row with token t is updates[t]: linear maps of a fixed table.
+
+    Args:
+        updates: float32 [tokens, P].
+    """
+
+    def __init__(self, updates: np.ndarray) -> None:
+        super().__init__()
+        table = torch.from_numpy(np.ascontiguousarray(updates, dtype=np.float32))
+        sizes = list(sizes_of(updates.shape[1]).values())
+        for index, part in enumerate(torch.split(table, sizes, dim=1)):
+            self.register_buffer(f"part_{index}", part.contiguous())
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(size, 1, bias=False) for size in sizes)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens [R] to losses [R]."""
+        losses = [block(getattr(self, f"part_{index}")[tokens])[:, 0] for index, block in enumerate(self.blocks)]
+        return torch.stack(losses).sum(dim=0)
+
+
+class PrescribedLoss:
+    """The model's output is the loss; each row scores one label."""
+
+    def label_counts(self, rows: TokenRows) -> np.ndarray:
+        """One a row."""
+        return np.ones(len(rows), dtype=np.int64)
+
+    def collate(self, rows: TokenRows, indices: np.ndarray, device: torch.device | str, pad_token: int = 0) -> Batch:
+        """The rows' tokens."""
+        ids = torch.from_numpy(rows.tokens[rows.offsets[indices]]).to(device)[:, None]
+        return Batch(input_ids=ids, attention_mask=None, labels=ids)
+
+    def row_losses(self, model: torch.nn.Module, batch: Batch) -> RowLosses:
+        """What the model returns."""
+        ones = torch.ones(len(batch.input_ids), dtype=torch.int64, device=batch.input_ids.device)
+        return RowLosses(loss_sum=model(batch.input_ids[:, 0]), label_count=ones, correct=ones)

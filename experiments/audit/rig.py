@@ -1,0 +1,186 @@
+"""A plan's own round under audit: the server's, with the dispatcher and the clients' workers in this process.
+
+Users' updates are prescribed; sampling, contribution bounding, clipping, summing, charging, noise, division and the
+optimizer are the code that trains. What an adversary sees of a round is what it does to the parameters.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flwr.app import Message
+from flwr.common.constant import ErrorCode
+
+from clients.app import app_of
+from clients.worker import Computing, Worker
+from experiments.audit.canaries import CanaryUsers, PrescribedLoss, PrescribedUpdates
+from fedsim.config import OptimizerConfig
+from fedsim.engine.grid import error_reply
+from fedsim.engine.local import LocalGrid
+from fedsim.plan import Plan
+from fedsim.privacy.events import Composed, Event
+from fedsim.privacy.ledger import LedgerEntry, merged
+from server.dispatch import Dispatcher
+from server.identity import Seeds
+from server.optimizer import ServerOptimizer
+from server.round import Budget, Charges, Gather, Release, Round
+
+FAR = 1000.0
+"""How many times as long as its limits a canary's update is."""
+USERS, WARM_UP = 16, 4
+"""Users of whom each is looked at, and rounds after which scales that follow releases have moved."""
+
+
+class Listed:
+    """Charges in memory, for rounds whose releases nobody gets."""
+
+    def __init__(self) -> None:
+        self._entries: list[LedgerEntry] = []
+
+    @property
+    def entries(self) -> tuple[LedgerEntry, ...]:
+        """All charges, in order."""
+        return tuple(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def charge(self, event: Event, *, round: int) -> None:
+        """Keep a charge."""
+        self._entries.append(LedgerEntry(round=round, purpose="release", event=event))
+
+    def event(self) -> Composed:
+        """Everything charged so far."""
+        return merged(entry.event for entry in self._entries)
+
+
+class OnlyRound(Round):
+    """The same round where of all units only some are there: sampling and dropping is sampling from those.
+
+    Attributes:
+        present: Unit ids; None for all.
+    """
+
+    present: np.ndarray | None = None
+
+    def units(self, number: int) -> np.ndarray:
+        """Of the units sampled, those present."""
+        sampled = super().units(number)
+        return sampled if self.present is None else sampled[np.isin(sampled, self.present)]
+
+
+class FaultyGrid(LocalGrid):
+    """A grid on which a worker fails in every second round, and every reply, that one too, comes again late."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._again: list[Message] = []
+
+    def wait(self, message_ids: Iterable[str], timeout: float | None = None) -> list[Message]:
+        """The reply to the first of these messages, after one that nobody waits for any more."""
+        late, self._again = self._again, []
+        return late + super().wait(message_ids, timeout)
+
+    def _answer(self, message: Message) -> Message:
+        reply = super()._answer(message)
+        self._again.append(reply)
+        fails = message.metadata.dst_node_id == 1 and int(message.metadata.group_id) % 2
+        return error_reply(message, ErrorCode.MESSAGE_UNAVAILABLE, "its reply is late") if fails else reply
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a round shows.
+
+    Attributes:
+        sum: The released mean times the normaliser, float64 [P]: the sum with its noise.
+        clip_norm: The next round's clip norm.
+    """
+
+    sum: np.ndarray
+    clip_norm: float
+
+
+class Rig:
+    """A plan, users with known updates, and everything that a run is made of.
+
+    Args:
+        plan: The plan; its population is the users'.
+        users: The users.
+        updates: Update of each token, float32 [tokens, P]: its gradient, or the way of all local steps.
+        sampling_seed: Seed of the sampling.
+        noise_seed: Seed of the noise; None draws it securely.
+        exact: Whether sums are exact.
+        workers: Workers that a round is split over.
+        grid: What connects them.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        users: CanaryUsers,
+        updates: np.ndarray,
+        *,
+        sampling_seed: int,
+        noise_seed: int | None,
+        exact: bool = False,
+        workers: int = 2,
+        grid: type[LocalGrid] = LocalGrid,
+    ) -> None:
+        self.plan, self.users = plan, users
+        if plan.local_descent is not None:  # so that the whole way of all local steps is the update prescribed
+            steps, learning_rate = plan.local_descent
+            updates = (updates / (steps * learning_rate)).astype(np.float32)
+        worker = Worker(PrescribedUpdates(updates).eval(), PrescribedLoss(), users, Computing(exact=exact))
+        self.gather: Gather = Dispatcher(grid(app_of(lambda _: worker), workers=workers)).gather
+        self.sizes: Mapping[str, int] = worker.layout.sizes
+        self._seeds = Seeds(sampling=sampling_seed, noise=noise_seed)
+        self._exact = exact
+
+    def round(self, present: np.ndarray | None = None, charges: Charges | None = None) -> OnlyRound:
+        """The plan's round, from parameters of zero, stepping by the released mean itself.
+
+        Args:
+            present: The units that are there; None for all.
+            charges: Where rounds are charged.
+        """
+        parameters = np.zeros(sum(self.sizes.values()), dtype=np.float32)
+        step = OptimizerConfig(name="sgd", learning_rate=1.0)
+        made = OnlyRound(
+            self.plan,
+            self.users,
+            self._seeds,
+            Budget(self.plan, Listed() if charges is None else charges, np.inf),
+            Release(self.plan, self.sizes, self._seeds.noise),
+            ServerOptimizer(parameters, step, self.plan.steps),
+            exact=self._exact,
+        )
+        made.present = present
+        return made
+
+    def seen(self, round: Round, number: int) -> Seen:
+        """What one more round shows."""
+        before = round.parameters.astype(np.float64)
+        round.run(number, self.gather)
+        mean = before - round.parameters.astype(np.float64)
+        return Seen(sum=mean * self.plan.normaliser, clip_norm=round.release.clip_norm)
+
+
+def state_of(round: Round) -> dict[str, np.ndarray]:
+    """A copy of a round's state, for going back to."""
+    return {name: np.array(array) for name, array in round.state().items()}
+
+
+def without_gradients(plan: Plan, users: CanaryUsers, size: int, seed: int, noise_seed: int | None) -> Rig:
+    """Users who put nothing in, each value of the sum of so many.
+
+    Args:
+        plan: The plan.
+        users: The users, whose tokens are all 0.
+        size: Values of a sum.
+        seed: Seed of the sampling.
+        noise_seed: Seed of the noise; None draws it securely.
+    """
+    nothing = np.zeros((1, size), dtype=np.float32)
+    return Rig(plan, users, nothing, sampling_seed=seed, noise_seed=noise_seed, workers=1)

@@ -1,0 +1,178 @@
+"""The configuration of a run: data, model, plan, optimizer, engine, evaluation, checkpoints, noise."""
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from fedsim.config.plan import PlanConfig
+from fedsim.data.config import DataConfig
+from fedsim.errors import InvalidInput
+from fedsim.models.config import ModelConfig
+from fedsim.privacy.mechanisms import MECHANISMS
+from fedsim.validation import require_at_least, require_between, require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The server's optimizer, fed with the noised mean as if it were the gradient."""
+
+    name: Literal["sgd", "momentum", "adam"] = "adam"
+    """The update rule."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate falls to zero after the warm-up, over the rounds; constant does not fall."""
+    warmup_rounds: int = 0
+    """Rounds over which the learning rate rises linearly from zero."""
+    momentum: float = 0.9
+    """Momentum of the momentum rule."""
+
+    def __post_init__(self) -> None:
+        require_positive("optimizer.learning-rate", self.learning_rate)
+        require_at_least("optimizer.warmup-rounds", self.warmup_rounds, 0)
+        require_between("optimizer.momentum", self.momentum, 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Where the clients run."""
+
+    kind: Literal["ray", "local"] = "ray"
+    """ray runs clients on Ray actors; local runs them in this process (debugging)."""
+    workers: int = 2
+    """Actors (ray) or virtual nodes (local); 0 finds the number of actors, and max_tokens where that is 0, by a short
+    measured trial."""
+    cpus_per_worker: int = 1
+    """CPU cores of one actor; also its number of threads."""
+    gpus_per_worker: float = 0.0
+    """Share of a GPU for one actor: 0.25 places four actors on each GPU."""
+    users_per_message: int = 0
+    """Users a message stands for; 0 sends one message a worker, 1 is the literal one-client-one-message mode."""
+    address: str | None = None
+    """Address of a running Ray cluster to join; by default Ray is started on this machine."""
+    timeout_seconds: float = 600.0
+    """A worker that has not answered after so long is given up and its users are computed elsewhere."""
+    start_seconds: float = 300.0
+    """How long workers may take to start."""
+    attempts: int = 3
+    """How often a user's update is asked for, of another worker each time, before the round fails."""
+    max_tokens: int = 0
+    """Tokens of one micro-batch; 0 chooses from the device."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 runs the model in mixed precision on a GPU; norms and sums stay float32."""
+    exact: bool = False
+    """Sum clipped updates as fixed-point integers: the same bits for any number of workers, at the cost of one
+    gradient a user at a time."""
+
+    def __post_init__(self) -> None:
+        require_at_least("engine.workers", self.workers, 0)
+        require_at_least("engine.cpus-per-worker", self.cpus_per_worker, 1)
+        require_at_least("engine.gpus-per-worker", self.gpus_per_worker, 0)
+        require_at_least("engine.users-per-message", self.users_per_message, 0)
+        require_at_least("engine.max-tokens", self.max_tokens, 0)
+        require_positive("engine.timeout-seconds", self.timeout_seconds)
+        require_positive("engine.start-seconds", self.start_seconds)
+        require_at_least("engine.attempts", self.attempts, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How the model is measured on held-out users."""
+
+    every: int = 4
+    """Rounds between evaluations on validation users; the first and last model are always evaluated."""
+    max_rows: int = 500
+    """Most rows of an evaluation while training (whole users, drawn once)."""
+    test_rows: int = 2000
+    """Most rows of the final evaluation on test users."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "max_rows", "test_rows"):
+            require_at_least(f"evaluation.{name.replace('_', '-')}", getattr(self, name), 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When a run that may be killed writes down its state."""
+
+    rounds: int = 10
+    """Write a checkpoint after every so many rounds; 0 for never."""
+    minutes: float = 10.0
+    """Write one when so many minutes have passed since the last; 0 for never."""
+    keep: int = 2
+    """Checkpoints to keep: more than one, so that a damaged one does not lose the run."""
+
+    def __post_init__(self) -> None:
+        require_at_least("checkpoint.rounds", self.rounds, 0)
+        require_at_least("checkpoint.minutes", self.minutes, 0)
+        require_at_least("checkpoint.keep", self.keep, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseConfig:
+    """How the noise is drawn."""
+
+    secure: bool = False
+    """Draw a new key from the operating system for every release, the noise from a cryptographic generator, on a grid
+    that floating-point rounding cannot see through, and store none of it. A round that a crash makes run again draws
+    other users and other noise, and is charged again. Exact together with --engine.exact."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    gradients: Literal["fast", "reference"] = "fast"
+    """fast clips many users in one pass; reference loops over them with plain autograd."""
+    sampling_seed: int | None = None
+    """Seed of the sampling of users and examples; by default drawn from the operating system."""
+    noise_seed: int | None = None
+    """Seed of the noise, for experiments that must repeat. A model trained with a known noise seed must not be
+    released: whoever knows the seed can subtract the noise."""
+    release: bool = False
+    """The model is to be released: refuse what would void its guarantee (given seeds, ε = inf, choosing between
+    models by looking at private data), and keep metrics of private training users out of the results."""
+    training_metrics: Literal["auto", "on", "off"] = "auto"
+    """Write metrics computed from private training users without noise, marked as not private. auto writes them,
+    except with --release."""
+    output: str | None = None
+    """Folder for the results; by default a new one under runs/."""
+    resume: str | None = None
+    """Folder of an unfinished run to go on with, with its own settings."""
+
+    CHOOSES: ClassVar[str] = ""
+    """What a command chooses by looking at results on private data; that costs privacy which nothing accounts for."""
+
+    def __post_init__(self) -> None:
+        if self.noise.secure and self.noise_seed is not None:
+            raise InvalidInput("noise-seed", self.noise_seed, "unset with --noise.secure", "Secure noise has no seed.")
+        if self.noise.secure and not MECHANISMS.named(self.plan.mechanism).secure:
+            raise InvalidInput("noise.secure", True, f"off with --plan.mechanism {self.plan.mechanism}")
+        if self.release:
+            self._require_releasable()
+
+    def _require_releasable(self) -> None:
+        why = "Whoever knows it can undo what it decides; leave it out and it is drawn from the operating system."
+        for name in ("noise_seed", "sampling_seed"):
+            if getattr(self, name) is not None:
+                raise InvalidInput(name.replace("_", "-"), getattr(self, name), "unset with --release", why)
+        if self.CHOOSES:
+            hint = f"It chooses {self.CHOOSES} by results on private data, which costs privacy that is not counted."
+            raise InvalidInput("release", True, "given to train alone", f"{hint} Choose on public data, then train.")
+        if math.isinf(self.plan.epsilon):
+            raise InvalidInput("plan.epsilon", self.plan.epsilon, "finite with --release")
+        if self.plan.noise_multiplier == 0:
+            raise InvalidInput("plan.noise-multiplier", 0, "above 0 with --release")
+
+    @property
+    def writes_training_metrics(self) -> bool:
+        """Whether metrics of private training users are written at all."""
+        return not self.release if self.training_metrics == "auto" else self.training_metrics == "on"

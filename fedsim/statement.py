@@ -1,0 +1,282 @@
+"""The privacy statement: what a run guarantees, to whom, and what it does not.
+
+Every word about what was done comes from the objects that did it: the plan, its sampling, mechanism and clip rule;
+every number about privacy from the ledger.
+"""
+
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from fedsim.clip import Clip
+from fedsim.errors import InvalidInput
+from fedsim.plan import Plan
+from fedsim.privacy.accountant import epsilon_bounds
+from fedsim.privacy.bounds import Bounds, shown_above, shown_below
+from fedsim.privacy.events import Adjacency, Composed, Event, Repeated, modules_of, to_json
+from fedsim.privacy.ledger import merged
+from fedsim.privacy.mechanisms import MECHANISMS, Noise, Sizes
+from fedsim.sampling import SAMPLINGS
+from fedsim.validation import require_at_least
+
+ALWAYS_NOT_COVERED = (
+    "Choosing hyper-parameters (learning rate, clip norm, group size and the like) by looking at results on private "
+    "data costs privacy that is not counted here.",
+    "Metrics of the run that were computed from private data without noise (training loss, cohort sizes, clipped "
+    "fractions, evaluations on held-out users) are not private; the guarantee is for the released models.",
+    "Users held out for validation and testing are not protected by the noise: their data only enters metrics.",
+    "Text that the pre-trained model and its tokenizer were made from is outside the guarantee.",
+    "A user is one identifier of the data set: a person with several, or a group of people, is protected less, and "
+    "what other users wrote about somebody is protected as theirs.",
+    "The machines that compute the updates and add the noise see private data and are trusted.",
+)
+"""What no run's guarantee covers."""
+
+SHARED_ROUNDING = (
+    "Units that are computed together may change the rounding of each other's updates, by about a millionth of the "
+    "clip norm."
+)
+FLOATING = (
+    "Noise is drawn in floating point by a pseudo-random generator: attacks on rounding and on the generator are not "
+    "excluded."
+)
+NoiseOrigin = Literal["statistical", "statistical-exact", "secure", "secure-exact"]
+NOT_COVERED_BY_ORIGIN: Mapping[NoiseOrigin, tuple[str, ...]] = {
+    "statistical": (FLOATING, SHARED_ROUNDING),
+    "statistical-exact": (FLOATING,),
+    "secure": (
+        "The noise comes from a cryptographic generator and lies on a grid, but sums are rounded in floating point "
+        "before it is added: how far rounding can carry one user's influence beyond the clip norm is not counted.",
+        SHARED_ROUNDING,
+    ),
+    "secure-exact": (
+        "Updates are computed and clipped in floating point, and only then bounded exactly: time and memory that the "
+        "computation takes are not hidden.",
+    ),
+}
+"""What depends on how noise was drawn: floating point; on a grid from a cryptographic generator; the same added to
+exact integer sums."""
+
+NEIGHBOURS = {
+    Adjacency.ADD_OR_REMOVE_ONE_USER: "adding or removing one user with all of their examples",
+    Adjacency.REPLACE_ONE_USER: "replacing one user and all of their examples by another",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyStatement:
+    """What was released about each user, and how well it hides them. Made by privacy_statement.
+
+    Attributes:
+        plan: What was done.
+        sizes: Values of each trainable parameter by name.
+        event: Everything that was charged, equal events merged.
+        steps: Noised sums charged (made, for a run without a guarantee).
+        epsilon: Certified bounds on ε at the plan's δ; both ∞ without a guarantee.
+        not_covered: Sentences.
+        versions: Of the software, by name.
+        ledger: The ledger's file name, for the recompute command of a run that no options describe.
+    """
+
+    plan: Plan
+    sizes: Sizes
+    event: Composed
+    steps: int
+    epsilon: Bounds
+    not_covered: tuple[str, ...]
+    versions: Mapping[str, str]
+    ledger: str
+
+    def __post_init__(self) -> None:
+        # The type says so already; a guarantee is worth a second look.
+        if not isinstance(self.epsilon, Bounds):
+            raise TypeError(f"{self.epsilon!r} certifies nothing: a privacy statement needs Bounds")
+
+    @property
+    def private(self) -> bool:
+        """Whether there is a guarantee at all."""
+        return math.isfinite(self.epsilon.upper)
+
+    @property
+    def contribution_bound(self) -> str:
+        """What one user can contribute at most, in words."""
+        moves = "" if self.plan.clip_rule is None else " (the clip norm of the first step)"
+        return f"{self.plan.contribution_in_words} {self._noise.clip_in_words(self._clip)}{moves}"
+
+    @property
+    def mechanism(self) -> str:
+        """What is added to the sum, in words, and what else is released."""
+        words = self._noise.in_words(self._clip)
+        rule = self.plan.clip_rule
+        if rule is None:
+            return words
+        moves = rule.in_words(self.plan.clip_norm, private=self.plan.noise_multiplier > 0)
+        return f"in the first step {words}; {moves}"
+
+    @property
+    def recompute(self) -> str | None:
+        """A command that prints ε again; None without a guarantee.
+
+        It names the parameters when all releases were alike and `account` knows their kind, and else the ledger.
+        """
+        if not self.private:
+            return None
+        options = self.plan.account_options() if self._as_planned else None
+        if options is None:
+            options = {"ledger": shlex.quote(self.ledger)}
+            if modules := modules_of(self.event):
+                options |= {"modules": " ".join(modules)}
+        else:
+            options |= {"steps": str(self.steps)}
+        options |= {"delta": repr(self.plan.delta), "adjacency": self.plan.adjacency.value}
+        flags = " ".join(f"--{name} {value}" for name, value in options.items())
+        return f"python -m experiments.run account {flags} --json"
+
+    def in_words(self) -> str:
+        """One paragraph for people."""
+        plan = self.plan
+        how = (
+            f"{plan.title}: {plan.sampling_in_words}; {self.contribution_bound}; {self.mechanism} "
+            f"(noise multiplier {plan.noise_multiplier:g}); {self.steps} steps."
+        )
+        if not self.private:
+            return (
+                "This run gives NO privacy guarantee: ε is infinite. Whoever holds its models may be able to recover "
+                f"what single users wrote; do not release them. {how}"
+            )
+        if not self._as_planned:
+            how += " Releases of other kinds were charged as well: the ledger lists them, and ε counts them all."
+        upper, lower = shown_above(self.epsilon.upper), shown_below(self.epsilon.lower)
+        return (
+            f"The released models are user-level differentially private with ε = {upper}, δ = {plan.delta:g}: "
+            f"{NEIGHBOURS[plan.adjacency]} changes the probability of any outcome by a factor of at most e^ε, up to "
+            f"δ. The ε is a certified upper bound; the exact value for this mechanism is at least {lower}. {how} What "
+            f"this does not cover: {' '.join(self.not_covered)}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The statement as JSON values, for privacy.json. Without a guarantee ε is null and "private" false."""
+        plan, clip = self.plan, self._clip
+        bounds = {"upper": self.epsilon.upper, "lower": self.epsilon.lower}
+        return {
+            "in_words": self.in_words(),
+            "private": self.private,
+            "unit": "user",
+            "adjacency": plan.adjacency.value,
+            "epsilon": bounds if self.private else {"upper": None, "lower": None},
+            "delta": plan.delta,
+            "algorithm": plan.name,
+            "sampling": {
+                "in_words": plan.sampling_in_words,
+                "scheme": SAMPLINGS.name_of(type(plan.sampling)),
+                "probability": plan.normaliser / plan.population,
+            },
+            "contribution_bound": {
+                "in_words": self.contribution_bound,
+                "group_size": plan.group_size,
+                "clip_norm": plan.clip_norm,
+                "norm_order": clip.order,
+            },
+            "mechanism": self.mechanism,
+            "mechanism_name": MECHANISMS.name_of(type(plan.mechanism)),
+            "noise_multiplier": plan.noise_multiplier,
+            "steps": self.steps,
+            "not_covered": list(self.not_covered),
+            "versions": dict(self.versions),
+            "recompute": self.recompute,
+            "event": to_json(self.event),
+        }
+
+    @cached_property
+    def _noise(self) -> Noise:
+        event = self.plan.step_event() if self.plan.noise_multiplier > 0 else None
+        return self.plan.mechanism.noise(event, self.plan.sum_noise_multiplier, self.sizes)
+
+    @cached_property
+    def _clip(self) -> Clip:
+        return self._noise.clip(self.plan.clip_norm)
+
+    @property
+    def _as_planned(self) -> bool:
+        """Whether all that was charged are the plan's own steps."""
+        return all(_once(part) == self.plan.step_event() for part in self.event.events)
+
+
+def privacy_statement(
+    plan: Plan,
+    charged: Event,
+    *,
+    sizes: Sizes,
+    steps: int,
+    seeds_given: tuple[str, ...] = (),
+    noise_origin: NoiseOrigin = "statistical",
+    versions: Mapping[str, str],
+    ledger: str = "ledger.jsonl",
+) -> PrivacyStatement:
+    """The statement of a run.
+
+    Args:
+        plan: What was done.
+        charged: What the ledger holds (Ledger.event()); ε is computed from it and from nothing else.
+        sizes: Values of each trainable parameter by name, in the order of the flat vector.
+        steps: Noised sums that left the server.
+        seeds_given: Seeds that the configuration fixes ("noise", "sampling").
+        noise_origin: How the noise was drawn, a key of NOT_COVERED_BY_ORIGIN.
+        versions: Of the software.
+        ledger: The ledger's file, for the recompute command.
+
+    Raises:
+        InvalidInput: For fewer charges than steps: then something left uncharged, and nothing can be stated.
+    """
+    require_at_least("steps", steps, 0)
+    parts = merged((charged,))
+    unprotected = plan.noise_multiplier == 0 and steps > 0
+    charges = sum(_count(part) for part in parts.events)
+    if not unprotected and charges < steps:
+        raise InvalidInput("steps", steps, f"at most the {charges} charges of the ledger")
+    nothing = Bounds(lower=math.inf, upper=math.inf)
+    return PrivacyStatement(
+        plan=plan,
+        sizes=sizes,
+        event=parts,
+        steps=steps if unprotected else charges,
+        epsilon=nothing if unprotected else epsilon_bounds(parts, plan.delta, adjacency=plan.adjacency),
+        not_covered=(
+            *_of_this_run(plan, seeds_given),
+            *ALWAYS_NOT_COVERED,
+            *NOT_COVERED_BY_ORIGIN[noise_origin],
+        ),
+        versions=versions,
+        ledger=ledger,
+    )
+
+
+def _of_this_run(plan: Plan, seeds_given: tuple[str, ...]) -> list[str]:
+    sentences = [
+        f"The number of {name} ({count}) is treated as public: the sampling probability and the constant that "
+        "sums are divided by follow from it."
+        for name, count in plan.public_sizes.items()
+    ]
+    if "noise" in seeds_given:
+        sentences.insert(
+            0,
+            "Reproducible noise: for experiments, not for release. The noise seed was fixed in the configuration, and "
+            "whoever knows it can subtract the noise, so these models must not be released.",
+        )
+    if "sampling" in seeds_given:
+        sentences.append(
+            "The sampling seed was fixed in the configuration: from whoever knows it the sampling hides nobody, and ε "
+            "is larger."
+        )
+    return sentences
+
+
+def _count(event: Event) -> int:
+    return event.count if isinstance(event, Repeated) else 1
+
+
+def _once(event: Event) -> Event:
+    return event.event if isinstance(event, Repeated) else event

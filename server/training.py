@@ -1,0 +1,297 @@
+"""A run: rounds until the plan is done or the budget spent, measured, kept, and stopped when asked to."""
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import FrameType, TracebackType
+from typing import Any
+
+import numpy as np
+
+from fedsim.errors import InvalidInput
+from fedsim.plan import Plan
+from fedsim.terminal import RoundProgress, waiting
+from server.alarms import Alarms
+from server.checkpoint import Checkpoint, CheckpointWriter
+from server.evaluation import HeldOut, Measurement
+from server.round import PARAMETERS, Charges, Gather, Round
+from server.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+BEFORE = "before/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A run that is ready to begin.
+
+    Attributes:
+        round: What is done in each round.
+        gather: How the workers' sums are had.
+        held_out: How the model is measured.
+        folder: Where results go.
+        evaluate_every: Rounds between evaluations.
+        training_metrics: Whether statistics of training users, which no noise protects, are written and looked at.
+        checkpoints: Where state is kept; None keeps none.
+        identity: What checkpoints are compared by, besides the plan (`server.identity`).
+    """
+
+    round: Round
+    gather: Gather
+    held_out: HeldOut
+    folder: RunFolder
+    evaluate_every: int
+    training_metrics: bool = True
+    checkpoints: CheckpointWriter | None = None
+    identity: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a finished run achieved.
+
+    Attributes:
+        parameters: The fine-tuned trainable parameters, float32 [P].
+        before: Test users under the model as it was loaded.
+        after: Test users under the fine-tuned model.
+        rounds: Rounds released.
+        epsilon: Upper bound on the user-level ε spent.
+        seconds: Of training, without evaluation of test users.
+    """
+
+    parameters: np.ndarray
+    before: Measurement
+    after: Measurement
+    rounds: int
+    epsilon: float
+    seconds: float
+
+
+class Training:
+    """A job under way.
+
+    Args:
+        job: The run.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.plan, self.budget = job.round.plan, job.round.budget
+        self.alarms = Alarms(self.plan, len(job.round.parameters), private_too=job.training_metrics)
+        self.round = 0
+        self.measured: int | None = None
+        self.before: Measurement | None = None
+        self.seconds = 0.0
+
+    def run(self) -> Outcome:
+        """Train until the plan's steps are done or the budget is spent.
+
+        Raises:
+            Stopped: When a signal asked to; the state is in a checkpoint then.
+        """
+        self.alarms.before_training(self.job.round.users.user_offsets)
+        if self.before is None:
+            with waiting("Evaluating the model before fine-tuning"):
+                self.before = self.job.held_out.test(self.job.round.parameters)
+        with RoundProgress(_title(self.plan), self.plan.steps) as progress, StopRequest() as stop:
+            progress.advanced(self.round, self.budget.epsilon())
+            if self.measured is None:
+                self._measure(progress, {})
+            statistics: dict[str, float] = {}
+            while self.round < self.plan.steps and self.budget.affords_another():
+                statistics = self._next_round()
+                self.alarms.after_round(statistics)
+                progress.advanced(self.round, self.budget.epsilon())
+                if self.round % self.job.evaluate_every == 0:
+                    self._measure(progress, statistics)
+                self._keep(stop)
+            if self.measured != self.round:
+                self._measure(progress, statistics)
+            if self.round < self.plan.steps:
+                progress.stopped(self.round, self.budget.limit)
+            self._keep(stop, finished=True)
+        with waiting("Evaluating the fine-tuned model"):
+            after = self.job.held_out.test(self.job.round.parameters)
+        return Outcome(
+            parameters=self.job.round.parameters,
+            before=self.before,
+            after=after,
+            rounds=self.round,
+            epsilon=self.budget.epsilon(),
+            seconds=self.seconds,
+        )
+
+    def state(self) -> Checkpoint:
+        """Everything that training needs to go on, copied, so that the next round may begin."""
+        arrays = self.job.round.state()
+        values: dict[str, Any] = {
+            "plan": self.plan.to_values(),
+            "identity": self.job.identity,
+            "ledger_entries": len(self.budget.ledger),
+            "metrics_bytes": self.job.folder.metrics_size,
+            "measured": self.measured,
+            "seconds": self.seconds,
+        }
+        if (before := self.before) is not None:
+            arrays |= {BEFORE + "users": before.users, BEFORE + "user_losses": before.user_losses}
+            values["before"] = {"loss": before.loss, "accuracy": before.accuracy, "perplexity": before.perplexity}
+        copies = {name: np.array(array) for name, array in arrays.items()}
+        return Checkpoint(round=self.round, arrays=copies, values=values)
+
+    def load_state(self, checkpoint: Checkpoint) -> None:
+        """Go on from where state() was taken; metrics written after that are forgotten, charges never.
+
+        Raises:
+            InvalidInput: When the checkpoint is of another plan or model, or the ledger lacks charges made before it.
+        """
+        values, arrays = checkpoint.values, checkpoint.arrays
+        folder = self.job.folder
+        if values["plan"] != self.plan.to_values() or values["identity"] != self.job.identity:
+            raise InvalidInput("resume", str(folder.path), "a folder whose checkpoints are of the run itself")
+        if arrays[PARAMETERS].shape != self.job.round.parameters.shape:
+            raise InvalidInput("resume", str(folder.path), f"a run of {len(self.job.round.parameters)} parameters")
+        if self.plan.noise_multiplier > 0:
+            require_charged(self.budget.ledger, checkpoint.round, int(values["ledger_entries"]))
+        self.job.round.load_state(arrays)
+        self.round, self.measured = checkpoint.round, values["measured"]
+        self.seconds = float(values["seconds"])
+        if "before" in values:
+            users, losses = arrays[BEFORE + "users"], arrays[BEFORE + "user_losses"]
+            self.before = Measurement(**values["before"], users=users, user_losses=losses)
+        folder.cut_metrics(int(values["metrics_bytes"]))
+
+    def _next_round(self) -> dict[str, float]:
+        started = time.perf_counter()
+        statistics = self.job.round.run(self.round, self.job.gather)
+        self.round += 1
+        self.seconds += time.perf_counter() - started
+        return statistics
+
+    def _keep(self, stop: "StopRequest", finished: bool = False) -> None:
+        """Write a checkpoint when one is due, when training is done, or when a signal asked to stop.
+
+        Raises:
+            Stopped: In the last case.
+        """
+        checkpoints, asked = self.job.checkpoints, stop.signal is not None
+        if checkpoints is not None and (asked or finished or checkpoints.due(self.round)):
+            checkpoints.write(self.state(), wait=asked or finished)
+        if stop.signal is not None:
+            raise Stopped(stop.signal, self.round, str(self.job.folder.path))
+
+    def _measure(self, progress: RoundProgress, statistics: Mapping[str, float]) -> None:
+        """Evaluate on validation users and write a line of metrics."""
+        self.measured = self.round
+        measured = self.job.held_out.validation(self.job.round.parameters)
+        if not math.isfinite(measured.loss):
+            self.alarms.sound("diverged", f"the held-out loss is {measured.loss}. Lower --optimizer.learning-rate.")
+        epsilon = self.budget.epsilon()
+        progress.evaluated(self.round, measured.loss, measured.accuracy, epsilon)
+        self.job.folder.append_metrics(
+            {
+                "round": self.round,
+                "loss": measured.loss,
+                "perplexity": measured.perplexity,
+                "accuracy": measured.accuracy,
+                "epsilon": epsilon if math.isfinite(epsilon) else None,
+                "gradient_evaluations": self.round * self.plan.gradients_per_round,
+                "learning_rate": self.job.round.optimizer.learning_rate,
+                "clip_norm": self.job.round.release.clip_norm,
+                "seconds": self.seconds,
+                # Computed from training users without noise: for debugging, never for release.
+                "not_private": _of_training_users(statistics) if self.job.training_metrics else {},
+            }
+        )
+
+
+def _title(plan: Plan) -> str:
+    """What the terminal calls the run."""
+    return plan.title if plan.noise_multiplier > 0 else f"{plan.title} without privacy"
+
+
+def _of_training_users(statistics: Mapping[str, float]) -> dict[str, float]:
+    """Means over a round's cohort; nothing where it was empty."""
+    units = statistics.get("units", 0.0)
+    if not units:
+        return {}
+    return {
+        "units": units,
+        "train_loss": statistics["loss_sum"] / units,
+        "clipped_fraction": statistics["clipped_units"] / units,
+        "nonfinite_units": statistics["nonfinite_units"],
+    }
+
+
+def require_charged(ledger: Charges, rounds: int, entries: int) -> None:
+    """Refuse a ledger that lacks charges: somebody put another file in its place, and ε would be understated.
+
+    Raises:
+        InvalidInput: When it has fewer entries than the checkpoint saw, or no charge for a round that was released.
+    """
+    missing = set(range(rounds)) - {entry.round for entry in ledger.entries[:entries]}
+    if len(ledger) < entries or missing:
+        raise InvalidInput(
+            "resume",
+            f"a ledger with {len(ledger)} charges",
+            f"the ledger of {entries} charges or more that the run wrote",
+            "Put the ledger back: without it nothing can be claimed.",
+        )
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and its state is in a checkpoint.
+
+    Attributes:
+        signal: The signal's number.
+        round: Rounds done.
+        folder: The run's folder.
+    """
+
+    def __init__(self, number: int, round: int, folder: str) -> None:
+        self.signal, self.round, self.folder = number, round, folder
+        super().__init__(f"stopped by {signal.Signals(number).name} after round {round}; go on with --resume {folder}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.signal, self.round, self.folder)
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell reports for a process that ended by this signal."""
+        return 128 + self.signal
+
+
+class StopRequest:
+    """Within it, SIGTERM and Ctrl-C ask to stop after the round instead of killing; a second one kills.
+
+    Outside the main thread (Flower's own engine) signals are left alone.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self._restore()
+        log.warning("stopping after this round; once more stops at once")
+
+    def _restore(self) -> None:
+        while self._before:
+            number, handler = self._before.popitem()
+            signal.signal(number, handler)

@@ -1,0 +1,163 @@
+"""The attacks' two worlds differ by one user, their scores are the best there are, and they come near the claim."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.audit.attacks import (
+    CANARY,
+    always_sampled,
+    many_runs,
+    of_the_count,
+    of_the_sum,
+    one_run,
+    one_run_scores,
+    units_of,
+    users_of,
+    worst_canary,
+)
+from experiments.audit.canaries import CanaryUsers
+from experiments.audit.rig import Rig, state_of
+from fedsim.clip import Clip
+from fedsim.config import PlanConfig
+from fedsim.plan import ElsPlan, Plan, UlsPlan
+from fedsim.planner import UserSizes
+from fedsim.privacy.audit.claim import epsilon_free
+from fedsim.privacy.audit.rates import attack_rates
+from fedsim.privacy.mechanisms import GaussianNoise, RandomisedLaplace
+from fedsim.privacy.mechanisms.laplace.mechanism import LaplaceNoise
+from fedsim.privacy.mechanisms.laplace.scalar import privacy_loss, pure_epsilon, sample_noise
+
+NOISE_SHARP_AT_ZERO = (("uniform", 0.994, 0.24, 0.36), ("uniform", 0.006, 48.0, 72.0))
+"""A law whose noise hides one number well and 1,000 small ones badly."""
+
+
+def uls(**changes: Any) -> UlsPlan:
+    values: dict[str, Any] = {
+        "num_users": 2,
+        "sampling_probability": 1.0,
+        "group_size": 1,
+        "clip_norm": 0.5,
+        "noise_multiplier": 1.0813,
+        "steps": 1,
+        "delta": 1e-5,
+    }
+    return UlsPlan(**values | changes)
+
+
+def planned(**changes: Any) -> Plan:
+    config = PlanConfig(**{"gradients_per_round": 30, "group_size": 3, "rounds": 2, "epsilon": 4.0} | changes)
+    return config.for_users(UserSizes.of_quantiles(40, {0.5: config.examples_per_user}))
+
+
+PLANS = [
+    {"algorithm": algorithm, "mechanism": mechanism, "clip_quantile": quantile}
+    for algorithm in ("uls", "els")
+    for mechanism, quantile in (("gaussian", 0.0), ("matrix-noise", 0.5), ("randomised-laplace", 0.0))
+]
+
+
+@pytest.mark.parametrize("changes", PLANS)
+def test_the_worlds_differ_by_one_users_clipped_units(changes: dict[str, Any]) -> None:
+    plan = always_sampled(planned(**changes))
+    canary, direction = worst_canary(plan)
+    users = users_of(plan, np.array([CANARY]))
+    assert users.num_users == plan.population / plan.units_per_user(3)
+    updates = np.stack([np.zeros_like(canary), canary])
+    rig = Rig(plan, users, updates, sampling_seed=1, noise_seed=2)
+    inside, outside = rig.round(units_of(plan, np.array([0]))), rig.round(np.empty(0, dtype=np.int64))
+    there, gone = rig.seen(inside, 0), rig.seen(outside, 0)
+    units = plan.units_per_user(3)
+    assert units == (1 if plan.redraws else 3)
+    clip = rig.round().release.clip
+    assert clip.reach(there.sum - gone.sum, rig.sizes) == pytest.approx(units, rel=1e-4)
+    if plan.clip_rule is not None:
+        moved = of_the_count(plan, there, direction) - of_the_count(plan, gone, direction)
+        assert moved == pytest.approx(units / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("mechanism", ["gaussian", "layer-noise", "matrix-noise", "adaptive-noise"])
+def test_the_score_is_the_likelihood_ratios(mechanism: str) -> None:
+    plan = always_sampled(planned(mechanism=mechanism))
+    canary, direction = worst_canary(plan)
+    rig = Rig(plan, users_of(plan, np.array([CANARY])), np.stack([0 * canary, canary]), sampling_seed=1, noise_seed=2)
+    inside, outside = rig.round(np.array([0])), rig.round(np.empty(0, dtype=np.int64))
+    shift = of_the_sum(plan, rig.seen(inside, 0), direction) - of_the_sum(plan, rig.seen(outside, 0), direction)
+    scales = outside.release.clip.scales
+    each = np.repeat([scales.get(name, 1.0) for name in rig.sizes], list(rig.sizes.values()))
+    deviation = plan.noise_std * np.linalg.norm(each * direction)
+    # No score shifts by more of its own standard deviations than the whitened canary's length.
+    assert shift / deviation == pytest.approx(1 / plan.noise_multiplier, rel=1e-3)
+
+
+def test_trials_are_independent() -> None:
+    plan = always_sampled(planned())
+    rig = Rig(plan, users_of(plan, np.array([0])), np.zeros((1, 8), dtype=np.float32), sampling_seed=1, noise_seed=2)
+    scores = []
+    for present in (units_of(plan, np.array([0])), np.empty(0, dtype=np.int64)):
+        round = rig.round(present)
+        start = state_of(round)
+        for trial in range(200):
+            round.load_state(start)
+            scores.append(rig.seen(round, 2 * trial + (len(present) == 0)).sum)
+    values = np.array(scores)
+    assert len(np.unique(values[:, 0])) == len(values)
+    for begin, end in ((0, 200), (200, 400)):
+        assert abs(np.corrcoef(values[begin : end - 1, 0], values[begin + 1 : end, 0])[0, 1]) < 0.35
+    assert abs(np.corrcoef(values[:200, 0], values[200:, 0])[0, 1]) < 0.35
+
+
+def test_a_worst_case_canary_reaches_sixty_percent_of_epsilon_four() -> None:
+    found = many_runs("canary", uls(), 700, 0.95, 3)
+    assert not found.contradicts
+    assert found.epsilon_certified == pytest.approx(4.0, rel=1e-3)
+    assert 0.6 * found.epsilon_certified <= found.epsilon_lower <= found.epsilon_certified
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_one_run_with_many_canaries_sees_whether_there_is_noise(broken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = uls(num_users=200, sampling_probability=0.2, steps=8, noise_multiplier=4.0)
+    if broken:
+        monkeypatch.setattr(GaussianNoise, "add", lambda self, total, clip, source: None)
+    found = one_run(plan, 200, 0.95, 3)
+    assert found.contradicts is broken
+    assert (found.epsilon_lower > found.epsilon_certified) is broken
+
+
+@pytest.mark.parametrize("algorithm", ["uls", "els"])
+def test_one_runs_canaries_are_users_in_or_out(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GaussianNoise, "add", lambda self, total, clip, source: None)
+    plan = dataclasses.replace(planned(algorithm=algorithm), sampling_probability=1.0, steps=2)
+    coins = np.random.default_rng(0).random(40) < 0.5
+    scores = one_run_scores(plan, coins, 1) * plan.normaliser
+    each = 3 if isinstance(plan, ElsPlan) else 1
+    np.testing.assert_allclose(scores, np.where(coins, 2 * each * plan.clip_norm, 0.0), rtol=1e-4, atol=1e-6)
+
+
+def test_the_scalar_laplace_claim_on_an_l2_clip_is_contradicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def scalar(self: LaplaceNoise, total: np.ndarray, clip: Clip, source: Any) -> None:
+        total += (clip.norm * sample_noise(law, len(total), source.generator())).astype(total.dtype)
+
+    monkeypatch.setattr(LaplaceNoise, "clip", lambda self, norm: Clip(norm=norm, order=2))
+    monkeypatch.setattr(RandomisedLaplace, "norm_order", 2)
+    monkeypatch.setattr(LaplaceNoise, "add", scalar)
+    law = NOISE_SHARP_AT_ZERO
+    size = 1000
+    plan = uls(mechanism=RandomisedLaplace(law=law))
+    updates = np.stack([np.zeros(size), np.full(size, 100.0)]).astype(np.float32)
+    rig = Rig(plan, CanaryUsers(np.ones(2, np.int64), np.array([1, 0])), updates, sampling_seed=1, noise_seed=2)
+    shift = 1 / np.sqrt(size)
+    scores: dict[bool, list[float]] = {True: [], False: []}
+    for inside, found in scores.items():
+        round = rig.round(np.arange(int(inside)))
+        start = state_of(round)
+        for trial in range(200):
+            round.load_state(start)
+            left = rig.seen(round, 2 * trial + (not inside)).sum / plan.clip_norm
+            found.append(float(privacy_loss(law, shift - left, shift).sum()))
+    rates = attack_rates(np.array(scores[True]), np.array(scores[False]), confidence=0.99)
+    claimed = pure_epsilon(law)
+    assert claimed < 1.1
+    assert epsilon_free(rates, 0.0) > claimed
