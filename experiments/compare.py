@@ -16,7 +16,7 @@ from fedsim.privacy.mechanisms import MECHANISMS, QuantileClip
 from fedsim.resources import open_resources
 from fedsim.terminal import waiting
 from fedsim.validation import require_at_least, require_positive
-from server.app import FAILURES, new_output_folder, train
+from server.app import new_output_folder, train
 from server.identity import require_same, settings_of
 from server.run_folder import RunFolder, write_json
 from server.training import Stopped
@@ -131,9 +131,6 @@ class Compare(RunConfig):
         except Stopped as stopped:
             print(f"{stopped} (of the comparison: --resume {folder})", file=sys.stderr)
             return stopped.exit_code
-        except FAILURES as failure:
-            print(f"failed: {failure}", file=sys.stderr)
-            return 1
         write_json(folder / "comparison.json", summaries)
         report = write_report(folder)
         print_table(summaries)

@@ -75,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InvalidInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except Failure as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Failure as failure:
+        print(f"failed: {failure}", file=sys.stderr)
         return 1
     except Terminated:
         print("terminated", file=sys.stderr)

@@ -8,7 +8,7 @@ from pathlib import Path
 from experiments.report.run import print_table, write_report
 from experiments.resume import how_to_go_on
 from fedsim.config import RunConfig
-from server.app import FAILURES, new_output_folder, train
+from server.app import new_output_folder, train
 from server.run_folder import RunFolder
 from server.training import Stopped
 
@@ -35,9 +35,6 @@ class Train(RunConfig):
         except Stopped as stopped:
             print(stopped, file=sys.stderr)
             return stopped.exit_code
-        except FAILURES as failure:
-            print(f"failed: {failure}", file=sys.stderr)
-            return 1
         report = write_report(Path(output))
         print_table([summary])
         print(f"report: {report}")

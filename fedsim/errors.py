@@ -1,7 +1,7 @@
 """Errors that are told in one sentence: input that a person can correct, and failures that say all there is."""
 
 
-class Failure(Exception):
+class Failure(RuntimeError):
     """Something failed, and the message says all that a person needs: the command line prints it and ends with 1."""
 
 

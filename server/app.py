@@ -11,7 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsim.config import RunConfig, from_flat, to_flat
 from fedsim.gradients import ParameterLayout
-from fedsim.models.export import ExportMismatch, export
+from fedsim.models.export import export
 from fedsim.models.unchanged import unchanged_parameters
 from fedsim.plan import Plan, UserSizes, plan_from_values
 from fedsim.privacy.ledger import Ledger
@@ -21,18 +21,15 @@ from fedsim.terminal import speak
 from fedsim.versions import versions
 from server.alarms import as_json
 from server.checkpoint import Checkpoint, CheckpointWriter, read_latest
-from server.dispatch import Dispatcher, RoundFailed
-from server.evaluation import EvaluationFailed, HeldOut
+from server.dispatch import Dispatcher
+from server.evaluation import HeldOut
 from server.identity import Seeds, identity_of, require_same
 from server.optimizer import ServerOptimizer
-from server.round import Budget, Diverged, Release, Round
+from server.round import Budget, Release, Round
 from server.run_folder import RunFolder, without_infinities, write_json
 from server.training import Job, Outcome, Training
 
 app = ServerApp()
-
-FAILURES = (RoundFailed, EvaluationFailed, Diverged, ExportMismatch)
-"""How a run can fail after it has begun, with a message that says all there is to know."""
 
 
 @app.main()
@@ -61,8 +58,7 @@ def train(grid: Grid, config: RunConfig) -> dict[str, Any]:
         InvalidInput: When the configuration does not fit the data, the model, or the run to go on with; nothing has
             been charged then.
         Stopped: When a signal asked to; the run can be resumed.
-        RoundFailed, EvaluationFailed, Diverged, ExportMismatch: What was charged stays charged; the run can be
-            resumed from its last checkpoint.
+        Failure: What was charged stays charged; the run can be resumed from its last checkpoint.
     """
     started = time.perf_counter()
     folder = RunFolder(config.resume or config.output or new_output_folder(config.plan.algorithm))

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from fedsim.engine.grid import PATIENCE, WaitingGrid, workers_of
 from fedsim.engine.messages import NO_UNITS, TRAIN, TrainReply, TrainRequest
 from fedsim.engine.replies import BadReply, check_reply, read_reply
-from fedsim.errors import InvalidInput
+from fedsim.errors import Failure, InvalidInput
 from server.packing import Speeds, chunks, pack
 
 LONGEST_PAUSE = 0.1
@@ -20,7 +20,7 @@ GRACE = 5.0
 """Seconds that a grid gets to declare a message expired before the server does so itself."""
 
 
-class RoundFailed(RuntimeError):
+class RoundFailed(Failure):
     """Some units' updates could not be had, so the round must not be released."""
 
 

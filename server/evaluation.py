@@ -9,12 +9,13 @@ from flwr.serverapp import Grid
 from fedsim.engine.evaluation_messages import EvaluateReply, EvaluateRequest
 from fedsim.engine.grid import PATIENCE, workers_of
 from fedsim.engine.messages import EVALUATE, parameters_record
+from fedsim.errors import Failure
 from fedsim.models.evaluate import EvaluationByUnit
 from fedsim.randomness import stream
 from fedsim.rows import SizedUsers, Splits
 
 
-class EvaluationFailed(RuntimeError):
+class EvaluationFailed(Failure):
     """Held-out users could not be evaluated."""
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from fedsim.clip import Clip
 from fedsim.engine.exact import dequantise, resolution_for
 from fedsim.engine.messages import TrainRequest, parameters_record
-from fedsim.errors import InvalidInput
+from fedsim.errors import Failure, InvalidInput
 from fedsim.plan import Plan
 from fedsim.privacy.accountant import epsilon_bounds
 from fedsim.privacy.events import Composed, Event, Repeated
@@ -62,7 +62,7 @@ class Charges(Protocol):
         """Everything charged so far."""
 
 
-class Diverged(RuntimeError):
+class Diverged(Failure):
     """The weights are no longer finite. No checkpoint holds them.
 
     Attributes:
@@ -294,8 +294,9 @@ class Round:
             parameters=parameters_record(self.parameters),
             resolution=resolution,
         )
+        costs, next_costs = self._costs(units), self._costs(following)
         self.budget.charge(number)  # once all is known to be right, and before anybody is asked
-        gathered = gather(request, self._costs(units), next_units=following, next_costs=self._costs(following))
+        gathered = gather(request, costs, next_units=following, next_costs=next_costs)
         total = dequantise(gathered.total, resolution) if resolution else gathered.total
         noised = self.release.noised_mean(total, clip, number, attempt=attempt, resolution=resolution)
         mean = noised.astype(np.float32, copy=False)

@@ -98,8 +98,7 @@ def test_the_event_is_the_one_of_the_sampling_that_is_done() -> None:
 
 
 def test_public_constants_never_follow_the_realised_cohort() -> None:
-    assert uls().normaliser == uls().expected_cohort_size == pytest.approx(40)
-    assert els().normaliser == els().expected_batch_size == pytest.approx(40)
+    assert uls().normaliser == els().normaliser == pytest.approx(40)
     assert uls().noise_std == pytest.approx(0.75)
     assert uls().gradients_per_round == pytest.approx(120)
     assert els().gradients_per_round == pytest.approx(40)

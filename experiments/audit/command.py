@@ -12,13 +12,11 @@ from rich.table import Table
 from experiments.audit.attacks import attacks
 from experiments.audit.promises import Promise, promises
 from fedsim.config import PlanConfig, RunConfig
-from fedsim.errors import InvalidInput
+from fedsim.errors import Failure, InvalidInput
 from fedsim.plan import Plan, UserSizes, plan_from_values
 from fedsim.privacy.audit.result import AuditFinding
 from fedsim.validation import require_at_least, require_between
-from server.dispatch import RoundFailed
 from server.identity import stored_config
-from server.round import Diverged
 from server.run_folder import RunFolder, write_json
 
 
@@ -78,7 +76,7 @@ class Audit:
                     plan, trials=self.trials, canaries=self.canaries, confidence=self.confidence, seed=seed
                 )
                 print_findings(findings)
-            except (RoundFailed, Diverged, InvalidInput) as failure:
+            except (Failure, InvalidInput) as failure:
                 if all(promise.kept for promise in kept):
                     raise
                 print(f"The attacks could not be run: {failure}")

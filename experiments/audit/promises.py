@@ -18,11 +18,11 @@ from experiments.audit.contributions import contributions
 from experiments.audit.laws import counts, law_known, noises, samples
 from experiments.audit.rig import FAR, USERS, WARM_UP, Rig, without_gradients
 from fedsim.engine.messages import TrainRequest
-from fedsim.errors import InvalidInput
+from fedsim.errors import Failure, InvalidInput
 from fedsim.plan import Plan
 from fedsim.privacy.ledger import Ledger, read_entries
-from server.dispatch import Gathered, RoundFailed
-from server.round import Diverged, Release
+from server.dispatch import Gathered
+from server.round import Release
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ def _faults(check: Callable[[Plan, int], list[str]], plan: Plan, seed: int) -> t
     """Each fault once; canaries that make a round fail are a fault too."""
     try:
         return tuple(dict.fromkeys(check(plan, seed)))
-    except (RoundFailed, Diverged, InvalidInput) as failure:
+    except (Failure, InvalidInput) as failure:
         return (f"a round could not be run: {str(failure).splitlines()[0]}",)
 
 

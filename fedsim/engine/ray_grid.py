@@ -19,7 +19,7 @@ from fedsim.engine.grid import WaitingGrid, error_reply, stamp
 from fedsim.engine.resident import ClientAppSource
 from fedsim.engine.resident_actor import ResidentActor
 from fedsim.engine.same_versions import VersionsDiffer, require_same_versions
-from fedsim.errors import InvalidInput
+from fedsim.errors import Failure, InvalidInput
 from fedsim.versions import versions
 
 LARGE_REPLY_BYTES = 64 << 20
@@ -131,7 +131,8 @@ class RayGrid(WaitingGrid):
         started = [slot.started for slot in self._slots.values()]
         _, late = ray.wait(started, num_returns=len(started), timeout=self._start_timeout)
         if late:
-            raise WorkersDidNotStart(f"{len(late)} of {len(started)} workers not ready in {self._start_timeout:g} s")
+            told = f"{len(late)} of {len(started)} workers not ready in {self._start_timeout:g} s"
+            raise WorkersDidNotStart(f"{told}. Give them longer (--engine.start-seconds), or ask for fewer.")
         for slot in self._slots.values():
             self._admit(slot)
 
@@ -266,7 +267,7 @@ class RayGrid(WaitingGrid):
             leave()
 
 
-class WorkersDidNotStart(RuntimeError):
+class WorkersDidNotStart(Failure):
     """Workers that should have started did not."""
 
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 
+from fedsim.errors import Failure
 from fedsim.versions import ABSENT, PACKAGES
 
 COMPARED = ("python", *PACKAGES)
 """Not the platform: a cluster's nodes may well run another kernel."""
 
 
-class VersionsDiffer(RuntimeError):
+class VersionsDiffer(Failure):
     """Some worker runs other versions than the driver."""
 
 

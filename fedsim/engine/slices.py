@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from fedsim.engine.arrays import scalars
 from fedsim.engine.grid import WaitingGrid
 from fedsim.engine.ray_grid import WorkersDidNotStart
-from fedsim.errors import InvalidInput
+from fedsim.errors import Failure, InvalidInput
 
 TRIAL = "query.trial"
 """Type of a trial message: register the client's answer with `@app.query("trial")`."""
@@ -92,7 +92,7 @@ class Measured:
     failure: str = ""
 
 
-class TrialFailed(RuntimeError):
+class TrialFailed(Failure):
     """A worker failed in a trial for another reason than memory."""
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-from fedsim.errors import InvalidInput
+from fedsim.errors import Failure, InvalidInput
 from fedsim.models.config import DEFAULT_PATH
 from fedsim.models.evaluate import evaluate
 from fedsim.models.load import AUTO_CLASSES, LoadedModel
@@ -22,7 +22,7 @@ BASE = "base"
 """Sub-folder with the default model's own weights beside adapters on it: nobody else has them."""
 
 
-class ExportMismatch(RuntimeError):
+class ExportMismatch(Failure):
     """The export, read back, does not compute the losses of the model that was exported.
 
     Attributes:

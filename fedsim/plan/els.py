@@ -47,11 +47,6 @@ class ElsPlan(Plan):
         return self.num_examples
 
     @property
-    def expected_batch_size(self) -> float:
-        """B, the public constant by which sums are divided."""
-        return self.normaliser
-
-    @property
     def public_sizes(self) -> dict[str, int]:
         return {"examples kept for training": self.num_examples}
 

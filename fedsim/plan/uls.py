@@ -51,11 +51,6 @@ class UlsPlan(Plan):
         return self.num_users
 
     @property
-    def expected_cohort_size(self) -> float:
-        """M, the public constant by which sums are divided."""
-        return self.normaliser
-
-    @property
     def public_sizes(self) -> dict[str, int]:
         return {"users in the training split": self.num_users}
 

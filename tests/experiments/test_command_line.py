@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 from small_flags import LOCAL, SMALL
 
+from experiments.account import Account
 from experiments.run import COMMANDS, main
+from fedsim.engine.ray_grid import WorkersDidNotStart
+from fedsim.errors import Failure
+from fedsim.models.export import ExportMismatch
+from fedsim.privacy.ledger import LedgerDamaged
+from server.dispatch import RoundFailed
+from server.evaluation import EvaluationFailed
+from server.round import Diverged
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,6 +79,27 @@ def test_bad_input_is_named(arguments: list[str], words: list[str], capsys: pyte
     assert "Traceback" not in printed
     for word in words:
         assert word in printed
+
+
+FAILURES = [
+    RoundFailed("round 3: no worker is left"),
+    EvaluationFailed("no worker has come up in 5 s"),
+    Diverged(3),
+    ExportMismatch(1.0, 2.0),
+    LedgerDamaged("ledger.jsonl", 2, "not what was written"),
+    WorkersDidNotStart("2 of 2 workers not ready in 5 s"),
+]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
+def test_a_failure_is_one_sentence_whichever_command_it_ends(
+    failure: Failure, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Account) -> int:
+        raise failure
+
+    monkeypatch.setattr(Account, "run", fail)
+    assert run(["account"], capsys) == (1, f"failed: {failure}")
 
 
 def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
