@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.worker import Worker, resident_worker
-from fedsim.engine.evaluation_messages import EvaluateRequest
-from fedsim.engine.messages import TrainRequest
+from fedsim.engine.evaluation_messages import EvaluateReply, EvaluateRequest
+from fedsim.engine.messages import TrainReply, TrainRequest
+from fedsim.engine.same_inputs import InputsDiffer, refusal_record
 from fedsim.engine.slices import TrialRequest, timed
 
 
@@ -23,14 +24,14 @@ def app_of(worker_for: Callable[[Mapping[str, Any]], Worker]) -> ClientApp:
     @client.train()
     def train(message: Message, context: Context) -> Message:
         """The clipped sum of the updates of the units that the message names."""
-        reply = worker_for(context.run_config).train(TrainRequest.from_record(message.content))
-        return Message(reply.to_record(), reply_to=message)
+        worker = worker_for(context.run_config)
+        return _answer(message, lambda content: worker.train(TrainRequest.from_record(content)))
 
     @client.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         """Losses of held-out rows."""
-        reply = worker_for(context.run_config).evaluate(EvaluateRequest.from_record(message.content))
-        return Message(reply.to_record(), reply_to=message)
+        worker = worker_for(context.run_config)
+        return _answer(message, lambda content: worker.evaluate(EvaluateRequest.from_record(content)))
 
     @client.query("trial")
     def trial(message: Message, context: Context) -> Message:
@@ -39,6 +40,15 @@ def app_of(worker_for: Callable[[Mapping[str, Any]], Worker]) -> ClientApp:
         return Message(reply.to_record(), reply_to=message)
 
     return client
+
+
+def _answer(message: Message, work: Callable[[RecordDict], TrainReply | EvaluateReply]) -> Message:
+    """The reply to a message: what the work gives, or that the worker refuses it."""
+    try:
+        record = work(message.content).to_record()
+    except InputsDiffer as refusal:
+        record = refusal_record(refusal)
+    return Message(record, reply_to=message)
 
 
 app = app_of(resident_worker)

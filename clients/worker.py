@@ -17,6 +17,7 @@ from fedsim.config import RunConfig, from_flat
 from fedsim.engine.evaluation_messages import EvaluateReply, EvaluateRequest
 from fedsim.engine.exact import quantise
 from fedsim.engine.messages import TrainReply, TrainRequest
+from fedsim.engine.same_inputs import Inputs, require_same_inputs
 from fedsim.gradients import (
     ClippedSum,
     LocalSteps,
@@ -81,6 +82,7 @@ class Worker:
         store: The users' rows.
         computing: How.
         vocabulary: Tokens that trial work is made of.
+        inputs: What data and base model these are; None where they are the server's own objects.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Worker:
         store: Splits,
         computing: Computing,
         vocabulary: int = 1,
+        inputs: Inputs | None = None,
     ) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.to(self.device)
@@ -99,6 +102,7 @@ class Worker:
         self.layout = ParameterLayout.of(self.model)
         self.sizes = self.layout.sizes
         self.vocabulary = vocabulary
+        self.inputs = inputs
         self.max_tokens = computing.max_tokens
         if computing.exact:
             # Sums inside a matrix product depend on the number of threads, so exact runs fix it on every engine.
@@ -110,12 +114,18 @@ class Worker:
     def of(cls, config: RunConfig) -> Self:
         """The worker of a run, with the configured model and store opened."""
         resources = open_resources(config)
-        loaded = resources.loaded
-        return cls(loaded.model, loaded.objective, resources.store, Computing.of(config), len(loaded.tokenizer))
+        loaded, inputs = resources.loaded, resources.inputs
+        computing, vocabulary = Computing.of(config), len(loaded.tokenizer)
+        return cls(loaded.model, loaded.objective, resources.store, computing, vocabulary, inputs)
 
     def train(self, request: TrainRequest) -> TrainReply:
-        """The clipped sum over the request's units."""
+        """The clipped sum over the request's units.
+
+        Raises:
+            InputsDiffer: The units or the parameters are of other data or another model than this worker holds.
+        """
         started = time.perf_counter()
+        require_same_inputs(request.inputs, self.inputs)
         plan = plan_from_json(request.plan)
         rows, unit_ids = self._fetched(plan, request)
         self._fetch_ahead(plan, request)
@@ -133,7 +143,12 @@ class Worker:
         )
 
     def evaluate(self, request: EvaluateRequest) -> EvaluateReply:
-        """Loss, predicted tokens and correct predictions of each row."""
+        """Loss, predicted tokens and correct predictions of each row.
+
+        Raises:
+            InputsDiffer: As for train.
+        """
+        require_same_inputs(request.inputs, self.inputs)
         rows = self.store.split(request.split).take(request.rows)
         self.layout.load(self.model, request.parameters["flat"].numpy())
         losses = evaluate_rows(self.model, rows, self.objective, device=self.device)

@@ -5,6 +5,7 @@ cache by the others.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from fedsim.cache import default_cache
@@ -14,7 +15,9 @@ from fedsim.data.ingest import open_or_build
 from fedsim.data.recipes import resolve
 from fedsim.data.sources import Progress, open_source, public_texts, silent
 from fedsim.data.store import UserStore
+from fedsim.engine.same_inputs import Inputs
 from fedsim.errors import InvalidInput
+from fedsim.models.fingerprint import model_fingerprint, weights_fingerprint
 from fedsim.models.load import LoadedModel, load_model
 
 
@@ -29,6 +32,16 @@ class Resources:
 
     loaded: LoadedModel
     store: UserStore
+
+    @cached_property
+    def weights(self) -> str:
+        """Hash of the model's weights as they are when first asked for: ask before training. 1.7 GB a second."""
+        return weights_fingerprint(self.loaded.model)
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """What server and workers compare, of the same moment."""
+        return Inputs(data=self.store.fingerprint, model=model_fingerprint(self.loaded.model, self.weights))
 
 
 def open_resources(config: RunConfig, progress: Progress = silent) -> Resources:

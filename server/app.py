@@ -23,7 +23,7 @@ from server.alarms import as_json
 from server.checkpoint import Checkpoint, CheckpointWriter, read_latest
 from server.dispatch import Dispatcher
 from server.evaluation import HeldOut
-from server.identity import Seeds, identity_of, require_same
+from server.identity import Seeds, identity_of, require_same, settings_of
 from server.optimizer import ServerOptimizer
 from server.round import Budget, Release, Round
 from server.run_folder import RunFolder, without_infinities, write_json
@@ -64,12 +64,12 @@ def train(grid: Grid, config: RunConfig) -> dict[str, Any]:
     folder = RunFolder(config.resume or config.output or new_output_folder(config.plan.algorithm))
     if config.resume is None:
         folder.require_unused()
-    resources = open_resources(config)
-    plan, identity = (_begin if config.resume is None else _resumed)(folder, config, resources)
-    if folder.finished:
+    elif folder.finished:
+        require_same({"settings": folder.read_config()["identity"]["settings"]}, {"settings": settings_of(config)})
         folder.remove_unfinished()
         return folder.read_summary()
-
+    resources = open_resources(config)
+    plan, identity = (_begin if config.resume is None else _resumed)(folder, config, resources)
     model, layout = resources.loaded.model, ParameterLayout.of(resources.loaded.model)
     latest = None if config.resume is None else read_latest(folder.checkpoints)
     with Ledger.open(folder.ledger) as ledger:
@@ -114,7 +114,7 @@ def _job(
     layout = ParameterLayout.of(resources.loaded.model)
     seeds = Seeds.read(folder.secret)
     parameters = layout.flatten(resources.loaded.model).cpu().numpy()
-    every, engine = config.checkpoint, config.engine
+    every, engine, measure = config.checkpoint, config.engine, config.evaluation
     return Job(
         round=Round(
             plan,
@@ -125,6 +125,7 @@ def _job(
             ServerOptimizer(parameters, config.optimizer, plan.steps),
             exact=engine.exact,
             row_tokens=config.data.sequence_length,
+            inputs=resources.inputs,
         ),
         gather=Dispatcher(
             grid,
@@ -133,7 +134,7 @@ def _job(
             attempts=engine.attempts,
             worker_timeout=engine.start_seconds,
         ).gather,
-        held_out=HeldOut(grid, resources.store, config.evaluation.max_rows, config.evaluation.test_rows),
+        held_out=HeldOut(grid, resources.store, measure.max_rows, measure.test_rows, resources.inputs),
         folder=folder,
         evaluate_every=config.evaluation.every,
         training_metrics=config.writes_training_metrics,
@@ -173,7 +174,7 @@ def _begin(folder: RunFolder, config: RunConfig, resources: Resources) -> tuple[
     """Plan and identity of a new run. They and the seeds are on disk before anything is charged; config.json last."""
     seeds = Seeds.drawn(config)
     plan = config.plan.for_users(UserSizes.of_users(resources.store.split("train")))
-    identity = identity_of(config, plan, resources)
+    identity = identity_of(config, plan, resources, seeds)
     seeds.store(folder.secret)
     folder.write_config(config=to_flat(config), plan=plan.to_values(), versions=versions(), identity=identity)
     return plan, identity
@@ -183,7 +184,7 @@ def _resumed(folder: RunFolder, config: RunConfig, resources: Resources) -> tupl
     """The same of a run that goes on; its plan is the one written down, not calibrated again."""
     written = folder.read_config()["identity"]
     plan = plan_from_values(written.get("plan", {}))
-    identity = identity_of(config, plan, resources)
+    identity = identity_of(config, plan, resources, Seeds.read(folder.secret))
     require_same(written, identity)
     folder.remove_leftovers()
     return plan, identity

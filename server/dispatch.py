@@ -1,5 +1,6 @@
 """One round's units, sent to the workers of any Flower Grid, and their clipped updates' sum."""
 
+import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -11,8 +12,11 @@ from flwr.serverapp import Grid
 from fedsim.engine.grid import PATIENCE, WaitingGrid, workers_of
 from fedsim.engine.messages import NO_UNITS, TRAIN, TrainReply, TrainRequest
 from fedsim.engine.replies import BadReply, check_reply, read_reply
+from fedsim.engine.same_inputs import refusal_in
 from fedsim.errors import Failure, InvalidInput
 from server.packing import Speeds, chunks, pack
+
+log = logging.getLogger(__name__)
 
 LONGEST_PAUSE = 0.1
 """Seconds between two looks for replies on a grid that cannot wait for them (stock Flower)."""
@@ -52,7 +56,8 @@ class Dispatcher:
 
     Works on any Flower Grid; on one of ours replies are taken the moment they arrive. Learns the workers' speeds from
     round to round. What a worker fails to deliver is computed by another one; a reply that does not pass
-    `fedsim.engine.replies.check_reply` is refused and its worker left out for the rest of the round.
+    `fedsim.engine.replies.check_reply` is refused and its worker left out for the rest of the round. A worker that
+    refuses because it holds other data or another base model is left out for good.
 
     Args:
         grid: Where the workers are.
@@ -85,6 +90,7 @@ class Dispatcher:
         self.worker_timeout = worker_timeout
         self.speeds = Speeds()
         self._planned: _Announced | None = None
+        self._differing: dict[int, str] = {}
 
     def gather(
         self,
@@ -119,8 +125,20 @@ class Dispatcher:
         return gathering.run(parts, hints)
 
     def workers(self, wanted: bool = True) -> list[int]:
-        """Ids of the grid's workers, waiting for the first to appear where some are wanted."""
-        return workers_of(self.grid, self.worker_timeout if wanted else 0.0)
+        """Ids of the workers that can be asked, waiting for the first to appear where some are wanted."""
+        present = workers_of(self.grid, self.worker_timeout if wanted else 0.0)
+        return [worker for worker in present if worker not in self._differing]
+
+    def leave_out(self, worker: int, reason: str) -> None:
+        """Never again ask a worker that holds other data or another base model."""
+        if worker not in self._differing:
+            self._differing[worker] = f"worker {worker} refuses: {reason}"
+            log.warning("%s. The run goes on without it", self._differing[worker])
+
+    @property
+    def left_out(self) -> list[str]:
+        """Who was left out for good, and why."""
+        return list(self._differing.values())
 
     def _split(self, units: np.ndarray, costs: np.ndarray, workers: list[int]) -> list[np.ndarray]:
         """Each worker's positions into `units`: as announced in the round before, if that still fits."""
@@ -200,6 +218,11 @@ class _Gathering:
         counted = np.concatenate([NO_UNITS, *self.accepted])
         if not np.array_equal(np.sort(counted), np.sort(self.units)):
             raise RoundFailed(f"round {self.request.round}: the sum does not stand for exactly the units asked for")
+        if self.failures:
+            first = self.failures[0].splitlines()[0]
+            log.warning(
+                "%d of %d messages were computed anew; the first: %s", len(self.failures), self.messages, first
+            )
         return Gathered(
             total=self.total,
             statistics=self.statistics,
@@ -255,6 +278,10 @@ class _Gathering:
         if reply.has_error():
             self._resend(asked, reply.error.reason or f"error {reply.error.code}")
             return
+        if (refusal := refusal_in(reply.content)) is not None:
+            self.dispatcher.leave_out(asked.worker, refusal)
+            self._resend(asked, f"it refuses: {refusal}")
+            return
         try:
             answer = read_reply(reply.content)
             check_reply(answer, asked.request, self.size)
@@ -294,4 +321,5 @@ class _Gathering:
 
     def _lost(self) -> str:
         lost = self.dispatcher.grid.lost if isinstance(self.dispatcher.grid, WaitingGrid) else {}
-        return f" ({'; '.join(lost.values())})" if lost else ""
+        reasons = [*lost.values(), *self.dispatcher.left_out]
+        return f" ({'; '.join(reasons)})" if reasons else ""

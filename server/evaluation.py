@@ -1,5 +1,6 @@
 """Held-out users, measured through the grid."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from flwr.serverapp import Grid
 from fedsim.engine.evaluation_messages import EvaluateReply, EvaluateRequest
 from fedsim.engine.grid import PATIENCE, workers_of
 from fedsim.engine.messages import EVALUATE, parameters_record
+from fedsim.engine.same_inputs import Inputs, refusal_in
 from fedsim.errors import Failure
 from fedsim.models.evaluate import EvaluationByUnit
 from fedsim.randomness import stream
@@ -84,7 +86,14 @@ def held_out_rows(view: SizedUsers, most: int, seed: int = 0) -> np.ndarray:
 
 
 def evaluate(
-    grid: Grid, view: SizedUsers, split: str, rows: np.ndarray, parameters: ArrayRecord, *, patience: float = PATIENCE
+    grid: Grid,
+    view: SizedUsers,
+    split: str,
+    rows: np.ndarray,
+    parameters: ArrayRecord,
+    *,
+    inputs: Inputs | None = None,
+    patience: float = PATIENCE,
 ) -> Measurement:
     """Measure a model on held-out rows, shared out over the workers.
 
@@ -96,10 +105,12 @@ def evaluate(
         split: Its name.
         rows: int64 [rows], ascending numbers in it, each once.
         parameters: The model's.
+        inputs: What data and base model these are of; None where the workers share this process's.
         patience: Seconds to wait for the first worker to appear.
 
     Raises:
-        EvaluationFailed: When there is nobody to be evaluated, no worker, or one that does not answer.
+        EvaluationFailed: When there is nobody to be evaluated, no worker, one that does not answer, or some that hold
+            other data or another base model: all of these are named.
     """
     if not len(rows):
         raise EvaluationFailed(f"there are no {split} users to evaluate on: raise --data.{split}-fraction")
@@ -108,10 +119,16 @@ def evaluate(
         raise EvaluationFailed(f"evaluation on {split} users: no worker has come up in {patience:g} s")
     shares = [share for share in np.array_split(rows, len(workers)) if len(share)]
     messages = [
-        Message(EvaluateRequest(split=split, rows=share, parameters=parameters).to_record(), worker, EVALUATE)
+        Message(
+            EvaluateRequest(split=split, rows=share, parameters=parameters, inputs=inputs).to_record(),
+            worker,
+            EVALUATE,
+        )
         for worker, share in zip(workers, shares, strict=False)
     ]
-    replies = [_reply(message) for message in grid.send_and_receive(messages)]
+    answers = list(grid.send_and_receive(messages))
+    _require_no_refusal(answers)
+    replies = [_reply(message) for message in answers]
     answered = np.concatenate([np.empty(0, np.int64), *(reply.rows for reply in replies)])
     order = np.argsort(answered, kind="stable")
     if not np.array_equal(answered[order], rows):
@@ -123,6 +140,13 @@ def evaluate(
         rows=np.ones(len(rows), np.int64),
     )
     return Measurement.of_rows(view, rows, measured)
+
+
+def _require_no_refusal(answers: Sequence[Message]) -> None:
+    given = {answer.metadata.src_node_id: refusal_in(answer.content) for answer in answers if answer.has_content()}
+    refusals = [f"worker {worker} refuses: {reason}" for worker, reason in sorted(given.items()) if reason]
+    if refusals:
+        raise EvaluationFailed("; ".join(refusals))
 
 
 def _reply(message: Message) -> EvaluateReply:
@@ -142,10 +166,12 @@ class HeldOut:
         store: The user store.
         max_rows: Most validation rows.
         test_rows: Most test rows.
+        inputs: What data and base model the run is of; None where the workers share this process's.
     """
 
-    def __init__(self, grid: Grid, store: Splits, max_rows: int, test_rows: int) -> None:
+    def __init__(self, grid: Grid, store: Splits, max_rows: int, test_rows: int, inputs: Inputs | None = None) -> None:
         self._grid = grid
+        self._inputs = inputs
         self._splits = {name: store.split(name) for name in ("validation", "test")}
         most = {"validation": max_rows, "test": test_rows}
         self._rows = {name: held_out_rows(view, most[name]) for name, view in self._splits.items()}
@@ -160,4 +186,4 @@ class HeldOut:
 
     def _measured(self, split: str, parameters: np.ndarray) -> Measurement:
         record = parameters_record(parameters)
-        return evaluate(self._grid, self._splits[split], split, self._rows[split], record)
+        return evaluate(self._grid, self._splits[split], split, self._rows[split], record, inputs=self._inputs)

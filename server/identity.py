@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-
 from fedsim.config import RunConfig, from_flat, to_flat
 from fedsim.errors import InvalidInput
+from fedsim.models.fingerprint import tokenizer_fingerprint
 from fedsim.plan import Plan
 from fedsim.resources import Resources
 
 MAY_CHANGE = ("data.", "model.", "engine.", "evaluation.", "checkpoint.", "output", "resume")
 """Settings that may differ: where and how fast it runs, what is measured. Data and model are compared by content."""
 YET_FIXED = ("engine.exact",)
+SEED_BITS = 256
+"""Of a secret seed, more than the 128 of a stream's key: amplification by sampling holds while nobody guesses it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +44,17 @@ class Seeds:
     def drawn(cls, config: RunConfig) -> Self:
         """The seeds that a configuration gives, others from the operating system."""
         given = config.noise_seed is not None
-        drawn = None if config.noise.secure else config.noise_seed if given else secrets.randbits(256)
-        sampling = secrets.randbits(62) if config.sampling_seed is None else config.sampling_seed
+        drawn = None if config.noise.secure else config.noise_seed if given else secrets.randbits(SEED_BITS)
+        sampling = secrets.randbits(SEED_BITS) if config.sampling_seed is None else config.sampling_seed
         return cls(sampling=sampling, noise=drawn, repeats=given)
+
+    def keyed(self, text: str) -> str:
+        """A hash of the text under the sampling seed, hexadecimal.
+
+        A plain hash of private data that a finished run leaves lying would tell whoever can guess the data that the
+        guess is right. The seed is gone by then.
+        """
+        return hashlib.blake2b(text.encode(), key=hashlib.sha256(f"{self.sampling:x}".encode()).digest()).hexdigest()
 
     def store(self, path: Path) -> None:
         """Write them where only the owner can read, to disk before anything depends on them."""
@@ -75,14 +84,14 @@ class Seeds:
         return cls(sampling=sampling, noise=noise, repeats=repeats)
 
 
-def identity_of(config: RunConfig, plan: Plan, resources: Resources) -> dict[str, Any]:
+def identity_of(config: RunConfig, plan: Plan, resources: Resources, seeds: Seeds) -> dict[str, Any]:
     """Everything that must be the same when a run goes on, as JSON values."""
     return {
         "settings": settings_of(config),
         "plan": plan.to_values(),
-        "data": resources.store.fingerprint,
+        "data": seeds.keyed(resources.store.fingerprint),
         "tokenizer": tokenizer_fingerprint(resources.loaded.tokenizer),
-        "model": model_fingerprint(resources.loaded.model),
+        "model": resources.weights,
     }
 
 
@@ -124,23 +133,6 @@ def stored_config(kind: type, written: Any, folder: str) -> Any:
     if not isinstance(flat, dict):
         raise InvalidInput("resume", folder, "a folder with a run's config.json")
     return from_flat(kind, _of_version_0_1(flat))
-
-
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Hash of the vocabulary and, for tokenizers of the tokenizers library, of everything else too."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
-def model_fingerprint(model: torch.nn.Module) -> str:
-    """Hash of every parameter and buffer, frozen ones included: names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
-    return digest.hexdigest()
 
 
 def _shown(name: str) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from fedsim.clip import Clip
 from fedsim.engine.exact import dequantise, resolution_for
 from fedsim.engine.messages import TrainRequest, parameters_record
+from fedsim.engine.same_inputs import Inputs
 from fedsim.errors import Failure, InvalidInput
 from fedsim.plan import Plan
 from fedsim.privacy.accountant import epsilon_bounds
@@ -239,6 +240,7 @@ class Round:
         optimizer: What steps; holds the parameters.
         exact: Whether sums are exact.
         row_tokens: Tokens of a row, for predicting what units cost.
+        inputs: What data and base model the round is of; None where the workers share this process's.
     """
 
     def __init__(
@@ -252,6 +254,7 @@ class Round:
         *,
         exact: bool = False,
         row_tokens: int = 1,
+        inputs: Inputs | None = None,
     ) -> None:
         self.plan = plan
         self.users = users
@@ -261,6 +264,7 @@ class Round:
         self.optimizer = optimizer
         self.exact = exact
         self.row_tokens = row_tokens
+        self.inputs = inputs
         self._unit_ids = plan.unit_ids(users, seeds.sampling)
 
     @property
@@ -293,6 +297,7 @@ class Round:
             clip=clip,
             parameters=parameters_record(self.parameters),
             resolution=resolution,
+            inputs=self.inputs,
         )
         costs, next_costs = self._costs(units), self._costs(following)
         self.budget.charge(number)  # once all is known to be right, and before anybody is asked

@@ -6,6 +6,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedsim.engine.arrays import array_record, arrays, scalars
+from fedsim.engine.same_inputs import Inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,28 +16,32 @@ class EvaluateRequest:
     Attributes:
         split: "validation" or "test".
         rows: int64 [R], row indices into that split.
-        parameters: As in TrainRequest.
+        parameters, inputs: As in TrainRequest.
     """
 
     split: str
     rows: np.ndarray
     parameters: ArrayRecord
+    inputs: Inputs | None = None
 
     def to_record(self) -> RecordDict:
+        inputs = "" if self.inputs is None else self.inputs.to_json()
         return RecordDict(
             {
                 "parameters": self.parameters,
                 "rows": array_record(rows=np.ascontiguousarray(self.rows, dtype=np.int64)),
-                "request": ConfigRecord({"split": self.split}),
+                "request": ConfigRecord({"split": self.split, "inputs": inputs}),
             }
         )
 
     @classmethod
     def from_record(cls, record: RecordDict) -> "EvaluateRequest":
+        request = scalars(record, "request")
         return cls(
-            split=str(scalars(record, "request")["split"]),
+            split=str(request["split"]),
             rows=arrays(record, "rows")["rows"].numpy(),
             parameters=arrays(record, "parameters"),
+            inputs=Inputs.from_json(str(request["inputs"])) if request["inputs"] else None,
         )
 
 

@@ -7,6 +7,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedsim.clip import Clip
 from fedsim.engine.arrays import array_record, arrays, scalars
+from fedsim.engine.same_inputs import Inputs
 
 TRAIN = "train"
 EVALUATE = "evaluate"
@@ -21,7 +22,7 @@ class TrainRequest:
     Attributes:
         round: Round (ULS) or step (ELS), from 0.
         plan: The plan as JSON: clients draw, clip and step as it says, whatever their own configuration.
-        sampling_seed: Seed from which a user's rows of the round are drawn.
+        sampling_seed: Seed from which a user's rows of the round are drawn, at least 0, of any length.
         units: int64 [n]; user indices into the training split (ULS), or indices of kept examples (ELS).
         clip: What each unit's update is brought to.
         parameters: Record with the one array "flat": the trainable parameters end to end, float32 [P]. The same
@@ -30,6 +31,8 @@ class TrainRequest:
             is the int64 sum of the units' quantised updates (`fedsim.engine.exact`).
         next_units: int64 [m]; the units that this worker will probably be asked for in the next round, so that it
             can bring their rows into memory while it computes. A hint: it may be ignored, and may turn out wrong.
+        inputs: The data and the base model that the units and parameters are of: a worker that holds others refuses.
+            None where both are in one process and share them.
     """
 
     round: int
@@ -40,6 +43,7 @@ class TrainRequest:
     next_units: np.ndarray = field(default_factory=NO_UNITS.copy)
     plan: str = ""
     sampling_seed: int = 0
+    inputs: Inputs | None = None
 
     def to_record(self) -> RecordDict:
         units = np.ascontiguousarray(self.units, dtype=np.int64)
@@ -49,7 +53,8 @@ class TrainRequest:
             "clip": self.clip.to_json(),
             "resolution": float(self.resolution),
             "plan": self.plan,
-            "sampling_seed": self.sampling_seed,
+            "sampling_seed": f"{self.sampling_seed:x}",  # a record's integers have 64 bits
+            "inputs": "" if self.inputs is None else self.inputs.to_json(),
         }
         return RecordDict(
             {
@@ -71,7 +76,8 @@ class TrainRequest:
             resolution=float(request["resolution"]),  # type: ignore[arg-type]
             next_units=units["next_units"].numpy(),
             plan=str(request["plan"]),
-            sampling_seed=int(request["sampling_seed"]),  # type: ignore[arg-type]
+            sampling_seed=int(str(request["sampling_seed"]), 16),
+            inputs=Inputs.from_json(str(request["inputs"])) if request["inputs"] else None,
         )
 
 
