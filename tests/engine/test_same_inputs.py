@@ -1,6 +1,7 @@
 """A worker that holds other data or another base model than the server refuses, on any engine, and is named."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def test_models_differ_by_configuration_by_every_weight_and_by_every_buffer_but_
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunConfig]:
     """A run on a file of forty users; beside it lies another without the first."""
     folder = tmp_path_factory.mktemp("files")
     rows = [
@@ -133,12 +134,14 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     ]
     for name, kept in (("here", rows), ("there", rows[3:])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
-    return RunConfig(
-        data=DataConfig(source="files", path=str(folder / "here.jsonl"), sequence_length=16),
-        model=ModelConfig(small=SmallModelConfig(layers=1, width=32, heads=2, vocabulary_size=300, steps=0)),
-        plan=PlanConfig(gradients_per_round=16, rounds=1, delta=1e-2),
-        engine=EngineConfig(kind="local", max_tokens=512),
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDSIM_CACHE", str(folder / "cache"))
+        yield RunConfig(
+            data=DataConfig(source="files", path=str(folder / "here.jsonl"), sequence_length=16),
+            model=ModelConfig(small=SmallModelConfig(layers=1, width=32, heads=2, vocabulary_size=300, steps=0)),
+            plan=PlanConfig(gradients_per_round=16, rounds=1, delta=1e-2),
+            engine=EngineConfig(kind="local", max_tokens=512),
+        )
 
 
 def changed(config: RunConfig, what: str) -> RunConfig:
