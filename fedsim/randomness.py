@@ -46,10 +46,6 @@ class StreamNoise:
             part = total[start : start + self.CHUNK]
             part += scale * self._generator.standard_normal(len(part), dtype=total.dtype)
 
-    def standard_normal(self) -> float:
-        """One standard normal number."""
-        return float(self._generator.standard_normal())
-
     def generator(self) -> np.random.Generator:
         """The stream itself, for other laws."""
         return self._generator

@@ -58,8 +58,8 @@ class SecureNoise:
     """Adds the noise of one release.
 
     Args:
-        resolution: Step of the grid that the sums lie on, a power of two (`fedsim.engine.exact`). 0 for float sums,
-            which are rounded to the grid first; their own rounding is not covered then.
+        resolution: Step of the grid that the sums lie on, a power of two (`fedsim.engine.exact`; ½ for a count of
+            halves). 0 for float sums, which are rounded to the grid first; their own rounding is not covered then.
         bits: Where randomness comes from.
     """
 
@@ -67,11 +67,10 @@ class SecureNoise:
         self.resolution = resolution
         self.bits = CryptographicBits() if bits is None else bits
 
-    def standard_normal(self) -> float:
-        """One standard normal number, on a grid of 2^-32."""
-        value = np.zeros(1)
-        self.add_normal(value, 1.0)
-        return float(value[0])
+    def grid_step(self, std: float) -> float:
+        """The grid that values noised at this deviation lie on: a power of two that public values alone decide."""
+        step = math.ldexp(1.0, math.frexp(std)[1] - 1 - STEPS)
+        return min(step, self.resolution) if self.resolution else step
 
     def generator(self) -> np.random.Generator:
         """There is none: only Gaussian noise is drawn exactly.
@@ -91,9 +90,7 @@ class SecureNoise:
         Raises:
             ValueError: The total is too long, or the deviation too large, for the grid.
         """
-        step = math.ldexp(1.0, math.frexp(std)[1] - 1 - STEPS)
-        if self.resolution:
-            step = min(step, self.resolution)
+        step = self.grid_step(std)
         numerator, exponent = _rounded_up(std / step)
         for start in range(0, len(total), CHUNK):
             part = total[start : start + CHUNK]

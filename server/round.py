@@ -21,6 +21,7 @@ from fedsim.privacy.accountant import epsilon_bounds
 from fedsim.privacy.events import Composed, Event, Repeated
 from fedsim.privacy.ledger import LedgerEntry
 from fedsim.privacy.mechanisms import GaussianNoise, NoiseSource
+from fedsim.privacy.mechanisms.quantile_clip import COUNT_RESOLUTION
 from fedsim.randomness import StreamNoise, stream
 from fedsim.rows import UserView
 from fedsim.secure_noise import SecureNoise
@@ -206,13 +207,20 @@ class Release:
             fraction = self.clip_rule.noised_fraction(
                 statistics["units"] - statistics.get("clipped_units", 0.0),
                 statistics["units"],
-                self._source("clip-count", round, attempt),
+                self._source("clip-count", round, attempt, COUNT_RESOLUTION),
                 private=self.plan.noise_multiplier > 0,
             )
             self.clip_norm = self.clip_rule.moved(self.clip_norm, fraction)
 
     def _source(self, purpose: str, round: int, attempt: int, resolution: float = 0.0) -> NoiseSource:
-        """Where the noise of one release comes from; used for nothing else."""
+        """Where the noise of one release comes from; used for nothing else.
+
+        Args:
+            purpose: What is released.
+            round: The round.
+            attempt: How often it was released before.
+            resolution: Step of the public grid that the exact value lies on; 0 for float sums.
+        """
         if self._noise_seed is None:
             return SecureNoise(resolution)
         return StreamNoise(stream(self._noise_seed, purpose, *((round, attempt) if attempt else (round,))))

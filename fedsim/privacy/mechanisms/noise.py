@@ -13,13 +13,14 @@ Sizes = Mapping[str, int]
 
 
 class NoiseSource(Protocol):
-    """Where the randomness of one release comes from; used for nothing else."""
+    """Where the randomness of one release comes from; used for nothing else.
+
+    Gaussian noise is only ever added to the exact value that it hides, here and nowhere else: a normal number that
+    somebody scales and adds on their own lies on no common grid with it, and the sum gives the value away.
+    """
 
     def add_normal(self, total: np.ndarray, std: float) -> None:
         """Add N(0, std²) to every value of total, float32 or float64, in place."""
-
-    def standard_normal(self) -> float:
-        """One standard normal number."""
 
     def generator(self) -> np.random.Generator:
         """A generator for other laws; InvalidInput where the source draws Gaussian noise alone."""

@@ -10,6 +10,9 @@ norm was at most C. Theorem 1 there: releasing the sum with noise multiplier z a
 since (update/(zC), (b − ½)/σ_b) has norm at most √(z⁻² + ¼σ_b⁻²) = 1/σ. So the event of the plan stays what it was, at
 σ, and the sum gets the slightly larger z. Units are sampled together for both, so sampling and group size change
 nothing. C_t depends on earlier noised counts only.
+
+The count is released as every sum is: an exact value on a public grid, noised on that grid. C_t is published with all
+its digits, and follows from the noised count alone.
 """
 
 import math
@@ -21,6 +24,10 @@ import numpy as np
 from fedsim.errors import InvalidInput
 from fedsim.privacy.mechanisms.noise import NoiseSource
 from fedsim.validation import require_between, require_positive
+
+
+COUNT_RESOLUTION = 0.5
+"""Counts Σ(b − ½) are whole multiples of it: the grid that their noise must lie on too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +78,13 @@ class QuantileClip:
         Args:
             below: How many units of the round were below.
             units: How many took part; only Σ(b − ½) = below − units/2 is used, and it is noised.
-            source: Noise of this release, used for nothing else.
+            source: Noise of this release, on a grid that holds COUNT_RESOLUTION; used for nothing else.
             private: Whether to add noise.
         """
-        noise = self.count_std * source.standard_normal() if private else 0.0
-        return 0.5 + (below - units / 2 + noise) / self.expected_units
+        count = np.array([below - units / 2])
+        if private:
+            source.add_normal(count, self.count_std)
+        return 0.5 + float(count[0]) / self.expected_units
 
     def moved(self, clip_norm: float, fraction: float) -> float:
         """The next round's clip norm."""
