@@ -1,6 +1,7 @@
 """What a run with secure noise publishes: exact values on public grids plus noise on the same grids, and no more."""
 
 import dataclasses
+import itertools
 import json
 import math
 from pathlib import Path
@@ -48,7 +49,7 @@ def decoded(clip_norms: list[float], plan: dict[str, Any]) -> list[float | None]
     expected = plan["num_users"] * plan["sampling_probability"]
     halves = np.arange(-plan["num_users"], plan["num_users"] + 1) / 2
     counts: list[float | None] = []
-    for before, after in zip(clip_norms[:-1], clip_norms[1:], strict=True):
+    for before, after in itertools.pairwise(clip_norms):
         fraction = plan["clip_quantile"] - math.log(after / before) / plan["clip_learning_rate"]
         clamped = not 1e-9 < fraction < 1 - 1e-9
         noised = (fraction - 0.5) * expected

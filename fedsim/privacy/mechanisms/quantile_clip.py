@@ -25,7 +25,6 @@ from fedsim.errors import InvalidInput
 from fedsim.privacy.mechanisms.noise import NoiseSource
 from fedsim.validation import require_between, require_positive
 
-
 COUNT_RESOLUTION = 0.5
 """Counts Σ(b − ½) are whole multiples of it: the grid that their noise must lie on too."""
 
