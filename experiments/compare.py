@@ -8,11 +8,19 @@ from pathlib import Path
 from typing import Any, get_args
 
 from experiments.prediction import predict
-from experiments.report.run import PREDICTION, print_table, read_prediction, write_report
+from experiments.report.run import (
+    COMPARISON,
+    PREDICTION,
+    print_table,
+    read_prediction,
+    released_together,
+    write_report,
+)
 from experiments.resume import how_to_go_on
 from fedsim.config import PlanConfig, RunConfig, to_flat
 from fedsim.plan import ALGORITHMS, Algorithm
 from fedsim.privacy.mechanisms import MECHANISMS, QuantileClip
+from fedsim.randomness import derived_seed
 from fedsim.resources import open_resources
 from fedsim.terminal import waiting
 from fedsim.validation import require_at_least, require_positive
@@ -44,7 +52,8 @@ class Compare(RunConfig):
     """Fine-tune by user-level sampling (ULS) and by the centralised example-level baseline (ELS).
 
     Both get the same gradient evaluations a round, rounds, ε, δ and model; group size, clip norm and learning rate
-    are each algorithm's own.
+    are each algorithm's own. So are the seeds of each arm: where one is given, they are derived from it and the arm's
+    name, for arms that shared their randomness would not be independent.
     """
 
     CHOOSES = "an algorithm"
@@ -86,7 +95,11 @@ class Compare(RunConfig):
         learning_rate = tuned.own("learning_rate", self.optimizer.learning_rate)
         optimizer = dataclasses.replace(self.optimizer, learning_rate=learning_rate)
         common = {item.name: getattr(self, item.name) for item in dataclasses.fields(RunConfig)}
-        own = str(output / (algorithm if mechanism is None else f"{algorithm}-{mechanism.replace(':', '-')}"))
+        name = algorithm if mechanism is None else f"{algorithm}-{mechanism.replace(':', '-')}"
+        for kind in ("sampling", "noise"):
+            if (given := common[f"{kind}_seed"]) is not None:
+                common[f"{kind}_seed"] = derived_seed(given, kind, name)
+        own = str(output / name)
         # An arm that has begun goes on, or is found to be finished; the others begin.
         resume = own if self.resume is not None and RunFolder(own).config.exists() else None
         return RunConfig(**{**common, "plan": plan, "optimizer": optimizer, "output": own, "resume": resume})
@@ -131,11 +144,15 @@ class Compare(RunConfig):
         except Stopped as stopped:
             print(f"{stopped} (of the comparison: --resume {folder})", file=sys.stderr)
             return stopped.exit_code
-        write_json(folder / "comparison.json", summaries)
+        together = released_together(folder)
+        cost = None if together is None else together.to_json()
+        write_json(folder / COMPARISON, {"arms": summaries, "released_together": cost})
         report = write_report(folder)
         print_table(summaries)
         for sentence in read_prediction(folder):
             print(sentence)
+        if together is not None:
+            print(together.in_words())
         print(f"report: {report}")
         return 0
 

@@ -5,6 +5,26 @@ import json
 
 import numpy as np
 
+SEED_BITS = 62
+"""Bits of a derived seed: what every message and configuration file carries."""
+
+
+def derived_seed(seed: int, purpose: str, setting: str) -> int:
+    """A seed of its own for one of several runs that are all begun with one number.
+
+    Runs whose models are accounted for together must be independent, so no two of them may share a seed. The same
+    run has the same seed whatever others are run beside it, now or later.
+
+    Args:
+        seed: The number that all were begun with.
+        purpose: What the seed is for ("sampling", "noise").
+        setting: What tells this run from every other, as text.
+
+    Returns:
+        At least 0 and below 2^SEED_BITS: BLAKE2b of purpose and setting under the number as a key.
+    """
+    return int.from_bytes(_digest(seed, json.dumps([purpose, setting]))) >> (128 - SEED_BITS)
+
 
 def stream(seed: int | bytes, purpose: str, *place: int) -> np.random.Generator:
     """A generator that depends on (seed, purpose, place) alone.
@@ -20,10 +40,15 @@ def stream(seed: int | bytes, purpose: str, *place: int) -> np.random.Generator:
     Returns:
         A numpy Generator over Philox-4x64, keyed by BLAKE2b of the arguments (Salmon et al. 2011).
     """
-    secret = seed if isinstance(seed, bytes) else str(int(seed)).encode()
-    text = json.dumps([purpose, *map(int, place)]).encode()
-    digest = hashlib.blake2b(text, key=hashlib.blake2b(secret, digest_size=32).digest(), digest_size=16).digest()
+    digest = _digest(seed, json.dumps([purpose, *map(int, place)]))
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+
+def _digest(seed: int | bytes, text: str) -> bytes:
+    """16 bytes that depend on seed and text alone."""
+    secret = seed if isinstance(seed, bytes) else str(int(seed)).encode()
+    key = hashlib.blake2b(secret, digest_size=32).digest()
+    return hashlib.blake2b(text.encode(), key=key, digest_size=16).digest()
 
 
 class StreamNoise:

@@ -25,8 +25,10 @@ from fedsim.validation import require_at_least
 ALWAYS_NOT_COVERED = (
     "Choosing hyper-parameters (learning rate, clip norm, group size and the like) by looking at results on private "
     "data costs privacy that is not counted here.",
+    "Models of other runs on the same users (the other arms of a comparison, the points of a sweep, a run before this "
+    "one): whoever gets them too learns more, and what all of them cost together is more than this ε.",
     "Metrics of the run that were computed from private data without noise (training loss, cohort sizes, clipped "
-    "fractions, evaluations on held-out users) are not private; the guarantee is for the released models.",
+    "fractions, evaluations on held-out users) are not private; the guarantee is for the models of this run.",
     "Users held out for validation and testing are not protected by the noise: their data only enters metrics.",
     "Text that the pre-trained model and its tokenizer were made from is outside the guarantee.",
     "A user is one identifier of the data set: a person with several, or a group of people, is protected less, and "
@@ -151,8 +153,8 @@ class PrivacyStatement:
             how += " Releases of other kinds were charged as well: the ledger lists them, and ε counts them all."
         upper, lower = shown_above(self.epsilon.upper), shown_below(self.epsilon.lower)
         return (
-            f"The released models are user-level differentially private with ε = {upper}, δ = {plan.delta:g}: "
-            f"{NEIGHBOURS[plan.adjacency]} changes the probability of any outcome by a factor of at most e^ε, up to "
+            f"The models of this run alone are user-level differentially private with ε = {upper}, δ = {plan.delta:g}"
+            f": {NEIGHBOURS[plan.adjacency]} changes the probability of any outcome by a factor of at most e^ε, up to "
             f"δ. The ε is a certified upper bound; the exact value for this mechanism is at least {lower}. {how} What "
             f"this does not cover: {' '.join(self.not_covered)}"
         )

@@ -174,7 +174,7 @@ def _begin(folder: RunFolder, config: RunConfig, resources: Resources) -> tuple[
     """Plan and identity of a new run. They and the seeds are on disk before anything is charged; config.json last."""
     seeds = Seeds.drawn(config)
     plan = config.plan.for_users(UserSizes.of_users(resources.store.split("train")))
-    identity = identity_of(config, plan, resources, seeds)
+    identity = identity_of(config, plan, resources)
     seeds.store(folder.secret)
     folder.write_config(config=to_flat(config), plan=plan.to_values(), versions=versions(), identity=identity)
     return plan, identity
@@ -184,7 +184,7 @@ def _resumed(folder: RunFolder, config: RunConfig, resources: Resources) -> tupl
     """The same of a run that goes on; its plan is the one written down, not calibrated again."""
     written = folder.read_config()["identity"]
     plan = plan_from_values(written.get("plan", {}))
-    identity = identity_of(config, plan, resources, Seeds.read(folder.secret))
+    identity = identity_of(config, plan, resources)
     require_same(written, identity)
     folder.remove_leftovers()
     return plan, identity

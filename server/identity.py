@@ -1,6 +1,5 @@
 """What makes a resumed run the same run: its settings, plan, data, tokenizer and model, and its secret seeds."""
 
-import hashlib
 import json
 import os
 import secrets
@@ -13,6 +12,7 @@ from fedsim.errors import InvalidInput
 from fedsim.models.fingerprint import tokenizer_fingerprint
 from fedsim.plan import Plan
 from fedsim.resources import Resources
+from server.run_folder import DATA
 
 MAY_CHANGE = ("data.", "model.", "engine.", "evaluation.", "checkpoint.", "output", "resume")
 """Settings that may differ: where and how fast it runs, what is measured. Data and model are compared by content."""
@@ -48,14 +48,6 @@ class Seeds:
         sampling = secrets.randbits(SEED_BITS) if config.sampling_seed is None else config.sampling_seed
         return cls(sampling=sampling, noise=drawn, repeats=given)
 
-    def keyed(self, text: str) -> str:
-        """A hash of the text under the sampling seed, hexadecimal.
-
-        A plain hash of private data that a finished run leaves lying would tell whoever can guess the data that the
-        guess is right. The seed is gone by then.
-        """
-        return hashlib.blake2b(text.encode(), key=hashlib.sha256(f"{self.sampling:x}".encode()).digest()).hexdigest()
-
     def store(self, path: Path) -> None:
         """Write them where only the owner can read, to disk before anything depends on them."""
         partial = path.with_name(path.name + ".partial")
@@ -84,12 +76,12 @@ class Seeds:
         return cls(sampling=sampling, noise=noise, repeats=repeats)
 
 
-def identity_of(config: RunConfig, plan: Plan, resources: Resources, seeds: Seeds) -> dict[str, Any]:
+def identity_of(config: RunConfig, plan: Plan, resources: Resources) -> dict[str, Any]:
     """Everything that must be the same when a run goes on, as JSON values."""
     return {
         "settings": settings_of(config),
         "plan": plan.to_values(),
-        "data": seeds.keyed(resources.store.fingerprint),
+        DATA: resources.store.fingerprint,
         "tokenizer": tokenizer_fingerprint(resources.loaded.tokenizer),
         "model": resources.weights,
     }

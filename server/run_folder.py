@@ -11,6 +11,8 @@ from fedsim.errors import InvalidInput
 
 FORMAT = 2
 """Of config.json; version 0.1 wrote none. A run goes on only with the version that began it."""
+DATA = "data"
+"""The data's fingerprint in what makes a resumed run the same run."""
 
 
 class RunFolder:
@@ -55,6 +57,11 @@ class RunFolder:
     def privacy(self) -> Path:
         """The privacy statement, JSON."""
         return self.path / "privacy.json"
+
+    @property
+    def audit_not_private(self) -> Path:
+        """What an audit computed from training users without noise, JSON; never in a folder to be released."""
+        return self.path / "audit_not_private.json"
 
     @property
     def summary(self) -> Path:
@@ -127,9 +134,13 @@ class RunFolder:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def remove_unfinished(self) -> None:
-        """Remove what only an unfinished run needs: the seeds, which could undo the noise, and the checkpoints."""
+        """Remove what only an unfinished run needs: the seeds, which could undo the noise, the checkpoints, and the
+        fingerprint of the data, which no noise protects: whoever knows all users but one could try out who that is."""
         self.secret.unlink(missing_ok=True)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
+        written = self.read_config()
+        if written["identity"].pop(DATA, None) is not None:
+            write_json(self.config, written)
         self.remove_leftovers()
 
     def cut_metrics(self, size: int) -> None:

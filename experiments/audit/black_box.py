@@ -53,7 +53,7 @@ class Repetition:
             f"Black-box canaries, each in training {self.repetitions} times, {self.canaries[0]} in and "
             f"{self.canaries[1]} out: AUC {area.area:.3f} ({area.lower:.3f} to {area.upper:.3f}; 0.5 is guessing), "
             f"ε of the group at least {self.epsilon_lower:.2f} at {area.confidence:.0%} confidence. "
-            "Evidence, no proof; and not private: it trained again on the private users, which no ledger counts."
+            "Evidence, no proof; and not private: it trained again on the private users, which no ledger charges."
         )
 
     def to_json(self) -> dict[str, Any]:

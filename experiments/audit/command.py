@@ -19,6 +19,12 @@ from fedsim.validation import require_at_least, require_between
 from server.identity import stored_config
 from server.run_folder import RunFolder, write_json
 
+FROM_USERS = (
+    "not private: computed from training users without noise, and charged to no ledger. It is evidence for those who "
+    "may see the users' data, and must not leave with the model."
+)
+NOT_CHARGED = "(not private: it trains on the private users once more, which no ledger charges)"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
@@ -28,10 +34,13 @@ class Audit:
     What comes out is a lower bound on ε with a confidence: evidence, never a proof. Beside it the same round is
     compared with what its guarantee rests on. Ends with exit code 1 if an attack contradicts the guarantee, or a
     promise is broken.
+
+    What canaries show is made of the plan alone. What the run's own users show is computed from training users without
+    noise: it is marked as not private, kept in a file apart, and never written into a folder to be released.
     """
 
     run_folder: str | None = None
-    """Folder of a finished run: its plan is audited, its model attacked, and its privacy.json and report say so."""
+    """Folder of a finished run: its plan is audited and its privacy.json and report say so; its model is attacked."""
     plan: PlanConfig = field(default_factory=lambda: PlanConfig(epsilon=4.0))
     """The plan to audit, where there is no run."""
     num_users: int = 2000
@@ -44,13 +53,17 @@ class Audit:
     """Training and held-out users that the model of a run is attacked with, each at most."""
     repetitions: tuple[int, ...] = ()
     """Train again with canaries from the test users, each so many times in training, and attack that model: 0 1 8,
-    say. Takes as long as so many runs of the folder's configuration, in this process."""
+    say. Takes as long as so many runs of the folder's configuration, in this process. It reads the private training
+    users again, which no ledger charges."""
     confidence: float = 0.95
     """Of each lower bound."""
     seed: int | None = None
     """Seed of coins, sampling and noise in the audit; by default from the operating system."""
     output: str | None = None
-    """File for the findings, JSON; by default audit.json in the run's folder, or none."""
+    """File for what canaries found, JSON; by default audit.json in the run's folder, or none."""
+    not_private_output: str | None = None
+    """File for what the run's own users showed, JSON, not private; by default audit_not_private.json in the run's
+    folder, or, where that folder keeps metrics of training users out (--release), beside it under its name."""
 
     def __post_init__(self) -> None:
         require_at_least("trials", self.trials, 32)
@@ -65,6 +78,7 @@ class Audit:
         if self.run_folder is None and self.repetitions:
             raise InvalidInput("repetitions", self.repetitions, "used with --run-folder")
         folder = None if self.run_folder is None else _finished(self.run_folder)
+        users = None if folder is None else self._users_file(folder)
         plan = self._pretend_plan() if folder is None else _plan_of(folder)
         findings: list[AuditFinding] = []
         kept: list[Promise] = []
@@ -88,10 +102,10 @@ class Audit:
         output = self.output or (None if folder is None else str(folder.path / "audit.json"))
         if output is not None:
             write_json(Path(output), report)
-        if folder is not None and output is not None:  # takes longer and may fail: what is known is written by then
-            report["black_box"] = self._black_box(folder, plan, seed)
-            write_json(Path(output), report)
-            _attach(folder, report)
+        if folder is not None and users is not None:
+            _attach(folder, report)  # the rest takes longer and may fail: what canaries found is written by then
+            self._attack_model(folder, plan, users, seed)
+            _write_report(folder)
         broken = any(finding.contradicts for finding in findings) or not all(promise.kept for promise in kept)
         return int(broken)
 
@@ -99,18 +113,38 @@ class Audit:
         sizes = UserSizes.of_quantiles(self.num_users, {0.5: self.plan.examples_per_user})
         return self.plan.for_users(sizes)
 
-    def _black_box(self, folder: RunFolder, plan: Plan, seed: int) -> list[dict[str, Any]]:
+    def _attack_model(self, folder: RunFolder, plan: Plan, path: Path, seed: int) -> None:
+        """Attack the run's model with its own users, and write what came out to a file apart."""
         from experiments.audit.black_box import black_box_canaries
         from experiments.audit.membership import infer_users
 
-        config = stored_config(RunConfig, json.loads(folder.config.read_text(encoding="utf-8")), str(folder.path))
+        config = _config_of(folder)
         common: dict[str, Any] = {"confidence": self.confidence, "seed": seed}
         found: list[Any] = [infer_users(config, folder, users=self.users, delta=plan.delta, **common)]
         print(found[0].in_words())
         for repetitions in self.repetitions:
+            print(f"Training again, with each canary {repetitions} times {NOT_CHARGED}", flush=True)
             found.append(black_box_canaries(config, plan, canaries=self.canaries, repetitions=repetitions, **common))
             print(found[-1].in_words())
-        return [one.to_json() for one in found]
+        write_json(path, {"private": False, "in_words": FROM_USERS, "black_box": [one.to_json() for one in found]})
+        print(f"{path}: {FROM_USERS}")
+
+    def _users_file(self, folder: RunFolder) -> Path:
+        """Where findings about the run's own users go.
+
+        Raises:
+            InvalidInput: A file inside a folder that is to be released.
+        """
+        config = _config_of(folder)
+        kept_out = config.release or not config.writes_training_metrics
+        if self.not_private_output is not None:
+            path = Path(self.not_private_output)
+            if kept_out and folder.path.resolve() in path.resolve().parents:
+                hint = "The run keeps what is computed from training users without noise out of its folder."
+                raise InvalidInput("not-private-output", str(path), f"a file outside of {folder.path}", hint)
+            return path
+        inside, own = folder.audit_not_private, folder.path.resolve()
+        return own.with_name(f"{own.name}_{inside.name}") if kept_out else inside
 
 
 def print_promises(kept: list[Promise]) -> None:
@@ -154,10 +188,20 @@ def _plan_of(folder: RunFolder) -> Plan:
         raise InvalidInput("run-folder", str(folder.path), "the folder of a finished run", f"{error}.") from None
 
 
-def _attach(folder: RunFolder, report: dict[str, Any]) -> None:
-    """Put the findings into the run's privacy statement and report."""
-    from experiments.report.run import write_report
+def _config_of(folder: RunFolder) -> RunConfig:
+    config: RunConfig = stored_config(
+        RunConfig, json.loads(folder.config.read_text(encoding="utf-8")), str(folder.path)
+    )
+    return config
 
+
+def _attach(folder: RunFolder, report: dict[str, Any]) -> None:
+    """Put what canaries found into the run's privacy statement, in place of what an earlier audit put there."""
     statement = json.loads(folder.privacy.read_text(encoding="utf-8"))
     write_json(folder.privacy, statement | {"audit": report})
+
+
+def _write_report(folder: RunFolder) -> None:
+    from experiments.report.run import write_report
+
     print(f"report: {write_report(folder.path)}")

@@ -17,6 +17,7 @@ from fedsim.privacy.audit.claim import epsilon_free
 from fedsim.privacy.audit.membership import AttackArea, attack_area
 from fedsim.privacy.audit.rates import attack_rates
 from fedsim.resources import open_resources
+from server.alarms import NOT_PRIVATE
 from server.run_folder import RunFolder
 
 ROWS_PER_USER = 32
@@ -44,12 +45,12 @@ class UserInference:
             f"User inference by loss, {self.users[0]} training against {self.users[1]} held-out users: "
             f"AUC {found.area:.3f} ({found.lower:.3f} to {found.upper:.3f}; 0.5 is guessing), ε at least "
             f"{self.epsilon_lower:.2f} at {found.confidence:.0%} confidence. "
-            "It is evidence about these users and this attack, no proof."
+            f"It is evidence about these users and this attack, no proof {NOT_PRIVATE}."
         )
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        return {**dataclasses.asdict(self), "kind": "evidence", "in_words": self.in_words()}
+        return {**dataclasses.asdict(self), "kind": "evidence", "private": False, "in_words": self.in_words()}
 
 
 def infer_users(

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from experiments.report.curves import Curves, plot_run
 from experiments.report.page import write_page
+from experiments.together import FinishedRun, Together
 from fedsim.errors import InvalidInput
 from server.run_folder import RunFolder
 
@@ -31,6 +32,8 @@ COLUMNS = {
 """Columns of the table, in order: key of a summary, heading."""
 
 
+COMPARISON = "comparison.json"
+"""The arms' summaries, and what releasing all of their models costs, in a comparison's folder."""
 PREDICTION = "prediction.json"
 """What the planner expected before training, in a comparison's folder."""
 
@@ -39,6 +42,19 @@ def read_prediction(folder: Path) -> list[str]:
     """The planner's expectation in sentences; none where it was not asked."""
     path = folder / PREDICTION
     return list(json.loads(path.read_text(encoding="utf-8"))["in_words"]) if path.exists() else []
+
+
+def released_together(folder: Path) -> Together | None:
+    """What releasing the models of all arms of a comparison costs; None for a single one.
+
+    Raises:
+        InvalidInput: When the folder holds no finished run.
+        LedgerDamaged: When a ledger is not what was written.
+    """
+    arms = _arms(folder)
+    if len(arms) < 2:
+        return None
+    return Together.of([FinishedRun.read(arm.name, arm) for arm in arms])
 
 
 def write_report(folder: Path) -> Path:
@@ -51,6 +67,7 @@ def write_report(folder: Path) -> Path:
     runs = [(RunFolder(arm), json.loads((arm / "summary.json").read_text(encoding="utf-8"))) for arm in arms]
     curves: Curves = {label(summary): run.read_metrics() for run, summary in runs}
     summaries = [summary for _, summary in runs]
+    together = None if arms == [folder] else released_together(folder)
     figures = plot_run(curves, folder)
     for run, summary in runs:
         if run.path != folder:
@@ -65,6 +82,7 @@ def write_report(folder: Path) -> Path:
         columns=COLUMNS,
         rows=[[format_value(key, summary.get(key)) for key in COLUMNS] for summary in summaries],
         statements=[(label(summary), _statement(run)) for run, summary in runs],
+        together="" if together is None else together.in_words(),
         alarms=[(label(summary), alarm["in_words"]) for _, summary in runs for alarm in summary.get("alarms", [])],
         not_private=[(label(summary), _not_private(run)) for run, summary in runs],
         configs=[(label(summary), run.config.read_text(encoding="utf-8")) for run, summary in runs],
@@ -129,12 +147,21 @@ def _arms(folder: Path) -> list[Path]:
 
 
 def _statement(run: RunFolder) -> dict[str, Any]:
+    """The privacy statement, without what an audit of an earlier version put there of the run's own users."""
     statement: dict[str, Any] = json.loads(run.privacy.read_text(encoding="utf-8"))
+    if "audit" in statement:
+        statement["audit"] = {key: value for key, value in statement["audit"].items() if key != "black_box"}
     return statement
 
 
-def _not_private(run: RunFolder) -> dict[str, Any]:
-    """Statistics of training users of the last evaluated round, without noise; empty where they were not kept."""
+def _not_private(run: RunFolder) -> list[str]:
+    """What the folder holds that was computed from training users without noise, a sentence each."""
     lines = run.read_metrics()
     statistics: dict[str, Any] = lines[-1].get("not_private", {}) if lines else {}
-    return statistics
+    shown = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in statistics.items())
+    sentences = [f"last round: {shown}"] if shown else []
+    for path, holder in ((run.audit_not_private, None), (run.privacy, "audit")):
+        values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        found = (values if holder is None else values.get(holder, {})).get("black_box", ())
+        sentences += [f"audit ({path.name}): {finding['in_words']}" for finding in found]
+    return sentences

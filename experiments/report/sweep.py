@@ -10,18 +10,19 @@ from experiments.report.page import write_page
 from experiments.report.sweep_figures import plot_group_sizes, plot_outcomes, several_group_sizes
 from experiments.sweep.points import ARM_TITLES
 from experiments.sweep.results import cells_of, cost_of_sweep, lead
-from fedsim.config import RunConfig
+from experiments.together import Together
 from fedsim.plan import ALGORITHMS
-from fedsim.privacy.events import Adjacency
 from server.run_folder import write_json
 
+RESULTS = "results.json"
+"""A sweep's results, in its folder."""
 HEADINGS = ("", "ε", "B", "G", "learning rate", "clip", "test loss", "± 95 %", "perplexity", "seeds")
 
 
 def write_sweep_report(
     folder: Path,
-    common: RunConfig,
     rows: list[dict[str, Any]],
+    finished: list[dict[str, Any]],
     predictions: dict[tuple[float, int], Prediction],
     failures: dict[str, str],
 ) -> Path:
@@ -29,27 +30,27 @@ def write_sweep_report(
 
     Args:
         folder: The sweep's folder.
-        common: What all points share.
-        rows: Finished points (experiments.sweep.results.collect).
+        rows: The sweep's finished points (experiments.sweep.results.collect).
+        finished: All finished points of the folder, those of an earlier, other grid too: somebody has seen them.
         predictions: The planner's, by (ε, gradients a round).
         failures: Last line of the traceback of each failed point, by name.
     """
     cells = cells_of(rows)
     pretrained = sum(row["test_loss_before"] for row in rows) / len(rows)
-    private = [row for row in rows if row["arm"] != "nonprivate"]
-    cost = cost_of_sweep(folder, rows, common.plan.delta, Adjacency(common.plan.adjacency)) if private else 0.0
+    cost = cost_of_sweep(folder, finished)
+    free = sum(row["arm"] == "nonprivate" for row in finished)
     compared = [outcome(cells, key, prediction) for key, prediction in sorted(predictions.items())]
     outcomes = [item for item in compared if item is not None]
     figures = draw(folder, cells, pretrained)
-    cost_words = cost_in_words(len(private), cost, common.plan.delta)
+    cost_words = cost_in_words(cost, free)
     write_json(
-        folder / "results.json",
+        folder / RESULTS,
         {
             "pretrained_loss": pretrained,
             "points": [_finite(row) for row in rows],
             "cells": [_finite(cell) for cell in cells],
             "planner": outcomes,
-            "privacy_cost": {"epsilon": cost, "delta": common.plan.delta, "in_words": cost_words},
+            "privacy_cost": privacy_cost(cost, free),
             "failures": failures,
         },
     )
@@ -124,14 +125,51 @@ def outcome(cells: list[dict[str, Any]], key: tuple[float, int], prediction: Pre
     }
 
 
-def cost_in_words(runs: int, epsilon: float, delta: float) -> str:
-    """What it would cost to release the best of the sweep's models."""
-    total = f"({epsilon:.1f}, {delta:g})" if math.isfinite(epsilon) else "no finite ε"
-    return (
-        f"Each of the {runs} private points meets its own ε. Choosing settings by loss on private users looks at all "
-        f"of them: together they are {total}-differentially private at user level. A single release tuned on public "
-        "data costs only its own ε. The noise seeds of these points are known: none of their models may be released."
+def privacy_cost(cost: Together | None, free: int) -> dict[str, Any]:
+    """What the sweep cost, as JSON values; ε is null where none is claimed or finite."""
+    bounds = None if cost is None else cost.epsilon
+    return {
+        "epsilon": bounds.upper if bounds is not None and math.isfinite(bounds.upper) else None,
+        "delta": None if cost is None else cost.delta,
+        "private_points": 0 if cost is None else cost.models,
+        "points_without_privacy": free,
+        "unclaimed": None if cost is None else cost.unclaimed or None,
+        "in_words": cost_in_words(cost, free),
+    }
+
+
+def cost_in_words(cost: Together | None, free: int) -> str:
+    """What the models of a sweep cost, and what choosing by its results does.
+
+    Args:
+        cost: Of all private points; None where there are none.
+        free: Points without privacy.
+    """
+    sentences = []
+    if cost is not None:
+        sentences.append(
+            f"Each of the {cost.models} private points in this folder meets its own ε, for its own model alone."
+        )
+        if cost.epsilon is None:
+            sentences.append(f"What their models cost together is not stated: {cost.unclaimed}.")
+        else:
+            sentences.append(
+                f"The models of these {cost.models} points together are {cost.guarantee}-differentially private at "
+                "user level, by composition: no two share their sampling or noise."
+            )
+    if free:
+        sentences.append(
+            f"{free} points were trained on the same users without privacy (ε = ∞): whoever chooses settings with an "
+            "eye on these has no finite ε for the choice."
+        )
+    sentences.append(
+        "Losses on validation users, by which settings are chosen here, were measured without noise: for those users "
+        "no choice has a finite ε, unless they are public. A single release with settings tuned on public data costs "
+        "only its own ε."
     )
+    if cost is not None:
+        sentences.append(cost.warning())
+    return " ".join(filter(None, sentences))
 
 
 def _cell_row(cell: dict[str, Any]) -> list[str]:

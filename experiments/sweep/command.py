@@ -15,10 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.prediction import Prediction, predict
-from experiments.sweep.points import ARM_TITLES, Point, SweepConfig, points_of
+from experiments.sweep.points import ARM_TITLES, Point, SweepConfig, content_of, points_of
 from experiments.sweep.results import cells_of, collect
 from experiments.sweep.run import Finished, is_finished, run_here, run_on_ray
-from fedsim.config import RunConfig, to_flat
+from fedsim.config import RunConfig
 from fedsim.errors import InvalidInput
 from fedsim.plan import ALGORITHMS
 from server.app import new_output_folder
@@ -44,7 +44,7 @@ class Sweep(RunConfig):
 
     def run(self) -> int:
         """Run what is not finished, write results.json and the report; 1 if a point failed."""
-        from experiments.report.sweep import write_sweep_report
+        from experiments.report.sweep import RESULTS, write_sweep_report
 
         points = points_of(self.sweep, self)
         common = self.common()
@@ -53,19 +53,19 @@ class Sweep(RunConfig):
             point.config(common, folder)  # a value that is not allowed is found before anything runs
         self._claim(folder)
         failures = self._run_points(points, common, folder)
-        rows = [row for row in collect(folder) if row["point"] in {point.name for point in points}]
+        finished = collect(folder)
+        rows = [row for row in finished if row["point"] in {point.name for point in points}]
         if not rows:
             raise RuntimeError(f"No point finished; see {folder / 'failures'}.")
         predictions = self._predict(common, points)
-        report = write_sweep_report(folder, common, rows, predictions, failures)
+        report = write_sweep_report(folder, rows, finished, predictions, failures)
+        print(json.loads((folder / RESULTS).read_text(encoding="utf-8"))["privacy_cost"]["in_words"])
         print(f"report: {report}")
         return 1 if failures else 0
 
     def _claim(self, folder: Path) -> None:
         """Write the common settings, or refuse a folder whose points came from other ones."""
-        elsewhere = ("engine.", "checkpoint.")  # where and how a point is computed, not what
-        flat = {name: value for name, value in to_flat(self.common()).items() if not name.startswith(elsewhere)}
-        flat.pop("output", None)
+        flat = content_of(self.common())
         path = folder / "sweep.json"
         if path.exists():
             known = json.loads(path.read_text(encoding="utf-8"))["common"]

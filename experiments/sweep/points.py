@@ -2,18 +2,23 @@
 
 import dataclasses
 import itertools
+import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from fedsim.config import RunConfig
+from fedsim.config import RunConfig, to_flat
 from fedsim.errors import InvalidInput
 from fedsim.plan import ALGORITHMS, ALL_EXAMPLES, Algorithm
+from fedsim.randomness import derived_seed
 from fedsim.validation import require_at_least
 
 UNCLIPPED = 1e6
 """Clip norm of non-private fine-tuning: above any gradient norm, so that nothing is clipped."""
+
+NOT_CONTENT = ("engine.", "checkpoint.", "output", "resume")
+"""Settings of where and how a point is computed, not of what."""
 
 Arm = Algorithm | Literal["nonprivate"]
 ARM_TITLES = {name: kind.title for name, kind in ALGORITHMS.items()} | {"nonprivate": "no privacy"}
@@ -39,13 +44,14 @@ class SweepConfig:
     clip_norms: tuple[float, ...] = ()
     """L2 bound on one unit."""
     seeds: int = 3
-    """Repetitions of every combination, with sampling and noise seeds 0, 1, 2, …"""
+    """Repetitions of every combination. No two points share a seed: those of a point's sampling and noise are derived
+    from --sampling-seed and --noise-seed (0 where they are not given), its number and all of its settings."""
     nonprivate: bool = True
     """Also fine-tune without noise or clipping, as the end that privacy is measured against."""
     slots: int = 0
     """Points that run at the same time; 0 runs as many as there are cores (or GPU shares)."""
     keep_models: bool = False
-    """Keep every point's fine-tuned model. They were trained with known noise seeds: never release one."""
+    """Keep every point's fine-tuned model. Their seeds are known: never release one."""
 
     def __post_init__(self) -> None:
         require_at_least("sweep.seeds", self.seeds, 1)
@@ -56,7 +62,7 @@ class SweepConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One run of a sweep."""
+    """One run of a sweep; `seed` is its number among the repetitions of one setting."""
 
     arm: Arm
     epsilon: float
@@ -84,7 +90,7 @@ class Point:
         return cls(**(values | {"epsilon": math.inf if values["epsilon"] is None else values["epsilon"]}))
 
     def config(self, common: RunConfig, output: Path) -> RunConfig:
-        """The run of this point.
+        """The run of this point, with seeds of its own: the same ones whatever else the sweep has in it.
 
         Raises:
             InvalidInput: When a value is not allowed.
@@ -99,15 +105,24 @@ class Point:
             noise_multiplier=0.0 if self.arm == "nonprivate" else None,
             allow_no_privacy=self.arm == "nonprivate",
         )
-        return dataclasses.replace(
+        run = dataclasses.replace(
             common,
             plan=plan,
             optimizer=dataclasses.replace(common.optimizer, learning_rate=self.learning_rate),
             engine=dataclasses.replace(common.engine, kind="local", workers=1),
-            sampling_seed=self.seed,
-            noise_seed=self.seed,
             output=str(output),
         )
+        setting = json.dumps([self.seed, content_of(run)], sort_keys=True)
+        return dataclasses.replace(
+            run,
+            sampling_seed=derived_seed(common.sampling_seed or 0, "sampling", setting),
+            noise_seed=None if common.noise.secure else derived_seed(common.noise_seed or 0, "noise", setting),
+        )
+
+
+def content_of(run: RunConfig) -> dict[str, Any]:
+    """The settings that decide what a run computes, flat, as JSON values; an infinite ε is as JSON writes it."""
+    return {name: value for name, value in to_flat(run).items() if not name.startswith(NOT_CONTENT)}
 
 
 def points_of(sweep: SweepConfig, run: RunConfig) -> list[Point]:

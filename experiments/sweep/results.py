@@ -10,9 +10,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from experiments.sweep.points import Point
-from fedsim.privacy.accountant import Accountant
-from fedsim.privacy.events import Adjacency
-from fedsim.privacy.ledger import read_entries
+from experiments.together import FinishedRun, Together
 from server.run_folder import RunFolder
 
 SETTING = ("group_size", "learning_rate", "clip_norm")
@@ -95,7 +93,8 @@ def half_width(values: np.ndarray) -> float | None:
 def lead(uls: dict[str, Any], els: dict[str, Any]) -> tuple[float, float | None]:
     """ELS loss minus ULS loss over the seeds both have, and the half-width of its 95 % interval.
 
-    Equal seeds share nothing but their number, so the interval treats the two as independent (Welch).
+    Seeds of equal number share nothing but that (`Point.config`), so the interval treats the two as independent
+    (Welch).
     """
     first, second = (np.array(list(setting["losses"].values())) for setting in (uls, els))
     difference = float(second.mean() - first.mean())
@@ -109,19 +108,14 @@ def lead(uls: dict[str, Any], els: dict[str, Any]) -> tuple[float, float | None]
     return difference, float(student.ppf(0.975, degrees) * math.sqrt(total))
 
 
-def cost_of_sweep(folder: Path, rows: list[dict[str, Any]], delta: float, adjacency: Adjacency) -> float:
-    """Upper bound on the user-level ε at delta of everything the sweep released: all private points together.
-
-    That is what choosing the best of them on private data costs, when nothing cheaper is proved.
+def cost_of_sweep(folder: Path, rows: list[dict[str, Any]]) -> Together | None:
+    """What the models of all private points of a sweep cost together; None where there is no private point.
 
     Raises:
-        InvalidInput: When a point has no ledger.
+        InvalidInput: When a point's folder lacks its configuration or its ledger.
         LedgerDamaged: When a ledger is not what was written.
     """
-    accountant = Accountant(adjacency=adjacency)
-    for row in rows:
-        if row["arm"] == "nonprivate":
-            continue
-        for entry in read_entries(RunFolder(folder / row["point"]).ledger):
-            accountant.compose(entry.event)
-    return accountant.epsilon(delta, tolerance=0.01).upper
+    private = [row["point"] for row in rows if row["arm"] != "nonprivate"]
+    if not private:
+        return None
+    return Together.of((FinishedRun.read(name, folder / name) for name in private), tolerance=0.01)

@@ -53,7 +53,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_comparison_leaves_a_folder_for_each_arm(comparison: Path) -> None:
-    arms = read(comparison / "comparison.json")
+    arms = read(comparison / "comparison.json")["arms"]
     assert [arm["algorithm"] for arm in arms] == ["uls", "els"]
     for arm in arms:
         folder = comparison / arm["algorithm"]
@@ -106,7 +106,7 @@ def test_the_report_opens_from_disk_and_escapes_what_it_shows(comparison: Path) 
     assert "http://" not in page
     assert "https://" not in page
     assert "did better on held-out users" in page
-    for arm in read(comparison / "comparison.json"):
+    for arm in read(comparison / "comparison.json")["arms"]:
         assert f"{arm['test_loss_after']:.4f}" in page
 
     config = comparison / "uls" / "config.json"

@@ -67,7 +67,7 @@ def test_comparing_leaves_two_arms_and_a_report(folder: Path) -> None:
     done = fedsim([*command(PAGE, "compare"), *SMALL, *LOCAL, *arguments], folder)
     assert done.returncode == 0, done.stderr
     comparison = folder / "comparison"
-    arms = read(comparison / "comparison.json")
+    arms = read(comparison / "comparison.json")["arms"]
     assert [arm["mechanism"] for arm in arms] == ["gaussian", "per-layer-clip"]
     assert arms[0]["noise_multiplier"] == arms[1]["noise_multiplier"]
     (comparison / "report.html").unlink()

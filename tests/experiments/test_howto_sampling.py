@@ -57,7 +57,7 @@ def test_comparing_leaves_two_arms_and_a_report(folder: Path) -> None:
     arguments = ["--plan.rounds", "2", "--output", "comparison"]
     done = fedsim([*command(PAGE, "compare"), *SMALL, *LOCAL, *arguments], folder)
     assert done.returncode == 0, done.stderr
-    arms = read(folder / "comparison" / "comparison.json")
+    arms = read(folder / "comparison" / "comparison.json")["arms"]
     assert [arm["mechanism"] for arm in arms] == ["gaussian", "layer-noise"]
     done = fedsim(["report", "comparison"], folder)
     assert done.returncode == 0, done.stderr

@@ -261,7 +261,7 @@ def test_a_comparison_does_not_repeat_its_finished_arms(small_run, tmp_path: Pat
     assert main(["compare", "--resume", str(tmp_path)]) == 0
     assert (tmp_path / "uls/ledger.jsonl").read_bytes() == first
     assert [entry.round for entry in read_entries(tmp_path / "els/ledger.jsonl")].count(4) == 2
-    arms = json.loads((tmp_path / "comparison.json").read_text())
+    arms = json.loads((tmp_path / "comparison.json").read_text())["arms"]
     assert [arm["algorithm"] for arm in arms] == ["uls", "els"]
 
 
