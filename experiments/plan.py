@@ -237,6 +237,7 @@ def to_json(
             *(in_words(verdict) for verdict in verdicts),
             *change_of_mind(plans, verdicts[0], sizes),
             *(f"With {name}: {choice(verdict)}." for name, verdict in others.items()),
+            *filter(None, [from_private_data(private_statistics(sizes))]),
         ],
     }
 
@@ -256,6 +257,12 @@ def private_statistics(sizes: UserSizes) -> list[str]:
     if not sizes.private:
         return []
     return ["number of training users", "examples each user owns (median and capped totals)"]
+
+
+def from_private_data(statistics: Sequence[str]) -> str:
+    """The mark on what was made of such statistics; empty where there are none."""
+    names = ", ".join(statistics)
+    return f"Not private: computed from the data to be protected, without noise: {names}." if names else ""
 
 
 CURVES = {
@@ -329,9 +336,6 @@ def print_plan(sizes: UserSizes, target: Target, plans: list[Plan], verdicts: li
     )
     for line in lines:
         console.print("• " + line, highlight=False)
-    if sizes.private:
-        names = ", ".join(private_statistics(sizes))
-        console.print(f"Computed from the data to be protected, without noise: {names}.", highlight=False)
 
 
 def _known(key: str) -> bool:

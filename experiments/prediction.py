@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.plan import change_of_mind, choice, in_words, private_statistics, verdict_json
+from experiments.plan import change_of_mind, choice, from_private_data, in_words, private_statistics, verdict_json
 from fedsim.config import RunConfig
 from fedsim.plan import ALGORITHMS, UserSizes
 from fedsim.planner import (
@@ -47,10 +47,12 @@ class Prediction:
         }
 
     def in_words(self) -> list[str]:
-        """Sentences for the terminal and the report."""
+        """Sentences for the terminal and the report; the last says what was read of users without noise."""
+        read = from_private_data(self.private_statistics)
         return [
             *(f"With the group sizes of this run. {sentence}" for sentence in _sentences(self.arms)),
             *(f"With the group sizes the planner advises. {sentence}" for sentence in _sentences(self.advice)),
+            *([read] if read else []),
         ]
 
 

@@ -16,7 +16,7 @@ from fedsim.errors import InvalidInput
 from fedsim.plan import Plan, plan_from_values
 from fedsim.privacy.accountant import epsilon_bounds
 from fedsim.privacy.bounds import Bounds, shown_above
-from fedsim.privacy.events import Composed, Event
+from fedsim.privacy.events import Composed
 from fedsim.privacy.ledger import merged, read_entries
 from server.run_folder import RunFolder, without_infinities
 
@@ -57,8 +57,8 @@ class FinishedRun:
             hint = f"Reading its config.json said: {error}."
             raise InvalidInput("folder", str(folder), "the folder of a finished run", hint) from None
         plan = plan_from_values(described)  # imports the module of a mechanism of one's own, and so its event's
-        charges: Iterable[Event] = (entry.event for entry in read_entries(run.ledger)) if run.ledger.exists() else ()
-        return cls(name=name, plan=plan, charged=merged(charges), seeds=seeds)
+        charged = merged(entry.event for entry in read_entries(run.ledger))
+        return cls(name=name, plan=plan, charged=charged, seeds=seeds)
 
     @property
     def private(self) -> bool:

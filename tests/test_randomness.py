@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.randomness import stream
+from fedsim.randomness import derived_seed, stream
 
 places = st.lists(st.integers(0, 2**40), max_size=3)
 
@@ -29,3 +29,12 @@ def test_another_argument_gives_another_stream(seed: int, purpose: str, place: l
 def test_secret_bytes_key_a_stream_too() -> None:
     first, second = stream(b"one", "noise", 0).normal(size=4), stream(b"two", "noise", 0).normal(size=4)
     assert not np.array_equal(first, second)
+
+
+def test_derived_seeds_depend_on_number_purpose_and_setting_alone() -> None:
+    begun = [(seed, purpose, setting) for seed in range(20) for purpose in ("noise", "sampling") for setting in "abc"]
+    seeds = [derived_seed(*one) for one in begun]
+    assert seeds == [derived_seed(*one) for one in begun]
+    assert len(set(seeds)) == len(begun)
+    assert all(0 <= seed < 2**62 for seed in seeds)
+    assert max(seeds) > 2**60

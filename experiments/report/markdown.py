@@ -6,7 +6,11 @@ from typing import Any
 
 
 def write_markdown(
-    path: Path, headings: Sequence[str], rows: Sequence[Sequence[str]], outcomes: Sequence[dict[str, Any]], notes: str
+    path: Path,
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    outcomes: Sequence[dict[str, Any]],
+    notes: Sequence[str],
 ) -> None:
     """Write the table of outcomes, the planner's predictions beside them, and what the sweep cost.
 
@@ -15,7 +19,7 @@ def write_markdown(
         headings: Of the table of outcomes.
         rows: Its cells.
         outcomes: Of experiments.report.sweep.outcome.
-        notes: A last paragraph.
+        notes: The last paragraphs.
     """
     predicted = [
         (
@@ -32,7 +36,7 @@ def write_markdown(
         for item in outcomes
     ]
     heads = ("ε", "B", "predicted", "ELS/ULS noise", "observed", "ELS − ULS loss", "ULS G, pred. / obs.", "ELS G")
-    text = [table(headings, rows), table(heads, predicted), notes]
+    text = [table(headings, rows), table(heads, predicted), *notes]
     path.write_text("\n\n".join(text) + "\n", encoding="utf-8")
 
 

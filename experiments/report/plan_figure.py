@@ -44,5 +44,7 @@ def plot_plan(plans: Sequence[Plan], sizes: UserSizes, curves: Sequence[NormCurv
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xlabel("group size G (star: recommended)")
     axes.set_ylabel("predicted noise of the released mean")
+    if sizes.private:
+        axes.set_title("not private: made of users' sizes, without noise", fontsize=9)
     finish(axes)
     return save(figure, path)

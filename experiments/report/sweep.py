@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from experiments.plan import from_private_data
 from experiments.prediction import Prediction
 from experiments.report.markdown import write_markdown
 from experiments.report.page import write_page
@@ -55,7 +56,9 @@ def write_sweep_report(
         },
     )
     table = [_cell_row(cell) for cell in cells]
-    write_markdown(folder / "report.md", HEADINGS, table, outcomes, cost_words)
+    mark = from_private_data(sorted({name for p in predictions.values() for name in p.private_statistics}))
+    predicted = mark and f"The planner's predictions. {mark}"
+    write_markdown(folder / "report.md", HEADINGS, table, outcomes, [*filter(None, [predicted]), cost_words])
     return write_page(
         folder / "report.html",
         "sweep.html",
@@ -66,7 +69,7 @@ def write_sweep_report(
         pretrained=f"{pretrained:.4f}",
         outcomes=outcomes,
         cost=cost_words,
-        private_statistics=sorted({name for p in predictions.values() for name in p.private_statistics}),
+        predicted=predicted,
         failures=failures,
     )
 

@@ -4,6 +4,12 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from mock_sweep import FakeTraining
+
+import fedsim.engine.local
+import fedsim.resources
+import server.app
+from experiments.sweep.command import Sweep
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -16,3 +22,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ["FEDSIM_CACHE"]
     else:
         os.environ["FEDSIM_CACHE"] = before
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> FakeTraining:
+    """Sweeps train nothing, and predict nothing."""
+    fake = FakeTraining()
+    monkeypatch.setattr(server.app, "train", fake)
+    monkeypatch.setattr(fedsim.engine.local, "LocalGrid", lambda *_, **__: None)
+    monkeypatch.setattr(fedsim.resources, "open_resources", lambda *_, **__: None)
+    monkeypatch.setattr(Sweep, "_predict", lambda *_: {})
+    return fake

@@ -1,6 +1,8 @@
 """The audit from the command line: of a plan, and of a finished run with its model."""
 
+import html
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,16 +33,81 @@ def test_a_plan_is_audited_without_data(tmp_path: Path, capsys: pytest.CaptureFi
     assert "passed" in capsys.readouterr().out
 
 
-def test_a_run_carries_its_audit(tmp_path: Path) -> None:
+ATTACKS = ["--trials", "40", "--canaries", "64", "--seed", "4"]
+MARK = "not private: computed from training users without noise"
+
+
+def texts_of(folder: Path) -> dict[str, str]:
+    """What is written in a folder, models and figures apart."""
+    kinds = {".json", ".jsonl", ".html", ".md"}
+    paths = [path for path in folder.rglob("*") if path.suffix in kinds and path.parent == folder]
+    return {path.name: path.read_text(encoding="utf-8") for path in paths}
+
+
+def test_a_run_carries_what_canaries_found_and_what_its_users_showed_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
     assert main(["train", *RUN, "--plan.mechanism", "adaptive-noise", "--output", str(folder)]) == 0
     assert "audit" not in json.loads((folder / "privacy.json").read_text(encoding="utf-8"))
-    arguments = ["--trials", "40", "--canaries", "64", "--repetitions", "20", "--seed", "4"]
-    assert main(["audit", "--run-folder", str(folder), *arguments]) == 0
+    capsys.readouterr()
+    assert main(["audit", "--run-folder", str(folder), *ATTACKS, "--repetitions", "20"]) == 0
     audit = json.loads((folder / "privacy.json").read_text(encoding="utf-8"))["audit"]
     assert len(audit["white_box"]) == 3
-    assert [finding["kind"] for finding in audit["black_box"]] == ["evidence", "evidence"]
-    assert "no proof" in (folder / "report.html").read_text(encoding="utf-8")
+    assert "black_box" not in audit
+    users = json.loads((folder / "audit_not_private.json").read_text(encoding="utf-8"))
+    assert users["private"] is False
+    assert [(finding["kind"], finding["private"]) for finding in users["black_box"]] == [("evidence", False)] * 2
+    inference, repeated = (finding["in_words"] for finding in users["black_box"])
+    assert MARK in inference
+    assert "not private: it trained again" in repeated
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "no proof" in page
+    guaranteed, _, apart = page.partition("<h2>Not private</h2>")
+    assert "User inference" not in guaranteed
+    assert "audit_not_private.json" in apart
+    assert inference in html.unescape(apart)
+    printed = capsys.readouterr().out
+    assert inference in printed
+    assert "each canary 20 times (not private: it trains on the private users once more, which no ledger" in printed
+    assert "User inference" not in "".join(
+        text for name, text in texts_of(folder).items() if name not in ("audit_not_private.json", "report.html")
+    )
+
+
+def test_nothing_of_its_users_is_written_into_a_folder_to_be_released(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    seeds = RUN.index("--sampling-seed")
+    unseeded = RUN[:seeds] + RUN[seeds + 4 :]
+    assert main(["train", *unseeded, "--release", "--output", str(folder)]) == 0
+    inside = ["--not-private-output", str(folder / "model" / "found.json")]
+    assert main(["audit", "--run-folder", str(folder), *ATTACKS, *inside]) == 2
+    assert "not-private-output" in capsys.readouterr().err
+    assert main(["audit", "--run-folder", str(folder), *ATTACKS]) == 0
+    printed = capsys.readouterr().out
+    assert "audit" in json.loads((folder / "privacy.json").read_text(encoding="utf-8"))
+    for name, text in texts_of(folder).items():
+        for word in ("black_box", "User inference", "AUC 0", "<h2>Not private</h2>"):
+            assert word not in text, name
+    beside = json.loads((tmp_path / "run_audit_not_private.json").read_text(encoding="utf-8"))
+    assert beside["private"] is False
+    assert MARK in beside["black_box"][0]["in_words"]
+    assert f"{tmp_path / 'run_audit_not_private.json'}: not private" in printed
+
+
+def test_what_an_earlier_version_wrote_into_the_statement_is_shown_as_not_private(tmp_path: Path) -> None:
+    written = Path(__file__).parent / "runs_of_version_0_1" / "uls-quantile"
+    folder = Path(shutil.copytree(written, tmp_path / "run"))
+    statement = json.loads((folder / "privacy.json").read_text(encoding="utf-8"))
+    found = {"white_box": [], "black_box": [{"in_words": "User inference by loss: AUC 0.9"}]}
+    (folder / "privacy.json").write_text(json.dumps(statement | {"audit": found}), encoding="utf-8")
+    assert main(["report", str(folder)]) == 0
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    guaranteed, _, apart = page.partition("<h2>Not private</h2>")
+    assert "AUC 0.9" not in guaranteed
+    assert "audit (privacy.json): User inference by loss: AUC 0.9" in apart
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

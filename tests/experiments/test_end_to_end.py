@@ -1,5 +1,6 @@
 """The command line end to end, on a slice of the docstrings with a very small model."""
 
+import html
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from scipy.stats import binom
 from small_flags import LOCAL, SMALL
 
 from experiments.run import main
+from fedsim.privacy.accountant import epsilon_bounds
+from fedsim.privacy.ledger import merged, read_entries
 
 
 def read(path: Path) -> Any:
@@ -71,6 +74,30 @@ def test_a_comparison_leaves_a_folder_for_each_arm(comparison: Path) -> None:
     }  # fmt: skip
     assert all(needed <= set(arm) for arm in arms)
     assert arms[0]["test_loss_before"] == arms[1]["test_loss_before"]
+
+
+def test_releasing_all_arms_costs_the_composition_of_their_ledgers(comparison: Path) -> None:
+    together = read(comparison / "comparison.json")["released_together"]
+    both = merged(entry.event for arm in ("uls", "els") for entry in read_entries(comparison / arm / "ledger.jsonl"))
+    bounds = epsilon_bounds(both, 1e-3)
+    assert together["epsilon"] == {"upper": bounds.upper, "lower": bounds.lower}
+    assert bounds.upper > 6
+    assert together["unclaimed"] is None
+    page = html.unescape((comparison / "report.html").read_text(encoding="utf-8"))
+    assert together["in_words"] in page
+    assert "none of their models may be released" in together["in_words"], "the seeds were given"
+    for arm in ("uls", "els"):
+        words = read(comparison / arm / "privacy.json")["in_words"]
+        assert "The models of this run alone are user-level differentially private" in words
+        assert "what all of them cost together is more than this ε" in words
+    seeds = [read(comparison / arm / "config.json")["config"][f"{kind}-seed"]
+             for arm in ("uls", "els") for kind in ("sampling", "noise")]  # fmt: skip
+    assert len(set(seeds)) == 4
+
+
+def test_the_planners_word_in_a_comparison_is_marked(comparison: Path) -> None:
+    mark = "Not private: computed from the data to be protected, without noise: number of training users"
+    assert mark in html.unescape((comparison / "report.html").read_text(encoding="utf-8"))
 
 
 def test_the_statement_agrees_with_an_independent_accountant(comparison: Path) -> None:

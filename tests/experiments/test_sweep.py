@@ -1,7 +1,5 @@
 """Sweeps: their points, resuming, failures, the choice of settings, and the report."""
 
-import dataclasses
-import itertools
 import json
 import math
 import os
@@ -14,23 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mock_sweep import FakeTraining, point, small_sweep
 
-import fedsim.engine.local
-import fedsim.resources
-import server.app
 from experiments.prediction import predict
-from experiments.report.sweep import cost_in_words, outcome
+from experiments.report.sweep import outcome
 from experiments.run import main
-from experiments.sweep.command import Sweep
 from experiments.sweep.points import Point, SweepConfig, points_of
-from experiments.sweep.results import cells_of, collect, cost_of_sweep, half_width, lead
-from fedsim.config import EngineConfig, NoiseConfig, PlanConfig, RunConfig, to_flat
+from experiments.sweep.results import cells_of, half_width, lead
+from fedsim.config import PlanConfig, RunConfig
 from fedsim.errors import InvalidInput
-from fedsim.plan import UserSizes
-from fedsim.privacy.accountant import epsilon_bounds
-from fedsim.privacy.events import PoissonSubsampledGaussian, Repeated
-from fedsim.privacy.ledger import Ledger, LedgerDamaged
-from server.run_folder import write_json
 
 SMALL = [
     "--data.packages", "numpy",
@@ -46,78 +36,6 @@ SMALL = [
     "--evaluation.max-rows", "20",
     "--evaluation.test-rows", "20",
 ]  # fmt: skip
-
-
-def point(**changes: Any) -> Point:
-    values: dict[str, Any] = {
-        "arm": "uls",
-        "epsilon": 8.0,
-        "gradients_per_round": 64,
-        "group_size": 2,
-        "learning_rate": 0.001,
-        "clip_norm": 1.0,
-        "seed": 0,
-    }
-    return Point(**(values | changes))
-
-
-class FakeTraining:
-    """Stands in for server.app.train: leaves a run folder in no time, and fails or is interrupted where told."""
-
-    def __init__(self) -> None:
-        self.trained: list[str] = []
-        self.failing: set[str] = set()
-        self.interrupted: set[str] = set()
-
-    def __call__(self, grid: Any, config: RunConfig) -> dict[str, Any]:
-        folder = Path(str(config.output))
-        name = folder.name.removesuffix(".partial")
-        assert not (folder / "leftover").exists()
-        if name in self.interrupted:
-            (folder / "leftover").touch()
-            raise KeyboardInterrupt
-        if name in self.failing:
-            raise ValueError("no luck")
-        self.trained.append(name)
-        seed = json.loads((folder / "point.json").read_text())["seed"]
-        loss = 3.0 + 0.1 * (config.plan.algorithm == "els") + 0.01 * seed
-        plan = config.plan.draft(UserSizes.of_quantiles(10_000, {0.5: 4}))
-        if config.plan.noise_multiplier == 0:
-            plan = dataclasses.replace(plan, noise_multiplier=0.0)
-        write_json(folder / "config.json", {"config": to_flat(config), "plan": plan.to_values()})
-        (folder / "metrics.jsonl").write_text(json.dumps({"loss": loss + 0.001 * config.plan.group_size}) + "\n")
-        with Ledger.open(folder / "ledger.jsonl") as ledger:
-            if plan.noise_multiplier > 0:
-                ledger.charge(PoissonSubsampledGaussian(sampling_probability=0.1, noise_multiplier=2.0), round=0)
-        summary = {
-            "test_loss_before": 4.0,
-            "test_loss_after": loss,
-            "test_accuracy_after": 0.2,
-            "epsilon": config.plan.epsilon if config.plan.epsilon < math.inf else None,
-            "noise_multiplier": 1.0,
-            "seconds": 0.1,
-        }
-        write_json(folder / "summary.json", summary)
-        return summary
-
-
-@pytest.fixture
-def training(monkeypatch: pytest.MonkeyPatch) -> FakeTraining:
-    fake = FakeTraining()
-    monkeypatch.setattr(server.app, "train", fake)
-    monkeypatch.setattr(fedsim.engine.local, "LocalGrid", lambda *_, **__: None)
-    monkeypatch.setattr(fedsim.resources, "open_resources", lambda *_, **__: None)
-    monkeypatch.setattr(Sweep, "_predict", lambda *_: {})
-    return fake
-
-
-def small_sweep(output: Path, **changes: Any) -> Sweep:
-    values: dict[str, Any] = {
-        "sweep": SweepConfig(epsilons=(2.0, 8.0), uls_group_sizes=(1, 2), els_group_sizes=(4,), seeds=2),
-        "engine": EngineConfig(kind="local"),
-        "output": str(output),
-    }
-    return Sweep(**(values | changes))
 
 
 def test_points_are_all_combinations_seed_by_seed() -> None:
@@ -262,10 +180,12 @@ def test_prediction_beside_outcome() -> None:
     assert prediction.arms[0].plans["uls"].group_size == 1
     assert prediction.arms[1].plans["uls"].group_size == 8
     assert prediction.arms[1].winner == "uls"
-    assert len(json.loads(json.dumps(prediction.to_json()))["in_words"]) == 4
+    *sentences, mark = json.loads(json.dumps(prediction.to_json()))["in_words"]
+    assert len(sentences) == 4
+    assert mark.startswith("Not private: computed from the data to be protected, without noise: number of training")
     fixed = predict(config, users([8] * 1000), {"uls": 1, "els": 8}).in_words()
     assert fixed[0].startswith("With the group sizes of this run. However alike")
-    assert len(fixed) == 3  # with one example of each user it makes no difference how alike a user's gradients are
+    assert len(fixed) == 3 + 1  # with one example of each user it makes no difference how alike a user's gradients are
 
     rows = [
         row(arm, 8, seed, loss, loss + 0.001 * seed) | {"epsilon": 1.0, "gradients_per_round": 256}
@@ -277,101 +197,6 @@ def test_prediction_beside_outcome() -> None:
     assert found["observed_winner"] == "els"
     assert found["agrees"] is False
     assert outcome(cells_of(rows[:3]), (1.0, 256), prediction) is None
-
-
-def seeds_of(points: list[Point], common: RunConfig, folder: Path) -> dict[str, tuple[int | None, int | None]]:
-    configs = {point.name: point.config(common, folder / point.name) for point in points}
-    return {name: (run.sampling_seed, run.noise_seed) for name, run in configs.items()}
-
-
-def test_no_two_points_share_a_seed_and_each_keeps_its_own_when_the_sweep_grows(tmp_path: Path) -> None:
-    small = SweepConfig(epsilons=(2.0, 8.0), seeds=2)
-    large = SweepConfig(
-        epsilons=(1.0, 2.0, 8.0),
-        compute=(64, RunConfig().plan.gradients_per_round),
-        uls_group_sizes=(1, 2),
-        els_group_sizes=(4, 8),
-        learning_rates=(1e-4, RunConfig().optimizer.learning_rate),
-        clip_norms=(0.5, RunConfig().plan.clip_norm),
-        seeds=3,
-    )
-    some = seeds_of(points_of(small, RunConfig()), RunConfig(), tmp_path)
-    all_ = seeds_of(points_of(large, RunConfig()), RunConfig(), tmp_path / "elsewhere")
-    assert some.items() <= all_.items()
-    drawn = list(itertools.chain.from_iterable(all_.values()))
-    assert len(set(drawn)) == 2 * len(all_) == 2 * len(points_of(large, RunConfig()))
-    assert all(0 <= seed < 2**62 for seed in drawn)
-    elsewhere = RunConfig(engine=EngineConfig(workers=7))
-    assert seeds_of(points_of(small, elsewhere), elsewhere, tmp_path) == some, "where it is computed decides nothing"
-    for other in (RunConfig(sampling_seed=1, noise_seed=1), RunConfig(plan=PlanConfig(rounds=3))):
-        assert not set(itertools.chain(*seeds_of(points_of(small, other), other, tmp_path).values())) & set(drawn)
-
-
-def test_secure_noise_of_a_point_has_no_seed(tmp_path: Path) -> None:
-    common = RunConfig(noise=NoiseConfig(secure=True))
-    run = point().config(common, tmp_path)
-    assert run.noise_seed is None
-    assert run.sampling_seed == point().config(common, tmp_path / "again").sampling_seed is not None
-
-
-def test_the_cost_of_a_sweep_is_that_of_all_its_private_points_and_says_what_it_leaves_out(
-    training: FakeTraining, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    small_sweep(tmp_path).run()
-    cost = cost_of_sweep(tmp_path, collect(tmp_path))
-    assert cost is not None
-    step = PoissonSubsampledGaussian(sampling_probability=0.1, noise_multiplier=2.0)
-    assert cost.epsilon is not None
-    assert cost.epsilon.upper == pytest.approx(epsilon_bounds(Repeated(event=step, count=12), 1e-5).upper, rel=0.01)
-    words = cost_in_words(cost, free=2)
-    for said in (
-        "12 private points", f"models of these 12 points together are {cost.guarantee}", "2 points were trained",
-        "ε = ∞", "has no finite ε for the choice", "validation users", "measured without noise",
-        "none of their models may be released",
-    ):  # fmt: skip
-        assert said in words
-    results = json.loads((tmp_path / "results.json").read_text())["privacy_cost"]
-    assert results["in_words"] == words
-    assert (results["private_points"], results["points_without_privacy"]) == (12, 2)
-    assert words in capsys.readouterr().out
-    for name in ("report.md", "report.html"):
-        assert words in (tmp_path / name).read_text(encoding="utf-8")
-    assert "without privacy" not in cost_in_words(cost, free=0)
-    assert "private points" not in cost_in_words(None, free=2)
-
-
-def test_points_of_an_earlier_grid_in_the_folder_count(training: FakeTraining, tmp_path: Path) -> None:
-    small_sweep(tmp_path).run()
-    smaller = SweepConfig(epsilons=(2.0,), uls_group_sizes=(1,), els_group_sizes=(4,), seeds=1)
-    assert small_sweep(tmp_path, sweep=smaller).run() == 0
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert len(results["points"]) == 3
-    assert results["privacy_cost"]["private_points"] == 12
-
-
-@pytest.mark.parametrize("kind", ["sampling", "noise"])
-def test_points_that_share_a_seed_are_not_composed(training: FakeTraining, tmp_path: Path, kind: str) -> None:
-    """As the points of version 0.1 did: all with the same number had the same seeds."""
-    small_sweep(tmp_path).run()
-    for path in tmp_path.glob("*/config.json"):
-        written = json.loads(path.read_text())
-        written["config"][f"{kind}-seed"] = json.loads((path.parent / "point.json").read_text())["seed"]
-        write_json(path, written)
-    assert small_sweep(tmp_path).run() == 0
-    results = json.loads((tmp_path / "results.json").read_text())["privacy_cost"]
-    assert results["epsilon"] is None
-    assert f"share their {kind} seeds" in results["unclaimed"]
-    assert "is not stated" in results["in_words"]
-    assert "together are" not in (tmp_path / "report.html").read_text(encoding="utf-8")
-
-
-def test_no_cost_is_claimed_from_a_ledger_that_was_changed(training: FakeTraining, tmp_path: Path) -> None:
-    small_sweep(tmp_path).run()
-    (private, *_) = [row for row in collect(tmp_path) if row["arm"] == "uls"]
-    path = tmp_path / private["point"] / "ledger.jsonl"
-    path.write_text(path.read_text().replace('"noise_multiplier": 2.0', '"noise_multiplier": 9.0'))
-    with pytest.raises(LedgerDamaged):
-        cost_of_sweep(tmp_path, [private])
 
 
 def finished_points(folder: Path) -> dict[Path, int]:
@@ -400,5 +225,7 @@ def test_killed_and_resumed_for_real(tmp_path: Path) -> None:
     assert all(path.stat().st_mtime_ns == written for path, written in finished.items())
     results = json.loads((tmp_path / "results.json").read_text())
     assert len(results["points"]) == 9
+    assert (results["privacy_cost"]["private_points"], results["privacy_cost"]["unclaimed"]) == (6, None)
+    assert results["privacy_cost"]["epsilon"] > 50
     assert results["planner"][0]["predicted_winner"] in {"uls", "els", "level"}
     assert not list(tmp_path.glob("*/model"))

@@ -10,6 +10,7 @@ from small_runs import trained
 from experiments.run import main
 from fedsim.config import NoiseConfig, RunConfig
 from fedsim.errors import InvalidInput
+from fedsim.resources import open_resources
 from fedsim.statement import ALWAYS_NOT_COVERED
 
 RELEASE = ["train", "--release"]
@@ -58,6 +59,19 @@ def test_a_released_run_keeps_metrics_of_training_users_to_itself(small_run, tmp
     assert json.loads((tmp_path / "summary.json").read_text())["alarms"] == []
     statement = json.loads((tmp_path / "privacy.json").read_text())
     assert not any("Reproducible noise" in sentence for sentence in statement["not_covered"])
+
+
+def test_a_finished_run_holds_no_fingerprint_of_its_data(small_run, tmp_path: Path, capsys) -> None:
+    """It is a function of all users without noise: whoever knows all but one could try out who that one is."""
+    config = released(small_run(tmp_path))
+    trained(config)
+    fingerprint = open_resources(config).store.fingerprint
+    assert main(["report", str(tmp_path)]) == 0
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or fingerprint.encode() not in path.read_bytes(), path
+    before = (tmp_path / "summary.json").read_bytes()
+    assert main(["train", "--resume", str(tmp_path)]) == 0  # finished: shown again
+    assert (tmp_path / "summary.json").read_bytes() == before
 
 
 def test_metrics_of_training_users_are_marked_wherever_they_are_written(small_run, tmp_path: Path, capsys) -> None:
