@@ -174,8 +174,8 @@ def _sharing(runs: tuple[FinishedRun, ...]) -> str:
         names = [run.name for run in runs if kind in run.seeds and counts[run.seeds[kind]] > 1]
         if names:
             return (
-                f"{_listed(names)} share their {kind} seeds with each other, so that they are not independent, and no "
-                "composition of their ε is known to hold"
+                f"{_listed(names)} each share the {kind} seed of another of these runs, so that they are not "
+                "independent, and no composition of their ε is known to hold"
             )
     return ""
 

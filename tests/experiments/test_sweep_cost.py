@@ -98,7 +98,7 @@ def test_points_that_share_a_seed_are_not_composed(training: FakeTraining, tmp_p
     assert small_sweep(tmp_path).run() == 0
     results = json.loads((tmp_path / "results.json").read_text())["privacy_cost"]
     assert results["epsilon"] is None
-    assert f"share their {kind} seeds" in results["unclaimed"]
+    assert f"each share the {kind} seed of another" in results["unclaimed"]
     assert "is not stated" in results["in_words"]
     assert "together are" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 

@@ -51,7 +51,7 @@ def test_runs_that_share_a_seed_are_not_composed(kind: str, seed: int) -> None:
     runs = [run(name, **{kind: seed, own: place}) for place, name in enumerate(("one", "two"), start=10)]
     together = Together.of([*runs, run("three", sampling=1, noise=1), run("four")])
     assert together.epsilon is None
-    assert together.unclaimed.startswith(f"one and two share their {kind} seeds")
+    assert together.unclaimed.startswith(f"one and two each share the {kind} seed of another")
     assert together.to_json()["epsilon"] == {"upper": None, "lower": None}
     assert "No ε is stated for releasing all 4 models" in together.in_words()
     with pytest.raises(ValueError, match="nothing is claimed"):
