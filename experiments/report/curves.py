@@ -38,7 +38,8 @@ def plot_loss(curves: Curves, against: str, label: str, path: Path, *, after_tra
     starts = [lines[0]["loss"] for lines in curves.values() if lines]
     if starts:
         axes.axhline(starts[0], color=GREY, linestyle="--", linewidth=1, label="pre-trained")
-    axes.set_xlim(left=0)
+    places = [line[against] for lines in curves.values() for line in lines]
+    axes.set_xlim(0, 1.05 * max(places, default=0) or 1)  # room for the last marker
     axes.set_xlabel(label)
     axes.set_ylabel("loss on held-out users (nats)")
     finish(axes)

@@ -23,6 +23,9 @@ from fedsim.errors import InvalidInput
 from fedsim.plan import ALGORITHMS
 from server.app import new_output_folder
 from server.run_folder import RunFolder, write_json
+from server.training import Stopped
+
+HOW_TO_GO_ON = "go on with the same command: points that are finished are not run again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,11 @@ class Sweep(RunConfig):
         for point in points:
             point.config(common, folder)  # a value that is not allowed is found before anything runs
         self._claim(folder)
-        failures = self._run_points(points, common, folder)
+        try:
+            failures = self._run_points(points, common, folder)
+        except Stopped as stopped:
+            print(f"stopped after a round of {Path(stopped.folder).stem}; {HOW_TO_GO_ON}", file=sys.stderr)
+            return stopped.exit_code
         finished = collect(folder)
         rows = [row for row in finished if row["point"] in {point.name for point in points}]
         if not rows:

@@ -13,6 +13,7 @@ from experiments.simulation import CLIENT_APP
 from experiments.sweep.points import Point
 from fedsim.config import RunConfig, to_flat
 from server.run_folder import RunFolder, write_json
+from server.training import Stopped
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,15 @@ def run_point(point: Point, common: RunConfig, folder: Path, keep_model: bool) -
 
 
 def attempt(point: Point, common: RunConfig, folder: Path, keep_model: bool) -> Finished:
-    """run_point, with a failure kept as text: one failing point does not lose the others."""
+    """run_point, with a failure kept as text: one failing point does not lose the others.
+
+    Raises:
+        Stopped: When a signal asked to: no point is begun after that.
+    """
     try:
         run_point(point, common, folder, keep_model)
+    except Stopped:
+        raise
     except Exception:
         return Finished(point, traceback.format_exc())
     return Finished(point, None)

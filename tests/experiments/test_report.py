@@ -43,6 +43,7 @@ def test_the_line_against_epsilon_does_not_hide_what_the_first_rounds_cost(figur
     assert list(line.get_xdata()) == [3.0, 3.6]
     assert pretrained.get_ydata()[0] == 4.0
     assert axes.get_xlim()[0] == 0
+    assert axes.get_xlim()[1] > 3.6, "the last marker is whole"
     line, _ = figures["loss_against_compute.png"].axes[0].get_lines()
     assert list(line.get_xdata()) == [0, 256, 512]
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from mock_sweep import FakeTraining, point, small_sweep
 
+import server.app
 from experiments.prediction import predict
 from experiments.report.sweep import outcome
 from experiments.run import main
@@ -21,6 +22,7 @@ from experiments.sweep.points import Point, SweepConfig, points_of
 from experiments.sweep.results import cells_of, half_width, lead
 from fedsim.config import PlanConfig, RunConfig
 from fedsim.errors import InvalidInput
+from server.training import Stopped
 
 SMALL = [
     "--data.packages", "numpy",
@@ -108,6 +110,22 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(training: FakeTraining, t
     assert small_sweep(tmp_path).run() == 0
     assert len(training.trained) == len(set(training.trained)) == 14
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_sweep_that_is_asked_to_stop_begins_no_other_point(
+    training: FakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(grid: Any, config: RunConfig) -> None:
+        raise Stopped(signal.SIGTERM, 1, str(config.output))
+
+    monkeypatch.setattr(server.app, "train", stopped)
+    assert small_sweep(tmp_path).run() == 128 + signal.SIGTERM
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "stopped" in line]
+    assert "go on with the same command" in said
+    assert not (tmp_path / "failures").exists()
+    monkeypatch.setattr(server.app, "train", training)
+    assert small_sweep(tmp_path).run() == 0
+    assert len(training.trained) == 14
 
 
 def test_a_folder_of_other_settings_is_refused_and_a_larger_grid_is_not(
