@@ -10,6 +10,7 @@ from rich.table import Table
 
 from fedsim.cache import default_cache
 from fedsim.data.config import DataConfig
+from fedsim.data.doubts import in_words
 from fedsim.data.ingest import build_store, open_or_build
 from fedsim.data.sources import Progress, public_texts
 from fedsim.data.store import SPLITS, UserStore
@@ -91,3 +92,5 @@ def _print_summary(store: UserStore) -> None:
         console.print(
             f"Left out: {entry['count']:,} × {reason} (first: {first})", soft_wrap=True, markup=False, highlight=False
         )
+    for doubt in in_words(manifest):
+        console.print(f"Look at this: {doubt}", soft_wrap=True, markup=False, highlight=False)

@@ -1,5 +1,6 @@
 """The Flower ServerApp: the same on RayGrid, LocalGrid and under `flwr run`."""
 
+import logging
 import time
 from datetime import datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedsim.config import RunConfig, from_flat, to_flat
+from fedsim.data.doubts import undeclared_owners
 from fedsim.gradients import ParameterLayout
 from fedsim.models.export import export
 from fedsim.models.unchanged import unchanged_parameters
@@ -28,6 +30,8 @@ from server.optimizer import ServerOptimizer
 from server.round import Budget, Release, Round
 from server.run_folder import RunFolder, without_infinities, write_json
 from server.training import Job, Outcome, Training
+
+logger = logging.getLogger(__name__)
 
 app = ServerApp()
 
@@ -69,6 +73,8 @@ def train(grid: Grid, config: RunConfig) -> dict[str, Any]:
         folder.remove_unfinished()
         return folder.read_summary()
     resources = open_resources(config)
+    for doubt in undeclared_owners(resources.store.manifest):
+        logger.warning("%s", doubt)
     plan, identity = (_begin if config.resume is None else _resumed)(folder, config, resources)
     model, layout = resources.loaded.model, ParameterLayout.of(resources.loaded.model)
     latest = None if config.resume is None else read_latest(folder.checkpoints)

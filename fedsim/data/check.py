@@ -1,17 +1,26 @@
 """Which records are good enough to train on, and why the others are not."""
 
-import math
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fedsim.data.records import BadRows, Malformed, Records
+from fedsim.data.records import BadRecord, BadRows, Malformed, Records
+from fedsim.data.user_ids import canonical_id
 
 Render = Callable[[list[dict[str, str]]], tuple[str, str]]
 """A conversation as (what is read, what is to be predicted)."""
 
+OWNERS_UNREAD = "owners that cannot be read (not a list of ids, nor a JSON list as text; see data.owners-separator)"
+
 
 def good_records(
-    part: Sequence[Records], columns: Mapping[str, str], render: Render, bad: BadRows
+    part: Sequence[Records],
+    columns: Mapping[str, str],
+    render: Render,
+    bad: BadRows,
+    *,
+    normalised: bool = False,
+    owners_separator: str | None = None,
 ) -> dict[str, list[str]]:
     """The good records of a part.
 
@@ -20,9 +29,12 @@ def good_records(
         columns: The column of each role ("user", "text" or "messages", …).
         render: Turns a conversation into text.
         bad: Counts those left out.
+        normalised: See `canonical_id`.
+        owners_separator: What stands between the owners where they are text; without one a text must be a JSON list.
 
     Returns:
-        For each of the roles "user", "text", and where the data has them "prompt" and "label", one string a record.
+        For each of the roles "user", "text", and where the data has them "prompt" and "label", one string a record;
+        users and labels as `canonical_id` writes them.
     """
     roles = [role for role in columns if role not in ("owners", "messages")]
     if "messages" in columns:
@@ -30,27 +42,33 @@ def good_records(
     good: dict[str, list[str]] = {role: [] for role in roles}
     for records in part:
         values = {role: records.columns[column] for role, column in columns.items()}
-        if values.keys() <= {"user", "text"} and _all_good(values["user"], values["text"]):
-            good["user"] += map(str, values["user"])
+        if values.keys() <= {"user", "text"} and (names := _all_good(values["user"], values["text"], normalised)):
+            good["user"] += map(names.__getitem__, values["user"])
             good["text"] += values["text"]
             continue
         for place, row in enumerate(zip(*values.values(), strict=True)):
             try:
-                record = _check(dict(zip(values, row, strict=True)), render)
-            except _Bad as reason:
-                bad.add(str(reason), f"{records.origin}:{records.first + place}")
+                record = _check(dict(zip(values, row, strict=True)), render, normalised, owners_separator)
+            except BadRecord as reason:
+                bad.add(str(reason), records.position(place))
                 continue
             for role in roles:
                 good[role].append(record[role])
     return good
 
 
-def _all_good(users: Sequence[Any], texts: Sequence[Any]) -> bool:
-    """Whether every record passes `_check`: no loop in Python for the data that most people have."""
+def _all_good(users: Sequence[Any], texts: Sequence[Any], normalised: bool) -> dict[Any, str] | None:
+    """The id of each user where every record is good: no loop over records for the data that most people have."""
     kinds = set(map(type, users))
-    if not (kinds <= {int} or (kinds <= {str} and all(map(str.strip, users)) and _is_unicode(users))):
-        return False
-    return set(map(type, texts)) <= {str} and all(map(str.strip, texts)) and _is_unicode(texts)
+    if not (kinds <= {int} or kinds <= {str}) or not set(map(type, texts)) <= {str}:
+        return None
+    if not (all(map(str.strip, texts)) and _is_unicode(texts)):
+        return None
+    try:
+        names = {user: canonical_id(user, normalised=normalised) for user in set(users)}
+    except BadRecord:
+        return None
+    return names if _is_unicode(list(names.values())) else None
 
 
 def _is_unicode(values: Sequence[str]) -> bool:
@@ -64,56 +82,65 @@ def _is_unicode(values: Sequence[str]) -> bool:
     return True
 
 
-class _Bad(Exception):
-    """Why a record is left out."""
+def _check(record: dict[str, Any], render: Render, normalised: bool, owners_separator: str | None) -> dict[str, str]:
+    """A record's strings by role.
 
-
-def _check(record: dict[str, Any], render: Render) -> dict[str, str]:
+    Raises:
+        BadRecord: Why it is left out.
+    """
     if whole := next((value for value in record.values() if isinstance(value, Malformed)), None):
-        raise _Bad(whole.reason)
+        raise BadRecord(whole.reason)
     owners = record.pop("owners", None)
-    if owners is not None and len(set(owners if isinstance(owners, list) else [owners])) > 1:
-        raise _Bad("several owners")
-    good = {"user": _name(record.pop("user"), "user")}
+    good = {"user": canonical_id(record.pop("user"), normalised=normalised)}
+    if owners is not None:
+        named = {canonical_id(owner, "owner", normalised=normalised) for owner in _listed(owners, owners_separator)}
+        if len(named) > 1:
+            raise BadRecord("several owners")
+        if named != {good["user"]}:
+            # A text that is no list may name several people ("u0;u1"), unless it is the user's own id.
+            unread = owners_separator is None and named == {owners if isinstance(owners, str) else None}
+            raise BadRecord(OWNERS_UNREAD if unread else "owners without the user")
     if "label" in record:
-        good["label"] = _name(record.pop("label"), "label")
+        good["label"] = canonical_id(record.pop("label"), "label")
     if "messages" in record:
         good["prompt"], good["text"] = render(_messages(record.pop("messages")))
     for role, value in record.items():
         if value is None and role == "prompt":
             value = ""
         if value is None:
-            raise _Bad(f"missing {role}")
+            raise BadRecord(f"missing {role}")
         if not isinstance(value, str):
-            raise _Bad(f"{role} of the wrong type ({type(value).__name__})")
+            raise BadRecord(f"{role} of the wrong type ({type(value).__name__})")
         good[role] = value
     if not good["text"].strip():
-        raise _Bad("empty text")
+        raise BadRecord("empty text")
     if not _is_unicode(list(good.values())):
-        raise _Bad("invalid UTF-8")
+        raise BadRecord("invalid UTF-8")
     return good
 
 
-def _name(value: Any, role: str) -> str:
-    """A user or label as a string; whole numbers are written alike whether stored as integer or float."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        raise _Bad(f"missing {role}")
-    if isinstance(value, str):
-        if not value or value.isspace():
-            raise _Bad(f"missing {role}")
-        return value
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _Bad(f"{role} of the wrong type ({type(value).__name__})")
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+def _listed(owners: Any, separator: str | None) -> list[Any]:
+    """The owners one by one, from a list, a JSON list as text, text with separators, or an id alone."""
+    if isinstance(owners, str) and separator is not None:
+        return [part.strip() for part in owners.split(separator) if part.strip()]
+    if isinstance(owners, str) and owners.lstrip().startswith("["):
+        try:
+            owners = json.loads(owners)
+        except (ValueError, RecursionError):
+            raise BadRecord(OWNERS_UNREAD) from None
+    listed = list(owners) if isinstance(owners, list | tuple) else [owners]
+    if any(isinstance(owner, list | tuple | dict | bool) for owner in listed):
+        raise BadRecord(OWNERS_UNREAD)
+    return listed
 
 
 def _messages(value: Any) -> list[dict[str, str]]:
     if value is None or value == []:
-        raise _Bad("missing messages")
+        raise BadRecord("missing messages")
     fits = isinstance(value, list) and all(
         isinstance(item, dict) and isinstance(item.get("role"), str) and isinstance(item.get("content"), str)
         for item in value
     )
     if not fits:
-        raise _Bad("messages of the wrong type")
+        raise BadRecord("messages of the wrong type")
     return list(value)

@@ -10,6 +10,8 @@ from fedsim.validation import require_at_least
 Source = Literal["docstrings", "files", "hub", "store"]
 Recipe = Literal["stackoverflow", "cc-news", "enron"]
 LongTexts = Literal["split", "truncate", "pack"]
+UserIds = Literal["as-is", "normalised"]
+Quotes = Literal["double", "none"]
 
 MEMORY_LIMIT = re.compile(r"\d+(\.\d+)?\s*(KB|MB|GB|KiB|MiB|GiB)", re.IGNORECASE)
 
@@ -38,8 +40,17 @@ class DataConfig:
     chat template; only the last message counts in the loss when the assistant wrote it."""
     label_column: str | None = None
     """Column with the class, for classification (strings or whole numbers)."""
+    user_ids: UserIds = "as-is"
+    """as-is: ids are compared letter by letter (7, 7.0 and "7" are one all the same). normalised: ids that differ only
+    by blanks or invisible characters at their ends, or by how accented letters are composed, are one user."""
     owners_column: str | None = None
-    """Column that lists all owners of an example; examples with more than one are dropped as bad rows."""
+    """Column that lists all owners of an example (a list of ids; in text formats a JSON list); examples with more than
+    one, with another than the user, or with owners that cannot be read are dropped as bad rows."""
+    owners_separator: str | None = None
+    """What stands between the owners where the owners' column is text ("u0;u1")."""
+    quotes: Quotes = "double"
+    """CSV and TSV. double: a field may stand in double quotes, which are doubled within it (RFC 4180). none: a quote
+    is a letter like others, and every line is a record."""
     packages: tuple[str, ...] = ("torch", "transformers", "numpy", "scipy")
     """docstrings: the installed packages whose modules are the users. They are read, not imported."""
     hub_config: str | None = None
@@ -70,12 +81,14 @@ class DataConfig:
     split_seed: int = 0
     """Key of the hash that assigns users to train, validation and test."""
     bad_rows: Literal["skip", "refuse"] = "skip"
-    """Rows without a user, with invalid UTF-8, with empty text or of the wrong type: count and skip, or stop."""
+    """Rows of which it is not certain whose they are (no user, quotes or fields that do not match, owners that cannot
+    be read), with invalid UTF-8, with empty text or of the wrong type: count and skip, or stop."""
     memory_limit: str = "1GB"
     """Memory that grouping by user may take before it spills to disk."""
 
     def __post_init__(self) -> None:
-        for name, values in (("source", Source), ("recipe", Recipe), ("long_texts", LongTexts)):
+        choices = {"source": Source, "recipe": Recipe, "long_texts": LongTexts, "user_ids": UserIds, "quotes": Quotes}
+        for name, values in choices.items():
             value, allowed = getattr(self, name), get_args(values)
             if value not in allowed and not (name == "recipe" and value is None):
                 raise InvalidInput(f"data.{name.replace('_', '-')}", value, "one of " + ", ".join(allowed))
@@ -109,6 +122,13 @@ class DataConfig:
                     raise InvalidInput(flag, getattr(self, name), "left out when data.source is docstrings", hint)
         if self.messages_column and (self.prompt_column or self.text_column):
             raise InvalidInput("data.messages-column", self.messages_column, "given without a text or prompt column")
+        if self.owners_separator is not None and not self.owners_column:
+            hint = "Name the column with --data.owners-column."
+            raise InvalidInput("data.owners-separator", self.owners_separator, "left out without owners", hint)
+        if self.owners_separator == "":
+            raise InvalidInput("data.owners-separator", "", "at least one character")
+        if self.quotes != "double" and self.source != "files":
+            raise InvalidInput("data.quotes", self.quotes, "left out unless data.source is files")
         if self.long_texts == "pack" and (self.prompt_column or self.messages_column or self.label_column):
             raise InvalidInput("data.long-texts", "pack", "split or truncate with prompts, messages or labels")
 

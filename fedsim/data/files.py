@@ -1,33 +1,43 @@
 """Records from JSONL, CSV, TSV and Parquet files, plain or compressed, one file or many."""
 
-import csv
+import codecs
 import glob
 import io
-import json
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fedsim.data.records import FOREIGN, MALFORMED, Records, require_columns
+from fedsim.data.delimited import DelimitedReader
+from fedsim.data.json_lines import LineParser
+from fedsim.data.records import FOREIGN, MALFORMED, Malformed, Records, require_columns
 from fedsim.errors import InvalidInput
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
 FORMATS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
+DELIMITERS = {"csv": ",", "tsv": "\t"}
 RECORDS_AT_ONCE = 4096
 LINES_LOOKED_AT = 64
+FILES_LOOKED_AT = 8
 SAVED_BY_DATASETS = ("state.json", "dataset_dict.json")
 """What tells a folder that Hugging Face's `save_to_disk` wrote; its Arrow files are of another kind than ours."""
+UNFINISHED = "_temporary"
+HIDDEN = (".", UNFINISHED)
+"""What names of files and folders begin with that are not meant as data: drafts of editors, notebooks' checkpoints,
+what macOS puts beside each file ("._a.csv"), parts that Spark has not finished."""
 
 
 def find_files(path: str, option: str = "data.path") -> list[Path]:
     """The data files that a path stands for, in order of their names.
 
     Args:
-        path: A file, a folder (searched with its sub-folders), or a pattern ("logs/*.jsonl.gz").
+        path: A file, a folder (searched with its sub-folders; what is hidden in it is left out), or a pattern
+            ("logs/*.jsonl.gz"; what is hidden is found where the pattern spells it).
         option: Name of the option, for the error.
 
     Raises:
@@ -41,9 +51,13 @@ def find_files(path: str, option: str = "data.path") -> list[Path]:
         if any((place / mark).is_file() for mark in SAVED_BY_DATASETS):
             hint = "It is a data set that save_to_disk wrote: read it with --data.source hub."
             raise InvalidInput(option, path, known, hint)
-        found = [file for file in sorted(place.rglob("*")) if file.is_file() and _format(file)]
+        inside = (file for file in sorted(place.rglob("*")) if not _hidden(file.relative_to(place)))
+        found = [file for file in inside if file.is_file() and _format(file)]
     else:
-        found = [Path(name) for name in sorted(glob.glob(str(place), recursive=True)) if Path(name).is_file()]
+        # glob passes over what begins with a dot, unless the pattern spells it.
+        names = sorted(glob.glob(str(place), recursive=True))
+        unfinished = {UNFINISHED} - set(place.parts)
+        found = [file for file in map(Path, names) if file.is_file() and not unfinished & set(file.parts)]
         if not found:
             raise InvalidInput(option, path, known, "Nothing exists at that path.")
     unknown = [file for file in found if not _format(file)]
@@ -52,43 +66,76 @@ def find_files(path: str, option: str = "data.path") -> list[Path]:
     return found
 
 
-def read_files(files: list[Path], wanted: Mapping[str, str], *, foreign: bool = False) -> Iterator[Records]:
-    """The records of the files, in order.
+def _hidden(file: Path) -> bool:
+    return any(part.startswith(HIDDEN) for part in file.parts)
 
-    Args:
+
+@dataclass(frozen=True, kw_only=True)
+class DataFiles:
+    """Data files, and how they are to be read.
+
+    Attributes:
         files: What `find_files` found.
         wanted: Column by the option that names it.
-        foreign: A .json file without any of the columns ("stats.json") is not data but lies beside it, and is given
-            as one bad record, after the others. Otherwise, or where there is no other file, it is refused.
-
-    Raises:
-        InvalidInput: If a file is damaged or lacks a column.
+        foreign: A .json file without any of the columns ("stats.json") is not data but lies beside it, and is given as
+            one bad record, after the others. Otherwise, or where there is no other file, it is refused.
+        quoted: Whether fields of CSV and TSV may stand in quotes; otherwise a quote is a letter like others.
     """
-    strange = [file for file in files if foreign and _is_strange(file, wanted)]
-    if len(strange) == len(files):
-        strange = []
-    before = 0.0
-    for file in [file for file in files if file not in strange]:
-        size = file.stat().st_size
+
+    files: list[Path]
+    wanted: Mapping[str, str]
+    foreign: bool = False
+    quoted: bool = True
+
+    def read(self) -> Iterator[Records]:
+        """The records of the files, in order.
+
+        Raises:
+            InvalidInput: If a file is damaged, not UTF-8 at all, or lacks a column.
+        """
+        strange = [file for file in self.files if self.foreign and self._is_strange(file)]
+        if len(strange) == len(self.files):
+            strange = []
+        before = 0.0
+        for file in [file for file in self.files if file not in strange]:
+            size = file.stat().st_size
+            for columns, numbers, share in self._batches(file):
+                yield Records(
+                    columns=columns, origin=file.name, first=numbers[0], numbers=numbers, done=before + share * size
+                )
+            before += size
+        for file in strange:
+            before += file.stat().st_size
+            columns = {column: [FOREIGN] for column in self.wanted.values()}
+            yield Records(columns=columns, origin=file.name, first=1, done=before)
+
+    def beside(self) -> dict[str, list[Any]]:
+        """Columns that nobody asked for, with a few of their values, from the first files."""
+        found: dict[str, list[Any]] = {}
+        for file in self.files[:FILES_LOOKED_AT]:
+            for column, values in _glance(file, self.quoted).items():
+                if column not in self.wanted.values():
+                    found.setdefault(column, []).extend(values)
+        return found
+
+    def _batches(self, file: Path) -> Iterator["Batch"]:
         kind = _format(file)
-        reader = {"json": _read_json, "parquet": _read_parquet}.get(kind or "", _read_csv)
-        for columns, first, share in reader(file, wanted):
-            yield Records(columns=columns, origin=file.name, first=first, done=before + share * size)
-        before += size
-    for file in strange:
-        before += file.stat().st_size
-        columns = {column: [FOREIGN] for column in wanted.values()}
-        yield Records(columns=columns, origin=file.name, first=1, done=before)
+        if kind == "parquet":
+            return _read_parquet(file, self.wanted)
+        if kind == "json":
+            return _read_json(file, self.wanted)
+        return _read_delimited(file, self.wanted, self.quoted)
+
+    def _is_strange(self, file: Path) -> bool:
+        """Whether a file's name may mean another kind of JSON, and no line at its beginning has a wanted column."""
+        if ".json" not in map(str.lower, file.suffixes):
+            return False
+        return not _glance(file, self.quoted).keys() & set(self.wanted.values())
 
 
-def _is_strange(file: Path, wanted: Mapping[str, str]) -> bool:
-    """Whether a file's name may mean another kind of JSON, and no line at its beginning has a wanted column."""
-    if ".json" not in map(str.lower, file.suffixes):
-        return False
-    stream, raw = _open(file)
-    with raw:
-        records = [_parse(line) for line in _lines(stream, file, LINES_LOOKED_AT)]
-    return not any(column in record for record in records if isinstance(record, dict) for column in wanted.values())
+def read_files(files: list[Path], wanted: Mapping[str, str]) -> Iterator[Records]:
+    """The records of files, in order; see `DataFiles.read`."""
+    return DataFiles(files=files, wanted=wanted).read()
 
 
 def _format(file: Path) -> str | None:
@@ -100,108 +147,92 @@ def _format(file: Path) -> str | None:
     return FORMATS.get(suffixes[-1]) if suffixes else None
 
 
-Batch = tuple[dict[str, list[Any]], int, float]
+Batch = tuple[dict[str, list[Any]], Sequence[int], float]
+"""Values by column, the line or row of each record, and the share of the file that has been read."""
 
 
-def _open(file: Path) -> tuple[BinaryIO, BinaryIO]:
-    """The decompressed stream, and the file below it, whose position tells the progress."""
-    raw = file.open("rb")
-    compression = COMPRESSIONS.get(file.suffix.lower())
-    if compression is None:
-        return raw, raw
-    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), compression)), raw
+@contextmanager
+def _opened(file: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """The decompressed stream, and the file below it, whose position tells the progress.
+
+    Raises:
+        InvalidInput: If the file breaks off, or begins as UTF-16 does.
+    """
+    with file.open("rb") as raw:
+        compression = COMPRESSIONS.get(file.suffix.lower())
+        stream: BinaryIO = raw
+        if compression is not None:
+            stream = io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), compression))
+        try:
+            if stream.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # type: ignore[attr-defined]
+                hint = f"Convert it: iconv -f UTF-16 -t UTF-8 {file.name} > another file."
+                raise InvalidInput("data.path", str(file), "UTF-8 text (it begins with the mark of UTF-16)", hint)
+            yield stream, raw
+        except (OSError, EOFError) as error:
+            raise InvalidInput("data.path", str(file), "an undamaged file", f"It breaks off: {error}") from None
 
 
 def _read_json(file: Path, wanted: Mapping[str, str]) -> Iterator[Batch]:
     size = max(1, file.stat().st_size)
-    stream, raw = _open(file)
-    with raw:
+    parser = LineParser(set(wanted.values()))
+    with _opened(file) as (stream, raw):
         first = 1
-        while lines := _lines(stream, file):
-            records = [_parse(line) for line in lines]
+        while lines := list(islice(stream, RECORDS_AT_ONCE)):
+            records = parser.parse(lines)
             if first == 1:
                 present = {key: None for record in records if isinstance(record, dict) for key in record}
                 if present:
                     require_columns(wanted, list(present), file.name)
-                elif any(lines) and not any(isinstance(record, dict) for record in records):
+                elif any(lines) and all(record is MALFORMED for record in records):
                     raise InvalidInput("data.path", str(file), "JSON lines: one object ({…}) on every line")
             columns = {
                 column: [record.get(column) if isinstance(record, dict) else record for record in records]
                 for column in wanted.values()
             }
-            yield columns, first, raw.tell() / size
+            yield columns, range(first, first + len(records)), raw.tell() / size
             first += len(records)
 
 
-def _lines(stream: BinaryIO, file: Path, most: int = RECORDS_AT_ONCE) -> list[bytes]:
-    lines: list[bytes] = []
-    try:
-        while len(lines) < most and (line := stream.readline()):
-            lines.append(line)
-    except (OSError, EOFError) as error:
-        raise InvalidInput("data.path", str(file), "an undamaged file", f"It breaks off: {error}") from None
-    return lines
-
-
-def _parse(line: bytes) -> Any:
-    """The object on a line; MALFORMED for anything else."""
-    try:
-        record = json.loads(line.decode("utf-8", "surrogateescape"))
-    except (ValueError, RecursionError):
-        return MALFORMED
-    return record if isinstance(record, dict) else MALFORMED
-
-
-def _read_csv(file: Path, wanted: Mapping[str, str]) -> Iterator[Batch]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+def _read_delimited(file: Path, wanted: Mapping[str, str], quoted: bool) -> Iterator[Batch]:
     size = max(1, file.stat().st_size)
-    stream, raw = _open(file)
-    with raw:
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        reader = csv.reader(text, dialect="excel-tab" if _format(file) == "tsv" else "excel")
-        header = next(reader, [])
-        require_columns(wanted, header, file.name)
-        places = {column: header.index(column) for column in wanted.values()}
-        first = 1
-        while rows := _csv_rows(reader):
-            columns: dict[str, list[Any]] = {}
-            for column, place in places.items():
-                columns[column] = [
-                    MALFORMED if row is None else row[place] if place < len(row) and row[place] else None
-                    for row in rows
-                ]
-            yield columns, first, raw.tell() / size
-            first += len(rows)
-        text.detach()
+    with _opened(file) as (stream, raw):
+        reader = _delimited(file, stream, quoted)
+        require_columns(wanted, reader.header, file.name)
+        places = {column: reader.header.index(column) for column in wanted.values()}
+        for numbers, rows in reader.rows():
+            columns = {
+                column: [row if isinstance(row, Malformed) else row[place] or None for row in rows]
+                for column, place in places.items()
+            }
+            yield columns, numbers, raw.tell() / size
 
 
-def _csv_rows(reader: Any) -> list[list[str] | None]:
-    rows: list[list[str] | None] = []
-    while len(rows) < RECORDS_AT_ONCE:
-        try:
-            rows.append(next(reader))
-        except StopIteration:
-            break
-        except csv.Error:
-            rows.append(None)
-    return rows
+def _delimited(file: Path, stream: BinaryIO, quoted: bool) -> DelimitedReader:
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    return DelimitedReader(text, DELIMITERS[str(_format(file))], quoted=quoted)
 
 
 def _read_parquet(file: Path, wanted: Mapping[str, str]) -> Iterator[Batch]:
-    try:
-        parquet = pq.ParquetFile(file, memory_map=True)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InvalidInput("data.path", str(file), "an undamaged Parquet file", f"{error}") from None
-    with parquet:
+    with _opened_parquet(file) as parquet:
         require_columns(wanted, parquet.schema_arrow.names, file.name)
         first, total = 1, max(1, parquet.metadata.num_rows)
         for batch in parquet.iter_batches(RECORDS_AT_ONCE, columns=sorted(set(wanted.values())), use_threads=False):
-            columns = {column: _python_values(batch.column(column)) for column in wanted.values()}
-            yield columns, first, (first + len(batch) - 1) / total
+            columns = {column: python_values(batch.column(column)) for column in wanted.values()}
+            yield columns, range(first, first + len(batch)), (first + len(batch) - 1) / total
             first += len(batch)
 
 
-def _python_values(array: pa.Array) -> list[Any]:
+def _opened_parquet(file: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file, memory_map=True)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InvalidInput("data.path", str(file), "an undamaged Parquet file", f"{error}") from None
+
+
+def python_values(array: pa.Array) -> list[Any]:
+    """An Arrow column's values: bytes as text, and numbers of less than double precision still as such."""
+    if pa.types.is_float16(array.type) or pa.types.is_float32(array.type):
+        return list(array.to_numpy(zero_copy_only=False))
     try:
         values: list[Any] = array.to_pylist()
     except UnicodeDecodeError:
@@ -209,3 +240,24 @@ def _python_values(array: pa.Array) -> list[Any]:
     if pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type) or any(type(v) is bytes for v in values):
         return [v.decode("utf-8", "surrogateescape") if isinstance(v, bytes) else v for v in values]
     return values
+
+
+def _glance(file: Path, quoted: bool) -> dict[str, list[Any]]:
+    """All columns of a file with the values of its first records."""
+    kind = _format(file)
+    if kind == "parquet":
+        with _opened_parquet(file) as parquet:
+            batch = next(parquet.iter_batches(LINES_LOOKED_AT, use_threads=False), None)
+            return {} if batch is None else {name: python_values(batch[name]) for name in set(batch.schema.names)}
+    columns: dict[str, list[Any]] = {}
+    with _opened(file) as (stream, _):
+        if kind == "json":
+            records = LineParser(()).parse(list(islice(stream, LINES_LOOKED_AT)))
+            for name, value in (item for record in records if isinstance(record, dict) for item in record.items()):
+                columns.setdefault(name, []).append(value)
+        else:
+            reader = _delimited(file, stream, quoted)
+            rows = next(reader.rows(), ([], []))[1][:LINES_LOOKED_AT]
+            whole = [row for row in rows if not isinstance(row, Malformed)]
+            columns = {name: [row[place] for row in whole] for place, name in enumerate(reader.header)}
+    return columns

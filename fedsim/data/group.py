@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -12,6 +13,11 @@ from fedsim.data.shape import Examples
 from fedsim.errors import InvalidInput
 
 EXAMPLES_AT_ONCE = 1 << 16
+LONG_TEXT = 16
+"""Tokens from which on it says something that users share a text: shorter ones coincide by chance."""
+MANY_USERS = 3
+SHOWN = 3
+"""Ids of a kind that are named."""
 MOST_CLASSES = 10_000
 
 
@@ -79,6 +85,56 @@ class GroupedParts:
         names = f"SELECT high, low, min(user) AS user FROM {self._users} GROUP BY high, low"
         query = f"SELECT user FROM kept JOIN ({names}) USING (high, low) ORDER BY place"
         return self._connection.sql(query).to_arrow_table()
+
+    def similar_users(self) -> dict[str, dict[str, Any]]:
+        """Ids that may be one person's: which differ only as `normal_form` does away with, and as `loose_form` does.
+
+        Returns:
+            For each of "blanks or accents" and "case or leading zeros" that occurs: how many "users", in how many
+            "groups", and "examples" of such groups. Users whom the former would make one count as one in the latter.
+        """
+        normal, loose = "coalesce(normal, user)", "coalesce(loose, normal, user)"
+        found = {}
+        for kind, form, id in (("blanks or accents", normal, "user"), ("case or leading zeros", loose, normal)):
+            groups = (
+                f"SELECT count(DISTINCT {id}) AS users, min({id}) AS one, max({id}) AS another "
+                f"FROM {self._users} GROUP BY {form} HAVING users > 1"
+            )
+            query = f"SELECT sum(users), count(*), arg_min([one, another], one, {SHOWN}) FROM ({groups})"
+            users, count, examples = self._connection.sql(query).fetchall()[0]
+            if count:
+                found[kind] = {"users": int(users), "groups": count, "examples": examples}
+        return found
+
+    def joint_users(self) -> dict[str, Any]:
+        """Ids such as "ann;bob" or "ann & bob" of which a part is itself a user: how many, and a few of them."""
+        parts = r"unnest(regexp_split_to_array(user, '\s*[;|,&]\s*'))"
+        query = (
+            f"WITH names AS (SELECT DISTINCT user FROM {self._users}), "
+            f"parts AS (SELECT user, {parts} AS part FROM names WHERE regexp_matches(user, '[;|,&]')), "
+            "joint AS (SELECT DISTINCT parts.user FROM parts JOIN names ON parts.part = names.user) "
+            f"SELECT count(*), arg_min(user, user, {SHOWN}) FROM joint"
+        )
+        count, examples = self._connection.sql(query).fetchall()[0]
+        return {"users": count, "examples": examples} if count else {}
+
+    def shared_texts(self) -> dict[str, int]:
+        """Texts of LONG_TEXT tokens and more that MANY_USERS users and more have word for word.
+
+        Returns:
+            How many such "texts" there are, in how many "examples", and the "most_users" that have one; empty for
+            none.
+        """
+        of_user = (
+            f"SELECT hash(tokens) AS text, count(*) AS examples FROM {self._examples} "
+            f"WHERE octet_length(tokens) >= {LONG_TEXT * self._token_type.itemsize} GROUP BY text, high, low"
+        )
+        shared = (
+            f"SELECT count(*) AS users, sum(examples) AS examples FROM ({of_user}) "
+            f"GROUP BY text HAVING users >= {MANY_USERS}"
+        )
+        row = self._connection.sql(f"SELECT count(*), sum(examples), max(users) FROM ({shared})").fetchall()[0]
+        return dict(zip(("texts", "examples", "most_users"), map(int, row), strict=True)) if row[0] else {}
 
     def _classes(self) -> list[str]:
         rows = self._connection.execute(f"SELECT DISTINCT label FROM {self._examples}").fetchall()

@@ -1,24 +1,38 @@
 """Records from a Hugging Face data set, by name or local folder, as a stream."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fedsim.data.records import Records, require_columns
 from fedsim.errors import InvalidInput
 from fedsim.hugging_face import hub_failure
 
 RECORDS_AT_ONCE = 1024
+RECORDS_LOOKED_AT = 64
+SINGLE_PRECISION = {"float16": np.float16, "float32": np.float32}
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubData:
-    """A split of a data set: what it depends on, its records where their number is known, and a way to read it."""
+    """A split of a data set.
+
+    Attributes:
+        identity: What the records depend on.
+        total: How many there are, where known.
+        read: Starts reading from the beginning.
+        beside: Columns that nobody asked for, with a few of their values.
+    """
 
     identity: Any
     total: float | None
     read: Callable[[], Iterator[Records]]
+    beside: Callable[[], dict[str, list[Any]]]
 
 
 def open_hub(name: str, config: str | None, split: str, revision: str | None, wanted: Mapping[str, str]) -> HubData:
@@ -32,27 +46,54 @@ def open_hub(name: str, config: str | None, split: str, revision: str | None, wa
         wanted: Column by the option that named it.
 
     Raises:
-        InvalidInput: If the data set, configuration, split or a column does not exist.
+        InvalidInput: If the data set, configuration, split or a column does not exist, or it is made of CSV files.
     """
     data = _load(name, config, split, revision)
     info = getattr(data, "info", None)
-    columns = data.column_names or list(next(iter(data), {}))
+    if getattr(info, "builder_name", None) == "csv":
+        hint = "Read its files with --data.source files, which finds quotes and fields that do not match."
+        raise InvalidInput("data.path", name, "a data set of another kind than CSV when data.source is hub", hint)
+    with _readable(name):
+        columns = data.column_names or list(next(iter(data), {}))
     require_columns(wanted, columns, name)
     known = info.splits.get(split) if info is not None and info.splits else None
     total = float(known.num_examples) if known is not None and known.num_examples else None
     identity = [name, config, split, revision, str(getattr(info, "version", None)), total, _local_files(name)]
     features = data.features or {}
-    names = {column: getattr(features.get(column), "names", None) for column in wanted.values()}
 
     def read() -> Iterator[Records]:
         first = 1
-        for batch in data.select_columns(sorted(set(wanted.values()))).iter(batch_size=RECORDS_AT_ONCE):
-            values = {column: _named(batch[column], names[column]) for column in wanted.values()}
-            records = Records(columns=values, origin=f"{name} ({split})", first=first, done=first - 1)
-            yield records
-            first += len(records)
+        with _readable(name):
+            for batch in data.select_columns(sorted(set(wanted.values()))).iter(batch_size=RECORDS_AT_ONCE):
+                values = {column: _values(batch[column], features.get(column)) for column in wanted.values()}
+                records = Records(columns=values, origin=f"{name} ({split})", first=first, done=first - 1)
+                yield records
+                first += len(records)
 
-    return HubData(identity=identity, total=total, read=read)
+    def beside() -> dict[str, list[Any]]:
+        with _readable(name):
+            rows = list(islice(iter(data), RECORDS_LOOKED_AT))
+        return {column: [row[column] for row in rows] for column in columns if column not in wanted.values()}
+
+    return HubData(identity=identity, total=total, read=read, beside=beside)
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """While records are read.
+
+    Raises:
+        InvalidInput: With what the datasets library said, where it cannot read a file.
+    """
+    import datasets
+
+    try:
+        yield
+    except InvalidInput:
+        raise
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        hint = f"It said: {_first_line(error)}. With --data.source files bad records are left out and counted."
+        raise InvalidInput("data.path", name, "a data set whose files the datasets library can read", hint) from error
 
 
 def _load(name: str, config: str | None, split: str, revision: str | None) -> Any:
@@ -87,11 +128,14 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0]
 
 
-def _named(values: list[Any], names: list[str] | None) -> list[Any]:
-    """Class numbers as the names they stand for."""
-    if not names:
-        return values
-    return [names[value] if isinstance(value, int) and 0 <= value < len(names) else None for value in values]
+def _values(values: list[Any], feature: Any) -> list[Any]:
+    """Class numbers as the names they stand for, bytes as text, and numbers of less than double precision as such."""
+    names, single = getattr(feature, "names", None), SINGLE_PRECISION.get(getattr(feature, "dtype", ""))
+    if names:
+        return [names[value] if isinstance(value, int) and 0 <= value < len(names) else None for value in values]
+    if single is not None:
+        return [None if value is None else single(value) for value in values]
+    return [value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value for value in values]
 
 
 def _local_files(name: str) -> list[Any]:

@@ -1,6 +1,7 @@
 """From a configuration to an opened user store: built once, found again by what it depends on."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
@@ -11,11 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 from filelock import FileLock
 
 from fedsim.cache import default_cache, unwritable
 from fedsim.data.config import DataConfig
+from fedsim.data.doubts import owner_columns
 from fedsim.data.encode import TextEncoder
 from fedsim.data.group import GroupedParts
 from fedsim.data.recipes import resolve
@@ -31,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 NOT_CONTENT = {"memory_limit", "bad_rows"}
 """Fields that do not change what is in a finished store."""
+FULL = ("No space left", "max_temp_directory_size")
+"""How Arrow and DuckDB say that a disk is full."""
 
 
 def open_or_build(
@@ -121,7 +126,7 @@ def _build(
     progress: Progress,
 ) -> UserStore:
     partial = output.with_name(output.name + ".partial")
-    with _alone(output, cache):
+    with _alone(output, cache), _room_for(output, cache):
         if _finished(output, recipe["key"]):
             store = UserStore.open(output)
             refuse_bad_rows(config, store.manifest["bad_rows"])
@@ -130,7 +135,8 @@ def _build(
         records, bad = spool(source, config, encoder, partial / "parts", progress)
         if bad.total:
             logger.warning("%s of %s records left out: %s", f"{bad.total:,}", f"{records:,}", bad.in_words())
-        _group(config, encoder, recipe, partial, records, bad, progress)
+        beside = owner_columns(source.beside())
+        _group(config, encoder, recipe, partial, records, bad, beside, progress)
         os.replace(partial / "store", output)
         shutil.rmtree(partial)
     return UserStore.open(output)
@@ -151,6 +157,26 @@ def _alone(output: Path, cache: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def _room_for(output: Path, cache: Path) -> Iterator[None]:
+    """While the store is written.
+
+    Raises:
+        InvalidInput: If the disk is full.
+    """
+    try:
+        yield
+    except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
+            mark in str(error) for mark in FULL
+        )
+        if not full:
+            raise
+        hint = "Free some space, or choose a folder elsewhere. The same command goes on where it stopped."
+        named, value = ("FEDSIM_CACHE", cache) if cache in output.parents else ("output", output)
+        raise InvalidInput(named, str(value), "on a disk with enough space", hint) from error
 
 
 def _finished(output: Path, key: str) -> bool:
@@ -185,6 +211,7 @@ def _group(
     partial: Path,
     records: int,
     bad: BadRows,
+    undeclared_owners: list[str],
     progress: Progress,
 ) -> None:
     """Second pass: group, cut and write."""
@@ -203,6 +230,14 @@ def _group(
             writer.append(keys, of_users_with(rows, config.minimum_rows))
             progress("Grouping by user", done, good)
         names, classes = parts.user_names(writer.keys), parts.classes
+        progress("Comparing users", 0, 1)
+        doubts = {
+            "undeclared_owners": undeclared_owners,
+            "similar_users": parts.similar_users(),
+            "joint_users": parts.joint_users(),
+            "shared_texts": parts.shared_texts(),
+        }
+        progress("Comparing users", 1, 1)
     splits = _splits(writer.keys[:, 0], config)
     if splits["train"][1] == 0:
         raise _no_user(config, records, bad)
@@ -210,6 +245,7 @@ def _group(
         "records": records,
         "bad_rows": bad.to_json(),
         "duplicates": duplicates,
+        **doubts,
         "classes": classes,
         "vocabulary_size": encoder.vocabulary_size,
         "tokenizer": encoder.fingerprint,

@@ -7,6 +7,8 @@ from typing import Any
 from fedsim.errors import InvalidInput
 
 POSITIONS_KEPT = 5
+MARK = "\ufeff"
+"""A byte-order mark: it belongs to a file, not to what is in it."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,14 @@ class Malformed:
     reason: str
 
 
+class BadRecord(Exception):
+    """Why a record is left out, in a few words that are the same for all such records."""
+
+
 MALFORMED = Malformed("cannot be parsed")
+TWICE = Malformed("a key given twice")
+FIELDS = Malformed("more or fewer fields than the header")
+QUOTES = Malformed("quotes that do not match (where they are letters like others: --data.quotes none)")
 FOREIGN = Malformed("file without the columns")
 """Stands for a whole file that lies beside the data and holds none of its columns."""
 
@@ -31,15 +40,21 @@ class Records:
         origin: Name of the file or split, to be shown.
         first: Number of the first record in it, as shown to people (line or row, from 1).
         done: How much of the source has been read, in the unit of its total.
+        numbers: The number of each record, where they do not follow one another (the line where each begins).
     """
 
     columns: Mapping[str, Sequence[Any]]
     origin: str
     first: int
     done: float = 0.0
+    numbers: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
+
+    def position(self, place: int) -> str:
+        """Where a record is, for people: file and line or row."""
+        return f"{self.origin}:{self.first + place if self.numbers is None else self.numbers[place]}"
 
 
 @dataclass

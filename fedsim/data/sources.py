@@ -1,15 +1,14 @@
 """Where records come from: embedded docstrings, files, Hugging Face data sets; and public text."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fedsim.cache import default_cache
 from fedsim.data import docstrings as embedded
 from fedsim.data.config import DataConfig
-from fedsim.data.files import find_files, read_files
+from fedsim.data.files import DataFiles, find_files
 from fedsim.data.hub import open_hub
 from fedsim.data.records import Records
 
@@ -32,12 +31,14 @@ class Source:
         columns: The column of each role ("user", "text", …) that the data has.
         total: The value of Records.done at the end, where known.
         read: Starts reading from the beginning.
+        beside: Columns that nobody asked for, with a few of their values: somebody may have forgotten to name one.
     """
 
     identity: Any
     columns: dict[str, str]
     total: float | None
     read: Callable[[], Iterator[Records]]
+    beside: Callable[[], Mapping[str, Sequence[Any]]] = dict
 
 
 def open_source(config: DataConfig, cache: Path, progress: Progress = silent) -> Source:
@@ -57,10 +58,11 @@ def open_source(config: DataConfig, cache: Path, progress: Progress = silent) ->
         stats = [file.stat() for file in files]
         identity = [[file.name, s.st_size, s.st_mtime_ns] for file, s in zip(files, stats, strict=True)]
         total = float(sum(s.st_size for s in stats))
-        read = partial(read_files, files, wanted, foreign=Path(config.path).expanduser().is_dir())
-        return Source(identity=identity, columns=columns, total=total, read=read)
+        folder = Path(config.path).expanduser().is_dir()
+        data = DataFiles(files=files, wanted=wanted, foreign=folder, quoted=config.quotes == "double")
+        return Source(identity=identity, columns=columns, total=total, read=data.read, beside=data.beside)
     hub = open_hub(config.path, config.hub_config, config.hub_split, config.hub_revision, wanted)
-    return Source(identity=hub.identity, columns=columns, total=hub.total, read=hub.read)
+    return Source(identity=hub.identity, columns=columns, total=hub.total, read=hub.read, beside=hub.beside)
 
 
 def public_texts(cache: Path | None = None, progress: Progress = silent) -> Iterator[str]:

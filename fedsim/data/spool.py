@@ -20,6 +20,7 @@ from fedsim.data.config import DataConfig
 from fedsim.data.encode import TextEncoder
 from fedsim.data.records import BadRows, Records, in_parts
 from fedsim.data.sources import Progress, Source
+from fedsim.data.user_ids import loose_form, normal_form
 from fedsim.errors import InvalidInput
 
 PART_RECORDS = 1 << 16
@@ -79,7 +80,14 @@ def _write_part(
     part: list[Records], read: int, source: Source, config: DataConfig, encoder: TextEncoder, folder: Path, number: int
 ) -> dict[str, Any]:
     bad = BadRows()
-    examples = good_records(part, source.columns, encoder.render, bad)
+    examples = good_records(
+        part,
+        source.columns,
+        encoder.render,
+        bad,
+        normalised=config.user_ids == "normalised",
+        owners_separator=config.owners_separator,
+    )
     keys = {user: user_key(user, config.split_seed) for user in dict.fromkeys(examples["user"])}
     ordinals = np.arange(read, read + len(examples["user"]), dtype=np.int64)
     columns: dict[str, Any] = _halves(map(keys.__getitem__, examples["user"])) | {"ordinal": ordinals}
@@ -94,12 +102,20 @@ def _write_part(
     columns["tokens"] = _binary(tokens, lengths)
     if "label" in examples:
         columns["label"] = pa.array(examples["label"], pa.string())
-    users = _halves(keys.values()) | {"user": pa.array(list(keys), pa.string())}
+    users = _halves(keys.values()) | _spellings(list(keys))
     _write(pa.table(users), folder / f"users-{number:06d}.parquet")
     found = bad.to_json()
     table = pa.table(columns).replace_schema_metadata({"bad_rows": json.dumps(found)})
     _write(table, folder / f"examples-{number:06d}.parquet")
     return found
+
+
+def _spellings(users: list[str]) -> dict[str, Any]:
+    """Users, and the forms under which several may be one person; a form is null where it is the id itself."""
+    columns = {"user": pa.array(users, pa.string())}
+    for name, form in (("normal", normal_form), ("loose", loose_form)):
+        columns[name] = pa.array([None if form(user) == user else form(user) for user in users], pa.string())
+    return columns
 
 
 def _halves(keys: Iterable[bytes]) -> dict[str, np.ndarray]:

@@ -13,7 +13,8 @@ import pyarrow as pa
 from fedsim.errors import InvalidInput
 from fedsim.rows import IGNORED_LABEL, TokenRows
 
-FORMAT = 1
+FORMAT = 2
+"""1 could hold one person as several users: ids of text files were not compared as numbers."""
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation", "test")
 VERIFIED_ON_OPENING = 16 << 20
@@ -204,7 +205,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         raise _damaged(path, f"{MANIFEST} is not valid") from None
     if found != FORMAT:
-        raise InvalidInput("store", str(path), f"of format {FORMAT} (this one is {found})", "Build it again.")
+        hint = "Build it again: ids that are one user now may be several in it." if found == 1 else "Build it again."
+        raise InvalidInput("store", str(path), f"of format {FORMAT} (this one is {found})", hint)
     if manifest_checksum(manifest) != expected:
         raise _damaged(path, f"the checksum of {MANIFEST} is wrong")
     return manifest

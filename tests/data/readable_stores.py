@@ -1,7 +1,14 @@
 """Stores that a test can read: one token a character."""
 
 import json
+from collections import Counter
 from pathlib import Path
+
+from fedsim.data.check import good_records
+from fedsim.data.config import DataConfig
+from fedsim.data.recipes import resolve
+from fedsim.data.records import BadRows
+from fedsim.data.sources import open_source
 
 
 class LetterTokenizer:
@@ -31,3 +38,15 @@ def texts_by_user(store) -> dict[str, list[str]]:
         rows = store.take(range(*store.rows_of(user)))
         texts[name] = [text_of(rows, place) for place in range(len(rows))]
     return texts
+
+
+def read_texts(config: DataConfig) -> tuple[dict[str, Counter[str]], dict[str, int]]:
+    """What a store of the data would hold: texts by user, and how many records are left out for which reason."""
+    config, bad = resolve(config), BadRows()
+    source = open_source(config, Path("unused"))
+    options = {"normalised": config.user_ids == "normalised", "owners_separator": config.owners_separator}
+    good = good_records(list(source.read()), source.columns, lambda _: ("", ""), bad, **options)
+    texts: dict[str, Counter[str]] = {}
+    for user, text in zip(good["user"], good["text"], strict=True):
+        texts.setdefault(user, Counter())[text] += 1
+    return texts, bad.counts

@@ -6,9 +6,8 @@ from fedsim.data.check import good_records
 from fedsim.data.records import MALFORMED, BadRows, Records
 
 COLUMNS = {"user": "u", "text": "t"}
-VALUES = st.sampled_from(
-    ["a", "ä", " ", "", "\n", "\ud800", None, 0, 7, True, 1.0, 1.5, float("nan"), [], b"x", MALFORMED]
-)
+TEXTS = ["a", "ä", " ", "", "\n", "\ud800", "7.0", "1e+300", " b", "1.0E7"]
+VALUES = st.sampled_from([*TEXTS, None, 0, 7, True, 1.0, 1.5, 2.0**60, float("nan"), [], b"x", MALFORMED])
 
 
 @settings(deadline=None, max_examples=300)

@@ -1,4 +1,5 @@
 import bz2
+import codecs
 import dataclasses
 import gzip
 
@@ -6,19 +7,19 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from readable_stores import texts_by_user, write_jsonl
+from readable_stores import read_texts, texts_by_user, write_jsonl
 
 from fedsim.data.config import DataConfig
 from fedsim.data.files import find_files, read_files
 from fedsim.data.ingest import build_store
-from fedsim.data.records import MALFORMED
+from fedsim.data.records import FIELDS, MALFORMED, TWICE
 from fedsim.errors import InvalidInput
 
 RECORDS = [{"user_id": user, "text": f'line "{n}",\nÜnïcode'} for n, user in enumerate("abcab")]
 WANTED = {"data.user-column": "user_id", "data.text-column": "text"}
 
 
-def write(path, kind: str) -> None:
+def write(path, kind: str, before: bytes = b"") -> None:
     table = pa.Table.from_pylist(RECORDS)
     plain = path.with_name("plain")
     if kind.startswith("parquet"):
@@ -29,7 +30,7 @@ def write(path, kind: str) -> None:
     else:
         delimiter = "\t" if kind.startswith("tsv") else ","
         pyarrow.csv.write_csv(table, plain, pyarrow.csv.WriteOptions(delimiter=delimiter))
-    content = plain.read_bytes()
+    content = before + plain.read_bytes()
     plain.unlink()
     if kind.endswith("gz"):
         content = gzip.compress(content)
@@ -87,7 +88,7 @@ def test_an_empty_folder_is_refused(tmp_path) -> None:
         find_files(str(tmp_path))
 
 
-@pytest.mark.parametrize("kind", ["jsonl.gz", "parquet", "jsonl.zst"])
+@pytest.mark.parametrize("kind", ["jsonl.gz", "parquet", "jsonl.zst", "csv.gz", "tsv.bz2"])
 def test_a_file_that_breaks_off_is_refused(tmp_path, kind) -> None:
     path = tmp_path / f"data.{kind}"
     write(path, kind)
@@ -103,13 +104,13 @@ def test_a_json_array_is_refused_with_what_is_expected(tmp_path) -> None:
         list(read_files([path], WANTED))
 
 
-def test_csv_rows_that_are_short_or_not_utf8(tmp_path) -> None:
+def test_csv_rows_that_are_short_long_or_not_utf8(tmp_path) -> None:
     path = tmp_path / "data.csv"
-    path.write_bytes(b"text,user_id\nhello,a\nno user\n\xff\xfe,b\n,c\n")
+    path.write_bytes(b"text,user_id\nhello,a\nno user\n\xff\xfe,b\n,c\nand then, I came home,d\n\n")
     (chunk,) = read_files([path], WANTED)
-    assert chunk.columns["user_id"] == ["a", None, "b", "c"]
-    assert chunk.columns["text"] == ["hello", "no user", "\udcff\udcfe", None]
-    assert chunk.first == 1
+    assert chunk.columns["user_id"] == ["a", FIELDS, "b", "c", FIELDS, FIELDS]
+    assert chunk.columns["text"] == ["hello", FIELDS, "\udcff\udcfe", None, FIELDS, FIELDS]
+    assert [chunk.position(place) for place in range(len(chunk))] == [f"data.csv:{line}" for line in range(2, 8)]
 
 
 def test_json_lines_that_are_no_objects(tmp_path) -> None:
@@ -117,6 +118,85 @@ def test_json_lines_that_are_no_objects(tmp_path) -> None:
     path.write_text('{"user_id": 1, "text": "a"}\n\n{"user_id"\n"text"\n')
     (chunk,) = read_files([path], WANTED)
     assert chunk.columns["text"] == ["a", MALFORMED, MALFORMED, MALFORMED]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"user_id": "a", "user_id": "b", "text": "t"}',
+        '{"user_id": "a", "text": "t", "user_id": "a"}',
+        '{"user_id": "a", "text": "t", "us\\u0065r_id": "b"}',
+        '{"user_id": "a", "text": "t", "text": "u"}',
+    ],
+)
+def test_a_key_that_is_given_twice_has_no_value(tmp_path, line) -> None:
+    fine = '{"user_id": "c", "text": "\\"user_id\\" twice", "x": {"user_id": 1, "text": 2}, "y": 1, "y": 2}'
+    path = tmp_path / "data.jsonl"
+    path.write_text(f"{line}\n{fine}\n{line}\n")
+    (chunk,) = read_files([path], WANTED)
+    assert chunk.columns == {"user_id": [TWICE, "c", TWICE], "text": [TWICE, '"user_id" twice', TWICE]}
+    path.write_text(f"{line}\n")  # alone, it is still no file of another kind
+    assert [chunk.columns["user_id"] for chunk in read_files([path], WANTED)] == [[TWICE]]
+
+
+def test_a_key_with_letters_that_json_escapes_is_found_twice(tmp_path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"a/b": 1, "a\\/b": 2, "text": "t"}\n')
+    (chunk,) = read_files([path], {"data.user-column": "a/b", "data.text-column": "text"})
+    assert chunk.columns["a/b"] == [TWICE]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "jsonl.gz", "csv.zst"])
+def test_a_byte_order_mark_costs_nothing(tmp_path, kind) -> None:
+    plain, marked = tmp_path / f"plain.{kind}", tmp_path / f"marked.{kind}"
+    write(plain, kind)
+    write(marked, kind, before=codecs.BOM_UTF8)
+    assert [chunk.columns for chunk in read_files([marked], WANTED)] == [
+        chunk.columns for chunk in read_files([plain], WANTED)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_mark_where_one_file_was_appended_to_another_is_no_part_of_an_id(tmp_path, kind) -> None:
+    path = tmp_path / f"data.{kind}"
+    if kind == "csv":
+        path.write_bytes(b"user_id,text\nann,one text\n" + codecs.BOM_UTF8 + b"ann,another\n")
+    else:
+        line = b'{"user_id": "ann", "text": "one text"}\n'
+        path.write_bytes(line + codecs.BOM_UTF8 + line.replace(b"one text", b"another"))
+    texts, bad = read_texts(DataConfig(source="files", path=str(path)))
+    assert (set(texts), bad) == ({"ann"}, {})
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "csv.gz"])
+def test_utf_16_is_named(tmp_path, kind) -> None:
+    path = tmp_path / f"data.{kind}"
+    content = "user_id,text\na,some text\n".encode("utf-16")
+    path.write_bytes(gzip.compress(content) if kind.endswith("gz") else content)
+    with pytest.raises(InvalidInput, match=r"UTF-16.*iconv"):
+        list(read_files([path], WANTED))
+
+
+HIDDEN = [".x.jsonl", "._a.csv", ".ipynb_checkpoints/a.jsonl", "sub/.hidden/b.csv", "_temporary/0/part.jsonl"]
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_is_hidden_is_no_data(tmp_path, name) -> None:
+    write(tmp_path / "a.jsonl", "jsonl")
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        ")
+    for path in (str(tmp_path), f"{tmp_path}/**/*"):
+        assert [file.name for file in find_files(path)] == ["a.jsonl"]
+    assert find_files(str(tmp_path / name)) == [tmp_path / name]  # who names it means it
+    pattern = tmp_path / name.replace("a.", "*.").replace("b.", "*.").replace("part.", "*.")
+    assert find_files(str(pattern)) == [tmp_path / name]
+
+
+def test_a_hidden_folder_above_the_data_is_none_in_it(tmp_path) -> None:
+    (tmp_path / ".work" / "data").mkdir(parents=True)
+    write(tmp_path / ".work" / "data" / "a.jsonl", "jsonl")
+    for path in (tmp_path / ".work" / "data", tmp_path / ".work" / "data" / "*.jsonl"):
+        assert len(find_files(str(path))) == 1
 
 
 def test_parquet_strings_that_are_not_utf8(tmp_path) -> None:

@@ -1,0 +1,164 @@
+"""CSV and TSV: what is well-formed is read as it was written, and what is not gives nobody another's text."""
+
+import csv
+import io
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsim.data import delimited
+from fedsim.data.delimited import DelimitedReader
+from fedsim.data.records import FIELDS, QUOTES
+
+HEADERS = (["user", "text"], ["text", "user"], ["user", "note", "text"], ["note", "text", "user"])
+DIALECTS = st.fixed_dictionaries(
+    {
+        "delimiter": st.sampled_from(",\t"),
+        "quoting": st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]),
+        "lineterminator": st.sampled_from(["\n", "\r\n"]),
+    }
+)
+
+
+def written(header: list[str], rows: list[list[str]], dialect: dict) -> str:
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream, **dialect)
+    writer.writerow(header)
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def read(content: str, delimiter: str = ",", **options) -> tuple[list, list]:
+    reader = DelimitedReader(iter(io.StringIO(content, newline="")), delimiter, **options)
+    numbers, rows = [], []
+    for some_numbers, some in reader.rows():
+        assert len(some_numbers) == len(some)
+        numbers.extend(some_numbers)
+        rows.extend(some)
+    return numbers, rows
+
+
+@pytest.fixture(params=[(1, 1), (3, 2), (4096, 8)], autouse=True)
+def sizes(request, monkeypatch) -> None:
+    """Few lines at once, so that records lie across what is read in one go."""
+    for name, value in zip(("LINES_AT_ONCE", "PROOF"), request.param, strict=True):
+        monkeypatch.setattr(delimited, name, value)
+
+
+fields = st.text(st.sampled_from('ab ,\t"\n;é\x00'), max_size=9) | st.text(max_size=5).filter(lambda t: "\r" not in t)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(st.tuples(fields, fields, fields).map(list), max_size=30), DIALECTS)
+def test_what_the_csv_module_writes_is_read_as_it_was_written(rows, dialect) -> None:
+    content = written(["user", "note", "text"], rows, dialect)
+    numbers, found = read(content, dialect["delimiter"])
+    assert found == rows
+    assert numbers == sorted(set(numbers))
+
+
+class Marked:
+    """Rows of users 0, 1, …, in whose fields every word tells the user."""
+
+    def __init__(self, shapes: list[tuple[int, list[str]]], header: list[str]):
+        self.rows = []
+        for number, (repeats, pieces) in enumerate(shapes):
+            text = "".join(piece.replace("w", f"w{number}") for piece in pieces) * repeats or f"w{number}"
+            values = {"user": f"u{number}", "text": text, "note": f"n{number}"}
+            self.rows.append([values[column] for column in header])
+
+    @staticmethod
+    def mixed(row: list[str], header: list[str]) -> bool:
+        """Whether a row holds words of another than its user."""
+        user = row[header.index("user")]
+        words = set(re.findall(r"[uwn](\d+)", " ".join(row)))
+        return bool(words - {user[1:]})
+
+
+pieces = st.lists(
+    st.sampled_from(["w", " w ", ",", ", w", '"', '"w"', "\n", "\nw", "w\n", "\nw, w\n", '\n"w", w']), max_size=6
+)
+
+
+@settings(deadline=None, max_examples=500)
+@given(
+    st.lists(st.tuples(st.integers(0, 2), pieces), min_size=1, max_size=24),
+    st.sampled_from(HEADERS),
+    DIALECTS,
+    st.floats(0, 1, exclude_max=True),
+    st.booleans(),
+)
+def test_one_quote_too_few_or_too_many_gives_nobody_anothers_text(shapes, header, dialect, where, more) -> None:
+    content = written(header, Marked(shapes, header).rows, dialect)
+    begin = content.index(dialect["lineterminator"]) + 1
+    if more:
+        place = begin + int(where * (len(content) - begin))
+        content = content[:place] + '"' + content[place:]
+    else:
+        quotes = [place for place in range(begin, len(content)) if content[place] == '"']
+        if not quotes:
+            return
+        place = quotes[int(where * len(quotes))]
+        content = content[:place] + content[place + 1 :]
+    _, found = read(content, dialect["delimiter"], names=["user"])
+    mixed = [row for row in found if isinstance(row, list) and Marked.mixed(row, header)]
+    assert not mixed, (content, mixed)
+
+
+HEADER = "user_id,text\n"
+UNCLOSED = (
+    'ann,hello there my dear friend\nbob,"she said and never closed it\ncid,cid wrote this\ndan,dan wrote that\n'
+)
+
+
+def told(content: str, **options) -> list[str]:
+    """Each row in one word: its user, or what is wrong with it."""
+    _, rows = read(HEADER + content, names=["user_id"], **options)
+    return [row[0] if isinstance(row, list) else {FIELDS: "fields", QUOTES: "quotes"}[row] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (UNCLOSED, "ann quotes quotes quotes"),
+        ('ann,a\nbob,"she said\ncid,c\ndan,"x"\neve,"hi, all"\n', "ann quotes quotes quotes eve"),
+        ('ann,a\nbob,hello"\ncid,c\neve,"hi, all"\n', "quotes quotes cid eve"),
+        ('bob,"she said\ncid,cid wrote\ndan,"\nhello"\neve,e\nfay,"hi, all"\n', "quotes " * 4 + "eve fay"),
+        ('bob,"he said "hi" to me"\ncid,c\neve,"hi, all"\n', "quotes cid eve"),
+        ('bob,5" pipe\ncid,12" record\n', "bob cid"),
+        ('b"ob,text\ncid,c\n', "fields cid"),
+        ("ann,a, b\nbob\n\ncid,c\n", "fields fields fields cid"),
+        ('ann,"two\nlines"\nbob,"three\n""quoted""\nlines, all well"\n', "ann bob"),
+    ],
+)
+def test_what_a_stray_quote_costs(content, expected, monkeypatch) -> None:
+    monkeypatch.setattr(delimited, "PROOF", 1)
+    assert told(content) == expected.split()
+
+
+def test_letters_that_look_like_quotes_are_letters_on_request() -> None:
+    assert told(UNCLOSED, quoted=False) == ["ann", "bob", "cid", "dan"]
+    _, rows = read('user_id\ttext\nann\t"one\nbob\tsaid "two"\n', "\t", quoted=False)
+    assert rows == [["ann", '"one'], ["bob", 'said "two"']]
+
+
+def plain_lines(count: int) -> str:
+    return "".join(f"u{number},some text of user {number}\n" for number in range(count))
+
+
+def test_a_bad_quote_in_a_large_file_costs_the_rows_around_it() -> None:
+    assert told('bob,"never closed\n' + plain_lines(5000)).count("quotes") == 1
+    quoted = plain_lines(5000).replace(",", ',"').replace("r 4000\n", "r 4000\n").replace("\n", '"\n')
+    broken = quoted.replace('of user 3000"', "of user 3000")
+    assert told(broken).count("quotes") == 2
+    assert told(quoted) == [f"u{number}" for number in range(5000)]
+
+
+def test_a_field_without_end_takes_no_more_memory_than_the_longest(monkeypatch) -> None:
+    monkeypatch.setattr(delimited, "LONGEST_FIELD", 50)
+    reader = DelimitedReader(iter([HEADER, 'bob,"x\n', *["no record\n"] * 5000]), ",")
+    assert sum(len(rows) for _, rows in reader.rows()) == 5001
+    text = "\n".join(["line"] * 49)
+    assert told(f'ann,"{text}"\n') == ["ann"]
