@@ -42,13 +42,17 @@ QUIET_PROOF = 256
 lines have by chance as many delimiters as the header is not to be expected; a shorter run is."""
 QUIET_LOSS = 16
 """What a line with another number of fields takes away from that."""
+LONE_RETURN = re.compile(r"\r(?!\n?\Z)")
+LETTER = "\udc0d"
+"""Stands for a carriage return in the middle of a line, which pandas writes without quotes and the csv module does not
+take. No text holds this one, nor do bytes that are not UTF-8 become it."""
 
 
 class DelimitedReader:
     """The rows of one file.
 
     Args:
-        lines: The file's lines, with their ends as they are.
+        lines: The file's lines, with their ends as they are. A carriage return in the middle of one is a letter.
         delimiter: What stands between fields.
         quoted: Whether fields may stand in quotes; otherwise a quote is a letter like others, and a line is a row.
         names: Columns in which a quote in the middle of an unquoted field is none of its letters.
@@ -63,6 +67,8 @@ class DelimitedReader:
         self._grammar = _Grammar(delimiter)
         self._ahead: deque[str] = deque()  # lines read from the file and not yet parsed
         self._taken: list[str] = []  # lines of the record that the parser is at
+        self._letters = False  # whether carriage returns were replaced
+        self._plain = False  # whether no quote is ahead
         self._number = 1  # of the next line
         self._found: tuple[list[int], list[Row]] = ([], [])
         self._waiting: tuple[list[int], list[Row]] = ([], [])
@@ -86,11 +92,10 @@ class DelimitedReader:
             else:
                 self._read_with_care(self._number)
             if self._found[0]:
-                yield self._found
-                self._found = ([], [])
+                yield self._restored()
         self._settle(good=not self._lost)
         if self._found[0]:
-            yield self._found
+            yield self._restored()
 
     @property
     def _sure(self) -> bool:
@@ -98,8 +103,21 @@ class DelimitedReader:
 
     def _fill(self) -> bool:
         """Have lines at hand; False at the end of the file."""
-        self._ahead.extend(islice(self._lines, LINES_AT_ONCE))
+        lines = list(islice(self._lines, LINES_AT_ONCE))
+        text = "".join(lines)
+        if text.count("\r") > text.count("\r\n"):
+            self._letters = True
+            lines = [LONE_RETURN.sub(LETTER, line) for line in lines]
+        self._plain = '"' not in text and (self._plain or not self._ahead)
+        self._ahead.extend(lines)
         return bool(self._ahead)
+
+    def _restored(self) -> Rows:
+        """What was found, with its carriage returns."""
+        (numbers, rows), self._found = self._found, ([], [])
+        if self._letters:
+            rows = [row if isinstance(row, Malformed) else [v.replace(LETTER, "\r") for v in row] for row in rows]
+        return numbers, rows
 
     def _read_header(self) -> list[str]:
         try:
@@ -113,17 +131,16 @@ class DelimitedReader:
     def _read_at_once(self) -> None:
         """Take the records at hand that are beyond doubt, if all is well with them; only while nothing waits."""
         lines = list(self._ahead)
-        text = "".join(lines) if self._quoted else ""
         rows: list[list[str]] = []
         begins: Sequence[int] = range(len(lines) + 1)
-        if '"' in text:
+        if self._quoted and not self._plain:
             begins = [0]
             reader = csv.reader(lines, **self._dialect)
             with suppress(csv.Error):  # something is wrong there, or a record goes on after these lines
                 for row in reader:
                     rows.append(row)
                     begins.append(reader.line_num)
-            good = cast(re.Match[str], self._grammar.records.match(text)).end()
+            good = cast(re.Match[str], self._grammar.records.match("".join(lines))).end()
             whole = bisect_left(begins, bisect_right(list(accumulate(map(len, lines))), good))
         else:
             rows = list(csv.reader(lines, **self._dialect))
@@ -147,11 +164,9 @@ class DelimitedReader:
         return 0
 
     def _take(self, rows: list[list[str]], begins: Sequence[int], all_right: bool) -> None:
-        numbers, found = self._found
         if all_right:
-            found.extend(rows)
-            numbers.extend(range(self._number, self._number + begins[-1]) if isinstance(begins, range) else [])
-            numbers.extend(() if isinstance(begins, range) else map(self._number.__add__, begins[:-1]))
+            self._found[0].extend(map(self._number.__add__, begins[:-1]))
+            self._found[1].extend(rows)
         else:
             for row, begin, end in zip(rows, begins, begins[1:], strict=False):
                 self._put(self._found, row, self._number + begin, end - begin)

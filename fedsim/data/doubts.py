@@ -57,15 +57,14 @@ def in_words(manifest: Mapping[str, Any]) -> list[str]:
             "user of its own: where they are one person, write them alike in the data."
         )
     if found := manifest.get("joint_users"):
-        shown = ", ".join(map(repr, found["examples"]))
         sentences.append(
-            f"{found['users']:,} user ids hold that of another user between separators, as joint owners do: {shown}. "
-            "Each counts as a user of its own: leave out what several people own, or list the owners in a column for "
-            "--data.owners-column."
+            f"User ids with that of another user between separators, as joint owners have them: {found['users']:,} "
+            f"({', '.join(map(repr, found['examples']))}). Each counts as a user of its own: leave out what several "
+            "people own, or list the owners in a column for --data.owners-column."
         )
     if found := manifest.get("shared_texts"):
         sentences.append(
-            f"{found['texts']:,} × a longer text that {MANY_USERS} users or more have word for word "
+            f"Longer texts that {MANY_USERS} users or more have word for word: {found['texts']:,} "
             f"({found['examples']:,} examples; at most {found['most_users']:,} users share one). Each user's copy is "
             "protected, what many hold is not: leave out what was forwarded, quoted or copied."
         )

@@ -24,6 +24,8 @@ DELIMITERS = {"csv": ",", "tsv": "\t"}
 RECORDS_AT_ONCE = 4096
 LINES_LOOKED_AT = 64
 FILES_LOOKED_AT = 8
+BEGINNING = 8192
+"""Bytes in which the first line is to end."""
 SAVED_BY_DATASETS = ("state.json", "dataset_dict.json")
 """What tells a folder that Hugging Face's `save_to_disk` wrote; its Arrow files are of another kind than ours."""
 UNFINISHED = "_temporary"
@@ -196,7 +198,7 @@ def _read_json(file: Path, wanted: Mapping[str, str]) -> Iterator[Batch]:
 def _read_delimited(file: Path, wanted: Mapping[str, str], quoted: bool) -> Iterator[Batch]:
     size = max(1, file.stat().st_size)
     with _opened(file) as (stream, raw):
-        reader = _delimited(file, stream, quoted)
+        reader = _delimited(file, stream, wanted, quoted)
         require_columns(wanted, reader.header, file.name)
         places = {column: reader.header.index(column) for column in wanted.values()}
         for numbers, rows in reader.rows():
@@ -207,9 +209,12 @@ def _read_delimited(file: Path, wanted: Mapping[str, str], quoted: bool) -> Iter
             yield columns, numbers, raw.tell() / size
 
 
-def _delimited(file: Path, stream: BinaryIO, quoted: bool) -> DelimitedReader:
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    return DelimitedReader(text, DELIMITERS[str(_format(file))], quoted=quoted)
+def _delimited(file: Path, stream: BinaryIO, wanted: Mapping[str, str], quoted: bool) -> DelimitedReader:
+    beginning = stream.peek(BEGINNING)  # type: ignore[attr-defined]
+    line_end = "\r" if b"\r" in beginning and b"\n" not in beginning else "\n"
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=line_end)
+    names = [column for option, column in wanted.items() if option in ("data.user-column", "data.owners-column")]
+    return DelimitedReader(text, DELIMITERS[str(_format(file))], quoted=quoted, names=names)
 
 
 def _read_parquet(file: Path, wanted: Mapping[str, str]) -> Iterator[Batch]:
@@ -256,7 +261,7 @@ def _glance(file: Path, quoted: bool) -> dict[str, list[Any]]:
             for name, value in (item for record in records if isinstance(record, dict) for item in record.items()):
                 columns.setdefault(name, []).append(value)
         else:
-            reader = _delimited(file, stream, quoted)
+            reader = _delimited(file, stream, {}, quoted)
             rows = next(reader.rows(), ([], []))[1][:LINES_LOOKED_AT]
             whole = [row for row in rows if not isinstance(row, Malformed)]
             columns = {name: [row[place] for row in whole] for place, name in enumerate(reader.header)}

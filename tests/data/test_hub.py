@@ -172,3 +172,34 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path, tokenizer, monkeyp
     with pytest.raises(InvalidInput, match=r"data\.path is 'nobody/nothing'.*the hub does not answer"):
         build_store(hub("nobody/nothing"), tokenizer, tmp_path / "store")
     assert waited == []
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.tsv"])
+def test_csv_files_are_left_to_the_reader_that_checks_quotes(tmp_path, tokenizer, name) -> None:
+    (tmp_path / "talk").mkdir()
+    (tmp_path / "talk" / name).write_text('who,said\na,hello\nb,"never closed\nc,words of c\n'.replace(",", "\t"))
+    with pytest.raises(InvalidInput, match=r"another kind than CSV.*--data\.source files"):
+        build_store(hub(tmp_path / "talk"), tokenizer, tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        '{"who": "a", "who": "b", "said": "x"}\n',
+        '{"who": "a", "said": "x"}\nno json\n',
+        '{"who": 1, "said": "x"}\n{"who"',
+    ],
+)
+def test_files_that_the_library_cannot_read_are_named_in_one_sentence(tmp_path, tokenizer, lines) -> None:
+    (tmp_path / "talk").mkdir()
+    (tmp_path / "talk" / "train.jsonl").write_text(lines)
+    with pytest.raises(InvalidInput, match=r"data\.path.*datasets library.*--data\.source files"):
+        build_store(hub(tmp_path / "talk"), tokenizer, tmp_path / "store")
+
+
+def test_hidden_files_of_a_local_folder_are_no_data(tmp_path, tokenizer) -> None:
+    (tmp_path / "talk" / ".ipynb_checkpoints").mkdir(parents=True)
+    for name in ("train.jsonl", ".x.jsonl", ".ipynb_checkpoints/train.jsonl"):
+        write_jsonl(tmp_path / "talk" / name, RECORDS)
+    store = build_store(hub(tmp_path / "talk"), tokenizer, tmp_path / "store")
+    assert store.manifest["records"] == 5

@@ -1,5 +1,7 @@
+import errno
 import json
 
+import duckdb
 import pytest
 from readable_stores import texts_by_user, write_jsonl
 
@@ -66,6 +68,43 @@ def test_only_the_first_positions_are_kept(tmp_path, tokenizer) -> None:
     store = build_store(files(write_jsonl(tmp_path / "d.jsonl", records)), tokenizer, tmp_path / "store")
     assert store.manifest["bad_rows"]["empty text"]["count"] == 5000
     assert store.manifest["bad_rows"]["empty text"]["first"] == [f"d.jsonl:{line}" for line in range(2, 7)]
+
+
+UNCLOSED = b"""\
+user_id,text
+ann,hello there my dear friend
+bob,"she said and never closed it
+cid,cid wrote this
+dan,dan wrote that
+"""
+
+
+def test_an_unclosed_quote_gives_nobody_anothers_text(tmp_path, tokenizer) -> None:
+    path = tmp_path / "data.csv"
+    path.write_bytes(UNCLOSED)
+    store = build_store(files(path), tokenizer, tmp_path / "store")
+    assert texts_by_user(store) == {"ann": ["hello there my dear friend"]}
+    ((reason, entry),) = store.manifest["bad_rows"].items()
+    assert "quotes" in reason
+    assert entry == {"count": 3, "first": ["data.csv:3", "data.csv:4", "data.csv:5"]}
+    assert store.manifest["records"] == 4
+    with pytest.raises(InvalidInput, match=r"data\.csv:3.*quotes that do not match.*--data\.quotes none"):
+        build_store(files(path, bad_rows="refuse"), tokenizer, tmp_path / "refused")
+    letters = build_store(files(path, quotes="none"), tokenizer, tmp_path / "letters")
+    assert set(letters.user_ids()) == {"ann", "bob", "cid", "dan"}
+
+
+@pytest.mark.parametrize("header", ["user_id,text", "text,user_id"])
+def test_an_unquoted_comma_invents_no_user_and_cuts_no_text(tmp_path, tokenizer, header) -> None:
+    rows = [("ann", "I was out, then I came home again"), ("bob", "all is well")]
+    lines = [",".join(row if header.startswith("user") else row[::-1]) for row in rows]
+    path = tmp_path / "data.csv"
+    path.write_text("\n".join([header, *lines, ""]))
+    store = build_store(files(path), tokenizer, tmp_path / "store")
+    assert texts_by_user(store) == {"bob": ["all is well"]}
+    assert store.manifest["bad_rows"] == {
+        "more or fewer fields than the header": {"count": 1, "first": ["data.csv:2"]}
+    }
 
 
 def test_rows_of_several_owners_are_dropped(build) -> None:
@@ -261,3 +300,33 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, tokenizer) -> None:
         open_or_build(config, tokenizer, tmp_path / "file")
     with pytest.raises(InvalidInput, match="output is"):
         build_store(config, tokenizer, tmp_path / "file" / "store", tmp_path / "file" / "cache")
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), duckdb.IOException("No space left")]
+)
+def test_a_full_disk_is_told_in_one_sentence_and_the_build_goes_on(tmp_path, tokenizer, monkeypatch, error) -> None:
+    config = files(write_jsonl(tmp_path / "data.jsonl", [{"user_id": "a", "text": "enough text"}]))
+
+    def full(*_):
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ingest.StoreWriter, "finish", full)
+        with pytest.raises(InvalidInput, match=r"FEDSIM_CACHE is .*cache'.*enough space.*goes on where it stopped"):
+            open_or_build(config, tokenizer, tmp_path / "cache")
+        with pytest.raises(InvalidInput, match=r"output is .*store'.*enough space"):
+            build_store(config, tokenizer, tmp_path / "store", tmp_path / "cache")
+    monkeypatch.setattr(spool, "_write_part", None)
+    assert open_or_build(config, tokenizer, tmp_path / "cache").num_users == 1
+
+
+def test_other_errors_of_the_system_are_not_taken_for_a_full_disk(tmp_path, tokenizer, monkeypatch) -> None:
+    config = files(write_jsonl(tmp_path / "data.jsonl", [{"user_id": "a", "text": "enough text"}]))
+
+    def broken(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(ingest.StoreWriter, "finish", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        open_or_build(config, tokenizer, tmp_path / "cache")

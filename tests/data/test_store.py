@@ -1,10 +1,11 @@
+import json
 import pickle
 
 import numpy as np
 import pytest
 from readable_stores import text_of, texts_by_user
 
-from fedsim.data.store import UserStore
+from fedsim.data.store import UserStore, manifest_checksum
 from fedsim.errors import InvalidInput
 from fedsim.rows import IGNORED_LABEL
 
@@ -124,3 +125,13 @@ def test_what_is_no_store_is_refused(tmp_path) -> None:
     (tmp_path / "half.partial").mkdir()
     with pytest.raises(InvalidInput, match="interrupted"):
         UserStore.open(tmp_path / "half")
+
+
+def test_a_store_that_may_hold_one_person_as_several_is_refused(build) -> None:
+    path = build(many_users(20)).path
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest.pop("crc32")
+    manifest["format"] = 1
+    (path / "manifest.json").write_text(json.dumps(manifest | {"crc32": manifest_checksum(manifest)}))
+    with pytest.raises(InvalidInput, match=r"of format 2.*one user now may be several"):
+        UserStore.open(path)
