@@ -18,6 +18,10 @@ norm cancellation made less sure), and scaling rounds by 2⁻²⁴; so a clipped
 LARGEST_NORM = 1e18
 """A unit whose norm, as in ClippedSum.norms, exceeds this counts as not finite: its square would overflow float32."""
 
+SMALLEST_LIMIT = 1e-8
+"""Norms are added up in float32 only for a clip to no less than this: what squares lose to underflow (2⁻¹²⁶ a term)
+does not count then, whatever the sizes of activations."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClippedSum:

@@ -22,8 +22,8 @@ from fedsim.gradients.model import (
 )
 from fedsim.gradients.objective import CausalLanguageModel, Objective, RowLosses
 from fedsim.gradients.reference import unit_gradient
-from fedsim.gradients.tape import Record, Tape, recording
-from fedsim.gradients.unit_gradients import FACTOR_BITS, GroupGradients
+from fedsim.gradients.tape import GroupGradients, Record, Tape, recording
+from fedsim.gradients.unit_gradients import FACTOR_BITS
 from fedsim.gradients.units import Units, groups_of, pack_units
 from fedsim.rows import TokenRows
 
@@ -198,10 +198,10 @@ class FastSum:
 
 
 def unsure(squared: torch.Tensor, spread: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Where tokens cancel so far that the Gram form's norm may be off by more than CLIP_MARGIN / 2: bool, same shape.
+    """Where tokens cancel so far that a norm may be off by more than CLIP_MARGIN / 2: bool, same shape.
 
-    Each entry of a Gram product carries a rounding error of about eps times the product of the lengths; these
-    errors are independent, so their sum is about eps · Σ_t |a_t|²|b_t|² (`spread`), of which we allow for 8 times.
+    Rounding errors reach about eps · `spread` of the squared norm (see `gram_inner` and `UnitGradients.squared_norms`
+    for what a spread is), of which we allow for 8 times.
     """
     return 8 * torch.finfo(dtype).eps * spread > CLIP_MARGIN / 2 * squared
 

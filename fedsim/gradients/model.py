@@ -1,12 +1,15 @@
 """What the engine takes of a model: the layout of its trainable parameters, its device, its precision."""
 
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from fedsim.errors import InvalidInput
+from fedsim.errors import Failure, InvalidInput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +125,111 @@ def autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractCont
     if dtype != torch.bfloat16:
         raise InvalidInput("autocast", dtype, "torch.bfloat16 or None")
     return torch.autocast(device.type, dtype)
+
+
+FLOAT32_PLACES = (
+    ("generic", "all"),
+    ("cuda", "all"),
+    ("mkldnn", "all"),
+    *((backend, kind) for backend in ("cuda", "mkldnn") for kind in ("matmul", "conv", "rnn")),
+)
+"""Where torch keeps how far it may round float32 operands (`torch.backends.….fp32_precision`), from the top: a place
+that is "none" inherits from the "all" above it, and says what it inherited. They are read and written by the functions
+under torch's public names, of which two are amiss: mkldnn's for all writes to generic, and cuda's rnn has none."""
+_read_precision, _write_precision = torch._C._get_fp32_precision_getter, torch._C._set_fp32_precision_setter
+
+_settings_lock = threading.Lock()
+_settings_before: list[Any] = []
+_inside = 0
+_tried: set[str] = set()
+
+
+@contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Within it products of float32 numbers are of these numbers, not of their roundings to TF32 or bfloat16.
+
+    A norm and the sum it bounds are products in different orders: operands rounded to TF32's 11 bits part them by 10⁻³
+    where the clip's margin is 1.5 · 10⁻⁵. Whatever the caller or the environment allows (`allow_tf32`,
+    `set_float32_matmul_precision`, `fp32_precision`) is put aside, and put back as it was. torch keeps these settings
+    for the whole process: threads may be within at the same time, and the last one out puts them back.
+
+    Args:
+        device: Where the products are computed; the first time, one of them is tried there.
+
+    Raises:
+        Failure: Products are rounded all the same (a library's own environment variable), or somebody changed the
+            settings meanwhile.
+    """
+    global _inside
+    with _settings_lock:
+        if not _inside:
+            _settings_before[:] = _put_aside()
+        _inside += 1
+    try:
+        _try_product(device)
+        yield
+        if any(_read_precision(*place) != _exact(place) for place in FLOAT32_PLACES):
+            raise Failure(
+                "The precision of float32 products was changed in torch while gradients were clipped, so norms may be "
+                "wrong and their sum is of no use. Change it before or after."
+            )
+    finally:
+        with _settings_lock:
+            _inside -= 1
+            if not _inside:
+                _put_back(_settings_before)
+
+
+def _exact(place: tuple[str, str]) -> str:
+    """What makes a place round nothing: those above are emptied, so that what is read of those below is their own."""
+    return "none" if place[1] == "all" else "ieee"
+
+
+def _put_aside() -> list[Any]:
+    """Make float32 products exact; returns what `_put_back` takes."""
+    before: list[Any] = []
+    for place in FLOAT32_PLACES:
+        before.append(_read_precision(*place))
+        _write_precision(*place, _exact(place))
+    # The older settings are kept beside the newer ones, and torch refuses to read one that disagrees with the other.
+    before.append(torch.get_float32_matmul_precision())
+    try:
+        before.append(torch.backends.cudnn.allow_tf32)
+    except RuntimeError:
+        before.append(True)  # the newer one says no by now
+    before.append(torch.backends.cuda.matmul.allow_fp16_accumulation)
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_fp16_accumulation = False
+    for place in FLOAT32_PLACES:
+        _write_precision(*place, _exact(place))
+    return before
+
+
+def _put_back(before: list[Any]) -> None:
+    *places, matmul, cudnn, accumulation = before
+    torch.set_float32_matmul_precision(matmul)
+    torch.backends.cudnn.allow_tf32 = cudnn
+    torch.backends.cuda.matmul.allow_fp16_accumulation = accumulation
+    for place, precision in zip(FLOAT32_PLACES, places, strict=True):
+        _write_precision(*place, precision)
+
+
+def _try_product(device: torch.device) -> None:
+    """Refuse a device whose products round float32 operands, found out by one product, once a device."""
+    if device.type in _tried:
+        return
+    # 21 significant bits: any two bfloat16 numbers, or one of TF32, lose the last. Four terms add up exactly.
+    value = 1 + 2.0**-12 + 2.0**-20
+    left = torch.zeros(256, 256, device=device)
+    left[:, :4] = value
+    if not bool((left @ torch.ones_like(left) == 4 * value).all()):
+        raise Failure(
+            f"Matrix products of float32 numbers on {device.type} are rounded to fewer bits than float32 has, so the "
+            "norms that privacy rests on would be wrong. Unset NVIDIA_TF32_OVERRIDE, ONEDNN_DEFAULT_FPMATH_MODE and "
+            "DNNL_DEFAULT_FPMATH_MODE."
+        )
+    _tried.add(device.type)
 
 
 def keeps_half(model: torch.nn.Module, autocast: torch.dtype | None) -> bool:

@@ -17,6 +17,7 @@ from fedsim.gradients.model import (
     accumulation_dtype,
     autocasting,
     check_deterministic,
+    exact_products,
     model_device,
     pad_token_of,
     trainable_parameters,
@@ -78,8 +79,10 @@ def clipped_units(
     units = make_units(rows, unit_ids, objective, weighting, weights)
     for unit in range(len(units)):
         gradient = partial(unit_gradient, model, rows, units, unit, objective, layout, max_tokens, autocast)
-        update, loss = gradient() if local_steps is None else local_update(model, layout, gradient, local_steps)
-        yield unit, update, float(model_clip.clip_(update)), float(loss)
+        with exact_products(model_device(model)):  # for a unit at a time: between two the settings are the caller's
+            update, loss = gradient() if local_steps is None else local_update(model, layout, gradient, local_steps)
+            norm, loss_before = float(model_clip.clip_(update)), float(loss)
+        yield unit, update, norm, loss_before
 
 
 def unit_gradient(

@@ -9,9 +9,9 @@ import torch
 
 from fedsim.clip import Clip, ClipBlock
 from fedsim.errors import InvalidInput
-from fedsim.gradients.clipping import LARGEST_NORM, ClippedSum
+from fedsim.gradients.clipping import LARGEST_NORM, SMALLEST_LIMIT, ClippedSum
 from fedsim.gradients.fast import FastSum
-from fedsim.gradients.model import check_deterministic, keeps_half, model_device
+from fedsim.gradients.model import check_deterministic, exact_products, keeps_half, model_device
 from fedsim.gradients.objective import Objective
 from fedsim.gradients.reference import LocalSteps, clipped_units, reference_sum, unit_gradient
 from fedsim.gradients.tape import RowsMixedError
@@ -48,14 +48,18 @@ def clipped_sum(
     removing one unit changes each block of the sum by at most its limit, whatever the unit's data; a unit whose
     gradient is not finite, in any block, adds exactly zero and leaves the others as they are.
 
+    Products of float32 numbers are computed as such, whatever the caller allows torch to round (`exact_products`); the
+    caller's settings are the same afterwards.
+
     Args:
-        model: Any module whose rows are independent of each other, in evaluation mode (or in training mode with
-            every dropout 0). Its parameters with requires_grad make up the gradient; it is left as it was.
+        model: Any module whose rows are independent of each other and of how far they are padded, in evaluation mode
+            (or in training mode with every dropout 0). Its parameters with requires_grad make up the gradient; it is
+            left as it was. `load_model` tries what it loads; of any other, the first call compares two units.
         rows: The units' rows, ragged.
         unit_ids: Integer [rows], values 0..U-1. A value without rows is a unit with a zero gradient.
         clip: The norm, its order, scales and blocks. The sum is of unscaled g_u. The guarantee holds only for scales
             and blocks that do not depend on private data other than by noised releases. L1 norms need every unit's
-            whole gradient: they take the reference path.
+            whole gradient: they take the reference path, and so do limits below SMALLEST_LIMIT.
         objective: CausalLanguageModel() or SequenceClassification().
         weighting: "examples": a unit's loss is the mean over its rows of each row's mean label loss. "tokens": the
             mean over its labels. Rows that score no label are left out of either mean.
@@ -70,33 +74,35 @@ def clipped_sum(
 
     Raises:
         InvalidInput: An argument outside the above, a clip of other parameters, or a model with dropout on.
+        Failure: The device rounds products of float32 numbers whatever torch says, or the settings changed meanwhile.
     """
     if method not in ("fast", "reference"):
         raise InvalidInput("method", method, "'fast' or 'reference'")
-    if method == "fast" and clip.order == 2 and local_steps is None:
-        check_deterministic(model)
-        units = make_units(rows, unit_ids, objective, weighting, weights)
-        budget = token_budget(model, model_device(model), max_tokens)
-        asked = FastSum(model, rows, units, objective, clip, budget, autocast)
-        if not why_reference(asked):
-            try:
-                return asked.run()
-            except RowsMixedError as error:
-                log.warning("%s takes the reference path for this call: %s", type(model).__name__, error)
-    return reference_sum(
-        clipped_units(
-            model,
-            rows,
-            unit_ids,
-            clip,
-            objective=objective,
-            weighting=weighting,
-            weights=weights,
-            max_tokens=max_tokens,
-            autocast=autocast,
-            local_steps=local_steps,
+    with exact_products(model_device(model)):
+        if method == "fast" and clip.order == 2 and local_steps is None and _shortest(clip) >= SMALLEST_LIMIT:
+            check_deterministic(model)
+            units = make_units(rows, unit_ids, objective, weighting, weights)
+            budget = token_budget(model, model_device(model), max_tokens)
+            asked = FastSum(model, rows, units, objective, clip, budget, autocast)
+            if not why_reference(asked):
+                try:
+                    return asked.run()
+                except RowsMixedError as error:
+                    log.warning("%s takes the reference path for this call: %s", type(model).__name__, error)
+        return reference_sum(
+            clipped_units(
+                model,
+                rows,
+                unit_ids,
+                clip,
+                objective=objective,
+                weighting=weighting,
+                weights=weights,
+                max_tokens=max_tokens,
+                autocast=autocast,
+                local_steps=local_steps,
+            )
         )
-    )
 
 
 def layer_paths(model: torch.nn.Module) -> dict[str, str]:
@@ -111,8 +117,9 @@ def layer_paths(model: torch.nn.Module) -> dict[str, str]:
 def why_reference(asked: FastSum) -> str:
     """Why this model must take the reference path, in words; empty if the fast path is right for it.
 
-    A model may use a weight without calling the layer that owns it, or mix rows in a way that no rule foresees. So the
-    first call for a model compares the fast path with plain autograd on two of the caller's own units.
+    A model may use a weight without calling the layer that owns it, mix rows in a way that no rule foresees, or see the
+    padding. So the first call for a model compares the fast path with plain autograd on two units of different lengths,
+    made of the caller's own.
 
     Args:
         asked: The caller's sum, still empty; it is left so.
@@ -122,14 +129,12 @@ def why_reference(asked: FastSum) -> str:
     if key in known:
         return known[key]
     trial = _trial(asked)
-    together, _ = pack_units(trial.units, trial.budget)
-    if not together:
+    if trial is None:
         return ""  # every unit is alone, and that is plain autograd
-    chosen = together[-1][-2:]
-    reason = _difference(trial, chosen)
+    reason = _difference(trial, np.arange(2))
     if reason is None:
         return ""  # nothing to compare by: not finite
-    if trial.units.counts[chosen].sum() > 1:  # a single row cannot show that rows mix
+    if len(set(trial.units.lengths.tolist())) > 1:  # rows of one length cannot show what padding does
         known[key] = reason
     _paths[trial.model] = {name: ", ".join(sorted(paths)) for name, paths in sorted(trial.paths.items())}
     if reason:
@@ -143,14 +148,56 @@ def why_reference(asked: FastSum) -> str:
     return reason
 
 
-def _trial(asked: FastSum) -> FastSum:
-    """A sum like the one asked for, with every parameter in a block of its own, whatever the caller's clip.
+def _shortest(clip: Clip) -> float:
+    """The least norm, of Δ itself and not of Δ⊘s, to which the clip may bring a block."""
+    parts = [block.parameters for block in clip.blocks] or [tuple(clip.scales)]
+    least = [min((clip.scales.get(name, 1.0) for name in part), default=1.0) for part in parts]
+    return min(limit * scale for limit, scale in zip(clip.limits, least, strict=True))
 
-    So each parameter's norms are seen, and the verdict holds for any blocks and any scales.
+
+def _trial(asked: FastSum) -> FastSum | None:
+    """A sum of two units of different lengths, with every parameter in a block of its own, whatever the caller's clip.
+
+    So each parameter's norms are seen, and the verdict holds for any blocks and any scales. One unit is the longest of
+    the caller's that shares a micro-batch; the other is the shortest that fits beside it, or the same once more, cut to
+    about half. None if no unit shares one.
     """
+    units, together = asked.units, pack_units(asked.units, asked.budget)[0]
+    if not together:
+        return None
+    sharing = np.concatenate(together)  # from the shortest to the longest
+    longest = int(sharing[-1])
+    own = units.rows[units.offsets[longest] : units.offsets[longest + 1]]
+    most = int(asked.rows.lengths[own].max())
+    fits = sharing[:-1][(units.counts[sharing[:-1]] + units.counts[longest]) * most <= asked.budget]
+    shortest = int(fits[0]) if len(fits) else longest
+    other = units.rows[units.offsets[shortest] : units.offsets[shortest + 1]]
+    rows = TokenRows.joined([asked.rows.take(own), *(_cut(asked, row, most // 2 + 1) for row in other)])
+    ids = np.repeat([0, 1], [len(own), len(other)])
     blocks = tuple(ClipBlock(parameters=(name,), share=len(asked.layout.names) ** -0.5) for name in asked.layout.names)
-    clip = Clip(norm=LARGEST_NORM, blocks=blocks)
-    return FastSum(asked.model, asked.rows, asked.units, asked.objective, clip, asked.budget, asked.autocast)
+    return FastSum(
+        asked.model,
+        rows,
+        make_units(rows, ids, asked.objective, "examples", None),
+        asked.objective,
+        Clip(norm=LARGEST_NORM, blocks=blocks),
+        asked.budget,
+        asked.autocast,
+    )
+
+
+def _cut(asked: FastSum, index: int, length: int) -> TokenRows:
+    """A row's first or, if these score no label, its last `length` tokens: of more than half a row, either does."""
+    row = asked.rows.take(np.array([index]))
+    first = _part(row, slice(0, length))
+    return first if asked.objective.label_counts(first).any() else _part(row, slice(-length, None))
+
+
+def _part(row: TokenRows, piece: slice) -> TokenRows:
+    """Some of the tokens of a single row."""
+    tokens, labels = row.tokens[piece], row.labels
+    labels = None if labels is None else labels[piece]
+    return TokenRows(tokens=tokens, offsets=np.array([0, len(tokens)]), labels=labels, classes=row.classes)
 
 
 def _difference(trial: FastSum, chosen: np.ndarray) -> str | None:

@@ -1,9 +1,8 @@
 """Gradients of units, kept as factors where those are smaller than the gradients themselves."""
 
-import torch
+from collections.abc import Iterator
 
-from fedsim.gradients.clipping import ModelClip
-from fedsim.gradients.units import Group
+import torch
 
 GRAM_ELEMENTS = 2**24
 """Elements of one batch of Gram matrices at most: 64 MiB of float32."""
@@ -11,6 +10,10 @@ GRAM_BLOCK = 128
 """Tokens of a block of a Gram matrix, of which only those on and below the diagonal are computed."""
 NORM_PIECE = 1024
 """Values of a row whose squares a CPU adds up in float32; the sums of pieces are added in float64."""
+INNER_PIECE = 2048
+"""Terms of an inner product that one matrix product adds up; see `batched_inner`."""
+TOKEN_PIECE = 256
+"""Tokens of a unit that one matrix product adds to the sum: running sums of float32 stay within 2⁻¹⁷ of the truth."""
 FACTOR_BITS = 9
 """Significant bits of a clip factor whose product with a bfloat16 (8 bits) is two bfloat16s exactly: see `_scaled`."""
 
@@ -21,44 +24,65 @@ def batched_outer(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def batched_inner(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """[u, n, d], [u, m, d] → [u, n, m], all inner products within a unit."""
-    return _bmm(left, right.transpose(1, 2))
+    """[u, n, d], [u, m, d] → [u, n, m], all inner products within a unit.
+
+    One product of few tokens and 50,000 features keeps one running sum an entry, and falls short by 10⁻⁴ where the
+    features are alike. So features are taken in pieces: of INNER_PIECE, or of TOKEN_PIECE in a GPU's float32, where
+    nothing else divides a running sum.
+    """
+    piece = TOKEN_PIECE if left.is_cuda and left.dtype == torch.float32 else INNER_PIECE
+    pairs = zip(torch.split(left, piece, 2), torch.split(right, piece, 2), strict=True)
+    a, b = next(pairs)
+    products = _bmm(a, b.transpose(1, 2))
+    for a, b in pairs:
+        products += _bmm(a, b.transpose(1, 2))
+    return products
 
 
 def gram_inner(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """⟨LL^T, RR^T⟩ = ‖L^T R‖² of each unit, [u], and the part of it that lies on the diagonal, Σ_t |l_t|²|r_t|².
+    """⟨LL^T, RR^T⟩ = ‖L^T R‖² of each unit, [u], and how far its rounding errors can add up, its spread, [u].
 
     Gram matrices are symmetric: blocks off the diagonal count twice and are computed once.
+
+    With P the products of entries and d_t = P_tt = |l_t|²|r_t|², an entry's error is about eps · (d_t d_s)^½. Errors
+    of unlike tokens are independent; those of a token said m times are the same error m² times. Both are what
+    Σ_ts P_ts² / (d_t d_s)^½ sees: it is Σ_t d_t for tokens that are unlike, and m times that for tokens said m times.
     """
-    total = diagonal = torch.zeros((), device=left.device)
+    total = spread = torch.zeros((), device=left.device)
     step = max(GRAM_BLOCK, -(-left.shape[1] // 4))  # more than 4 blocks a side would save little more
     parts = list(zip(torch.split(left, step, 1), torch.split(right, step, 1), strict=True))
+    shrink: list[torch.Tensor] = []
     for row, (a, b) in enumerate(parts):
-        for column, (c, d) in enumerate(parts[: row + 1]):
-            products = batched_inner(a, c).mul_(batched_inner(b, d))
-            total = total + products.sum((1, 2)) * (1 if row == column else 2)
+        for column in range(row, -1, -1):  # the block on the diagonal first: it has the row's d_t
+            products = batched_inner(a, parts[column][0]).mul_(batched_inner(b, parts[column][1]))
             if row == column:
-                diagonal = diagonal + products.diagonal(dim1=1, dim2=2).sum(1)
-    return total, diagonal
+                own = products.diagonal(dim1=1, dim2=2)
+                shrink.append(own.clamp(min=torch.finfo(own.dtype).tiny).pow(-0.25))
+            times = 1 if row == column else 2
+            total = total + products.sum((1, 2)) * times
+            products.mul_(shrink[row][:, :, None]).mul_(shrink[column][:, None, :])
+            spread = spread + torch.linalg.vector_norm(products, dim=(1, 2)).square() * times
+    return total, spread
 
 
 def squared_row_norms(rows: torch.Tensor) -> torch.Tensor:
-    """‖row‖² of each row of [u, n], in their dtype, off by less than CLIP_MARGIN / 2 whatever the values.
+    """‖row‖² of each row of [u, n], float64, off by less than CLIP_MARGIN / 2 whatever the values' sizes relatively.
 
     On a CPU torch adds a row's squares in a few running sums (8 lanes at least), float32 as the row is: of millions of
     values the later ones are rounded away, and the norm falls short by 2e-4 at 8 million. A piece of NORM_PIECE
-    values puts 128 into a lane, each rounded by at most 2⁻²⁴ of the sum. A GPU's sums are trees.
+    values puts 128 into a lane, each rounded by at most 2⁻²⁴ of the sum. That costs what one sum does; a conversion to
+    float64, thirty times as much. A GPU's sums are trees.
     """
     squared: torch.Tensor
     if rows.is_cuda or rows.dtype == torch.float64 or rows.shape[1] <= NORM_PIECE:
-        squared = torch.linalg.vector_norm(rows, dim=1).square()
+        squared = torch.linalg.vector_norm(rows, dim=1).double().square()
         return squared
     whole = rows.shape[1] - rows.shape[1] % NORM_PIECE
     pieces = torch.linalg.vector_norm(rows[:, :whole].reshape(len(rows), -1, NORM_PIECE), dim=2)
     squared = pieces.double().square().sum(1)
     if whole < rows.shape[1]:
         squared += torch.linalg.vector_norm(rows[:, whole:], dim=1).double().square()
-    return squared.to(rows.dtype)
+    return squared
 
 
 def add_outer(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor, factors: torch.Tensor) -> None:
@@ -66,7 +90,13 @@ def add_outer(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor, fac
     scale_left = left.shape[-1] <= right.shape[-1]  # the smaller one is cheaper to scale
     for scaled in _scaled(left if scale_left else right, factors):
         one, other = (scaled, right) if scale_left else (left, scaled)
-        add_product(target, one.flatten(0, 1).t(), other.flatten(0, 1))
+        for a, b in token_pieces(one, other):
+            add_product(target, a.flatten(0, 1).t(), b.flatten(0, 1))
+
+
+def token_pieces(left: torch.Tensor, right: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """[u, n, p] and [u, n, q] in pieces of so few tokens that one running sum may add them up."""
+    yield from zip(torch.split(left, TOKEN_PIECE, 1), torch.split(right, TOKEN_PIECE, 1), strict=True)
 
 
 def _scaled(tensor: torch.Tensor, factors: torch.Tensor) -> list[torch.Tensor]:
@@ -124,6 +154,7 @@ class UnitGradients:
     def add_held(self, gradients: torch.Tensor, path: str = "held") -> None:
         """Add gradients [u, *shape]."""
         self.paths.add(path)
+        gradients = gradients.to(_wide(gradients.dtype))
         self.held = gradients if self.held is None else self.held + gradients
 
     def add_outer(self, left: torch.Tensor, right: torch.Tensor) -> None:
@@ -144,10 +175,11 @@ class UnitGradients:
             self._hold_lookup(index, rows)
 
     def squared_norms(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Squared norms [u], and the squared norms [u] that uncorrelated tokens would give.
+        """Squared norms [u], and their spreads [u]: how far rounding errors can reach, see `gram_inner`, `fast.unsure`.
 
-        The second tells how far the Gram form's rounding errors can reach: see `fast.unsure`. It is None, for 0,
-        where the norm was taken of the gradient itself.
+        The spread is None, for 0, where the norm was taken of the gradient itself. Of an outer part and rows added to
+        it, errors reach as far as both are long, however short they leave their sum: an error of the cross term is
+        eps · |L[t, x_s]||r_t||e_s|, and these add up to no more than eps · (spread of the outer part · ‖rows‖²)^½.
         """
         if self.held is not None:
             for left, right in self.outers:
@@ -160,12 +192,16 @@ class UnitGradients:
         squared, spread = (None, None) if outer is None else self._outer_norms(*outer)
         if lookup is not None:
             self.paths.add("gathered")
-            gathered = _lookup_norms(*lookup)
+            lookup = (lookup[0], _merged(*lookup))
+            self.lookups = [lookup]
+            gathered = squared_row_norms(lookup[1].flatten(1))
             squared = gathered if squared is None else squared + gathered
         assert squared is not None  # gradients are made only to add something to them
         if outer is not None and lookup is not None:
             self.paths.add("exact cross term")
             squared = squared + 2 * _cross(*outer, *lookup)
+            assert spread is not None
+            spread = (spread.double().sqrt() + gathered.sqrt()).square()
         return squared, spread
 
     def add_weighted(self, target: torch.Tensor, factors: torch.Tensor) -> None:
@@ -191,7 +227,7 @@ class UnitGradients:
             0, (index + first).flatten(), rows.flatten(0, 1).to(self.held.dtype)
         )
 
-    def _outer_norms(self, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _outer_norms(self, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         (u, n, p), q = left.shape, right.shape[2]
         # Bytes may favour factors (bfloat16) where arithmetic favours the gradient: then it is formed and dropped.
         gram = n * (p + q) <= p * q
@@ -205,8 +241,13 @@ class UnitGradients:
                 squared.append(products)
                 spread.append(diagonal)
             else:
-                squared.append(squared_row_norms(batched_outer(a, b).flatten(1)))
-        return torch.cat(squared), torch.cat(spread) if spread else None
+                # As add_outer adds it up, so that the sum is of what the norm is of.
+                gradient = sum(batched_outer(c, d) for c, d in token_pieces(a, b))
+                assert isinstance(gradient, torch.Tensor)
+                squared.append(squared_row_norms(gradient.flatten(1)))
+                lengths = [torch.linalg.vector_norm(x, dim=2, dtype=_wide(x.dtype)) for x in (a, b)]
+                spread.append((lengths[0] * lengths[1]).square().sum(1))
+        return torch.cat(squared), torch.cat(spread)
 
 
 def holds(left: torch.Tensor, right: torch.Tensor) -> bool:
@@ -227,23 +268,24 @@ def _concatenated(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch
     return torch.cat([p[0] for p in pairs], 1), torch.cat([p[1] for p in pairs], 1)
 
 
-def _lookup_norms(index: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """‖Σ rows at index‖² a unit: rows that meet at one place are added first."""
-    units = len(index)
-    rows = rows.to(_wide(rows.dtype))
-    place = index + torch.arange(units, device=index.device)[:, None] * (index.max() + 1)
+def _merged(index: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """rows [u, m, q] with those of a unit that meet at one place of index [u, m] added into the first, 0 in the others.
+
+    Added up once, so that the norm is of exactly what the sum adds: 4,096 equal rows added to a table one after the
+    other are off by 6 · 10⁻⁵, and by another amount when they are scaled first.
+    """
+    place = index + torch.arange(len(index), device=index.device)[:, None] * (index.max() + 1)
     met, where = torch.unique(place.flatten(), return_inverse=True)
-    added = rows.new_zeros(len(met), rows.shape[-1]).index_add_(0, where, rows.flatten(0, 1))
-    squared = added.square().sum(1)
-    owner = torch.div(met, index.max() + 1, rounding_mode="floor")
-    # One after the other, and there may be thousands: in float64, so that the sum falls short by nothing that counts.
-    return rows.new_zeros(units, dtype=torch.float64).index_add_(0, owner, squared.double())
+    positions = torch.arange(len(where), device=index.device)
+    first = torch.full_like(met, len(where)).scatter_reduce_(0, where, positions, "amin")
+    wide = rows.to(_wide(rows.dtype)).flatten(0, 1)
+    return torch.zeros_like(wide).index_add_(0, first[where], wide).view(rows.shape)
 
 
 def _cross(left: torch.Tensor, right: torch.Tensor, index: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Inner product a unit of left^T right and of rows at index: Σ_ts left[t, index_s] · ⟨right_t, rows_s⟩."""
     at_index = left.gather(2, index[:, None, :].expand(-1, left.shape[1], -1))
-    return (at_index * batched_inner(right, rows)).sum((1, 2))
+    return (at_index * batched_inner(right.to(rows.dtype), rows)).sum((1, 2))
 
 
 def _zeroed(tensor: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
@@ -252,82 +294,3 @@ def _zeroed(tensor: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-class GroupGradients:
-    """The gradients of a group's u units: the norms of their blocks, and their weighted sum.
-
-    A model has many one-dimensional parameters (biases, normalisation weights) and each is small. Those of one block
-    are laid side by side, one matrix [u, sizes together]: a few kernels in all, where one by one each would take a
-    few.
-
-    Args:
-        group: The units.
-        gradients: By parameter name.
-        clip: Says which parameters belong together, and what each is divided by.
-    """
-
-    def __init__(self, group: Group, gradients: dict[str, UnitGradients], clip: ModelClip) -> None:
-        self.units = group.units
-        self.clip = clip
-        vectors = {name: g.held for name, g in gradients.items() if len(g.shape) == 1 and g.held is not None}
-        self.names: dict[int, list[str]] = {}
-        for name in vectors:
-            self.names.setdefault(clip.block[name], []).append(name)
-        self.sizes = {name: held.shape[1] for name, held in vectors.items()}
-        self.vectors = {b: torch.cat([vectors[name] for name in names], 1) for b, names in self.names.items()}
-        self.matrices = {name: g for name, g in gradients.items() if name not in vectors}
-        self._known_paths = {name: gradients[name].paths for name in vectors}
-
-    @property
-    def paths(self) -> dict[str, set[str]]:
-        """How each parameter's norms were formed, by its name."""
-        return self._known_paths | {name: gradients.paths for name, gradients in self.matrices.items()}
-
-    def squared_norms(self) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
-        """By block, squared norms [u] and spreads [u] as of UnitGradients, of gradients divided by their scales.
-
-        Blocks of which the group has no gradient are left out.
-        """
-        squared: dict[int, list[torch.Tensor]] = {}
-        spread: dict[int, list[torch.Tensor]] = {}
-        for block in self.vectors:
-            squared.setdefault(block, []).append(squared_row_norms(self._scaled_vectors(block)))
-        for name, gradients in self.matrices.items():
-            block, power = self.clip.block[name], self.clip.inverse[name] ** 2
-            squares, spreads = gradients.squared_norms()
-            squared.setdefault(block, []).append(squares * power)
-            if spreads is not None:
-                spread.setdefault(block, []).append(spreads * power)
-        sums = {block: torch.stack(parts).sum(0, dtype=torch.float64) for block, parts in squared.items()}
-        return {
-            block: (
-                total,
-                torch.stack(spread[block]).sum(0, dtype=torch.float64) if block in spread else torch.zeros_like(total),
-            )
-            for block, total in sums.items()
-        }
-
-    def add_weighted(self, targets: dict[str, torch.Tensor], factors: torch.Tensor) -> None:
-        """targets[name] += Σ over units of factors [blocks, u] of the parameter's block · gradient."""
-        for name, gradients in self.matrices.items():
-            gradients.add_weighted(targets[name], factors[self.clip.block[name]])
-        for block, vectors in self.vectors.items():
-            added = vectors.t() @ factors[block].to(vectors.dtype)
-            names = self.names[block]
-            for name, part in zip(names, torch.split(added, [self.sizes[name] for name in names]), strict=True):
-                targets[name] += part
-
-    def zero(self, units: torch.Tensor) -> None:
-        """Make the gradients of units, bool [u], exactly zero: a factor of 0 would leave 0 · inf = nan."""
-        for gradients in self.matrices.values():
-            gradients.zero(units)
-        for vectors in self.vectors.values():
-            vectors[units] = 0
-
-    def _scaled_vectors(self, block: int) -> torch.Tensor:
-        vectors, names, inverse = self.vectors[block], self.names[block], self.clip.inverse
-        if all(inverse[name] == 1 for name in names):
-            return vectors
-        parts = torch.split(vectors, [self.sizes[name] for name in names], 1)
-        return torch.cat([part * inverse[name] for name, part in zip(names, parts, strict=True)], 1)

@@ -21,6 +21,7 @@ from fedsim.gradients.model import ParameterLayout
 from fedsim.gradients.objective import CausalLanguageModel, Objective, SequenceClassification
 from fedsim.hugging_face import hub_failure
 from fedsim.models.config import DEFAULT_PATH, ModelConfig
+from fedsim.models.independence import require_independent_rows
 from fedsim.models.lora import add_adapters
 from fedsim.models.quiet import quiet_transformers
 
@@ -58,8 +59,16 @@ class LoadedModel:
     def context(self) -> int | None:
         """Most tokens in a row that the model can read; None where its positions have no limit."""
         positions = getattr(self._text_config, "max_position_embeddings", None)
+        rotations = getattr(self._text_config, "rope_parameters", None) or {}
+        # Rotations of the kind "longrope" change for a whole batch once its longest row exceeds a length, so that a
+        # short row would be read in another way beside a long one.
+        changes = [
+            kind.get("original_max_position_embeddings")
+            for kind in (rotations, *rotations.values())
+            if isinstance(kind, dict) and kind.get("rope_type") == "longrope"
+        ]
         # Some models keep positions in reserve (RoBERTa); an unknown length is a huge number.
-        limits = [limit for limit in (positions, self.tokenizer.model_max_length) if limit and limit < UNLIMITED]
+        limits = [n for n in (positions, self.tokenizer.model_max_length, *changes) if n and n < UNLIMITED]
         return min(limits, default=None)
 
     @property
@@ -95,7 +104,9 @@ def load_model(
         progress: Show a progress bar when the default model has to be pre-trained.
 
     Raises:
-        InvalidInput: The model cannot be found, has no safetensors weights or no tokenizer, or no layer to adapt.
+        InvalidInput: The model cannot be found, has no safetensors weights or no tokenizer, or no layer to adapt; or
+            its rows do not keep to themselves (`require_independent_rows`), as those of an encoder that is loaded as a
+            language model.
     """
     base = _base(config, public_texts, cache, progress)
     cached = not Path(base).is_dir() and hub_failure(base, "model") is not None
@@ -110,7 +121,9 @@ def load_model(
         model = add_adapters(model, config)
     objective: Objective = CausalLanguageModel() if config.task == "causal-lm" else SequenceClassification()
     model = model.to(device).eval()
-    return LoadedModel(model=model, tokenizer=tokenizer, objective=objective, config=config, base=base)
+    loaded = LoadedModel(model=model, tokenizer=tokenizer, objective=objective, config=config, base=base)
+    require_independent_rows(model, config, loaded.pad_token, tokenizer.eos_token_id, loaded.context)
+    return loaded
 
 
 def _base(

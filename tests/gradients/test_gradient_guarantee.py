@@ -160,9 +160,13 @@ def test_coarse_factors_are_never_above_the_fine_ones(factor: float) -> None:
 def test_blocks_of_a_gram_matrix_add_up_to_the_whole(tokens: int) -> None:
     torch.manual_seed(0)
     left, right = torch.randn(3, tokens, 7, dtype=torch.float64), torch.randn(3, tokens, 5, dtype=torch.float64)
-    products, diagonal = gram_inner(left, right)
-    torch.testing.assert_close(products, torch.einsum("unp,unq->upq", left, right).square().sum((1, 2)))
-    torch.testing.assert_close(diagonal, (left.square().sum(2) * right.square().sum(2)).sum(1))
+    squared, spread = gram_inner(left, right)
+    torch.testing.assert_close(squared, torch.einsum("unp,unq->upq", left, right).square().sum((1, 2)))
+    products = (left @ left.mT) * (right @ right.mT)
+    own = products.diagonal(dim1=1, dim2=2)
+    aligned = products.square() / (own[:, :, None] * own[:, None, :]).sqrt()
+    torch.testing.assert_close(spread, aligned.sum((1, 2)))
+    assert (spread >= own.sum(1) * (1 - 1e-9)).all()
 
 
 def test_units_without_labels_or_rows_add_nothing() -> None:

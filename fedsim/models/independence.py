@@ -1,0 +1,199 @@
+"""Whether a model's rows keep to themselves, tried out: nobody's contribution may depend on who shares a batch.
+
+Rows are padded to the longest of their micro-batch. A causal language model never looks ahead and is handed no mask; a
+classifier is handed one and must honour it. A model that does neither takes the padding, and so the company, for part
+of the text: removing one user would then move the contributions of others, and no clip bounds that.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fedsim.errors import InvalidInput
+from fedsim.gradients.model import exact_products, model_device
+from fedsim.models.config import ModelConfig
+
+TOKENS = 8
+"""Real tokens of the row that is looked at; padded to twice as many."""
+
+TOLERANCE = 1e-4
+"""How far a logit may move, relatively to how far other tokens in its own row move it. In float32, models of 40
+families that keep rows apart moved by 2·10⁻⁷ at most, encoders by 9·10⁻⁴ at least though drawn at random."""
+
+HALF_SAME_SHAPE = 1e-3
+"""The same in bfloat16 between batches of one shape, of which a causal model computes each row in the same way (it
+moved by exactly 0). What moves more is computed again in float32."""
+
+HALF_OTHER_SHAPE = 2e-2
+"""The same in bfloat16 between batches of different lengths, where matrix products round differently: by 2·10⁻³."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moves:
+    """How far a row's outputs move relatively to how far its own tokens move them.
+
+    Attributes:
+        later: When the tokens behind it are other ones; 0 for a classifier, whose mask hides them.
+        neighbour: When the row beside it is another one.
+        padding: When it is not padded.
+    """
+
+    later: float
+    neighbour: float
+    padding: float
+
+
+def require_independent_rows(
+    model: Any, config: ModelConfig, pad_token: int, end_token: int | None, context: int | None
+) -> None:
+    """Refuse a model of whose rows one depends on another, on its length, or (a language model) on later tokens.
+
+    Three forward passes over 2 · 16, 2 · 16 and 8 tokens; a fourth where something moved.
+
+    Args:
+        model: As it will be trained, on its device and in evaluation mode.
+        config: What was asked for.
+        pad_token: Fills rows up.
+        end_token: Ends a text, where the tokenizer has such a token: some classifiers read their answer there.
+        context: Most tokens that the model can read, if there is a limit.
+
+    Raises:
+        InvalidInput: It is such a model, or it fails on rows of random tokens.
+    """
+    length = TOKENS if context is None else max(1, min(TOKENS, context // 2))
+    device = model_device(model)
+    halves = any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
+    rows = _Rows(model, config.task == "causal-lm", length, pad_token, end_token, device)
+    try:
+        with torch.no_grad(), exact_products(device):
+            moves = rows.moves(HALF_SAME_SHAPE if halves else TOLERANCE)
+            if halves and max(moves.later, moves.neighbour) > HALF_SAME_SHAPE:
+                with _in_float32(model):
+                    moves, halves = rows.moves(TOLERANCE), False
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        hint = f"Trying it on rows of random tokens said: {reason}"
+        raise InvalidInput("model.path", config.path, _allowed(config), hint) from error
+    _judge(moves, config, *((HALF_SAME_SHAPE, HALF_OTHER_SHAPE) if halves else (TOLERANCE, TOLERANCE)))
+
+
+def _judge(moves: Moves, config: ModelConfig, same_shape: float, other_shape: float) -> None:
+    """Tell what moved further than it may, or is not a number."""
+    if not moves.neighbour <= same_shape:
+        reason = "What it makes of a row moves with the row beside it: with a router of limited capacity, say."
+    elif not moves.later <= same_shape:
+        reason = (
+            "Its logits move with tokens behind them, so it reads in both directions, and would read the padding, which "
+            "depends on who else is in a batch. Such an encoder is for classification: set model.task to "
+            "sequence-classification, or choose a model that reads from left to right."
+        )
+    elif not moves.padding <= other_shape:
+        reason = "What it makes of a row moves with how far the row is padded, which depends on who else is in a batch."
+    else:
+        return
+    raise InvalidInput("model.path", config.path, _allowed(config), reason)
+
+
+def _allowed(config: ModelConfig) -> str:
+    if config.task == "causal-lm":
+        return "a language model whose logits depend on the tokens before them in their own row alone"
+    return "a classifier whose logits depend on the unmasked tokens of their own row alone"
+
+
+class _Rows:
+    """Rows of random tokens, and what a model makes of one of them in different company.
+
+    Args:
+        model: The model.
+        causal: Whether it is a language model, handed no mask and looked at in every position.
+        length: Tokens of the row that is looked at; its neighbour has twice as many.
+        pad_token, end_token: As for `require_independent_rows`.
+        device: Of the model.
+    """
+
+    def __init__(
+        self, model: Any, causal: bool, length: int, pad_token: int, end_token: int | None, device: torch.device
+    ) -> None:
+        self.model, self.causal, self.length, self.device = model, causal, length, device
+        special = {pad_token, end_token}
+        vocabulary = min(int(model.get_input_embeddings().weight.shape[0]), 2**15)
+        usual = torch.tensor([token for token in range(vocabulary) if token not in special] or [0])
+        generator = torch.Generator().manual_seed(0)
+
+        def row(tokens: int) -> torch.Tensor:
+            drawn = usual[torch.randint(0, len(usual), (tokens,), generator=generator)]
+            if end_token is not None and not causal:
+                drawn[-1] = end_token
+            return drawn
+
+        self.row, self.tail, self.neighbours = row(length), row(length), [row(2 * length), row(2 * length)]
+        self.padding = torch.full((length,), pad_token)
+
+    def moves(self, limit: float) -> Moves:
+        """How far the row's outputs move; what moved them is looked for where they move further than limit."""
+        padded, other = torch.cat([self.row, self.padding]), torch.cat([self.row, self.tail])
+        first = self._read([padded, self.neighbours[0]])
+        alone = self._read([self.row])
+        padding = _apart(first, alone)
+        both = _apart(first, self._read([other if self.causal else padded, self.neighbours[1]]))
+        if not self.causal or both <= limit:
+            return Moves(later=both if self.causal else 0.0, neighbour=both, padding=padding)
+        later = _apart(first, self._read([other, self.neighbours[0]]))
+        neighbour = _apart(first, self._read([padded, self.neighbours[1]]))
+        return Moves(later=later, neighbour=neighbour, padding=padding)
+
+    def _read(self, rows: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """The logits; of a classifier also the last hidden states, where it tells them.
+
+        What reaches its other positions may reach the one it answers from only weakly in a model drawn at random.
+        """
+        input_ids = torch.stack(rows).to(self.device)
+        arguments: dict[str, Any] = {"use_cache": False} if self.causal else {}
+        if not self.causal:
+            mask = torch.ones_like(input_ids)
+            if len(rows[0]) > self.length:
+                mask[0, self.length :] = 0
+            arguments["attention_mask"] = mask
+        output = self.model(input_ids, output_hidden_states=not self.causal, **arguments)
+        hidden = getattr(output, "hidden_states", None)
+        found = (output.logits,) if not hidden else (output.logits, hidden[-1])
+        return tuple(self._of_the_row(tensor, input_ids.shape) for tensor in found)
+
+    def _of_the_row(self, tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """[rows, …] cut to the positions that the first row has, where there are positions."""
+        if tensor.ndim > 2 and tensor.shape[1] == shape[1]:
+            tensor = tensor[:, : self.length]
+        return tensor.double()
+
+
+def _apart(one: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...]) -> float:
+    """How far the first row of one is from that of the other, in units of how far apart the two rows of one are."""
+    worst = 0.0
+    for a, b in zip(one, other, strict=True):
+        if a.shape[1:] != b.shape[1:]:
+            continue  # pooled over positions: the logits tell
+        moved, seen = float((a[0] - b[0]).norm()), float((a[0] - a[1]).norm())
+        relative = moved / seen if seen else moved
+        worst = relative if math.isnan(relative) else max(worst, relative)
+        if math.isnan(worst):
+            break
+    return worst
+
+
+@contextmanager
+def _in_float32(model: torch.nn.Module) -> Iterator[None]:
+    """Within it the model's halved parameters are float32; then they are what they were, bit by bit."""
+    kept = {p: p.data for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)}
+    try:
+        for parameter, data in kept.items():
+            parameter.data = data.float()
+        yield
+    finally:
+        for parameter, data in kept.items():
+            parameter.data = data
