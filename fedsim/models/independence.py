@@ -84,16 +84,18 @@ def require_independent_rows(
 
 
 def _judge(moves: Moves, config: ModelConfig, same_shape: float, other_shape: float) -> None:
-    """Tell what moved further than it may, or is not a number."""
-    if not moves.neighbour <= same_shape:
+    """Refuse what moved further than it may, and say what moved it."""
+    if any(math.isnan(move) for move in (moves.later, moves.neighbour, moves.padding)):
+        reason = "What it makes of random tokens is not finite."
+    elif moves.neighbour > same_shape:
         reason = "What it makes of a row moves with the row beside it: with a router of limited capacity, say."
-    elif not moves.later <= same_shape:
+    elif moves.later > same_shape:
         reason = (
             "Its logits move with tokens behind them, so it reads in both directions, and would read the padding, which "
             "depends on who else is in a batch. Such an encoder is for classification: set model.task to "
             "sequence-classification, or choose a model that reads from left to right."
         )
-    elif not moves.padding <= other_shape:
+    elif moves.padding > other_shape:
         reason = "What it makes of a row moves with how far the row is padded, which depends on who else is in a batch."
     else:
         return
@@ -108,6 +110,8 @@ def _allowed(config: ModelConfig) -> str:
 
 class _Rows:
     """Rows of random tokens, and what a model makes of one of them in different company.
+
+    That one is the last: where a batch's tokens are served in their order, the last ones go short.
 
     Args:
         model: The model.
@@ -138,14 +142,14 @@ class _Rows:
     def moves(self, limit: float) -> Moves:
         """How far the row's outputs move; what moved them is looked for where they move further than limit."""
         padded, other = torch.cat([self.row, self.padding]), torch.cat([self.row, self.tail])
-        first = self._read([padded, self.neighbours[0]])
+        first = self._read([self.neighbours[0], padded])
         alone = self._read([self.row])
         padding = _apart(first, alone)
-        both = _apart(first, self._read([other if self.causal else padded, self.neighbours[1]]))
+        both = _apart(first, self._read([self.neighbours[1], other if self.causal else padded]))
         if not self.causal or both <= limit:
             return Moves(later=both if self.causal else 0.0, neighbour=both, padding=padding)
-        later = _apart(first, self._read([other, self.neighbours[0]]))
-        neighbour = _apart(first, self._read([padded, self.neighbours[1]]))
+        later = _apart(first, self._read([self.neighbours[0], other]))
+        neighbour = _apart(first, self._read([self.neighbours[1], padded]))
         return Moves(later=later, neighbour=neighbour, padding=padding)
 
     def _read(self, rows: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -157,8 +161,8 @@ class _Rows:
         arguments: dict[str, Any] = {"use_cache": False} if self.causal else {}
         if not self.causal:
             mask = torch.ones_like(input_ids)
-            if len(rows[0]) > self.length:
-                mask[0, self.length :] = 0
+            if len(rows[-1]) > self.length:
+                mask[-1, self.length :] = 0
             arguments["attention_mask"] = mask
         output = self.model(input_ids, output_hidden_states=not self.causal, **arguments)
         hidden = getattr(output, "hidden_states", None)
@@ -166,23 +170,23 @@ class _Rows:
         return tuple(self._of_the_row(tensor, input_ids.shape) for tensor in found)
 
     def _of_the_row(self, tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        """[rows, …] cut to the positions that the first row has, where there are positions."""
+        """[rows, …] cut to the positions that the row looked at has, where there are positions."""
         if tensor.ndim > 2 and tensor.shape[1] == shape[1]:
             tensor = tensor[:, : self.length]
         return tensor.double()
 
 
 def _apart(one: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...]) -> float:
-    """How far the first row of one is from that of the other, in units of how far apart the two rows of one are."""
+    """How far the last row of one is from that of the other, in units of how far apart the two rows of one are."""
     worst = 0.0
     for a, b in zip(one, other, strict=True):
         if a.shape[1:] != b.shape[1:]:
             continue  # pooled over positions: the logits tell
-        moved, seen = float((a[0] - b[0]).norm()), float((a[0] - a[1]).norm())
+        moved, seen = float((a[-1] - b[-1]).norm()), float((a[-1] - a[0]).norm())
         relative = moved / seen if seen else moved
-        worst = relative if math.isnan(relative) else max(worst, relative)
-        if math.isnan(worst):
-            break
+        if math.isnan(relative):
+            return relative
+        worst = max(worst, relative)
     return worst
 
 

@@ -41,7 +41,7 @@ def add_adapters(model: Any, config: ModelConfig) -> torch.nn.Module:
         with torch.random.fork_rng(devices=[]), quiet_transformers():
             torch.manual_seed(config.seed)
             return get_peft_model(model, adapters)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         said = str(error).removeprefix("[PEFT:PeftType.LORA] ")
         # PEFT quotes the layers that it refuses.
         offered = sorted(adaptable - set(re.findall(r"'(\w+)'", said)))

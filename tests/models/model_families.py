@@ -51,7 +51,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     "phi3": _GROUPED,
     "bloom": {"hidden_size": 16, "n_layer": 2, "n_head": 2},
     "falcon": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "alibi": True},
-    "stablelm": _USUAL,
+    "stablelm": _USUAL | {"num_key_value_heads": 2},
     "mpt": {"d_model": 16, "n_heads": 2, "n_layers": 2, "max_seq_len": 64},
     "mamba": {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4},
     "rwkv": {"hidden_size": 16, "num_hidden_layers": 2, "attention_hidden_size": 16, "context_length": 64},
