@@ -117,9 +117,9 @@ def layer_paths(model: torch.nn.Module) -> dict[str, str]:
 def why_reference(asked: FastSum) -> str:
     """Why this model must take the reference path, in words; empty if the fast path is right for it.
 
-    A model may use a weight without calling the layer that owns it, mix rows in a way that no rule foresees, or see the
-    padding. So the first call for a model compares the fast path with plain autograd on two units of different lengths,
-    made of the caller's own.
+    A model may use a weight without calling the layer that owns it, mix rows in a way that no rule foresees, or see
+    the padding. So the first call for a model compares the fast path with plain autograd on two units of different
+    lengths, made of the caller's own.
 
     Args:
         asked: The caller's sum, still empty; it is left so.
@@ -159,8 +159,8 @@ def _trial(asked: FastSum) -> FastSum | None:
     """A sum of two units of different lengths, with every parameter in a block of its own, whatever the caller's clip.
 
     So each parameter's norms are seen, and the verdict holds for any blocks and any scales. One unit is the longest of
-    the caller's that shares a micro-batch; the other is the shortest that fits beside it, or the same once more, cut to
-    about half. None if no unit shares one.
+    the caller's that shares a micro-batch; the other is the shortest that fits beside it, or the same once more, cut
+    to about half. None if no unit shares one.
     """
     units, together = asked.units, pack_units(asked.units, asked.budget)[0]
     if not together:

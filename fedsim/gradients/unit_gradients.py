@@ -175,7 +175,7 @@ class UnitGradients:
             self._hold_lookup(index, rows)
 
     def squared_norms(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Squared norms [u], and their spreads [u]: how far rounding errors can reach, see `gram_inner`, `fast.unsure`.
+        """Squared norms [u], and their spreads [u]: how far rounding errors can reach (`gram_inner`, `fast.unsure`).
 
         The spread is None, for 0, where the norm was taken of the gradient itself. Of an outer part and rows added to
         it, errors reach as far as both are long, however short they leave their sum: an error of the cross term is
@@ -269,7 +269,7 @@ def _concatenated(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch
 
 
 def _merged(index: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """rows [u, m, q] with those of a unit that meet at one place of index [u, m] added into the first, 0 in the others.
+    """rows [u, m, q], those of a unit that meet at one place of index [u, m] added into the first; 0 in the others.
 
     Added up once, so that the norm is of exactly what the sum adds: 4,096 equal rows added to a table one after the
     other are off by 6 · 10⁻⁵, and by another amount when they are scaled first.

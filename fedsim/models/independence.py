@@ -96,7 +96,9 @@ def _judge(moves: Moves, config: ModelConfig, same_shape: float, other_shape: fl
             "sequence-classification, or choose a model that reads from left to right."
         )
     elif moves.padding > other_shape:
-        reason = "What it makes of a row moves with how far the row is padded, which depends on who else is in a batch."
+        reason = (
+            "What it makes of a row moves with how far the row is padded, which depends on who else is in a batch."
+        )
     else:
         return
     raise InvalidInput("model.path", config.path, _allowed(config), reason)

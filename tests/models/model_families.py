@@ -81,7 +81,8 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "albert": _USUAL | {"embedding_size": 8},
     "mpnet": _USUAL,
     "distilbert": {"dim": 16, "hidden_dim": 24, "n_layers": 2, "n_heads": 2},
-    "modernbert": _USUAL | {"local_attention": 4, "global_attn_every_n_layers": 2, "cls_token_id": 2, "sep_token_id": 3},
+    "modernbert": _USUAL
+    | {"local_attention": 4, "global_attn_every_n_layers": 2, "cls_token_id": 2, "sep_token_id": 3},
     "longformer": _USUAL | {"attention_window": [4, 4]},
 }
 """Read in both directions, and honour a mask."""

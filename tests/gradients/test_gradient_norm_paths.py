@@ -1,0 +1,251 @@
+"""Every way in which a norm is formed bounds what is summed: units made to order, clipped, then measured in float64."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from gradient_checks import MLP, VOCABULARY, Tables, fast_sum
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsim.clip import Clip, ClipBlock
+from fedsim.gradients import CLIP_MARGIN, CausalLanguageModel, ParameterLayout, SequenceClassification, clipped_sum
+from fedsim.gradients.fast import unsure
+from fedsim.gradients.objective import RowLosses
+from fedsim.gradients.unit_gradients import UnitGradients, batched_inner, squared_row_norms
+from fedsim.rows import TokenRows
+
+
+@dataclass(frozen=True)
+class Prescribed(CausalLanguageModel):
+    """The model returns its rows' losses itself."""
+
+    def row_losses(self, model: torch.nn.Module, batch) -> RowLosses:
+        losses = model(batch.input_ids)
+        return RowLosses(loss_sum=losses, label_count=torch.ones(len(losses)), correct=torch.zeros(len(losses)))
+
+
+class Made(torch.nn.Module):
+    """One matrix [p, q], tied or not, whose gradient is Σ_t left_t right_t^T + Σ_t rows_t at place_t.
+
+    The loss is linear: what the head makes of right_t, times left_t, and what is looked up at place_t, times rows_t.
+    """
+
+    def __init__(self, left: torch.Tensor, right: torch.Tensor, place=None, rows=None) -> None:
+        super().__init__()
+        self.left, self.right, self.place, self.rows = left, right, place, rows
+        self.head = torch.nn.Linear(right.shape[1], left.shape[1], bias=False)
+        torch.nn.init.zeros_(self.head.weight)
+        if place is not None:
+            self.table = torch.nn.Embedding(left.shape[1], right.shape[1])
+            self.table.weight = self.head.weight
+        self.eval()
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        units = len(input_ids)
+        loss = (self.head(self.right.expand(units, -1, -1)) * self.left).sum((1, 2))
+        if self.place is not None:
+            loss = loss + (self.table(self.place.expand(units, -1)) * self.rows).sum((1, 2))
+        return loss
+
+    def gradient(self) -> torch.Tensor:
+        exact = self.left.double().t() @ self.right.double()
+        return exact if self.place is None else exact.index_add(0, self.place, self.rows.double())
+
+
+def reach(model: Made, max_tokens: int = 10**9) -> float:
+    """How far one unit's clipped gradient reaches, over the clip, which is a third of its true norm."""
+    rows = TokenRows.from_lists([[1, 1]])
+    clip = Clip(norm=float(model.gradient().norm()) / 3)
+    found = fast_sum(model, rows, np.array([0]), clip, objective=Prescribed(), max_tokens=max_tokens)
+    return float(found.total.double().norm()) / clip.norm
+
+
+def alike(n: int, width: int, kind: str, generator: torch.Generator) -> torch.Tensor:
+    """n vectors: at random, all the same, of one value throughout, in one coordinate, or one of three said again."""
+    value = 1 + float(torch.rand((), generator=generator))
+    if kind == "random":
+        return torch.randn(n, width, generator=generator)
+    if kind == "same":
+        return torch.randn(1, width, generator=generator).expand(n, -1).clone()
+    if kind == "constant":
+        return torch.full((n, width), value)
+    if kind == "one coordinate":
+        return value * torch.eye(1, width).expand(n, -1).clone()
+    return torch.randn(3, width, generator=generator)[torch.arange(n) % 3]
+
+
+KINDS = st.sampled_from(["random", "same", "constant", "one coordinate", "repeated"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    n=st.sampled_from([1, 2, 5, 16, 40, 130, 300]),
+    sizes=st.tuples(st.sampled_from([3, 60, 300, 3000]), st.sampled_from([4, 50, 640])),
+    kinds=st.tuples(KINDS, KINDS),
+    cancelled=st.sampled_from([None, 0, 0.3, 0.6, 1, 1.5, 2, 3, 5]),
+    tied=st.booleans(),
+    words=st.integers(1, 5),
+    scale=st.sampled_from([1e-9, 1e-3, 1.0, 1e4, 1e12]),
+)
+def test_a_clipped_unit_stays_within_the_clip(seed, n, sizes, kinds, cancelled, tied, words, scale) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    p, q = sizes
+    left, right = alike(n, p, kinds[0], generator) * scale**0.5, alike(n, q, kinds[1], generator) * scale**0.5
+    place = rows = None
+    if cancelled is not None and not tied:  # the second half undoes the first but for 10^-cancelled of it
+        half = n // 2
+        left[half : 2 * half] = left[:half]
+        right[half : 2 * half] = -right[:half] * (1 - 10.0**-cancelled)
+    if tied:
+        place = torch.randint(0, min(p, words), (n,), generator=generator)
+        if cancelled is None:
+            rows = alike(n, q, kinds[1], generator) * scale
+        else:
+            keep = torch.zeros(p).index_fill_(0, place, 1.0)
+            left = left * keep
+            outer = (left.double().t() @ right.double())[place] / torch.bincount(place)[place, None]
+            rows = (-outer * (1 - 10.0**-cancelled)).float()
+    made = Made(left, right, place, rows)
+    if float(made.gradient().norm()) > scale * 1e-6:
+        assert reach(made) <= 1
+
+
+@pytest.mark.parametrize(("kind", "words"), [("random", 4), ("constant", 1)])
+def test_a_tied_embedding_that_undoes_the_head_is_computed_again(kind: str, words: int) -> None:
+    """512 tokens of few words: each word's head gradient is undone by its embedding's but for a few hundredths.
+
+    The head's part alone does not cancel at all.
+    """
+    generator = torch.Generator().manual_seed(0)
+    said = torch.arange(512) % words
+    left = torch.zeros(512, 8192)
+    left[torch.arange(512), said] = 1.3
+    right = alike(words, 640, kind, generator)[said]
+    for rest in (0.02, 0.05):
+        assert 0.99 < reach(Made(left, right, said, -1.3 * (1 - rest) * right)) <= 1
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 8, 40])
+def test_many_features_that_are_alike_do_not_shorten_a_norm(tokens: int) -> None:
+    for value in (1.3, 1.51, 1.93):
+        made = Made(torch.full((tokens, 50_257), value), torch.full((tokens, 12), value))
+        assert 1 - 2 * CLIP_MARGIN < reach(made) <= 1
+        features = torch.full((1, tokens, 50_257), value)
+        off = batched_inner(features, features).double() / (50_257 * features[0, 0, 0].double() ** 2) - 1
+        assert float(off.abs().max()) < CLIP_MARGIN
+
+
+@pytest.mark.parametrize("tokens", [700, 5000])
+def test_one_word_said_thousands_of_times(tokens: int) -> None:
+    for value in (1.1, 1.37, 1.71):
+        made = Made(torch.zeros(1, 9000), torch.zeros(1, 3), torch.full((tokens,), 7), torch.full((tokens, 3), value))
+        assert 1 - 2 * CLIP_MARGIN < reach(made) <= 1
+
+
+@pytest.mark.parametrize("kind", ["random", "constant", "one coordinate"])
+def test_a_vocabulary_of_gpt2_at_width_32_held(kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    made = Made(alike(40, 50_257, "random", generator), alike(40, 32, kind, generator))
+    assert 1 - 2 * CLIP_MARGIN < reach(made) <= 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    values=st.one_of(st.integers(1, 5000), st.sampled_from([65_536, 1_000_003])),
+    units=st.integers(1, 3),
+    kind=KINDS,
+    scale=st.sampled_from([1e-12, 1e-6, 1.0, 1e6, 1e15]),
+)
+def test_norms_of_what_is_held(values: int, units: int, kind: str, scale: float) -> None:
+    rows = alike(units, values, kind, torch.Generator().manual_seed(values)) * scale
+    exact = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    assert float((squared_row_norms(rows).sqrt() / exact - 1).abs().max()) < CLIP_MARGIN / 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_cancelling_unit_whose_gradient_is_formed_and_dropped_is_unsure(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradients = UnitGradients(torch.Size((40, 40)))
+    left = torch.randn(1, 100, 40, generator=generator).to(dtype)
+    right = torch.randn(1, 50, 40, generator=generator).to(dtype)
+    left[:, 50:] = left[:, :50]
+    for opposite, expected in ((False, False), (True, True)):
+        second = -right.roll(1, 2) * 0 - right * (1 - 2**-7) if opposite else torch.randn(right.shape).to(dtype)
+        gradients.outers = [(left, torch.cat([right, second.to(dtype)], 1))]
+        squared, spread = gradients.squared_norms()
+        assert gradients.paths == {"direct norm"}
+        assert bool(unsure(squared, spread, torch.float32)) == expected
+
+
+def test_gradients_in_half_precision_are_widened_before_they_are_measured() -> None:
+    gradients = UnitGradients(torch.Size((300,)))
+    held = (1 + torch.rand(2, 300, generator=torch.Generator().manual_seed(0))).bfloat16()
+    gradients.add_held(held)
+    squared, _ = gradients.squared_norms()
+    exact = held.double().square().sum(1)
+    assert float((squared / exact - 1).abs().max()) < CLIP_MARGIN
+
+
+@pytest.mark.parametrize("norm", [1e-12, 1e-20, 1e-30])
+def test_a_clip_to_almost_nothing_is_no_shorter_than_what_it_clips(norm: float) -> None:
+    """Squares of such values underflow float32."""
+    made = Made(torch.full((2, 40), 1e-3), torch.full((2, 40), norm))
+    rows = TokenRows.from_lists([[1, 1], [2, 2]])
+    layout = ParameterLayout.of(made)
+    split = (ClipBlock(parameters=layout.names, share=1.0),)
+    for clip in (
+        Clip(norm=norm / 1e3),
+        Clip(norm=norm / 1e3, blocks=split),
+        Clip(norm=1.0, scales={layout.names[0]: norm / 1e3}),
+    ):
+        found = clipped_sum(made, rows, np.array([0, 1]), clip, objective=Prescribed())
+        assert float(found.total.double().norm()) <= 2 * clip.bound
+        assert float(found.total.double().norm()) > 1.99 * clip.bound
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    norm=st.sampled_from([1e-4, 0.1, 3.0]),
+    tied=st.booleans(),
+    kind=st.sampled_from(["embeddings", "classifier", "lora"]),
+    words=st.sampled_from([1, 2, VOCABULARY - 1]),
+    order=st.sampled_from([1, 2]),
+)
+def test_whole_models_in_blocks_and_in_one(seed, norm, tied, kind, words, order) -> None:
+    """Biases, normalisations, tables and adapters together, of texts that say a few words again and again."""
+    torch.manual_seed(seed % 1000)
+    rng = np.random.default_rng(seed)
+    lists = [rng.integers(1, words + 1, n).tolist() for n in rng.integers(2, 30, 3)]
+    rows = TokenRows.from_lists(lists, rng.integers(0, 5, 3))
+    objective = SequenceClassification() if kind == "classifier" else CausalLanguageModel()
+    model = MLP().eval() if kind == "classifier" else Tables(24, tied, None)
+    if kind == "lora":
+        model = Adapted(model)
+    names = ParameterLayout.of(model).names
+    each = tuple(ClipBlock(parameters=(name,), share=len(names) ** (-1 / order)) for name in names)
+    for blocks in ((), each):
+        clip = Clip(norm=norm, order=order, blocks=blocks)
+        alone = np.zeros(3, int)
+        total = clipped_sum(model, rows, alone, clip, objective=objective, method="reference").total
+        totals = [total] if order == 1 else [total, fast_sum(model, rows, alone, clip, objective=objective).total]
+        for total in totals:
+            assert float(torch.linalg.vector_norm(total, order, dtype=torch.float64)) <= norm
+
+
+class Adapted(torch.nn.Module):
+    """Two thin matrices in place of one, beside a frozen model, as LoRA has them."""
+
+    def __init__(self, frozen: torch.nn.Module) -> None:
+        super().__init__()
+        self.frozen = frozen.requires_grad_(False)
+        self.down = torch.nn.Linear(VOCABULARY, 2, bias=False)
+        self.up = torch.nn.Linear(2, VOCABULARY, bias=False)
+        self.eval()
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        logits = self.frozen(input_ids)
+        return logits + self.up(self.down(logits))
