@@ -91,8 +91,8 @@ def _judge(moves: Moves, config: ModelConfig, same_shape: float, other_shape: fl
         reason = "What it makes of a row moves with the row beside it: with a router of limited capacity, say."
     elif moves.later > same_shape:
         reason = (
-            "Its logits move with tokens behind them, so it reads in both directions, and would read the padding, which "
-            "depends on who else is in a batch. Such an encoder is for classification: set model.task to "
+            "Its logits move with tokens behind them: it reads in both directions, and so would read the padding, "
+            "which depends on who else is in a batch. Such an encoder is for classification: set model.task to "
             "sequence-classification, or choose a model that reads from left to right."
         )
     elif moves.padding > other_shape:

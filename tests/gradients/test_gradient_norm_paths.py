@@ -1,4 +1,4 @@
-"""Every way in which a norm is formed bounds what is summed: units made to order, clipped, then measured in float64."""
+"""Every way in which a norm is formed bounds what is summed: units made to order, clipped, measured in float64."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Products of float32 numbers are computed as such, whatever torch or the environment permits, and nothing is left set."""
+"""Products of float32 numbers are computed as such, whatever torch or the environment permits; then all is as before."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -200,7 +200,7 @@ def test_a_device_that_rounds_all_the_same_is_refused(kept: str, monkeypatch: py
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: product(rounded(a), rounded(b)))
     rows, ids = ragged(units=2)
     before = settings()
-    with pytest.raises(Failure, match="on cpu are rounded.*NVIDIA_TF32_OVERRIDE"):
+    with pytest.raises(Failure, match=r"on cpu are rounded.*NVIDIA_TF32_OVERRIDE"):
         clipped_sum(Tables(4, False, None), rows, ids, Clip(norm=0.1), objective=CausalLanguageModel())
     assert settings() == before
     monkeypatch.undo()

@@ -87,8 +87,10 @@ ENCODERS: dict[str, dict[str, Any]] = {
 }
 """Read in both directions, and honour a mask."""
 
-LANGUAGE_MODEL_HEADS = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "rembert", "megatron-bert", "roformer",
-                        "data2vec-text", "big_bird")  # fmt: skip
+LANGUAGE_MODEL_HEADS = (
+    "bert", "roberta", "xlm-roberta", "camembert", "electra", "rembert", "megatron-bert", "roformer", "data2vec-text",
+    "big_bird",
+)  # fmt: skip
 """Encoders that transformers offers as language models."""
 
 MIXERS: dict[str, dict[str, Any]] = {

@@ -23,7 +23,7 @@ HALF = {"lora_rank": 2, "base_dtype": "bfloat16"}
 @pytest.mark.parametrize("family", LANGUAGE_MODEL_HEADS)
 def test_an_encoder_is_no_language_model(family: str, fields: dict[str, object], tmp_path: Path) -> None:
     path = saved(tiny(family, "causal-lm"), tmp_path)
-    with pytest.raises(InvalidInput, match="reads in both directions.*sequence-classification") as raised:
+    with pytest.raises(InvalidInput, match=r"reads in both directions.*sequence-classification") as raised:
         load_model(ModelConfig(path=path, **fields))
     assert raised.value.field == "model.path"
 

@@ -76,7 +76,7 @@ def test_removing_a_user_removes_what_it_added_and_nothing_else(
     norms = total(Clip(norm=1e6)).norms
     assert norms.min() > 0
     clip = Clip(norm=float(norms.min()) / 2)
-    # Sums of three vectors of norm C in float64 are off by some 2⁻⁵² of it, and whole networks by a hundred times that.
+    # Sums of three vectors of norm C in float64 are off by some 2⁻⁵² of it, whole networks by a hundred times that.
     # A clipped user is aimed 2⁻¹⁶ below C, so what moves the sum is within C by more than any rounding here.
     rounding = (1e-6 if family in FLOAT32_INSIDE else 1e-12) * clip.norm
     whole = total(clip)
