@@ -215,11 +215,7 @@ class Release:
     def _source(self, purpose: str, round: int, attempt: int, resolution: float = 0.0) -> NoiseSource:
         """Where the noise of one release comes from; used for nothing else.
 
-        Args:
-            purpose: What is released.
-            round: The round.
-            attempt: How often it was released before.
-            resolution: Step of the public grid that the exact value lies on; 0 for float sums.
+        resolution: Step of the public grid that the exact value lies on; 0 for float sums.
         """
         if self._noise_seed is None:
             return SecureNoise(resolution)
