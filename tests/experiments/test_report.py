@@ -43,9 +43,15 @@ def test_the_line_against_epsilon_does_not_hide_what_the_first_rounds_cost(figur
     assert list(line.get_xdata()) == [3.0, 3.6]
     assert pretrained.get_ydata()[0] == 4.0
     assert axes.get_xlim()[0] == 0
-    assert axes.get_xlim()[1] > 3.6, "the last marker is whole"
     line, _ = figures["loss_against_compute.png"].axes[0].get_lines()
     assert list(line.get_xdata()) == [0, 256, 512]
+
+
+def test_markers_are_whole_where_arms_spent_nearly_the_same(figures: dict[str, Figure]) -> None:
+    arms = {name: metrics((0, 0.0, 4.0), (8, epsilon, 3.2)) for name, epsilon in (("ULS", 3.6), ("ELS", 3.601))}
+    curves.plot_run(arms, Path())
+    (axes,) = figures["loss_against_epsilon.png"].axes
+    assert axes.get_xlim()[1] > 3.7
 
 
 def test_a_run_without_privacy_has_no_figure_against_epsilon(figures: dict[str, Figure]) -> None:
