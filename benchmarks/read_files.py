@@ -18,24 +18,7 @@ import tyro
 from fedsim.data.files import read_files
 
 WANTED = {"data.user-column": "user_id", "data.text-column": "text"}
-WORDS = [
-    "the",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "the",
-    "lazy",
-    "dog",
-    "and",
-    "then",
-    "some",
-    "more",
-    "words",
-    "follow",
-    "here",
-]
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "then", "more", "words", "follow"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,6 +70,9 @@ def open_resources(config: RunConfig, progress: Progress = silent) -> Resources:
 
 def _look_at(data: DataConfig, cache: Path) -> None:
     """Find a wrong path or column before a model is pre-trained for it."""
+    if data.source == "store":
+        UserStore.open(str(data.path))
+        return
     source = open_source(resolve(data), cache)
     if data.source != "docstrings":
         next(source.read(), None)

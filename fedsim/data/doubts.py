@@ -58,9 +58,10 @@ def in_words(manifest: Mapping[str, Any]) -> list[str]:
         )
     if found := manifest.get("joint_users"):
         sentences.append(
-            f"User ids with that of another user between separators, as joint owners have them: {found['users']:,} "
-            f"({', '.join(map(repr, found['examples']))}). Each counts as a user of its own: leave out what several "
-            "people own, or list the owners in a column for --data.owners-column."
+            f"User ids that hold another user's between separators: {found['users']:,} "
+            f"({', '.join(map(repr, found['examples']))}). Each counts as a user of its own: where they are joint "
+            "owners, leave those examples out or list the owners in a column for --data.owners-column; where they are "
+            "one person by another name, write them alike in the data."
         )
     if found := manifest.get("shared_texts"):
         sentences.append(

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+from types import SimpleNamespace
 
 import datasets
 import pyarrow as pa
@@ -188,7 +189,8 @@ def test_training_on_a_store_begins_with_what_is_doubtful(tmp_path, tokenizer, m
 
     path = write_jsonl(tmp_path / "d.jsonl", RECORDS)
     store = build_store(DataConfig(source="files", path=str(path)), tokenizer, tmp_path / "store")
-    monkeypatch.setattr(app, "open_resources", lambda config: app.Resources(loaded=None, store=store))
+    loaded = SimpleNamespace(tokenizer=tokenizer, context=None)
+    monkeypatch.setattr("fedsim.resources.load_model", lambda *_, **__: loaded)
     monkeypatch.setattr(app, "_begin", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt):
         app.train(None, RunConfig(data=DataConfig(source="store", path=str(store.path)), output=str(tmp_path / "run")))
