@@ -128,6 +128,18 @@ def test_a_tied_embedding_that_undoes_the_head_is_computed_again(kind: str, word
         assert 0.99 < reach(Made(left, right, said, -1.3 * (1 - rest) * right)) <= 1
 
 
+def test_errors_reach_as_far_as_both_parts_of_a_tied_embedding_are_long() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradients = UnitGradients(torch.Size((900, 60)))
+    left, right = alike(9, 900, "random", generator), alike(9, 60, "random", generator)
+    outer = (left.square().sum(1) * right.square().sum(1)).sum()
+    for length in (0.1, 10.0, 1e4):
+        rows = alike(9, 60, "random", generator) * length
+        gradients.outers, gradients.lookups = [(left[None], right[None])], [(torch.arange(9)[None], rows[None])]
+        _, spread = gradients.squared_norms()
+        assert float(spread) >= float((outer.sqrt() + rows.norm()).square()) * (1 - 1e-5)
+
+
 @pytest.mark.parametrize("tokens", [1, 4, 8, 40])
 def test_many_features_that_are_alike_do_not_shorten_a_norm(tokens: int) -> None:
     for value in (1.3, 1.51, 1.93):

@@ -1,4 +1,4 @@
-"""Products of float32 numbers are computed as such, whatever torch or the environment permits; then all is as before."""
+"""Products of float32 numbers are computed as such, whatever torch or its environment permits, and settings kept."""
 
 import threading
 from collections.abc import Callable, Iterator
