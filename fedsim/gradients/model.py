@@ -151,7 +151,8 @@ def exact_products(device: torch.device) -> Iterator[None]:
     A norm and the sum it bounds are products in different orders: operands rounded to TF32's 11 bits part them by 10⁻³
     where the clip's margin is 1.5 · 10⁻⁵. Whatever the caller or the environment allows (`allow_tf32`,
     `set_float32_matmul_precision`, `fp32_precision`) is put aside, and put back as it was. torch keeps these settings
-    for the whole process: threads may be within at the same time, and the last one out puts them back.
+    for the whole process: threads may be within at the same time, and the last one out puts them back. Autocast that
+    the caller switched on around the call is off within.
 
     Args:
         device: Where the products are computed; the first time, one of them is tried there.
@@ -166,8 +167,9 @@ def exact_products(device: torch.device) -> Iterator[None]:
             _settings_before[:] = _put_aside()
         _inside += 1
     try:
-        _try_product(device)
-        yield
+        with torch.autocast(device.type, enabled=False):
+            _try_product(device)
+            yield
         if any(_read_precision(*place) != _exact(place) for place in FLOAT32_PLACES):
             raise Failure(
                 "The precision of float32 products was changed in torch while gradients were clipped, so norms may be "
@@ -221,7 +223,7 @@ def _try_product(device: torch.device) -> None:
         return
     # 21 significant bits: any two bfloat16 numbers, or one of TF32, lose the last. Four terms add up exactly.
     value = 1 + 2.0**-12 + 2.0**-20
-    left = torch.zeros(256, 256, device=device)
+    left = torch.zeros(256, 256, dtype=torch.float32, device=device)
     left[:, :4] = value
     if not bool((left @ torch.ones_like(left) == 4 * value).all()):
         raise Failure(

@@ -127,6 +127,18 @@ def test_nothing_is_rounded_within_and_the_settings_are_the_same_afterwards(way:
     assert settings() == before
 
 
+@pytest.mark.parametrize("method", ["fast", "reference"])
+def test_autocast_around_the_call_changes_nothing(method: str) -> None:
+    torch.manual_seed(0)
+    model, (rows, ids), clip = Tables(48, True, None), ragged(units=4), Clip(norm=1e-3)
+    expected = clipped_sum(model, rows, ids, clip, objective=CausalLanguageModel(), method=method)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = clipped_sum(model, rows, ids, clip, objective=CausalLanguageModel(), method=method)
+        assert torch.is_autocast_enabled("cpu")
+    assert torch.equal(found.total, expected.total)
+    assert torch.equal(found.norms, expected.norms)
+
+
 def test_places_inherit_afterwards_what_they_inherited_before() -> None:
     torch.backends.fp32_precision = "tf32"
     with exact_products(CPU):
