@@ -1,0 +1,129 @@
+"""Whether bounds on ε hold, asked of a second method: on which side of the named δ does its δ at each bound lie."""
+
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass
+from enum import Enum
+
+from fedsim.privacy.check.contour import CheckedDelta, Laws, delta_at
+from fedsim.privacy.check.loss_laws import loss_law
+from fedsim.privacy.events import Adjacency, Composed, Event, Repeated
+from fedsim.validation import require_at_least, require_between
+
+BLUR = 1e-6
+"""Relative difference from δ below which the check does not say on which side a value lies, and takes it as equal."""
+
+
+class Verdict(Enum):
+    """What the check found of a bound."""
+
+    CONFIRMED = "confirmed"
+    CONTRADICTED = "contradicted"
+    UNDECIDED = "cannot tell"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundCheck:
+    """One bound on ε.
+
+    Attributes:
+        epsilon: The bound.
+        delta: δ there by the second method, the larger of both directions; None where nothing had to be computed: an ε
+            is at least 0 and at most ∞ in any case.
+        error: How far that δ may be off, absolute: a numerical estimate, not certified.
+        verdict: Whether the bound holds.
+    """
+
+    epsilon: float
+    delta: float | None
+    error: float
+    verdict: Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirmation:
+    """What a second method says of [lower, upper] at δ. Evidence of the kind "check": it certifies nothing by itself.
+
+    Attributes:
+        lower, upper: Each bound.
+        seconds: Time that it took.
+    """
+
+    lower: BoundCheck
+    upper: BoundCheck
+    seconds: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of both bounds together."""
+        verdicts = {self.lower.verdict, self.upper.verdict}
+        if Verdict.CONTRADICTED in verdicts:
+            return Verdict.CONTRADICTED
+        return Verdict.UNDECIDED if Verdict.UNDECIDED in verdicts else Verdict.CONFIRMED
+
+
+def confirm(
+    event: Event,
+    delta: float,
+    bounds: tuple[float, float],
+    adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE_USER,
+) -> Confirmation:
+    """Check lower ≤ ε ≤ upper at delta: δ(upper) must be at most delta, δ(lower) at least.
+
+    Args:
+        event: What was released.
+        delta: δ at which the bounds are claimed, above 0 and below 1.
+        bounds: (lower, upper); an upper bound of ∞ claims nothing.
+        adjacency: The change of the data set that must stay hidden.
+
+    Raises:
+        NotCheckable: When a kind of event is not known to the second method.
+        InvalidInput: For a δ outside (0, 1), or a lower bound that is negative.
+    """
+    require_between("delta", delta, 0, 1)
+    lower, upper = bounds
+    require_at_least("lower", lower, 0)
+    require_at_least("upper", min(upper, 1e300), 0)
+    start = time.perf_counter()
+    laws = [(loss_law(one, adjacency), count) for one, count in counted(event).items() if count]
+    above = BoundCheck(epsilon=upper, delta=None, error=0.0, verdict=Verdict.CONFIRMED)
+    if math.isfinite(upper):
+        found = larger_delta(laws, upper)
+        above = BoundCheck(epsilon=upper, delta=found.value, error=found.error, verdict=_side(delta, found, 1))
+    below = BoundCheck(epsilon=lower, delta=None, error=0.0, verdict=Verdict.CONFIRMED)
+    if lower > 0:
+        found = larger_delta(laws, lower)
+        below = BoundCheck(epsilon=lower, delta=found.value, error=found.error, verdict=_side(delta, found, -1))
+    return Confirmation(lower=below, upper=above, seconds=time.perf_counter() - start)
+
+
+def larger_delta(laws: Laws, epsilon: float) -> CheckedDelta:
+    """δ at ε: the larger of both directions."""
+    if not laws:
+        return CheckedDelta(0.0, 0.0)
+    found = [delta_at(laws, epsilon, "remove")]
+    if not all(law.symmetric for law, _ in laws):
+        found.append(delta_at(laws, epsilon, "add"))
+    value = max(one.value for one in found)
+    return CheckedDelta(value, max(one.value + one.error for one in found) - value)
+
+
+def counted(event: Event) -> Counter[Event]:
+    """What an event is made of: each single release, and how often it occurs."""
+    if isinstance(event, Repeated):
+        return Counter({one: count * event.count for one, count in counted(event.event).items()})
+    if isinstance(event, Composed):
+        total: Counter[Event] = Counter()
+        for part in event.events:
+            total.update(counted(part))
+        return total
+    return Counter({event: 1})
+
+
+def _side(delta: float, found: CheckedDelta, sign: int) -> Verdict:
+    """Confirmed where sign · (found − delta) ≤ 0, as far as the check can see."""
+    excess = sign * (found.value - delta)
+    if excess + found.error <= BLUR * delta:
+        return Verdict.CONFIRMED
+    return Verdict.CONTRADICTED if excess - found.error > BLUR * delta else Verdict.UNDECIDED
