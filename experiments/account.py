@@ -9,6 +9,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any, Literal
 
+from experiments.confirmation import confirm_folder
 from fedsim.errors import InvalidInput
 from fedsim.plan import ALGORITHMS, Algorithm
 from fedsim.privacy.accountant import epsilon_bounds
@@ -89,8 +90,10 @@ class Account:
     """Largest relative distance of the two bounds."""
     ledger: Path | None = None
     """Account for what this ledger holds instead of for a plan."""
+    check: Path | None = None
+    """Confirm what the folder of a run, comparison or sweep states, by a method apart from the accountant."""
     modules: tuple[str, ...] = ()
-    """Modules of your own that the kinds of release in the ledger are of; they are imported."""
+    """Modules of your own that the kinds of release in a ledger are of; they are imported."""
     compare: bool = False
     """Show other accountants beside: Rényi, black-box group privacy (els), and Edgeworth estimates."""
     plot: Path | None = None
@@ -99,7 +102,10 @@ class Account:
     """Print one JSON object."""
 
     def run(self) -> int:
-        """Compute, print, draw."""
+        """Compute, print, draw; or confirm what a folder states."""
+        if self.check is not None:
+            self._refuse_beside_check()
+            return confirm_folder(self.check, self.modules, as_json=self.json)
         try:
             result = self.result()
         except InvalidInput as error:
@@ -232,6 +238,12 @@ class Account:
             raise InvalidInput("target-epsilon", self.target_epsilon, "left out with --ledger")
         if self.ledger is None and self.group_size is not None:
             require_at_least("group-size", self.group_size, 1)
+
+    def _refuse_beside_check(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in ("check", "modules", "json") and value != field.default:
+                raise InvalidInput(_dashed(field.name), value, "left out with --check", "The folder says it all.")
 
     def _described(self, event: Composed) -> dict[str, Any]:
         common = {"unit": "user", "adjacency": self.adjacency, "delta": self.delta}

@@ -137,6 +137,12 @@ class PrivacyStatement:
         flags = " ".join(f"--{name} {value}" for name, value in options.items())
         return f"python -m experiments.run account {flags} --json"
 
+    @property
+    def check(self) -> str | None:
+        """A command that confirms ε by a second method, in the run's folder; None without a guarantee."""
+        modules = " ".join(["", "--modules", *found]) if (found := modules_of(self.event)) else ""
+        return f"python -m experiments.run account --check .{modules}" if self.private else None
+
     def in_words(self) -> str:
         """One paragraph for people."""
         plan = self.plan
@@ -189,6 +195,7 @@ class PrivacyStatement:
             "not_covered": list(self.not_covered),
             "versions": dict(self.versions),
             "recompute": self.recompute,
+            "check": self.check,
             "event": to_json(self.event),
         }
 

@@ -64,7 +64,7 @@ class Confirmation:
 
 
 def confirm(
-    event: Event,
+    event: Event | Counter[Event],
     delta: float,
     bounds: tuple[float, float],
     adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE_USER,
@@ -72,7 +72,7 @@ def confirm(
     """Check lower ≤ ε ≤ upper at delta: δ(upper) must be at most delta, δ(lower) at least.
 
     Args:
-        event: What was released.
+        event: What was released; or single releases, counted.
         delta: δ at which the bounds are claimed, above 0 and below 1.
         bounds: (lower, upper); an upper bound of ∞ claims nothing.
         adjacency: The change of the data set that must stay hidden.
@@ -86,7 +86,8 @@ def confirm(
     require_at_least("lower", lower, 0)
     require_at_least("upper", min(upper, 1e300), 0)
     start = time.perf_counter()
-    laws = [(loss_law(one, adjacency), count) for one, count in counted(event).items() if count]
+    releases = event if isinstance(event, Counter) else counted(event)
+    laws = [(loss_law(one, adjacency), count) for one, count in releases.items() if count]
     above = BoundCheck(epsilon=upper, delta=None, error=0.0, verdict=Verdict.CONFIRMED)
     if math.isfinite(upper):
         found = larger_delta(laws, upper)

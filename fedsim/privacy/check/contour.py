@@ -34,7 +34,7 @@ RESOLUTIONS = (1.0, 2.0, 4.0, 8.0, 16.0)
 MOST_POINTS = 1_000_000
 MOST_WORK = 3e8
 """Points in x times points on the line, after which a line ends."""
-ALL_WORK = 1e9
+ALL_WORK = 2e9
 """The same, after which no finer resolution is tried."""
 OVERHEAD = 500
 """What a point on the line costs besides, in points in x."""
@@ -76,7 +76,7 @@ def delta_at(laws: Laws, epsilon: float, direction: Direction) -> CheckedDelta:
         spent += work
         change = abs(finer.value - found.value)
         found = CheckedDelta(finer.value, 4 * change + finer.error if fineness > 1 else math.inf)
-        if found.error <= AGREED * found.value or spent > ALL_WORK:
+        if found.error <= AGREED * found.value or (fineness > 1 and spent > ALL_WORK):
             break
     return found
 

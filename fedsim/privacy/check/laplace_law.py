@@ -84,7 +84,7 @@ class RevealedLaplace:
                 continue
             scales, logs = _inverse_scales(name, first, second, 1 + ahead / 10, fineness)
             for scale, log in zip(scales, logs + np.log(weight), strict=True):
-                pieces.append(self._between(scale, log, fineness / 2))
+                pieces.append(self._between(scale, log, fineness / 8))
                 ends = np.array([self._atom(scale, side, log, direction) for side in (-1, 1)]).T
                 sign = 1 if direction == "remove" else -1
                 pieces.append((sign * ends[0], ends[1], ends[1]))
@@ -104,7 +104,7 @@ class RevealedLaplace:
     def _between(self, s: float, log: float, fineness: float) -> tuple[Floats, Floats, Floats]:
         """Losses between 0 and G, and their log probabilities under P and Q, times e^log."""
         top = len(self.shares) - 1
-        count = int(np.ceil(max(1.0, 2 * s) * fineness))
+        count = int(np.ceil(max(4.0, 8 * s) * fineness))
         x, steps = panels(np.linspace(0, top, top * count + 1))
         losses = self._loss(s, x)
         under_q = np.log(s / 2) - s * x + np.log(steps) + log
