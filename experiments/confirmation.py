@@ -79,6 +79,8 @@ def confirm_folder(folder: Path, modules: tuple[str, ...], *, as_json: bool) -> 
             findings.append(finding)
             if not as_json:
                 print(f"{run}: {finding.verdict.value}: {finding.sentence}")
+        if not findings and not as_json:
+            print(f"{run}: states no guarantee")
     seconds = time.perf_counter() - start
     verdict = _together([finding.verdict for findings in found.values() for finding in findings])
     if as_json:

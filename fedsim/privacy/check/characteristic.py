@@ -36,6 +36,10 @@ class Transform(Protocol):
     def effort(self) -> int:
         """Points behind each value."""
 
+    @property
+    def returns(self) -> bool:
+        """Whether its size may grow again further out on a line, as where atoms make sums almost a lattice."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -127,6 +131,10 @@ class Sum:
     def effort(self) -> int:
         return sum(len(part.points.losses) for part in self.parts)
 
+    @property
+    def returns(self) -> bool:
+        return any(len(part.points.atoms) > 1 for part in self.parts)
+
 
 @dataclass(frozen=True)
 class SomeLarge:
@@ -167,6 +175,10 @@ class SomeLarge:
     @property
     def effort(self) -> int:
         return 2 * Sum(self.small).effort
+
+    @property
+    def returns(self) -> bool:
+        return Sum(self.small).returns
 
     def _log_growth(self, c: float) -> float:
         """log of the whole sum's transform over that of the small parts."""

@@ -202,7 +202,7 @@ def _integrand(
             values = values - lone.values(c, t, size)
         values = values * (c * (c + 1)) / (s * (s + 1))
         blocks.append((values * np.exp(-1j * epsilon * t)).real)
-        if np.abs(values).max() < 1e-17:
+        if np.abs(values).max() < 1e-17 and not transform.returns:
             return np.concatenate(blocks), True
     return np.concatenate(blocks), False
 
