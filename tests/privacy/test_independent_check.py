@@ -36,10 +36,6 @@ from fedsim.privacy.mechanisms.laplace.event import RandomisedScaleLaplace
 
 ADD, REPLACE = Adjacency.ADD_OR_REMOVE_ONE_USER, Adjacency.REPLACE_ONE_USER
 SEEDS = range(200)
-NOT_BOUNDED = frozenset(
-    (31, 41, 46, 66, 74, 82, 93, 98, 101, 106, 118, 133, 134, 147, 153, 158, 174, 176, 183, 191, 197)
-)
-"""Seeds for which the accountant names no finite upper bound."""
 
 
 @cache
@@ -56,9 +52,7 @@ def test_both_bounds_of_a_random_event_are_confirmed(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_every_random_event_has_a_finite_bound(seed: int, request: pytest.FixtureRequest) -> None:
-    if seed in NOT_BOUNDED:
-        request.applymarker(pytest.mark.xfail(strict=True, reason="not bounded; take it off the list once it is"))
+def test_every_random_event_has_a_finite_bound(seed: int) -> None:
     asked, bounds = bounds_of(seed)
     assert math.isfinite(bounds.upper), asked
 
