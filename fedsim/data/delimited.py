@@ -234,6 +234,7 @@ class DelimitedReader:
             self._refuse(lines[:1])
             self._lost, self._broken_at = True, self._number + len(lines) - 2
             self._ahead.extendleft(reversed(lines[1:]))
+            self._plain = False
             return
         right = len(row) == len(self.header)
         if self._lost and not right:

@@ -159,6 +159,12 @@ def test_a_bad_quote_in_a_large_file_costs_the_rows_around_it() -> None:
     assert told(quoted) == [f"u{number}" for number in range(5000)]
 
 
+def test_lines_read_again_are_judged_anew(monkeypatch) -> None:
+    monkeypatch.setattr(delimited, "QUIET_PROOF", 4)
+    users = ["u0", "u1", "u2", "u3"]
+    assert told(f'bob,"never closed\n{plain_lines(6)}cid,""x""\n') == ["quotes", *users, "quotes", "quotes", "quotes"]
+
+
 def test_a_field_without_end_takes_no_more_memory_than_the_longest(monkeypatch) -> None:
     monkeypatch.setattr(delimited, "LONGEST_FIELD", 50)
     reader = DelimitedReader(iter([HEADER, 'bob,"x\n', *["no record\n"] * 5000]), ",")

@@ -303,13 +303,15 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, tokenizer) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), duckdb.IOException("No space left")]
+    ("kind", "arguments"), [(OSError, (errno.ENOSPC, "No space left")), (duckdb.IOException, ("No space left",))]
 )
-def test_a_full_disk_is_told_in_one_sentence_and_the_build_goes_on(tmp_path, tokenizer, monkeypatch, error) -> None:
+def test_a_full_disk_is_told_in_one_sentence_and_the_build_goes_on(
+    tmp_path, tokenizer, monkeypatch, kind, arguments
+) -> None:
     config = files(write_jsonl(tmp_path / "data.jsonl", [{"user_id": "a", "text": "enough text"}]))
 
     def full(*_):
-        raise error
+        raise kind(*arguments)
 
     with monkeypatch.context() as patched:
         patched.setattr(ingest.StoreWriter, "finish", full)
