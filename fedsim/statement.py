@@ -45,6 +45,10 @@ FLOATING = (
     "Noise is drawn in floating point by a pseudo-random generator: attacks on rounding and on the generator are not "
     "excluded."
 )
+PSEUDO_RANDOM_SAMPLING = (
+    "Who takes part is drawn by Philox, which is no cryptographic generator, under a secret key of 128 bits: that "
+    "nobody predicts it, on which amplification by sampling rests, is assumed."
+)
 NoiseOrigin = Literal["statistical", "statistical-exact", "secure", "secure-exact"]
 NOT_COVERED_BY_ORIGIN: Mapping[NoiseOrigin, tuple[str, ...]] = {
     "statistical": (FLOATING, SHARED_ROUNDING),
@@ -53,10 +57,12 @@ NOT_COVERED_BY_ORIGIN: Mapping[NoiseOrigin, tuple[str, ...]] = {
         "The noise comes from a cryptographic generator and lies on a grid, but sums are rounded in floating point "
         "before it is added: how far rounding can carry one user's influence beyond the clip norm is not counted.",
         SHARED_ROUNDING,
+        PSEUDO_RANDOM_SAMPLING,
     ),
     "secure-exact": (
         "Updates are computed and clipped in floating point, and only then bounded exactly: time and memory that the "
         "computation takes are not hidden.",
+        PSEUDO_RANDOM_SAMPLING,
     ),
 }
 """What depends on how noise was drawn: floating point; on a grid from a cryptographic generator; the same added to

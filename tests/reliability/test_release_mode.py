@@ -11,7 +11,7 @@ from experiments.run import main
 from fedsim.config import NoiseConfig, RunConfig
 from fedsim.errors import InvalidInput
 from fedsim.resources import open_resources
-from fedsim.statement import ALWAYS_NOT_COVERED
+from fedsim.statement import ALWAYS_NOT_COVERED, PSEUDO_RANDOM_SAMPLING
 
 RELEASE = ["train", "--release"]
 
@@ -92,6 +92,7 @@ def test_the_statement_says_how_the_noise_was_drawn(small_run, tmp_path: Path, e
     not_covered = json.loads((tmp_path / "privacy.json").read_text())["not_covered"]
     assert set(ALWAYS_NOT_COVERED) <= set(not_covered)
     assert not any("pseudo-random generator" in sentence for sentence in not_covered)
+    assert PSEUDO_RANDOM_SAMPLING in not_covered
     assert any("sums are rounded in floating point" in sentence for sentence in not_covered) is not exact
 
 
