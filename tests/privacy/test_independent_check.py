@@ -260,6 +260,13 @@ def test_an_epsilon_of_one_direction_or_the_other_adjacency_is_contradicted() ->
     assert confirm(PLAN, 1e-6, (0.0, bounds.upper), REPLACE).upper.verdict is Verdict.CONTRADICTED
 
 
+def test_the_worse_direction_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    for worse in ("remove", "add"):
+        fake = lambda laws, epsilon, direction, worse=worse: CheckedDelta(1e-3 if direction == worse else 0.0, 0.0)  # noqa: E731
+        monkeypatch.setattr("fedsim.privacy.check.confirmation.delta_at", fake)
+        assert confirm(PLAN, 1e-6, (0.0, 2.0)).verdict is Verdict.CONTRADICTED
+
+
 def test_order_and_grouping_do_not_matter() -> None:
     events = (PLAN, Repeated(event=Composed(events=(STEP, Gaussian(noise_multiplier=9.0))), count=3))
     found = [
