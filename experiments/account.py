@@ -114,7 +114,9 @@ class Account:
         return 0
 
     def result(self) -> dict[str, Any]:
-        """What is printed, as JSON values; an infinite ε is null.
+        """What is printed, as JSON values; an ε that could not be bounded is null.
+
+        tolerance.met says whether the two certified bounds are as close together as was asked.
 
         Raises:
             InvalidInput: For options out of range, missing, or that do not go together.
@@ -126,6 +128,7 @@ class Account:
         plan, event, epsilon = self._solve(calibrated)
         result = plan._described(event) | {
             "epsilon": {"upper": _finite(epsilon.upper), "lower": _finite(epsilon.lower)},
+            "tolerance": {"asked": self.tolerance, "gap": epsilon.gap, "met": epsilon.met},
             "calibrated": calibrated,
         }
         if self.compare:
@@ -259,7 +262,7 @@ class Account:
         from fedsim.privacy.tradeoff import privacy_curve
 
         assert self.plot is not None
-        curve = privacy_curve(event, adjacency=Adjacency(self.adjacency))
+        curve = privacy_curve(event, adjacency=Adjacency(self.adjacency), least_delta=min(1e-12, self.delta / 10))
         return plot_guarantee(curve, self.delta, epsilon, self._title(), self.plot)
 
     def _title(self) -> str:
@@ -273,13 +276,18 @@ class Account:
 def in_words(result: dict[str, Any]) -> str:
     """A result for people."""
     epsilon, names = result["epsilon"], ("noise_multiplier", "steps", "sampling_probability", "group_size")
+    at = f"at δ = {result['delta']:g} ({result['adjacency']})"
+    least = f"it is at least {shown_below(epsilon['lower'] or 0.0)}"
     if epsilon["upper"] is None:
-        lines = [f"user-level ε is not bounded at δ = {result['delta']:g} ({result['adjacency']})"]
+        lines = [f"user-level ε could not be bounded {at}", f"{least}, which is certified"]
     else:
-        lines = [
-            f"user-level ε ≤ {shown_above(epsilon['upper'])} at δ = {result['delta']:g} ({result['adjacency']})",
-            f"it is at least {shown_below(epsilon['lower'])}: both bounds are certified",
-        ]
+        lines = [f"user-level ε ≤ {shown_above(epsilon['upper'])} {at}", f"{least}: both bounds are certified"]
+    tolerance = result["tolerance"]
+    if not tolerance["met"]:
+        lines.append(
+            f"the tolerance of {tolerance['asked']:g} is missed: the bounds are {shown_above(tolerance['gap'])} of "
+            "the upper one apart, and the true ε may be anywhere between"
+        )
     if result["calibrated"]:
         lines.append(f"found: {_dashed(result['calibrated'])} = {result[result['calibrated']]!r}")
     shown = [f"{_dashed(name)} {result[name]:g}" for name in names if result.get(name) is not None]

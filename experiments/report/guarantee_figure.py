@@ -17,7 +17,7 @@ def plot_guarantee(curve: PrivacyCurve, delta: float, epsilon: Bounds, title: st
     """Draw both curves.
 
     Args:
-        curve: Certified points of ε(δ).
+        curve: Certified points of δ(ε).
         delta: The δ at which ε is stated; marked.
         epsilon: ε there.
         title: What was accounted.
@@ -33,11 +33,18 @@ def plot_guarantee(curve: PrivacyCurve, delta: float, epsilon: Bounds, title: st
 
 
 def _draw_epsilon(axes: Axes, curve: PrivacyCurve, delta: float, epsilon: Bounds) -> None:
-    axes.fill_between(curve.deltas, curve.lower, curve.upper, color=COLOUR, alpha=0.3)
-    axes.plot(curve.deltas, curve.upper, color=COLOUR, linewidth=1.8, label="ε, upper bound")
-    axes.plot(curve.deltas, curve.lower, color=COLOUR, linewidth=0.8, linestyle=":", label="ε, lower bound")
+    least = min(delta, 1e-12)
+    shown = curve.upper > least / 2
+    axes.fill_betweenx(
+        curve.epsilons[shown], np.maximum(curve.lower[shown], least / 10), curve.upper[shown], color=COLOUR, alpha=0.3
+    )
+    axes.plot(curve.upper[shown], curve.epsilons[shown], color=COLOUR, linewidth=1.8, label="upper bound")
+    axes.plot(
+        curve.lower[shown], curve.epsilons[shown], color=COLOUR, linewidth=0.8, linestyle=":", label="lower bound"
+    )
     axes.plot([delta], [epsilon.upper], "o", color="black", label=f"ε ≤ {epsilon.upper:.4g} at δ = {delta:g}")
     axes.set_xscale("log")
+    axes.set_xlim(left=least / 2)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("δ")
     axes.set_ylabel("user-level ε")

@@ -1,6 +1,5 @@
 """Certified bounds on ε(δ) and δ(ε) of composed events."""
 
-import math
 from collections import Counter
 from dataclasses import replace
 from functools import lru_cache
@@ -9,10 +8,13 @@ import numpy as np
 
 from fedsim.privacy.bounds import Bounds
 from fedsim.privacy.certify import Question, certify
+from fedsim.privacy.delta_curve import delta_curve
 from fedsim.privacy.dominating_pairs import dominating_pair
 from fedsim.privacy.events import Adjacency, Composed, Event, Repeated
 from fedsim.privacy.gaussian_curve import composed_shift, gaussian_delta, gaussian_epsilon
 from fedsim.privacy.gaussian_pairs import GaussianPair
+from fedsim.privacy.grid_plan import Pairs
+from fedsim.privacy.loss_cells import Floats
 from fedsim.validation import require_at_least, require_between
 
 
@@ -42,6 +44,34 @@ def delta_bounds(
     return accountant.delta(epsilon, tolerance=tolerance)
 
 
+def delta_bounds_at(
+    event: Event,
+    epsilons: Floats,
+    *,
+    adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE_USER,
+    least_delta: float = 1e-12,
+) -> tuple[Floats, Floats]:
+    """Certified lower and upper bounds on δ at many ε, for little more than the price of one.
+
+    Args:
+        event: What is released.
+        epsilons: ε ≥ 0, rising, float64 [n].
+        adjacency: Which data sets count as neighbours.
+        least_delta: The smallest δ of interest; bounds below it may be far apart.
+
+    Returns:
+        float64 [n] each.
+    """
+    pairs = [(dominating_pair(one, adjacency), count) for one, count in _sorted(flatten(event))]
+    if not pairs:
+        return np.zeros_like(epsilons), np.zeros_like(epsilons)
+    shift = gaussian_shift(pairs)
+    if np.isnan(shift):
+        return delta_curve(pairs, epsilons, least_delta)
+    bounds = [gaussian_delta(shift, float(epsilon)) for epsilon in epsilons]
+    return np.array([one.lower for one in bounds]), np.array([one.upper for one in bounds])
+
+
 class Accountant:
     """Adds events up, and bounds their common (ε, δ).
 
@@ -61,13 +91,12 @@ class Accountant:
         return self
 
     def epsilon(self, delta: float, *, tolerance: float = 1e-3) -> Bounds:
-        """Bounds on ε at delta."""
+        """Bounds on ε at delta: certified and, unless an infinite loss has a probability of delta, finite.
+
+        `Bounds.met` says whether they are as close together as the tolerance asks.
+        """
         require_between("delta", delta, 0, 1)
-        bounds = self._solve(delta=delta, tolerance=tolerance)
-        # A grid laid out for a δ far above anything the events reach may miss ε = 0, which then suffices.
-        if math.isinf(bounds.upper) and self.delta(0.0, tolerance=tolerance).upper <= delta:
-            return Bounds(lower=0.0, upper=0.0)
-        return bounds
+        return self._solve(delta=delta, tolerance=tolerance)
 
     def delta(self, epsilon: float, *, tolerance: float = 1e-3) -> Bounds:
         """Bounds on δ at epsilon."""
@@ -76,23 +105,33 @@ class Accountant:
 
     def _solve(self, *, epsilon: float | None = None, delta: float | None = None, tolerance: float) -> Bounds:
         require_between("tolerance", tolerance, 0, 1)
-        counts = tuple((event, count) for event, count in sorted(self._counts.items(), key=repr) if count)
-        return bounds_of(counts, self.adjacency, Question(epsilon, delta, tolerance))
+        return bounds_of(_sorted(self._counts), self.adjacency, Question(epsilon, delta, tolerance))
 
 
 @lru_cache(maxsize=256)
 def bounds_of(counts: tuple[tuple[Event, int], ...], adjacency: Adjacency, question: Question) -> Bounds:
-    if not counts:
+    """Bounds of events, each taken as often as its count says; their tolerance is the question's."""
+    found = _larger_direction([(dominating_pair(event, adjacency), count) for event, count in counts], question)
+    return replace(found, tolerance=question.tolerance)
+
+
+def _larger_direction(pairs: Pairs, question: Question) -> Bounds:
+    if not pairs:
         return Bounds(lower=0.0, upper=0.0)
-    pairs = [(dominating_pair(event, adjacency), count) for event, count in counts]
-    shifts = [(pair.gaussian_shift, count) for pair, count in pairs if isinstance(pair, GaussianPair)]
-    if len(shifts) == len(pairs) and all(np.isfinite(shift) for shift, _ in shifts):
-        return _gaussian_bounds(composed_shift(shifts), question)
+    shift = gaussian_shift(pairs)
+    if np.isfinite(shift):
+        return _gaussian_bounds(shift, question)
     bounds = certify(pairs, question, swapped=False)
     if all(pair.symmetric for pair, _ in pairs):
         return bounds
     other = certify(pairs, replace(question, settled=bounds.lower), swapped=True)
     return Bounds(lower=max(bounds.lower, other.lower), upper=max(bounds.upper, other.upper))
+
+
+def gaussian_shift(pairs: Pairs) -> float:
+    """The shift of the one Gaussian that all pairs compose to, NaN where not all are Gaussians."""
+    shifts = [(pair.gaussian_shift, count) for pair, count in pairs if isinstance(pair, GaussianPair)]
+    return composed_shift(shifts) if len(shifts) == len(pairs) else np.nan
 
 
 def _gaussian_bounds(shift: float, question: Question) -> Bounds:
@@ -105,8 +144,7 @@ def epsilon_against(event: Event, delta: float, threshold: float, *, adjacency: 
     """Bounds on ε at delta, only as close as it takes to tell on which side of the threshold the upper one lies."""
     require_between("delta", delta, 0, 1)
     require_between("tolerance", tolerance, 0, 1)
-    counts = tuple((one, count) for one, count in sorted(flatten(event).items(), key=repr) if count)
-    return bounds_of(counts, adjacency, Question(None, delta, tolerance, threshold=threshold))
+    return bounds_of(_sorted(flatten(event)), adjacency, Question(None, delta, tolerance, threshold=threshold))
 
 
 def flatten(event: Event) -> Counter[Event]:
@@ -116,3 +154,7 @@ def flatten(event: Event) -> Counter[Event]:
     if isinstance(event, Composed):
         return sum((flatten(inner) for inner in event.events), Counter())
     return Counter({event: 1})
+
+
+def _sorted(counts: Counter[Event]) -> tuple[tuple[Event, int], ...]:
+    return tuple((event, count) for event, count in sorted(counts.items(), key=repr) if count)

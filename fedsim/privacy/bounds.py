@@ -2,7 +2,7 @@
 
 import decimal
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,11 +11,13 @@ class Bounds:
 
     Attributes:
         lower: At most the true value. Shows how tight the upper bound is; never certifies a run.
-        upper: At least the true value. The only number that certifies or calibrates.
+        upper: At least the true value. The only number that certifies or calibrates; ∞ where nothing bounds it.
+        tolerance: The gap that was asked for; ∞ where none was.
     """
 
     lower: float
     upper: float
+    tolerance: float = field(default=math.inf, compare=False)
 
     def __post_init__(self) -> None:
         if not self.lower <= self.upper:
@@ -23,8 +25,15 @@ class Bounds:
 
     @property
     def gap(self) -> float:
-        """(upper − lower)/upper; 0 when both are equal."""
-        return 0.0 if self.lower == self.upper else (self.upper - self.lower) / self.upper
+        """(upper − lower)/upper; 0 when both are equal, 1 when only the upper one is infinite."""
+        if self.lower == self.upper:
+            return 0.0
+        return 1.0 if math.isinf(self.upper) else (self.upper - self.lower) / self.upper
+
+    @property
+    def met(self) -> bool:
+        """Whether the bounds are as close together as was asked for. Both are certified in either case."""
+        return self.gap <= self.tolerance
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,14 +8,14 @@ import numpy as np
 
 from fedsim.errors import InvalidInput
 from fedsim.privacy.accountant import epsilon_against, epsilon_bounds
-from fedsim.privacy.bounds import Bounds
+from fedsim.privacy.bounds import Bounds, shown_above
 from fedsim.privacy.events import Adjacency, Event
 from fedsim.validation import require_at_least, require_between, require_positive
 
 ADD_OR_REMOVE = Adjacency.ADD_OR_REMOVE_ONE_USER
 PRECISION = 1e-4
 """Relative precision of a calibrated real parameter."""
-LEAST_NOISE, MOST_NOISE = 1e-2, 1e6
+LEAST_NOISE, MOST_NOISE = 1e-2, 1e9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,8 @@ class Calibration:
 
     Attributes:
         value: The parameter.
-        epsilon: What it achieves; epsilon.upper is at most the target.
+        epsilon: What it achieves; epsilon.upper is at most the target. Where epsilon.met is false, the bounds are
+            farther apart than the tolerance, and a value closer to the target may exist.
     """
 
     value: float
@@ -49,7 +50,7 @@ def calibrate_noise_multiplier(
         tolerance: Relative distance of upper and lower bounds.
 
     Raises:
-        InvalidInput: If no noise multiplier up to 1e6 meets the target.
+        InvalidInput: If no noise multiplier up to 1e9 meets the target.
     """
     search = _Search(make_event, epsilon, delta, adjacency, tolerance)
     return search.real(safe=MOST_NOISE, unsafe=LEAST_NOISE, start=1.0, name="noise multiplier")
@@ -121,7 +122,9 @@ class _Search:
         """The value, with bounds as close as the tolerance asks."""
         rough, event = self.at(value), self.make_event(value)
         close = epsilon_bounds(event, self.delta, adjacency=self.adjacency, tolerance=self.tolerance)
-        both = Bounds(lower=max(rough.lower, close.lower), upper=min(rough.upper, close.upper))
+        both = Bounds(
+            lower=max(rough.lower, close.lower), upper=min(rough.upper, close.upper), tolerance=self.tolerance
+        )
         return Calibration(value=value, epsilon=both)
 
     def meets(self, value: float) -> bool:
@@ -143,9 +146,9 @@ class _Search:
         else:
             outermost = safe
             while not self.meets(inner):
-                unsafe, inner = inner, inner * factor
-                if (factor > 1 and inner > outermost) or inner < 1e-9:
-                    raise self.impossible(unsafe, name)
+                if inner == outermost:
+                    raise self.impossible(outermost, name)
+                unsafe, inner = inner, (min if factor > 1 else max)(inner * factor, outermost)
             safe = inner
         while abs(np.log(safe / unsafe)) > PRECISION:
             middle = self.between(safe, unsafe)
@@ -186,10 +189,11 @@ class _Search:
         return self.found(low)
 
     def impossible(self, value: float, name: str) -> InvalidInput:
-        reached = self.at(value)
+        certified = self.found(value).epsilon.upper
+        least = "larger: none could be bounded" if np.isinf(certified) else f"at least {shown_above(certified)}"
         return InvalidInput(
             "epsilon",
             self.target,
-            f"at least {reached.lower:.4g}, what a {name} of {value:g} has at δ = {self.delta:g}",
-            "Allow a larger ε or δ, or fewer steps.",
+            f"{least}, what a {name} of {value:g} is certified to have at δ = {self.delta:g}",
+            "Allow a larger ε or δ, or change what else is given.",
         )

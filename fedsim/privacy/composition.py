@@ -11,187 +11,64 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.fft import irfft, next_fast_len, rfft
-from scipy.optimize import minimize_scalar
+from scipy.signal import lfilter
 
-from fedsim.privacy.loss_cells import GridMeasure
+from fedsim.privacy.loss_cells import Floats, GridMeasure
+from fedsim.privacy.tilting import EPS, Window, infinite_mass, log_kernel, log_moments, log_moments_once
 
-Floats = NDArray[np.float64]
 Parts = Sequence[tuple[GridMeasure, int]]
-EPS = float(np.finfo(float).eps)
-MARGIN = 13.0
-"""Minus the log of the part of δ that may fall outside the window, on either side."""
-SHARES = (1.0, 0.8, 0.65, 0.5, 0.35)
-"""Parts of the best tilt that are tried for a narrower window."""
-ROUNDING = 5e-13
-"""About what one FFT's rounding misplaces of the tilted mass, for each release."""
-
-
+"""Measures on grids of one spacing, and how many independent copies of each are added up."""
 LARGEST = 300.0
 """Log of the largest δ, times whatever it takes to reach it, that a curve is followed down to."""
 
 
-def log_moments(parts: Parts, tilts: Floats) -> Floats:
-    """log E[e^{tilt·S}] of the composed loss S, on finite losses, for each tilt."""
-    return np.asarray(np.sum([count * _log_moments(measure, tilts) for measure, count in parts], axis=0))
+@dataclass(frozen=True)
+class TiltedMass:
+    """The tilted mass of a composed loss on a window, wrapped around at its ends.
+
+    Attributes:
+        losses: The window's losses, evenly spaced.
+        masses: Tilted mass at each; rounding can leave it slightly below 0.
+        base: The log-moment that the masses were normalised by.
+        misplaced: Bound on the sum of the absolute rounding errors of the masses.
+        doubt: Bound on the rounding error of each mass.
+    """
+
+    losses: Floats
+    masses: Floats
+    base: float
+    misplaced: float
+    doubt: float
 
 
-def log_moment(parts: Parts, tilt: float) -> float:
-    """log E[e^{tilt·S}] of the composed loss S, on finite losses."""
-    return float(log_moments(parts, np.array([tilt]))[0])
-
-
-def _log_moments(measure: GridMeasure, tilts: Floats) -> Floats:
-    moments = np.empty(len(tilts))
-    exponents = np.empty_like(measure.losses)
-    for place, tilt in enumerate(tilts):
-        np.multiply(measure.losses, tilt, out=exponents)
-        exponents += measure.log_masses
-        largest = exponents.max()
-        exponents -= largest
-        moments[place] = largest + np.log(np.exp(exponents, out=exponents).sum())
-    return moments
-
-
-def log_kernel(tilt: float) -> float:
-    """log max_y e^{−tilt·y}(1 − e^{−y})."""
-    return tilt * np.log(tilt / (1 + tilt)) - np.log1p(tilt) if tilt > 0 else 0.0
-
-
-def best_tilt(parts: Parts, *, epsilon: float | None = None, delta: float | None = None) -> tuple[float, float]:
-    """The tilt whose Chernoff bound is best, and that bound: on log δ for a given ε, or on ε for a given δ.
-
-    The bound is for the measures as they are, without their shifts and infinite masses.
+def convolve(parts: Parts, tilt: float, low: float, high: float, *, multiple: int = 1) -> TiltedMass:
+    """The tilted mass of the composed loss between low and high, all of it wrapped into this window.
 
     Args:
         parts: What is composed.
-        epsilon: ε, where δ is asked for.
-        delta: δ, where ε is asked for.
+        tilt: θ.
+        low: Where the window begins, at the latest.
+        high: Where it ends, at the earliest.
+        multiple: The window's size is a multiple of this.
     """
-
-    def bound(log_tilt: float) -> float:
-        tilt = float(np.exp(log_tilt))
-        value = log_moment(parts, tilt) + log_kernel(tilt)
-        return value - tilt * epsilon if delta is None else (value - np.log(delta)) / tilt  # type: ignore[operator]
-
-    coarse = np.linspace(-9, 20, 30)
-    middle = int(np.argmin([bound(point) for point in coarse]))
-    around = (coarse[middle] - 1, coarse[middle] + 1)
-    found = minimize_scalar(bound, bounds=around, method="bounded", options={"xatol": 1e-2})
-    return float(np.exp(found.x)), float(found.fun)
-
-
-@dataclass(frozen=True)
-class ComposedTail:
-    """δ at the losses of a window, with a bound on each one's error."""
-
-    losses: Floats
-    deltas: Floats
-    errors: Floats
-
-    def moved(self, shift: float, added: Floats) -> "ComposedTail":
-        """The curve at losses moved by shift, with something added to δ."""
-        return ComposedTail(self.losses + shift, self.deltas + added, self.errors)
-
-
-@dataclass(frozen=True)
-class Tilts:
-    """How to tilt a composition, and which tilts prove where its mass lies.
-
-    Attributes:
-        middle: The tilt of the mass that is composed.
-        low: How far below it the tilt lies that bounds the mass below the window.
-        high: How far above it the tilt lies that bounds the mass above the window.
-        outside: Minus the log of the tilted mass that may lie outside the window, on either side.
-    """
-
-    middle: float
-    low: float
-    high: float
-    outside: float
-
-
-@dataclass(frozen=True)
-class Window:
-    """Where the composed, tilted loss lies, but for e^{−tilts.outside} on either side."""
-
-    tilts: Tilts
-    low: float
-    high: float
-
-    @property
-    def width(self) -> float:
-        """Length of the window."""
-        return self.high - self.low
-
-
-def choose_tilts(parts: Parts, best: float, epsilon: float, log_delta: float) -> Tilts:
-    """The tilts with the narrowest window, of those that keep rounding small against δ.
-
-    The tilt of the best Chernoff bound may put much of the mass of a heavy-tailed loss far above ε. A smaller one asks
-    for less mass outside the window, yet its window is narrower.
-
-    Args:
-        parts: What is composed; a coarse grid will do.
-        best: The tilt of the best Chernoff bound.
-        epsilon: About where on the curve the answer lies.
-        log_delta: log δ there.
-    """
-    turns = sum(count for _, count in parts)
-    tilts = best * np.array(SHARES)
-    bases = log_moments(parts, tilts)
-    # Log of how much an error of the tilted mass grows, relative to δ.
-    growths = bases + [log_kernel(tilt) for tilt in tilts] - tilts * epsilon - log_delta
-    fit = growths <= max(-np.log(1e4 * ROUNDING * turns), growths.min() + 1.5)
-    choices = [
-        _widths(parts, tilt, base, max(growth, 0.0) + MARGIN)
-        for tilt, base, growth in zip(tilts[fit], bases[fit], growths[fit], strict=True)
-    ]
-    return min(choices, key=lambda choice: find_window(parts, choice, epsilon).width)
-
-
-def _widths(parts: Parts, tilt: float, base: float, outside: float) -> Tilts:
-    """The tilts on either side that prove the narrowest window."""
-    step = 1e-3 * max(tilt, 1e-3)
-    around = log_moments(parts, np.array([tilt - step, tilt + step]))
-    deviation = np.sqrt(max((around.sum() - 2 * base) / step**2, 1e-300))
-    scales = np.array([0.3, 1, 2, 3, 4, 5, 6, 8, 12]) / max(deviation, parts[0][0].spacing)
-    highs = (log_moments(parts, tilt + scales) - base + outside) / scales
-    lows = -(log_moments(parts, tilt - scales) - base + outside) / scales
-    return Tilts(float(tilt), float(scales[np.argmax(lows)]), float(scales[np.argmin(highs)]), outside)
-
-
-def find_window(parts: Parts, tilts: Tilts, epsilon: float) -> Window:
-    """The window of losses for the tilts, which includes epsilon."""
-    low, base, high = log_moments(parts, tilts.middle + np.array([-tilts.low, 0.0, tilts.high]))
     spacing = parts[0][0].spacing
-    return Window(
-        tilts=tilts,
-        low=min(-(low - base + tilts.outside) / tilts.low, epsilon - 2 * spacing),
-        high=max((high - base + tilts.outside) / tilts.high, epsilon + 2 * spacing),
-    )
-
-
-def compose(parts: Parts, window: Window, epsilon: float) -> ComposedTail:
-    """δ on the grid within the window, the composed measure's and nothing added for its direction."""
-    spacing = parts[0][0].spacing
-    tilts, tilt = window.tilts, window.tilts.middle
     origin = sum(count * measure.origin for measure, count in parts)
-    start = int(np.floor((window.low - origin) / spacing))
-    size = next_fast_len(int(np.ceil(window.width / spacing)) + 3, real=True)
+    start = int(np.floor((low - origin) / spacing)) - 2
+    cells = int(np.ceil((high - low) / spacing)) + 7
+    size = multiple * next_fast_len(-(-cells // multiple), real=True)
     base = 0.0
     log_size = np.zeros(size // 2 + 1)
     phase = np.zeros(size // 2 + 1)
     relative = np.zeros(size // 2 + 1)
     for measure, count in parts:
-        moment = float(_log_moments(measure, np.array([tilt]))[0])
+        moment = float(log_moments_once(measure, np.array([tilt]))[0])
         base += count * moment
         tilted = np.exp(measure.log_masses + tilt * measure.losses - moment)
         transform = rfft(_folded(tilted, size))
         size_of = np.abs(transform)
         farthest = float(np.abs(measure.losses[[0, -1]]).max())
-        logs = -float(tilted @ np.maximum(measure.log_masses, -745))
+        logs = float(tilted @ np.abs(np.maximum(measure.log_masses, -1e9)))
         slip = 8 * EPS * np.log2(size) + 4 * EPS * (1 + abs(moment) + tilt * farthest + logs)
         with np.errstate(divide="ignore"):
             log_size += count * np.log(size_of + slip)
@@ -200,31 +77,94 @@ def compose(parts: Parts, window: Window, epsilon: float) -> ComposedTail:
     turns = sum(count for _, count in parts)
     spectrum = np.exp(log_size - relative)
     doubt = np.exp(log_size) * (-np.expm1(-relative) + 8 * EPS * (turns * 4 + 4))
-    tilted_mass = irfft(spectrum * np.exp(1j * phase), size)
-    tilted_mass = np.roll(tilted_mass, -(start % size))
-    # Parseval and Cauchy–Schwarz: an error's absolute sum in time is at most the root of its squares in frequency.
-    misplaced = np.sqrt(2) * (np.linalg.norm(doubt) + 8 * EPS * np.log2(size) * np.linalg.norm(np.exp(log_size)))
-    below, above = log_moments(parts, tilt + np.array([-tilts.low, tilts.high]))
-    outside = np.exp(above - base - tilts.high * window.high) + np.exp(below - base + tilts.low * window.low)
-    losses = origin + spacing * (start + np.arange(size))
+    masses = np.roll(irfft(spectrum * np.exp(1j * phase), size), -(start % size))
+    # An error of a transform spreads over all places. Its absolute sum in time is at most the root of its squares in
+    # frequency (Parseval and Cauchy–Schwarz), and at each place at most the mean of its absolute values.
+    rounding = 8 * EPS * np.log2(size) * np.linalg.norm(np.exp(log_size))
+    return TiltedMass(
+        losses=origin + spacing * (start + np.arange(size)),
+        masses=masses,
+        base=base,
+        misplaced=float(np.sqrt(2) * (np.linalg.norm(doubt) + rounding)),
+        doubt=float(2 * doubt.sum() / size + np.sqrt(2 / size) * rounding),
+    )
+
+
+@dataclass(frozen=True)
+class ComposedTail:
+    """A bound on δ at the losses of a window; between two of them it is linear in e^ε.
+
+    Attributes:
+        losses: Rising.
+        deltas: The bound at each.
+        above: Whether it is an upper bound, or a lower one.
+    """
+
+    losses: Floats
+    deltas: Floats
+    above: bool
+
+    def at(self, epsilons: Floats) -> Floats:
+        """The bound at each ε."""
+        after = np.clip(np.searchsorted(self.losses, epsilons), 1, len(self.losses) - 1)
+        left, right = self.losses[after - 1], self.losses[after]
+        within = np.clip(epsilons, left, right)
+        share = np.exp(within - right) * np.expm1(left - within) / np.expm1(left - right)
+        found = self.deltas[after - 1] * (1 - share) + self.deltas[after] * share
+        if self.above:
+            return np.clip(np.where(epsilons < self.losses[0], 1.0, found), 0.0, 1.0)
+        return np.maximum(np.where(epsilons > self.losses[-1], 0.0, found), 0.0)
+
+    def inverse(self, delta: float) -> float:
+        """The ε where the bound falls to delta for good, at least 0: itself a bound on ε, ∞ where it does not fall."""
+        over = np.flatnonzero(~(self.deltas <= delta))
+        if len(over) == 0:
+            return max(float(self.losses[0]), 0.0) if self.above else 0.0
+        last = int(over[-1])
+        if last + 1 == len(self.losses):
+            return np.inf if self.above else max(float(self.losses[last]), 0.0)
+        top, bottom = self.deltas[last], self.deltas[last + 1]
+        share, step = (top - delta) / (top - bottom), self.losses[last + 1] - self.losses[last]
+        if step > 300:  # Where e^step could overflow, a loss on the safe side will do.
+            return max(float(self.losses[last + 1 if self.above else last]), 0.0)
+        return max(float(self.losses[last] + np.log1p(share * np.expm1(step))), 0.0)
+
+
+def compose(parts: Parts, window: Window, epsilon: float, *, above: bool) -> ComposedTail:
+    """A bound on δ of the composed loss on the grid within the window, close around epsilon.
+
+    Args:
+        parts: Measures that all dominate what they stand for, or all are dominated.
+        window: Where the tilted loss lies.
+        epsilon: About where on the curve δ is of interest.
+        above: Whether they dominate: rounding errors, shifts and infinite masses are added, or subtracted.
+    """
+    tilts, tilt = window.tilts, window.tilts.middle
+    tilted = convolve(parts, tilt, window.low, window.high)
+    below, beyond = log_moments(parts, tilt + np.array([-tilts.low, tilts.high])) - tilted.base
+    outside = np.exp(min(beyond - tilts.high * window.high, 0.0)) + np.exp(min(below + tilts.low * window.low, 0.0))
     # Only a target guessed far too low needs this; the curve then begins above it.
-    epsilon = max(epsilon, (base - LARGEST) / tilt)
-    return _deltas(losses, tilted_mass, tilt, base, float(misplaced + outside), epsilon)
+    epsilon = max(epsilon, (tilted.base - LARGEST) / tilt)
+    losses, deltas, errors = _deltas(tilted, tilt, 1.001 * float(tilted.misplaced + outside), epsilon)
+    shift = sum(count * measure.shift for measure, count in parts)
+    deltas = deltas + errors + infinite_mass(parts) if above else deltas - errors
+    return ComposedTail(losses + shift, deltas, above)
 
 
-def _deltas(losses: Floats, mass: Floats, tilt: float, base: float, misplaced: float, epsilon: float) -> ComposedTail:
-    kept = (1 + tilt) * (losses - epsilon) > -300
-    losses, mass = losses[kept], mass[kept]
-    away = losses - epsilon
-    scale = base - tilt * epsilon
-    heavy = _above(mass * np.exp(-tilt * away))
-    light = _above(mass * np.exp(-(1 + tilt) * away)) * np.exp(np.minimum(away, 300))
-    deltas = np.exp(scale) * (heavy - light)
-    errors = np.exp(scale - tilt * away + log_kernel(tilt)) * misplaced
-    errors += np.exp(scale) * 2 * len(mass) * EPS * (np.abs(heavy) + np.abs(light))
-    # Far above the target the second sum has underflowed; it lies between 0 and the first.
-    errors += np.where(away > 300, np.exp(scale) * np.abs(heavy), 0.0)
-    return ComposedTail(losses, deltas, errors)
+def _deltas(tilted: TiltedMass, tilt: float, misplaced: float, epsilon: float) -> tuple[Floats, Floats, Floats]:
+    """Losses, δ of the tilted mass at each, and a bound on its error."""
+    kept = tilt * (tilted.losses - epsilon) > -LARGEST
+    losses, mass = tilted.losses[kept], tilted.masses[kept]
+    away = tilt * (losses - epsilon)
+    mass = mass * np.exp(-away)
+    scale = float(np.exp(tilted.base - tilt * epsilon))
+    heavy = _above(mass)
+    # Σ_{j>i} mass_j e^{loss_i − loss_j}, by a recursion in which nothing over- or underflows.
+    decay = float(np.exp(losses[0] - losses[1]))
+    light = np.append(lfilter([decay], [1.0, -decay], mass[:0:-1])[::-1], 0.0)
+    errors = np.exp(tilted.base - tilt * epsilon - away + log_kernel(tilt)) * misplaced
+    errors += scale * 8 * len(mass) * EPS * _above(np.abs(mass))
+    return losses, scale * (heavy - light), errors
 
 
 def _above(values: Floats) -> Floats:

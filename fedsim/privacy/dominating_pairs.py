@@ -21,8 +21,8 @@ from fedsim.privacy.fixed_size_pair import ReplacedInFixedSize
 from fedsim.privacy.gaussian_pairs import Floats, GaussianPair, Mixture
 from fedsim.privacy.loss_cells import LossCells
 
-NEGLIGIBLE = 1e-100
-"""Weights below this are dropped; with e^ε ≤ 1e44 and 1e5 steps that is less than a float's rounding of any δ."""
+NEGLIGIBLE = -230.0
+"""Log-weights below this are left out at the upper end; what they weigh together is charged as a loss of ∞."""
 
 
 class LossPair(Protocol):
@@ -54,60 +54,77 @@ register = dominating_pair.register
 
 @register
 def _gaussian(event: Gaussian, adjacency: Adjacency) -> LossPair:
-    return mixture_pair(np.array([1.0]), np.array([1.0]), event.noise_multiplier, adjacency)
+    return mixture_pair(np.array([1.0]), np.array([0.0]), event.noise_multiplier, adjacency)
 
 
 @register
 def _poisson(event: PoissonSubsampledGaussian, adjacency: Adjacency) -> LossPair:
-    q = event.sampling_probability
-    return mixture_pair(np.array([0.0, 1.0]), np.array([1 - q, q]), event.noise_multiplier, adjacency)
+    return mixture_pair(np.arange(2.0), _present(event.sampling_probability), event.noise_multiplier, adjacency)
 
 
 @register
 def _binomial(event: BinomialMixtureGaussian, adjacency: Adjacency) -> LossPair:
     sensitivities = np.arange(event.group_size + 1.0)
-    weights = binomial_weights(event.group_size, event.sampling_probability)
-    return mixture_pair(sensitivities, weights, event.noise_multiplier, adjacency)
+    log_weights = binomial_log_weights(event.group_size, event.sampling_probability)
+    return mixture_pair(sensitivities, log_weights, event.noise_multiplier, adjacency)
 
 
 @register
 def _mixture(event: MixtureOfGaussians, adjacency: Adjacency) -> LossPair:
-    weights = np.array(event.probabilities)
-    return mixture_pair(np.array(event.sensitivities), weights, event.noise_multiplier, adjacency)
+    order = np.argsort(event.sensitivities)
+    weights = np.array(event.probabilities)[order]
+    with np.errstate(divide="ignore"):
+        log_weights = np.log(weights / weights.sum())
+    return mixture_pair(np.array(event.sensitivities)[order], log_weights, event.noise_multiplier, adjacency)
 
 
 @register
 def _fixed_size(event: FixedSizeSubsampledGaussian, adjacency: Adjacency) -> LossPair:
     share = event.cohort_size / event.population_size
     removed = mixture_pair(
-        np.array([0.0, 2.0]),
-        np.array([1 - share, share]),
-        event.noise_multiplier,
-        Adjacency.ADD_OR_REMOVE_ONE_USER,
+        np.array([0.0, 2.0]), _present(share), event.noise_multiplier, Adjacency.ADD_OR_REMOVE_ONE_USER
     )
     return ReplacedInFixedSize(removed) if adjacency is Adjacency.REPLACE_ONE_USER and share < 1 else removed
 
 
 def mixture_pair(
-    sensitivities: Floats, weights: Floats, noise_multiplier: float, adjacency: Adjacency
+    sensitivities: Floats, log_weights: Floats, noise_multiplier: float, adjacency: Adjacency
 ) -> GaussianPair:
-    """A contribution of norm s_i with probability w_i, plus noise, against none or against the opposite one."""
-    present = weights > NEGLIGIBLE
-    means, kept = sensitivities[present] / noise_multiplier, weights[present] / weights.sum()
-    above = Mixture(means, kept)
-    nothing = Mixture(np.zeros(1), np.ones(1))
+    """A contribution of norm s_i with probability w_i, plus noise, against none or against the opposite one.
+
+    Small weights of small norms are kept, whatever they are: they limit how much the user's absence can lose.
+
+    Args:
+        sensitivities: s_i, increasing.
+        log_weights: log w_i.
+        noise_multiplier: σ.
+        adjacency: Which data sets count as neighbours.
+    """
+    last = int(np.flatnonzero(log_weights > NEGLIGIBLE)[-1])
+    present = (log_weights > -np.inf) & (np.arange(len(log_weights)) <= last)
+    means, kept = sensitivities[present] / noise_multiplier, log_weights[present]
+    nothing = Mixture(np.zeros(1), np.zeros(1))
     replaced = adjacency is Adjacency.REPLACE_ONE_USER
-    return GaussianPair(above=above, below=Mixture(-means, kept) if replaced else nothing)
+    return GaussianPair(
+        above=Mixture(means, kept),
+        below=Mixture(-means, kept) if replaced else nothing,
+        left_out=float(np.exp(log_weights[last + 1 :]).sum()),
+    )
 
 
-def binomial_weights(trials: int, probability: float) -> Floats:
-    """Binomial(trials, probability) at 0 … trials, in extended precision."""
+def binomial_log_weights(trials: int, probability: float) -> Floats:
+    """log of Binomial(trials, probability) at 0 … trials, computed in extended precision."""
     if probability == 1:
-        certain: Floats = np.eye(1, trials + 1, trials)[0]
+        certain: Floats = np.where(np.arange(trials + 1) == trials, 0.0, -np.inf)
         return certain
     chosen = np.arange(trials + 1, dtype=np.longdouble)
     steps = np.log((trials - chosen[:-1]) / chosen[1:])
     log_coefficients = np.append(np.longdouble(0), np.cumsum(steps))
     p = np.longdouble(probability)
-    weights = np.exp(log_coefficients + chosen * np.log(p) + (trials - chosen) * np.log1p(-p))
-    return np.asarray(weights, dtype=np.float64)
+    return np.asarray(log_coefficients + chosen * np.log(p) + (trials - chosen) * np.log1p(-p), dtype=np.float64)
+
+
+def _present(probability: float) -> Floats:
+    """log-probabilities of no contribution and of one."""
+    with np.errstate(divide="ignore"):
+        return np.array([np.log1p(-probability), np.log(probability)])

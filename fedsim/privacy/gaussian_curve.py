@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import log_ndtr
+from scipy.special import erfcx, log_ndtr
 
 from fedsim.privacy.bounds import Bounds
 
@@ -16,7 +16,7 @@ def gaussian_epsilon(shift: float, delta: float) -> Bounds:
     """ε at delta for N(shift, 1) against N(0, 1), between bounds."""
     if log_delta(shift, 0.0)[0] <= np.log(delta):
         return Bounds(lower=0.0, upper=0.0)
-    most = shift * shift / 2 + shift * np.sqrt(-2 * np.log(delta)) + 1e-9
+    most = shift * shift / 2 + shift * (np.sqrt(-2 * np.log(delta)) + 1)
     roots = [
         brentq(lambda epsilon, end=end: log_delta(shift, epsilon)[end] - np.log(delta), 0.0, most, xtol=1e-15)
         for end in (0, 1)
@@ -36,11 +36,17 @@ def composed_shift(shifts: Sequence[tuple[float, int]]) -> float:
 
 
 def log_delta(shift: float, epsilon: float) -> tuple[float, float]:
-    """log of δ(ε) = Φ(μ/2 − ε/μ) − e^ε Φ(−μ/2 − ε/μ) (Balle and Wang 2018), raised and lowered by rounding."""
-    first = float(log_ndtr(shift / 2 - epsilon / shift))
-    second = epsilon + float(log_ndtr(-shift / 2 - epsilon / shift))
-    doubt = 8 * np.finfo(float).eps * (1 + abs(first) + abs(epsilon) + abs(second))
+    """log of δ(ε) = Φ(μ/2 − ε/μ) − e^ε Φ(−μ/2 − ε/μ) (Balle and Wang 2018), raised and lowered by rounding.
+
+    The second term is taken as e^{−t²/2} erfcx(u/√2)/2 with t = ε/μ − μ/2 and u = ε/μ + μ/2, which holds no large ε.
+    """
+    t, u = epsilon / shift - shift / 2, epsilon / shift + shift / 2
+    first = float(log_ndtr(-t))
+    second = -t * t / 2 + float(np.log(erfcx(u / np.sqrt(2)))) - np.log(2)
+    # t is off by a few roundings of u, and so are the terms by their slopes in t.
+    doubt = 8 * np.finfo(float).eps * (1 + abs(first) + (1 + max(t, 0.0)) * u)
+    other = 8 * np.finfo(float).eps * (1 + abs(second) + (1 + abs(t)) * u)
     with np.errstate(divide="ignore"):
-        upper = first + np.log(-np.expm1(min(second - first, 0.0) - 2 * doubt)) + doubt
-        lower = first + np.log(-np.expm1(min(second - first + 2 * doubt, 0.0))) - doubt
+        upper = first + doubt + np.log(-np.expm1(min(second - other - first - doubt, 0.0)))
+        lower = first - doubt + np.log(-np.expm1(min(second + other - first + doubt, 0.0)))
     return float(upper), float(lower)

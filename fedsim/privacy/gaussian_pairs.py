@@ -38,11 +38,11 @@ class Mixture:
     """Σ_k weights_k · N(means_k, 1), in units of σ."""
 
     means: Floats
-    weights: Floats
-    log_weights: Floats = field(init=False)
+    log_weights: Floats
+    weights: Floats = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "log_weights", np.log(self.weights))
+        object.__setattr__(self, "weights", np.exp(self.log_weights))
 
     def log_ratio(self, x: Floats) -> tuple[Floats, Floats]:
         """log of the density over that of N(0, 1), and its derivative."""
@@ -78,16 +78,18 @@ class GaussianPair:
     Attributes:
         above: P.
         below: Q.
+        left_out: Probability under P, and under a mixture Q, that the mixtures leave out.
     """
 
     above: Mixture
     below: Mixture
+    left_out: float = 0.0
 
     @property
     def symmetric(self) -> bool:
         """Whether Q mirrors P, so that both directions have the same losses."""
         return np.array_equal(self.above.means, -self.below.means) and np.array_equal(
-            self.above.weights, self.below.weights
+            self.above.log_weights, self.below.log_weights
         )
 
     @property
@@ -101,7 +103,7 @@ class GaussianPair:
         """Infimum of the loss: finite where P and Q both stay at 0 with some probability and Q goes nowhere else."""
         if self.below.means.any() or not (self.above.means == 0).any():
             return -np.inf
-        return float(np.log(self.above.weights[self.above.means == 0].sum()))
+        return float(np.logaddexp.reduce(self.above.log_weights[self.above.means == 0]))
 
     def loss(self, x: Floats) -> tuple[Floats, Floats]:
         """Loss and its derivative at each x."""
@@ -119,19 +121,21 @@ class GaussianPair:
     def cells(self, edges: Floats) -> LossCells:
         """The probability of each cell of losses between neighbouring edges, under P and under Q."""
         inside = edges > self.least_loss + ROUNDING
-        x = self._points(edges[inside], CLOSE * (edges[1] - edges[0]))
+        close = CLOSE * float(np.diff(edges).min(initial=np.inf))
+        x = self._points(edges[inside], close)
         p, p_error = _by_chunks(self.above.cells, x, self._components, overlap=True)
         q, q_error = _by_chunks(self.below.cells, x, self._components, overlap=True)
         miss = self.loss(x)[0] - edges[inside]
         within = (x > self._table[0][0]) & (x < self._table[0][-1])
         rounding = ROUNDING * (1 + np.abs(x).max() * np.abs(self._spread) + self._spread**2)
         missing = np.zeros(len(edges) - len(x))
+        also = self.left_out if self.below.means.any() else 0.0
         return LossCells(
             edges=edges,
             p=np.concatenate([missing, p]),
             q=np.concatenate([missing, q]),
-            p_error=np.concatenate([missing, p_error]),
-            q_error=np.concatenate([missing, q_error]),
+            p_error=np.concatenate([missing, p_error]) + self.left_out,
+            q_error=np.concatenate([missing, q_error]) + also,
             loss_error=float(np.abs(miss[within]).max(initial=0.0) + rounding),
         )
 

@@ -16,6 +16,8 @@ SLACK = 1e-6
 """Part of a grid step by which a merged loss may miss its grid point; charged to the lower bound."""
 TINY = 1e-290
 """Below this a Q-probability has lost its precision, and mass is rounded instead of spread."""
+LARGEST_LOSS = 650.0
+"""Above this Q-probabilities underflow, and mass is rounded instead of spread."""
 EPS = float(np.finfo(float).eps)
 
 
@@ -24,7 +26,7 @@ class LossCells:
     """Probabilities of the cells between neighbouring edges; the first cell lies below edges[0], the last above.
 
     Attributes:
-        edges: Losses l_0 < … < l_n, evenly spaced.
+        edges: Losses l_0 < … < l_n; evenly spaced but for a sketch.
         p: P-probability of each of the n + 2 cells.
         q: Q-probability of each.
         p_error: Bound on the absolute rounding error of each p.
@@ -61,40 +63,51 @@ class GridMeasure:
     """P-mass on evenly spaced losses, and at infinity. A lower bound's mass may sum to less than 1.
 
     Attributes:
-        origin: Loss of masses[0].
+        origin: Loss of the first mass.
         spacing: Distance of neighbouring losses.
-        masses: Mass at each loss.
+        log_masses: Logarithm of the mass at each loss.
         infinite: Mass at loss ∞.
         shift: To be added to each loss before use (positive above, negative below): what rounding can have moved.
     """
 
     origin: float
     spacing: float
-    masses: Floats
+    log_masses: Floats
     infinite: float
     shift: float
 
     @cached_property
     def losses(self) -> Floats:
         """The loss of each mass."""
-        return self.origin + self.spacing * np.arange(len(self.masses), dtype=np.float64)
+        return self.origin + self.spacing * np.arange(len(self.log_masses), dtype=np.float64)
 
-    @cached_property
-    def log_masses(self) -> Floats:
-        """Logarithm of each mass."""
-        with np.errstate(divide="ignore"):
-            return np.log(self.masses)
+
+@dataclass(frozen=True)
+class LossSketch:
+    """A measure that dominates a loss, on unevenly spaced losses: small, and close wherever mass lies.
+
+    Attributes:
+        losses: The finite losses.
+        log_masses: Logarithm of the mass at each.
+        infinite: Mass at loss ∞.
+        shift: To be added to each loss before use.
+    """
+
+    losses: Floats
+    log_masses: Floats
+    infinite: float
+    shift: float
+
+
+def sketch(cells: LossCells) -> LossSketch:
+    """The dominating measure of cells of any widths."""
+    return LossSketch(cells.edges, _logs(_connected(cells)), _beyond(cells), _edge_error(cells))
 
 
 def dominating_measure(cells: LossCells) -> GridMeasure:
     """Connect the dots (Doroshenko et al. 2022): each cell spread to its two edges, keeping its P- and Q-mass."""
-    lower, upper = _spread(cells)
-    masses = np.zeros(len(cells.edges))
-    masses[:-1] += lower
-    masses[1:] += upper + cells.p_error[1:-1]
-    masses[0] += cells.p[0] + cells.p_error[0]
-    infinite = float(cells.p[-1] + cells.p_error[-1])
-    return GridMeasure(float(cells.edges[0]), cells.spacing, masses, infinite, _edge_error(cells))
+    log_masses = _logs(_connected(cells))
+    return GridMeasure(float(cells.edges[0]), cells.spacing, log_masses, _beyond(cells), _edge_error(cells))
 
 
 def dominated_measure(cells: LossCells, bottom: int, top: int) -> GridMeasure:
@@ -117,58 +130,109 @@ def dominated_measure(cells: LossCells, bottom: int, top: int) -> GridMeasure:
         cells,
         masses,
         *(np.array([part[end].sum() for end in ends]) for part in (cells.p, cells.q, cells.p_error, cells.q_error)),
+        at_least=np.array([-1, last - 1]),
     )
     _place_triples(cells, masses, bottom, last)
     shift = -_edge_error(cells) - SLACK * cells.spacing
-    return GridMeasure(float(cells.edges[0]), cells.spacing, masses, 0.0, shift)
+    return GridMeasure(float(cells.edges[0]), cells.spacing, _logs(masses), 0.0, shift)
 
 
-def _spread(cells: LossCells) -> tuple[Floats, Floats]:
-    """Mass at the lower and at the upper edge of each inner cell; what rounding leaves open goes up."""
+def _connected(cells: LossCells) -> Floats:
+    """Mass at each edge: each inner cell's at its lower and upper one; what rounding leaves open goes up."""
     p, q = cells.p[1:-1], cells.q[1:-1]
-    scale: Floats = np.exp(np.minimum(cells.edges[:-1], 700.0))
+    scale: Floats = np.exp(np.minimum(cells.edges[:-1], LARGEST_LOSS))
     error = cells.p_error[1:-1] + scale * cells.q_error[1:-1] + 4 * p * _edge_error(cells)
-    upper = np.clip((p - scale * q + error) / -np.expm1(-cells.spacing), 0, p)
-    upper = np.where(q > TINY, upper, p).astype(np.float64)
-    return p - upper, upper
+    upper = np.clip((p - scale * q + error) / -np.expm1(-np.diff(cells.edges)), 0, p)
+    upper = np.where((q > TINY) & (cells.edges[:-1] < LARGEST_LOSS), upper, p)
+    masses = np.zeros(len(cells.edges))
+    masses[:-1] += p - upper
+    masses[1:] += upper + cells.p_error[1:-1]
+    masses[0] += cells.p[0] + cells.p_error[0]
+    return masses
 
 
-def _place_triples(cells: LossCells, masses: Floats, start: int, stop: int) -> None:
-    p, q = (part[start:stop].reshape(-1, 3) for part in (cells.p, cells.q))
-    p_error, q_error = (part[start:stop].reshape(-1, 3).sum(axis=1) for part in (cells.p_error, cells.q_error))
-    # Cell i ends at edge i. In units where z = e^{−loss} is 1 at the lower inner edge, it is next_z at the upper one.
-    first = start + 3 * np.arange(len(p))
-    scale = np.exp(np.minimum(cells.edges[first], 700.0))
-    next_z = np.exp(-cells.spacing)
+def two_points(
+    p: Floats, z: Floats, p_error: Floats, error: Floats, next_z: float
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Mass of triples of cells for the upper of their two inner edges, and whether both edges may have it all.
+
+    The two points then have the triple's P-mass and its mean of z = e^{−loss}, in units where z is 1 at the lower
+    inner edge. They may have it where the triple's own spread covers theirs: E(κ − z)₊ of the triple stays above that
+    of the two points for κ between their z. The tangents at both ends, whose slopes are tail probabilities, bound the
+    triple's from below.
+
+    Args:
+        p: Mass of each cell, float64 [triples, 3].
+        z: Σ mass · z of each cell, float64 [triples, 3].
+        p_error: Bound on the rounding error of each triple's mass.
+        error: Bound on that of its Σ mass · z.
+        next_z: z at the upper inner edge.
+    """
     total, tail = p.sum(axis=1), p[:, 1] + p[:, 2]
-    z_sums = q * scale[:, None]
-    error = p_error + q_error * scale + 4 * total * _edge_error(cells)
-    upper = (total - z_sums.sum(axis=1) - error) / (1 - next_z)
-    good = (upper >= 0) & (upper <= total - p_error) & (q.min(axis=1) > TINY) & (cells.edges[first] < 700)
-    # Spreading is covered if E(κ − z)₊ of the triple stays above that of the two points for κ between their z. The
-    # tangents at both ends, whose slopes are tail probabilities, bound the triple's from below.
-    at_upper = np.maximum(next_z * p[:, 2] - z_sums[:, 2] - error, 0)
-    at_lower = tail - z_sums[:, 1] - z_sums[:, 2] - error
+    upper = (total - z.sum(axis=1) - error) / (1 - next_z)
+    good = (upper >= 0) & (upper <= total - p_error)
+    at_upper = np.maximum(next_z * p[:, 2] - z[:, 2] - error, 0)
+    at_lower = tail - z[:, 1] - z[:, 2] - error
     slope_upper, slope_lower = np.maximum(p[:, 2] - p_error, 0), tail + p_error
     with np.errstate(divide="ignore", invalid="ignore"):
         meet = (at_lower - slope_lower * (1 - next_z) - at_upper) / (slope_upper - slope_lower)
     meet = np.clip(np.nan_to_num(meet), 0, 1 - next_z)
     covered = np.maximum(at_upper + slope_upper * meet, at_lower - slope_lower * (1 - next_z - meet))
-    good &= (upper * meet <= covered) | (upper <= slope_upper)
-    masses[first[good]] += (total - p_error - upper)[good]
+    return upper, good & ((upper * meet <= covered) | (upper <= slope_upper))
+
+
+def _place_triples(cells: LossCells, masses: Floats, start: int, stop: int) -> None:
+    p, q, p_errors = (part[start:stop].reshape(-1, 3) for part in (cells.p, cells.q, cells.p_error))
+    p_error, q_error = p_errors.sum(axis=1), cells.q_error[start:stop].reshape(-1, 3).sum(axis=1)
+    # Cell i ends at edge i.
+    first = start + 3 * np.arange(len(p))
+    near = cells.edges[np.minimum(first + 1, len(cells.edges) - 1)] < LARGEST_LOSS
+    scale = np.exp(np.minimum(cells.edges[first], LARGEST_LOSS))
+    error = p_error + q_error * scale + 4 * p.sum(axis=1) * _edge_error(cells)
+    upper, good = two_points(p, q * scale[:, None], p_error, error, float(np.exp(-cells.spacing)))
+    good &= (q.min(axis=1) > TINY) & near
+    masses[first[good]] += (p.sum(axis=1) - p_error - upper)[good]
     masses[first[good] + 1] += upper[good]
-    bad = ~good
-    _round_down(cells, masses, total[bad], q.sum(axis=1)[bad], p_error[bad], q_error[bad])
+    merged, each = ~good & near, ~near
+    sums = p.sum(axis=1), q.sum(axis=1), p_error, q_error
+    _round_down(cells, masses, *(part[merged] for part in sums), at_least=first[merged] - 1)
+    # A cell's losses lie above its lower edge: where Q has underflowed nothing else is known.
+    for place in range(3):
+        lower = first[each] - 1 + place
+        np.add.at(masses, lower[lower >= 0], np.maximum(p - p_errors, 0)[each, place][lower >= 0])
 
 
-def _round_down(cells: LossCells, masses: Floats, p: Floats, q: Floats, p_error: Floats, q_error: Floats) -> None:
-    """Put each merged (p, q) on the grid point at or below its loss; below the grid it is dropped."""
+def _round_down(
+    cells: LossCells,
+    masses: Floats,
+    p: Floats,
+    q: Floats,
+    p_error: Floats,
+    q_error: Floats,
+    *,
+    at_least: NDArray[np.int_],
+) -> None:
+    """Put each merged (p, q) on the grid point at or below its loss; below the grid it is dropped.
+
+    The loss is also known to lie above all cells that were merged: above the edge `at_least`.
+    """
     low = np.maximum(p - p_error, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         loss = np.where(low > 0, np.log(low) - np.log(q + q_error + 1e-320), -np.inf)
     place = np.minimum(np.floor((loss - cells.edges[0]) / cells.spacing + SLACK), len(masses) - 1)
+    place = np.maximum(place, at_least)
     kept = place >= 0
     np.add.at(masses, place[kept].astype(int), low[kept])
+
+
+def _beyond(cells: LossCells) -> float:
+    return min(float(cells.p[-1] + cells.p_error[-1]), 1.0)
+
+
+def _logs(masses: Floats) -> Floats:
+    with np.errstate(divide="ignore"):
+        logs: Floats = np.log(masses)
+    return logs
 
 
 def _edge_error(cells: LossCells) -> float:

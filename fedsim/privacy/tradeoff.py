@@ -1,17 +1,17 @@
-"""Curves of a guarantee: ε against δ, and the trade-off of an attacker's errors (f-DP)."""
+"""Curves of a guarantee: δ against ε, and the trade-off of an attacker's errors (f-DP)."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fedsim.privacy.accountant import epsilon_bounds
-from fedsim.privacy.bounds import Bounds
+from fedsim.privacy.accountant import delta_bounds, delta_bounds_at, epsilon_bounds
 from fedsim.privacy.events import Adjacency, Event
+from fedsim.privacy.loss_cells import Floats
+from fedsim.validation import require_between
 
-Floats = NDArray[np.float64]
-LARGE = (0.02, 0.035, 0.05, 0.075, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-DELTAS = np.array([*np.geomspace(1e-12, 1e-3, 10), 3e-3, 1e-2, *LARGE])
+PLACES = ((0.98, 48), (0.01, 256), (0.0, 128))
+"""Parts of the largest δ that the curve passes (at last the least δ), and how many points lead up to each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +19,12 @@ class PrivacyCurve:
     """Certified points of the boundary between what is and what is not guaranteed.
 
     Attributes:
-        deltas: δ, rising, float64 [points].
-        upper: Upper bounds on ε at each δ, float64 [points].
+        epsilons: ε, rising from 0, float64 [points].
+        upper: Upper bounds on δ at each ε, float64 [points].
         lower: Lower bounds, float64 [points].
     """
 
-    deltas: Floats
+    epsilons: Floats
     upper: Floats
     lower: Floats
 
@@ -32,7 +32,9 @@ class PrivacyCurve:
         """Least type II error of any test between the two data sets at each type I error.
 
         f(α) = max over the points of max(0, 1 − δ − e^ε α, e^{−ε}(1 − δ − α)) (Dong, Roth and Su 2022,
-        Proposition 2.5), from upper bounds on ε: every attack's errors lie on or above it.
+        Proposition 2.5). Each point says that every test's type I error α and type II error β obey
+        1 − β ≤ δ + e^ε α, and the same with the two data sets exchanged, since δ bounds both directions; so the bound
+        holds for every set of points, and upper bounds on δ only lower it. Every attack's errors lie on or above it.
 
         Args:
             type_one: Type I errors α in [0, 1], float64 [n].
@@ -40,8 +42,8 @@ class PrivacyCurve:
         Returns:
             float64 [n], a certified lower bound on the trade-off function.
         """
-        left = 1 - self.deltas[:, None]
-        growth = np.exp(np.minimum(self.upper, 700.0))[:, None]
+        left = 1 - self.upper[:, None]
+        growth = np.exp(np.minimum(self.epsilons, 700.0))[:, None]
         steep = left - growth * type_one
         flat = (left - type_one) / growth
         best: Floats = np.maximum(steep, flat).max(axis=0)
@@ -49,34 +51,26 @@ class PrivacyCurve:
 
 
 def privacy_curve(
-    event: Event,
-    *,
-    adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE_USER,
-    deltas: Floats | None = None,
-    least_epsilon: float = 0.1,
-    tolerance: float = 1e-2,
+    event: Event, *, adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE_USER, least_delta: float = 1e-12
 ) -> PrivacyCurve:
-    """ε bounds of an event at many δ.
+    """δ bounds of an event at some hundred ε, from 0 to where δ is least_delta.
 
     Args:
         event: What is released.
         adjacency: Which data sets count as neighbours.
-        deltas: δ in (0, 1); by default 28 values from 1e-12 to 0.9, most of them large.
-        least_epsilon: The curve ends with the first ε below this: still smaller ones are slow to bound, and show
-            nothing.
-        tolerance: Relative distance of the bounds.
+        least_delta: How far down the curve goes.
 
     Raises:
-        InvalidInput: For a δ outside (0, 1).
+        InvalidInput: For a least_delta outside (0, 1).
     """
-    deltas = np.sort(DELTAS if deltas is None else np.asarray(deltas, dtype=np.float64))
-    bounds: list[Bounds] = []
-    for delta in deltas:
-        bounds.append(epsilon_bounds(event, float(delta), adjacency=adjacency, tolerance=tolerance))
-        if bounds[-1].upper < least_epsilon:
-            break
-    return PrivacyCurve(
-        deltas=deltas[: len(bounds)],
-        upper=np.array([one.upper for one in bounds]),
-        lower=np.array([one.lower for one in bounds]),
-    )
+    require_between("least_delta", least_delta, 0, 1)
+    epsilons = np.zeros(1)
+    largest = delta_bounds(event, 0.0, adjacency=adjacency, tolerance=0.05).upper
+    for part, points in PLACES:
+        delta = max(part * largest, least_delta)
+        end = epsilon_bounds(event, delta, adjacency=adjacency, tolerance=0.05).upper
+        if epsilons[-1] < end < math.inf:
+            epsilons = np.append(epsilons, np.linspace(epsilons[-1], end, points + 1)[1:])
+    epsilons = np.unique(epsilons)
+    lower, upper = delta_bounds_at(event, epsilons, adjacency=adjacency, least_delta=least_delta)
+    return PrivacyCurve(epsilons=epsilons, upper=upper, lower=lower)

@@ -21,7 +21,6 @@ from fedsim.privacy.events import (
 )
 from fedsim.privacy.group_privacy import group_privacy_epsilon
 from fedsim.privacy.renyi import ORDERS, renyi_divergences, renyi_epsilon
-from fedsim.privacy.tradeoff import PrivacyCurve, privacy_curve
 
 ELS = Repeated(event=BinomialMixtureGaussian(group_size=4, sampling_probability=0.01, noise_multiplier=1.0), count=100)
 
@@ -110,22 +109,3 @@ def test_replacing_leaves_out_what_is_not_defined() -> None:
     rows = compare(run, 1e-6, adjacency=Adjacency.REPLACE_ONE_USER)
     assert [row.kind for row in rows] == ["certified", "looser upper bound"]
     assert rows[0].value <= rows[1].value
-
-
-def test_the_curve_falls_and_the_tradeoff_of_a_gaussian_is_known() -> None:
-    mu = 1.0
-    curve = privacy_curve(Gaussian(noise_multiplier=1 / mu), tolerance=1e-3)
-    assert (np.diff(curve.upper) <= 0).all()
-    assert (curve.lower <= curve.upper).all()
-    assert curve.upper[-1] < 0.1 <= curve.upper[-2]
-    alpha = np.linspace(0, 1, 201)
-    exact = stats.norm.cdf(stats.norm.isf(alpha) - mu)
-    bound = curve.tradeoff(alpha)
-    assert (bound <= exact + 1e-9).all(), "no test does better than the exact trade-off"
-    assert (bound >= exact - 0.02).all()
-    assert (np.diff(bound, 2) >= -1e-9).all(), "convex"
-
-
-def test_an_unbounded_epsilon_leaves_only_what_delta_says() -> None:
-    curve = PrivacyCurve(deltas=np.array([1e-5]), upper=np.array([np.inf]), lower=np.array([1.0]))
-    assert curve.tradeoff(np.array([0.0, 0.5])) == pytest.approx([1 - 1e-5, 0.0])

@@ -90,7 +90,7 @@ class LaplacePair:
 
     def loss_range(self, tail: float) -> tuple[float, float]:
         """Losses (low, high) with Q(loss < low) ≤ tail and P(loss > high) ≤ tail."""
-        reach = np.geomspace(1e-3, 1e4, 500)
+        reach = np.geomspace(1e-9, 1e9, 1200)
         above, below = self.tails(reach)[0], self.tails(-reach, below=True)[1]
         found = [reach[np.argmax(np.append(side[:-1] <= tail, True))] for side in (below, above)]
         return -float(found[0]), float(found[1])
