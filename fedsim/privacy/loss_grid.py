@@ -43,7 +43,8 @@ def _between(cells: LossCells, apart: float) -> Floats:
     levels = np.cumsum(np.append(0.0, weights)) + np.linspace(0, 1e-9, len(cells.edges))
     more = np.interp(np.linspace(levels[0], levels[-1], 2 * EVEN_EDGES), levels, cells.edges)
     edges: Floats = np.unique(np.append(cells.edges, more))
-    return edges[np.append(True, np.diff(edges) > apart)]
+    far: Floats = edges[np.append(True, np.diff(edges) > apart)]
+    return far
 
 
 def grid_measures(

@@ -244,7 +244,8 @@ def test_bounds_of_less_than_was_released_are_contradicted(other: Event) -> None
     found = confirm(other, 1e-6, (bounds.lower, bounds.upper))
     assert found.upper.verdict is Verdict.CONTRADICTED
     assert found.lower.verdict is Verdict.CONFIRMED
-    reversed_roles = confirm(PLAN, 1e-6, tuple(vars(epsilon_bounds(other, 1e-6)).values()))
+    claimed = epsilon_bounds(other, 1e-6)
+    reversed_roles = confirm(PLAN, 1e-6, (claimed.lower, claimed.upper))
     assert reversed_roles.lower.verdict is Verdict.CONTRADICTED
 
 
