@@ -129,7 +129,7 @@ class Plan:
     def _spacing(self, room: float, count: int, reach: float) -> float:
         """How fine a release's grid must be for its copies to put ε off by no more than their share of the room."""
         room /= len(self.pairs)
-        fine = float(np.sqrt(3 * room / ((1 + self.tilt) * count)))
+        fine = float(np.sqrt(2 * room / ((1 + self.tilt) * count)))
         return max(min(fine, 0.25), room / (1.5 * count), 1.02 * reach / self.most_cells)
 
 

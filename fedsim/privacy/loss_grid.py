@@ -42,9 +42,9 @@ def _between(cells: LossCells, apart: float) -> Floats:
     weights = (cells.p[1:-1] + cells.q[1:-1]) / 2
     levels = np.cumsum(np.append(0.0, weights)) + np.linspace(0, 1e-9, len(cells.edges))
     more = np.interp(np.linspace(levels[0], levels[-1], 2 * EVEN_EDGES), levels, cells.edges)
-    edges: Floats = np.unique(np.append(cells.edges, more))
-    far: Floats = edges[np.append(True, np.diff(edges) > apart)]
-    return far
+    edges = np.unique(np.append(cells.edges, more))
+    kept: Floats = edges[np.append(True, np.diff(edges) > apart)]
+    return kept
 
 
 def grid_measures(
