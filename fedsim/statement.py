@@ -38,15 +38,15 @@ ALWAYS_NOT_COVERED = (
 """What no run's guarantee covers."""
 
 SHARED_ROUNDING = (
-    "Units that are computed together may change the rounding of each other's updates, by about a millionth of the "
-    "clip norm."
+    "Units that are computed together may change the rounding of each other's updates and of their sum, by about a "
+    "ten-millionth of the sum's length."
 )
 FLOATING = (
     "Noise is drawn in floating point by a pseudo-random generator: attacks on rounding and on the generator are not "
     "excluded."
 )
 PSEUDO_RANDOM_SAMPLING = (
-    "Who takes part is drawn by Philox, which is no cryptographic generator, under a secret key of 128 bits: that "
+    "Who takes part is drawn by Philox, which is no cryptographic generator, under a key of 128 bits: that "
     "nobody predicts it, on which amplification by sampling rests, is assumed."
 )
 NoiseOrigin = Literal["statistical", "statistical-exact", "secure", "secure-exact"]

@@ -27,6 +27,7 @@ from server.dispatch import Dispatcher
 from server.evaluation import HeldOut
 from server.identity import Seeds, identity_of, require_same, settings_of
 from server.optimizer import ServerOptimizer
+from server.packing import Roster
 from server.round import Budget, Release, Round
 from server.run_folder import RunFolder, without_infinities, write_json
 from server.training import Job, Outcome, Training
@@ -120,6 +121,7 @@ def _job(
     layout = ParameterLayout.of(resources.loaded.model)
     seeds = Seeds.read(folder.secret)
     parameters = layout.flatten(resources.loaded.model).cpu().numpy()
+    roster = Roster(grid, config.engine.start_seconds)
     every, engine, measure = config.checkpoint, config.engine, config.evaluation
     return Job(
         round=Round(
@@ -138,9 +140,9 @@ def _job(
             units_per_message=engine.users_per_message or None,
             timeout=engine.timeout_seconds,
             attempts=engine.attempts,
-            worker_timeout=engine.start_seconds,
+            roster=roster,
         ).gather,
-        held_out=HeldOut(grid, resources.store, measure.max_rows, measure.test_rows, resources.inputs),
+        held_out=HeldOut(grid, resources.store, measure.max_rows, measure.test_rows, resources.inputs, roster),
         folder=folder,
         evaluate_every=config.evaluation.every,
         training_metrics=config.writes_training_metrics,

@@ -9,12 +9,12 @@ import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedsim.engine.grid import PATIENCE, WaitingGrid, workers_of
+from fedsim.engine.grid import WaitingGrid
 from fedsim.engine.messages import NO_UNITS, TRAIN, TrainReply, TrainRequest
 from fedsim.engine.replies import BadReply, check_reply, read_reply
 from fedsim.engine.same_inputs import refusal_in
 from fedsim.errors import Failure, InvalidInput
-from server.packing import Speeds, chunks, pack
+from server.packing import Roster, Speeds, chunks, pack
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Dispatcher:
             one-user-one-message mode.
         timeout: Seconds within which a message must be answered, waiting in line included.
         attempts: How often a unit is asked for before the round fails.
-        worker_timeout: Seconds to wait for the first worker to appear.
+        roster: Who can be asked; by default all of the grid's workers.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Dispatcher:
         units_per_message: int | None = None,
         timeout: float = 3600.0,
         attempts: int = 3,
-        worker_timeout: float = PATIENCE,
+        roster: Roster | None = None,
     ) -> None:
         if units_per_message is not None and units_per_message < 1:
             raise InvalidInput("units_per_message", units_per_message, "at least 1, or none for one message a worker")
@@ -87,10 +87,9 @@ class Dispatcher:
         self.units_per_message = units_per_message
         self.timeout = timeout
         self.attempts = attempts
-        self.worker_timeout = worker_timeout
+        self.roster = Roster(grid) if roster is None else roster
         self.speeds = Speeds()
         self._planned: _Announced | None = None
-        self._differing: dict[int, str] = {}
 
     def gather(
         self,
@@ -119,26 +118,11 @@ class Dispatcher:
             raise InvalidInput("units", f"an array of {len(units)}", "all different", "A unit must be counted once.")
         if len(costs) != len(units):
             raise InvalidInput("costs", f"an array of {len(costs)}", f"as long as units ({len(units)})")
+        self.roster.training = True
         gathering = _Gathering(self, request, units, np.asarray(costs, dtype=np.float64))
         parts = self._split(units, gathering.costs, gathering.workers)
         hints = self._plan_next(next_units, next_costs, gathering.workers)
         return gathering.run(parts, hints)
-
-    def workers(self, wanted: bool = True) -> list[int]:
-        """Ids of the workers that can be asked, waiting for the first to appear where some are wanted."""
-        present = workers_of(self.grid, self.worker_timeout if wanted else 0.0)
-        return [worker for worker in present if worker not in self._differing]
-
-    def leave_out(self, worker: int, reason: str) -> None:
-        """Never again ask a worker that holds other data or another base model."""
-        if worker not in self._differing:
-            self._differing[worker] = f"worker {worker} refuses: {reason}"
-            log.warning("%s. The run goes on without it", self._differing[worker])
-
-    @property
-    def left_out(self) -> list[str]:
-        """Who was left out for good, and why."""
-        return list(self._differing.values())
 
     def _split(self, units: np.ndarray, costs: np.ndarray, workers: list[int]) -> list[np.ndarray]:
         """Each worker's positions into `units`: as announced in the round before, if that still fits."""
@@ -192,7 +176,7 @@ class _Gathering:
         self.request = request
         self.units = units
         self.costs = costs
-        self.workers = dispatcher.workers(wanted=len(units) > 0)
+        self.workers = dispatcher.roster.workers(wanted=len(units) > 0)
         self.size = int(request.parameters["flat"].shape[0])
         self.total: np.ndarray | None = None
         self.statistics: dict[str, float] = {}
@@ -279,7 +263,7 @@ class _Gathering:
             self._resend(asked, reply.error.reason or f"error {reply.error.code}")
             return
         if (refusal := refusal_in(reply.content)) is not None:
-            self.dispatcher.leave_out(asked.worker, refusal)
+            self.dispatcher.roster.leave_out(asked.worker, refusal)
             self._resend(asked, f"it refuses: {refusal}")
             return
         try:
@@ -309,7 +293,7 @@ class _Gathering:
         self.failures.append(failure)
         if asked.attempt >= self.dispatcher.attempts:
             raise RoundFailed(f"{failure} (attempt {asked.attempt} of {self.dispatcher.attempts})")
-        willing = [worker for worker in self.dispatcher.workers() if worker not in self.refused]
+        willing = [worker for worker in self.dispatcher.roster.workers() if worker not in self.refused]
         others = [worker for worker in willing if worker != asked.worker] or willing
         if not others:
             raise RoundFailed(f"{failure}; no other worker is left{self._lost()}")
@@ -321,5 +305,5 @@ class _Gathering:
 
     def _lost(self) -> str:
         lost = self.dispatcher.grid.lost if isinstance(self.dispatcher.grid, WaitingGrid) else {}
-        reasons = [*lost.values(), *self.dispatcher.left_out]
+        reasons = [*lost.values(), *self.dispatcher.roster.left_out]
         return f" ({'; '.join(reasons)})" if reasons else ""

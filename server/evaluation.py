@@ -1,20 +1,20 @@
 """Held-out users, measured through the grid."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from fedsim.engine.evaluation_messages import EvaluateReply, EvaluateRequest
-from fedsim.engine.grid import PATIENCE, workers_of
 from fedsim.engine.messages import EVALUATE, parameters_record
 from fedsim.engine.same_inputs import Inputs, refusal_in
 from fedsim.errors import Failure
 from fedsim.models.evaluate import EvaluationByUnit
 from fedsim.randomness import stream
 from fedsim.rows import SizedUsers, Splits
+from server.packing import Roster
 
 
 class EvaluationFailed(Failure):
@@ -85,38 +85,52 @@ def held_out_rows(view: SizedUsers, most: int, seed: int = 0) -> np.ndarray:
     return np.sort(np.concatenate(chosen)).astype(np.int64) if chosen else np.zeros(0, dtype=np.int64)
 
 
+class WorkersDiffer(EvaluationFailed):
+    """Some workers hold other data or another base model.
+
+    Attributes:
+        refusals: What each of them said, by its id.
+    """
+
+    def __init__(self, refusals: dict[int, str]) -> None:
+        self.refusals = refusals
+        super().__init__("; ".join(f"worker {worker} refuses: {reason}" for worker, reason in refusals.items()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.refusals,)
+
+
 def evaluate(
-    grid: Grid,
+    roster: Roster,
     view: SizedUsers,
     split: str,
     rows: np.ndarray,
     parameters: ArrayRecord,
     *,
     inputs: Inputs | None = None,
-    patience: float = PATIENCE,
 ) -> Measurement:
     """Measure a model on held-out rows, shared out over the workers.
 
     The result does not depend on how many they are, nor on which answers first.
 
     Args:
-        grid: Where the workers are.
+        roster: The workers.
         view: The split.
         split: Its name.
         rows: int64 [rows], ascending numbers in it, each once.
         parameters: The model's.
         inputs: What data and base model these are of; None where the workers share this process's.
-        patience: Seconds to wait for the first worker to appear.
 
     Raises:
-        EvaluationFailed: When there is nobody to be evaluated, no worker, one that does not answer, or some that hold
-            other data or another base model: all of these are named.
+        EvaluationFailed: When there is nobody to be evaluated, no worker, or one that does not answer.
+        WorkersDiffer: When some hold other data or another base model: all of these are named.
     """
     if not len(rows):
         raise EvaluationFailed(f"there are no {split} users to evaluate on: raise --data.{split}-fraction")
-    workers = workers_of(grid, patience)
+    workers = roster.workers()
     if not workers:
-        raise EvaluationFailed(f"evaluation on {split} users: no worker has come up in {patience:g} s")
+        lost = "".join(f"; {reason}" for reason in roster.left_out)
+        raise EvaluationFailed(f"evaluation on {split} users: no worker has come up in {roster.patience:g} s{lost}")
     shares = [share for share in np.array_split(rows, len(workers)) if len(share)]
     messages = [
         Message(
@@ -126,8 +140,10 @@ def evaluate(
         )
         for worker, share in zip(workers, shares, strict=False)
     ]
-    answers = list(grid.send_and_receive(messages))
-    _require_no_refusal(answers)
+    answers = list(roster.grid.send_and_receive(messages))
+    given = {answer.metadata.src_node_id: refusal_in(answer.content) for answer in answers if answer.has_content()}
+    if refusals := {worker: reason for worker, reason in sorted(given.items()) if reason is not None}:
+        raise WorkersDiffer(refusals)
     replies = [_reply(message) for message in answers]
     answered = np.concatenate([np.empty(0, np.int64), *(reply.rows for reply in replies)])
     order = np.argsort(answered, kind="stable")
@@ -140,13 +156,6 @@ def evaluate(
         rows=np.ones(len(rows), np.int64),
     )
     return Measurement.of_rows(view, rows, measured)
-
-
-def _require_no_refusal(answers: Sequence[Message]) -> None:
-    given = {answer.metadata.src_node_id: refusal_in(answer.content) for answer in answers if answer.has_content()}
-    refusals = [f"worker {worker} refuses: {reason}" for worker, reason in sorted(given.items()) if reason]
-    if refusals:
-        raise EvaluationFailed("; ".join(refusals))
 
 
 def _reply(message: Message) -> EvaluateReply:
@@ -167,10 +176,20 @@ class HeldOut:
         max_rows: Most validation rows.
         test_rows: Most test rows.
         inputs: What data and base model the run is of; None where the workers share this process's.
+        roster: Who can be asked; by default all of the grid's workers. One that differs ends the run before its first
+            round, and is left out after it.
     """
 
-    def __init__(self, grid: Grid, store: Splits, max_rows: int, test_rows: int, inputs: Inputs | None = None) -> None:
-        self._grid = grid
+    def __init__(
+        self,
+        grid: Grid,
+        store: Splits,
+        max_rows: int,
+        test_rows: int,
+        inputs: Inputs | None = None,
+        roster: Roster | None = None,
+    ) -> None:
+        self._roster = Roster(grid) if roster is None else roster
         self._inputs = inputs
         self._splits = {name: store.split(name) for name in ("validation", "test")}
         most = {"validation": max_rows, "test": test_rows}
@@ -186,4 +205,12 @@ class HeldOut:
 
     def _measured(self, split: str, parameters: np.ndarray) -> Measurement:
         record = parameters_record(parameters)
-        return evaluate(self._grid, self._splits[split], split, self._rows[split], record, inputs=self._inputs)
+        while True:
+            try:
+                view, rows = self._splits[split], self._rows[split]
+                return evaluate(self._roster, view, split, rows, record, inputs=self._inputs)
+            except WorkersDiffer as differing:
+                if not self._roster.training:
+                    raise
+                for worker, reason in differing.refusals.items():
+                    self._roster.leave_out(worker, reason)

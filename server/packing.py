@@ -1,12 +1,53 @@
-"""Which worker computes which units: the longest first, by predicted seconds."""
+"""Who can be asked, and which worker computes which units: the longest first, by predicted seconds."""
 
 import heapq
+import logging
 from collections.abc import Sequence
 
 import numpy as np
+from flwr.serverapp import Grid
+
+from fedsim.engine.grid import PATIENCE, workers_of
+
+log = logging.getLogger(__name__)
 
 SMOOTHING = 0.3
 """Weight of the newest round in a worker's learned speed."""
+
+
+class Roster:
+    """The workers of a run that can be asked: those of the grid, without those that hold other data or another model.
+
+    Args:
+        grid: Where they are.
+        patience: Seconds to wait for the first worker to appear.
+
+    Attributes:
+        training: Whether a round was asked for: from then on a worker that differs is left out, and before it ends the
+            run, while nothing is charged.
+    """
+
+    def __init__(self, grid: Grid, patience: float = PATIENCE) -> None:
+        self.grid = grid
+        self.patience = patience
+        self.training = False
+        self._differing: dict[int, str] = {}
+
+    def workers(self, wanted: bool = True) -> list[int]:
+        """Their ids in order, waiting for the first to appear where some are wanted."""
+        present = workers_of(self.grid, self.patience if wanted else 0.0)
+        return [worker for worker in present if worker not in self._differing]
+
+    def leave_out(self, worker: int, reason: str) -> None:
+        """Never again ask a worker that refused because it holds something else."""
+        if worker not in self._differing:
+            self._differing[worker] = f"worker {worker} refuses: {reason}"
+            log.warning("%s. The run goes on without it", self._differing[worker])
+
+    @property
+    def left_out(self) -> list[str]:
+        """Who was left out for good, and why."""
+        return list(self._differing.values())
 
 
 class Speeds:

@@ -16,7 +16,9 @@ REFUSAL = "refusal"
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a process computes with, as fingerprints: equal exactly where the content is, wherever it lies.
+    """What a process computes with, as fingerprints of the content, wherever it lies.
+
+    They find accidents: a store's is a hash of its files' sizes and checksums.
 
     Attributes:
         data: Of the user store: every user's rows, and which users are in which split.

@@ -17,6 +17,7 @@ from ray.cluster_utils import Cluster
 from fedsim.engine.exact import resolution_for
 from fedsim.engine.ray_grid import RayGrid
 from server.dispatch import Dispatcher, RoundFailed
+from server.packing import Roster
 
 UNITS = np.random.default_rng(3).permutation(500)[:60].astype(np.int64)
 COSTS = np.random.default_rng(4).pareto(1.5, size=60) + 1
@@ -108,7 +109,7 @@ def test_the_round_fails_when_no_worker_is_left(cluster: Cluster, tmp_path: Path
         broken.touch()
         os.kill(grid.process_ids[1], signal.SIGKILL)
         with pytest.raises(RoundFailed, match=r"no other worker is left.*the disk is gone"):
-            Dispatcher(grid, worker_timeout=0.5).gather(request_for(UNITS), COSTS)
+            Dispatcher(grid, roster=Roster(grid, 0.5)).gather(request_for(UNITS), COSTS)
 
 
 def test_a_node_that_dies_in_a_round_has_its_units_computed_elsewhere(cluster: Cluster, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,12 +153,18 @@ def changed(config: RunConfig, what: str) -> RunConfig:
 
 
 def two_nodes(config: RunConfig, what: str, kinds: tuple[str, ...]) -> LocalGrid:
-    """Node 2 holds something else when it gets messages of these kinds."""
+    """Node 2 holds something else when it gets messages of these kinds, from the first message for training on."""
     ours, theirs = Worker.of(config), Worker.of(changed(config, what))
     apps, app = {True: app_of(lambda _: ours), False: app_of(lambda _: theirs)}, ClientApp()
-    for kind in ("train", "evaluate"):
-        ask = getattr(app, kind)()
-        ask(lambda message, context, kind=kind: apps[context.node_id == 1 or kind not in kinds](message, context))
+    changed_by_now = {"train": "train" in kinds, "evaluate": "evaluate" in kinds and "train" in kinds}
+
+    def answer(message: Message, context: Context, kind: str) -> Message:
+        if kind == "train":
+            changed_by_now["evaluate"] = "evaluate" in kinds
+        return apps[context.node_id == 1 or not changed_by_now[kind]](message, context)
+
+    for kind in changed_by_now:
+        getattr(app, kind)()(partial(answer, kind=kind))
     return LocalGrid(app, workers=2)
 
 
@@ -171,13 +178,16 @@ def test_nodes_with_other_files_are_named_before_anything_is_charged(
     assert not read_entries(tmp_path / "ledger.jsonl")
 
 
+@pytest.mark.parametrize("kinds", [("train",), ("evaluate",)])
 @pytest.mark.parametrize("what", ["user store", "base model"])
-def test_a_node_that_differs_adds_nothing_to_a_round(config: RunConfig, tmp_path: Path, what: str, caplog) -> None:
-    """One that comes up after the first evaluation, say."""
+def test_a_node_that_comes_to_differ_adds_nothing_and_ends_nothing(
+    config: RunConfig, tmp_path: Path, what: str, kinds: tuple[str, ...], caplog
+) -> None:
+    """One that is replaced while rounds are under way, say: seen in a round, or not until the model is measured."""
     seeds = {"sampling_seed": 1, "noise_seed": 2}
     train(two_nodes(config, what, ()), replace(config, output=str(tmp_path / "alike"), **seeds))
     assert "refuses" not in caplog.text
-    train(two_nodes(config, what, ("train",)), replace(config, output=str(tmp_path / "differing"), **seeds))
+    train(two_nodes(config, what, kinds), replace(config, output=str(tmp_path / "differing"), **seeds))
     assert f"worker 2 refuses: its {what} has the fingerprint" in caplog.text
     lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1] for name in ("alike", "differing")]
     assert json.loads(lines[0])["loss"] == pytest.approx(json.loads(lines[1])["loss"], abs=1e-6)

@@ -18,6 +18,7 @@ from fedsim.engine.messages import TrainReply, TrainRequest
 from fedsim.errors import InvalidInput
 from server import dispatch
 from server.dispatch import Dispatcher, RoundFailed
+from server.packing import Roster
 
 UNITS = np.random.default_rng(3).permutation(500)[:101].astype(np.int64)
 COSTS = np.random.default_rng(4).pareto(1.5, size=101) + 1
@@ -234,7 +235,7 @@ def test_no_worker_at_all_fails_at_once_when_told_not_to_wait() -> None:
     grid.close()
     began = time.monotonic()
     with pytest.raises(RoundFailed, match="no worker"):
-        Dispatcher(grid, worker_timeout=0.0).gather(request_for(UNITS), COSTS)
+        Dispatcher(grid, roster=Roster(grid, 0.0)).gather(request_for(UNITS), COSTS)
     assert time.monotonic() - began < 5
 
 

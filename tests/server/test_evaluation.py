@@ -14,6 +14,7 @@ from fedsim.engine.evaluation_messages import EvaluateReply, EvaluateRequest
 from fedsim.engine.local import LocalGrid
 from fedsim.engine.messages import parameters_record
 from server.evaluation import EvaluationFailed, Measurement, evaluate, held_out_rows
+from server.packing import Roster
 
 STORE = MockStore(num_users=9, rows_per_user=4)
 ROWS = np.arange(5, 30)
@@ -52,8 +53,8 @@ class LateGrid(LocalGrid):
         return super().send_and_receive(messages, timeout=timeout)[::-1]
 
 
-def measure(grid: LocalGrid, rows: np.ndarray = ROWS, **options: Any) -> Measurement:
-    return evaluate(grid, STORE, "test", rows, parameters_record(np.zeros(4, np.float32)), **options)
+def measure(grid: LocalGrid, rows: np.ndarray = ROWS, patience: float = 60.0) -> Measurement:
+    return evaluate(Roster(grid, patience), STORE, "test", rows, parameters_record(np.zeros(4, np.float32)))
 
 
 @pytest.mark.parametrize("grid", [LocalGrid(clients(), workers=3), LateGrid(clients(), workers=40)])
