@@ -34,7 +34,7 @@ def test_their_reports_are_written_again(runs: Path, run: str, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_their_statements_command_prints_the_stated_epsilon(
+def test_their_statements_command_still_finds_the_stated_epsilon(
     runs: Path, run: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(runs / run)
@@ -42,7 +42,10 @@ def test_their_statements_command_prints_the_stated_epsilon(
     command = shlex.split(stated["recompute"])
     assert command[:3] == ["python", "-m", "experiments.run"]
     assert main(command[3:]) == 0
-    assert json.loads(capsys.readouterr().out)["epsilon"] == stated["epsilon"]
+    found = json.loads(capsys.readouterr().out)["epsilon"]
+    # Today's bounds are others, of the same ε: both intervals hold it.
+    assert max(found["lower"], stated["epsilon"]["lower"]) <= min(found["upper"], stated["epsilon"]["upper"])
+    assert found["upper"] == pytest.approx(stated["epsilon"]["upper"], rel=1e-3)
 
 
 @pytest.mark.parametrize("run", RUNS)
