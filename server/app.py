@@ -11,7 +11,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedsim.config import RunConfig, from_flat, to_flat
-from fedsim.data.doubts import undeclared_owners
+from fedsim.data.doubts import doubtful_owners
 from fedsim.gradients import ParameterLayout
 from fedsim.models.export import export
 from fedsim.models.unchanged import unchanged_parameters
@@ -74,7 +74,7 @@ def train(grid: Grid, config: RunConfig) -> dict[str, Any]:
         folder.remove_unfinished()
         return folder.read_summary()
     resources = open_resources(config)
-    for doubt in undeclared_owners(resources.store.manifest):
+    for doubt in doubtful_owners(resources.store.manifest):
         logger.warning("%s", doubt)
     plan, identity = (_begin if config.resume is None else _resumed)(folder, config, resources)
     model, layout = resources.loaded.model, ParameterLayout.of(resources.loaded.model)

@@ -1,15 +1,20 @@
 """Which records are good enough to train on, and why the others are not."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from fedsim.data.records import BadRecord, BadRows, Malformed, Records
+from fedsim.data.config import MISSING_IDS
+from fedsim.data.records import JOINED, BadRecord, Malformed, Records, Tally
 from fedsim.data.user_ids import canonical_id
 
 Render = Callable[[list[dict[str, str]]], tuple[str, str]]
 """A conversation as (what is read, what is to be predicted)."""
 
+BINARY_USER = (
+    "user whose bytes are no text in UTF-8 (binary ids that are no text: write them as UUIDs or in hexadecimal)"
+)
 OWNERS_UNREAD = "owners that cannot be read (not a list of ids, nor a JSON list as text; see data.owners-separator)"
 
 
@@ -17,9 +22,11 @@ def good_records(
     part: Sequence[Records],
     columns: Mapping[str, str],
     render: Render,
-    bad: BadRows,
+    bad: Tally,
     *,
+    doubtful: Tally | None = None,
     normalised: bool = False,
+    missing_ids: Collection[str] = MISSING_IDS,
     owners_separator: str | None = None,
 ) -> dict[str, list[str]]:
     """The good records of a part.
@@ -29,7 +36,9 @@ def good_records(
         columns: The column of each role ("user", "text" or "messages", …).
         render: Turns a conversation into text.
         bad: Counts those left out.
+        doubtful: Counts those of the good ones that may be several.
         normalised: See `canonical_id`.
+        missing_ids: See `canonical_id`; for users and owners. A class may well be called "none".
         owners_separator: What stands between the owners where they are text; without one a text must be a JSON list.
 
     Returns:
@@ -40,24 +49,31 @@ def good_records(
     if "messages" in columns:
         roles += ["prompt", "text"]
     good: dict[str, list[str]] = {role: [] for role in roles}
+    identify = partial(canonical_id, normalised=normalised, missing=frozenset(missing_ids))
+    doubtful = Tally() if doubtful is None else doubtful
     for records in part:
+        joined = set(records.joined)
         values = {role: records.columns[column] for role, column in columns.items()}
-        if values.keys() <= {"user", "text"} and (names := _all_good(values["user"], values["text"], normalised)):
+        if values.keys() <= {"user", "text"} and (names := _all_good(values["user"], values["text"], identify)):
             good["user"] += map(names.__getitem__, values["user"])
             good["text"] += values["text"]
+            for place in sorted(joined):
+                doubtful.add(JOINED, records.position(place))
             continue
         for place, row in enumerate(zip(*values.values(), strict=True)):
             try:
-                record = _check(dict(zip(values, row, strict=True)), render, normalised, owners_separator)
+                record = _check(dict(zip(values, row, strict=True)), render, identify, owners_separator)
             except BadRecord as reason:
                 bad.add(str(reason), records.position(place))
                 continue
+            if place in joined:
+                doubtful.add(JOINED, records.position(place))
             for role in roles:
                 good[role].append(record[role])
     return good
 
 
-def _all_good(users: Sequence[Any], texts: Sequence[Any], normalised: bool) -> dict[Any, str] | None:
+def _all_good(users: Sequence[Any], texts: Sequence[Any], identify: Callable[..., str]) -> dict[Any, str] | None:
     """The id of each user where every record is good: no loop over records for the data that most people have."""
     kinds = set(map(type, users))
     if not (kinds <= {int} or kinds <= {str}) or not set(map(type, texts)) <= {str}:
@@ -65,7 +81,7 @@ def _all_good(users: Sequence[Any], texts: Sequence[Any], normalised: bool) -> d
     if not (all(map(str.strip, texts)) and _is_unicode(texts)):
         return None
     try:
-        names = {user: canonical_id(user, normalised=normalised) for user in set(users)}
+        names = {user: identify(user) for user in set(users)}
     except BadRecord:
         return None
     return names if _is_unicode(list(names.values())) else None
@@ -82,7 +98,9 @@ def _is_unicode(values: Sequence[str]) -> bool:
     return True
 
 
-def _check(record: dict[str, Any], render: Render, normalised: bool, owners_separator: str | None) -> dict[str, str]:
+def _check(
+    record: dict[str, Any], render: Render, identify: Callable[..., str], owners_separator: str | None
+) -> dict[str, str]:
     """A record's strings by role.
 
     Raises:
@@ -91,12 +109,14 @@ def _check(record: dict[str, Any], render: Render, normalised: bool, owners_sepa
     if whole := next((value for value in record.values() if isinstance(value, Malformed)), None):
         raise BadRecord(whole.reason)
     owners = record.pop("owners", None)
-    good = {"user": canonical_id(record.pop("user"), normalised=normalised)}
+    good = {"user": identify(record.pop("user"))}
+    if not _is_unicode([good["user"]]):
+        raise BadRecord(BINARY_USER)
     if owners is not None:
-        named = {canonical_id(owner, "owner", normalised=normalised) for owner in _listed(owners, owners_separator)}
+        named = {identify(owner, "owner") for owner in _listed(owners, owners_separator)}
         if len(named) > 1:
             raise BadRecord("several owners")
-        if named != {good["user"]}:
+        if named and named != {good["user"]}:
             # A text that is no list may name several people ("u0;u1"), unless it is the user's own id.
             unread = owners_separator is None and named == {owners if isinstance(owners, str) else None}
             raise BadRecord(OWNERS_UNREAD if unread else "owners without the user")
@@ -120,7 +140,10 @@ def _check(record: dict[str, Any], render: Render, normalised: bool, owners_sepa
 
 
 def _listed(owners: Any, separator: str | None) -> list[Any]:
-    """The owners one by one, from a list, a JSON list as text, text with separators, or an id alone."""
+    """The owners one by one, from a list, a JSON list as text, text with separators, or an id alone; none where it
+    names nobody, as in an empty cell."""
+    if isinstance(owners, str) and not owners.strip():
+        return []
     if isinstance(owners, str) and separator is not None:
         return [part.strip() for part in owners.split(separator) if part.strip()]
     if isinstance(owners, str) and owners.lstrip().startswith("["):

@@ -13,6 +13,8 @@ LongTexts = Literal["split", "truncate", "pack"]
 UserIds = Literal["as-is", "normalised"]
 Quotes = Literal["double", "none"]
 
+MISSING_IDS = ("nan", "NaN", "NA", "N/A", "None", "NULL", "null", "<NA>", "\\N", "#N/A")
+"""How pandas, R, spreadsheets and databases write a missing value into text."""
 MEMORY_LIMIT = re.compile(r"\d+(\.\d+)?\s*(KB|MB|GB|KiB|MiB|GiB)", re.IGNORECASE)
 
 
@@ -43,9 +45,13 @@ class DataConfig:
     user_ids: UserIds = "as-is"
     """as-is: ids are compared letter by letter (7, 7.0 and "7" are one all the same). normalised: ids that differ only
     by blanks or invisible characters at their ends, or by how accented letters are composed, are one user."""
+    missing_ids: tuple[str, ...] = MISSING_IDS
+    """What stands for a missing user or owner where a program wrote it as text; such records are bad rows. Empty:
+    nothing, because these are people's names. Labels are not affected."""
     owners_column: str | None = None
     """Column that lists all owners of an example (a list of ids; in text formats a JSON list); examples with more than
-    one, with another than the user, or with owners that cannot be read are dropped as bad rows."""
+    one, with another than the user, or with owners that cannot be read are dropped as bad rows. An empty list names
+    nobody beside the user."""
     owners_separator: str | None = None
     """What stands between the owners where the owners' column is text ("u0;u1")."""
     quotes: Quotes = "double"

@@ -1,4 +1,4 @@
-"""CSV and TSV by the letter of RFC 4180, so that a stray quote never gives one person's text to another.
+"""CSV and TSV by the letter of RFC 4180, where what a stray quote joined is refused, or pointed out.
 
 A quote too few or too many makes lines part of a field that were none, or records of lines that were part of a field,
 up to another quote or the end of the file. Nothing marks where. But of a line with quotes one can tell whether it is
@@ -10,10 +10,12 @@ possible *inside* a quoted field, and whether it is possible *outside* one, at t
   records with as many fields as the header.
 - Many lines without quotes, nearly all with as many fields as the header, are no text either.
 
-So a bad quote costs the rows around it, up to the next ones with quotes, and nobody is given another's. A quote in the
-middle of a field, on a line without quoted fields (5" pipe), is of neither kind: a letter of a text, not of a name.
-What no reader can find is a quote whose partner stands at the end of a later line, with no quote between: by the
-format, that is one field.
+So a bad quote costs the rows around it, up to the next ones with quotes. A quote in the middle of a field, on a line
+without quoted fields (5" pipe), is of neither kind: a letter of a text, not of a name.
+
+Two stray quotes can make a field that is one by the format: one begins a field, the other ends one, lines later. That
+record cannot be told from a text of several lines, and is read; but where each of its lines could have been a record
+by itself, the row says so (`Joined`). Lines with nothing but their end are passed over between records.
 """
 
 import csv
@@ -27,6 +29,11 @@ from itertools import accumulate, islice
 from typing import Any, cast
 
 from fedsim.data.records import FIELDS, QUOTES, Malformed
+
+
+class Joined(list[str]):
+    """A row of several lines each of which, quotes taken as letters, has as many fields as the header."""
+
 
 Row = list[str] | Malformed
 Rows = tuple[Sequence[int], Sequence[Row]]
@@ -116,12 +123,14 @@ class DelimitedReader:
         """What was found, with its carriage returns."""
         (numbers, rows), self._found = self._found, ([], [])
         if self._letters:
-            rows = [row if isinstance(row, Malformed) else [v.replace(LETTER, "\r") for v in row] for row in rows]
+            rows = [
+                row if isinstance(row, Malformed) else type(row)(v.replace(LETTER, "\r") for v in row) for row in rows
+            ]
         return numbers, rows
 
     def _read_header(self) -> list[str]:
         try:
-            header = next(csv.reader(self, **self._dialect), [])
+            header = next(filter(None, csv.reader(self, **self._dialect)), [])
         except csv.Error:
             header = []
         self._number += len(self._taken)
@@ -145,40 +154,55 @@ class DelimitedReader:
         else:
             rows = list(csv.reader(lines, **self._dialect))
             whole = len(rows)
-        right = [len(row) == len(self.header) for row in rows]
-        kept = whole if not self._quoted else self._beyond_doubt(lines, begins, whole, right)
-        self._take(rows[:kept], begins[: kept + 1], all(right))
+        kept = whole if not self._quoted else self._beyond_doubt(lines, begins, rows[:whole])
+        self._take(lines, rows[:kept], begins[: kept + 1])
 
-    def _beyond_doubt(self, lines: list[str], begins: Sequence[int], whole: int, right: list[bool]) -> int:
+    def _beyond_doubt(self, lines: list[str], begins: Sequence[int], rows: list[list[str]]) -> int:
         """How many of the whole records at the front no line can contradict that is still to come."""
         quiet = 0
-        for place in range(whole - 1, -1, -1):
+        for place in range(len(rows) - 1, -1, -1):
             line = lines[begins[place]]
             if '"' in line or begins[place + 1] - begins[place] > 1:
                 if self._only_outside(line):
                     return place
                 quiet = -len(lines)  # a run that says something begins after the last quote
-            quiet += 1 if right[place] else -QUIET_LOSS
+            if rows[place]:
+                quiet += 1 if len(rows[place]) == len(self.header) else -QUIET_LOSS
             if quiet >= QUIET_PROOF:
-                return whole
+                return len(rows)
         return 0
 
-    def _take(self, rows: list[list[str]], begins: Sequence[int], all_right: bool) -> None:
-        if all_right:
+    def _take(self, lines: list[str], rows: list[list[str]], begins: Sequence[int]) -> None:
+        if all(len(row) == len(self.header) for row in rows):
             self._found[0].extend(map(self._number.__add__, begins[:-1]))
+            if begins[-1] > len(rows):
+                rows = [self._marked(row, lines[a:b]) for row, a, b in zip(rows, begins, begins[1:], strict=False)]
             self._found[1].extend(rows)
         else:
             for row, begin, end in zip(rows, begins, begins[1:], strict=False):
-                self._put(self._found, row, self._number + begin, end - begin)
+                self._put(self._found, row, self._number + begin, lines[begin:end])
         self._number += begins[-1]
         for _ in range(begins[-1]):
             self._ahead.popleft()
 
-    def _put(self, where: tuple[list[int], list[Row]], row: list[str], number: int, lines: int) -> None:
-        """Add a row, or a bad one for each of its lines."""
-        good = len(row) == len(self.header)
-        where[0].extend([number] if good else range(number, number + lines))
-        where[1].extend([row] if good else [FIELDS] * lines)
+    def _put(self, where: tuple[list[int], list[Row]], row: list[str] | None, number: int, lines: list[str]) -> None:
+        """Add a row, or a bad one for each of its lines; nothing for a line with nothing on it."""
+        if row == []:
+            if len(self.header) > 1:
+                return
+            row = [""]
+        if row is None or len(row) != len(self.header):
+            where[0].extend(range(number, number + len(lines)))
+            where[1].extend([FIELDS] * len(lines))
+        else:
+            where[0].append(number)
+            where[1].append(self._marked(row, lines))
+
+    def _marked(self, row: list[str], lines: list[str]) -> list[str]:
+        """A row, joined where each of its lines that is not empty has as many fields, quotes taken as letters."""
+        delimiter, others = self._dialect["delimiter"], len(row) - 1
+        alike = len(lines) > 1 and all(line.count(delimiter) == others for line in lines if line.strip("\r\n"))
+        return Joined(row) if alike else row
 
     def _only_outside(self, line: str) -> bool:
         """Whether a line can be nothing but the beginning of a record."""
@@ -237,15 +261,15 @@ class DelimitedReader:
             self._plain = False
             return
         right = len(row) == len(self.header)
-        if self._lost and not right:
+        if self._lost and row and not right:
             self._refuse(lines)
             return
-        if strays and right and any('"' in row[place] for place in self._names):
-            row = []
-        self._put(self._waiting, row, self._number, len(lines))
+        strange_name = strays and right and any('"' in row[place] for place in self._names)
+        self._put(self._waiting, None if strange_name else row, self._number, lines)
         self._number += len(lines)
         self._long |= several
-        self._run = self._run + 1 if right else max(0, self._run - QUIET_LOSS)
+        if row:
+            self._run = self._run + 1 if right else max(0, self._run - QUIET_LOSS)
         enough = PROOF if self._lost and self._proven else QUIET_PROOF
         if not self._quoted or self._run >= enough or len(self._waiting[1]) >= LONGEST_FIELD:
             self._settle(good=True)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedsim.data.group import MANY_USERS
+from fedsim.data.records import JOINED
 
 OWNERS = re.compile(
     r"(co)?(owner|author|writer|editor|contributor|committer|participant|collaborator|member|speaker|signer|sender"
@@ -32,6 +33,24 @@ def owner_columns(columns: Mapping[str, Sequence[Any]]) -> list[str]:
     ]
 
 
+def doubtful_owners(manifest: Mapping[str, Any]) -> list[str]:
+    """Sentences about text that may be another's than the store has it, said again whenever training begins."""
+    return joined_rows(manifest) + undeclared_owners(manifest)
+
+
+def joined_rows(manifest: Mapping[str, Any]) -> list[str]:
+    """A sentence about rows of CSV files that two stray quotes may have made out of several."""
+    found = manifest.get("doubtful_rows", {}).get(JOINED)
+    if not found:
+        return []
+    return [
+        f"Records of several lines of which {JOINED}: {found['count']:,} (first: {', '.join(found['first'])}). By the "
+        "format each is one user's, with line breaks in its text; but where its quotes are stray ones, the lines are "
+        "several users', and all their text counts as one's. Look at these lines, and mend the file if so, or use "
+        "--data.quotes none where quotes are letters like others."
+    ]
+
+
 def undeclared_owners(manifest: Mapping[str, Any]) -> list[str]:
     """Sentences about columns that may list owners and were not named when the store was built."""
     return [
@@ -44,7 +63,7 @@ def undeclared_owners(manifest: Mapping[str, Any]) -> list[str]:
 
 def in_words(manifest: Mapping[str, Any]) -> list[str]:
     """Everything doubtful about a store's users, a sentence or two each."""
-    sentences = undeclared_owners(manifest)
+    sentences = doubtful_owners(manifest)
     similar = manifest.get("similar_users", {})
     if found := similar.get("blanks or accents"):
         sentences.append(

@@ -3,7 +3,7 @@
 import codecs
 import glob
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fedsim.data.delimited import DelimitedReader
+from fedsim.data.delimited import DelimitedReader, Joined
 from fedsim.data.json_lines import LineParser
 from fedsim.data.records import FOREIGN, MALFORMED, Malformed, Records, require_columns
 from fedsim.errors import InvalidInput
@@ -28,6 +29,11 @@ BEGINNING = 8192
 """Bytes in which the first line is to end."""
 SAVED_BY_DATASETS = ("state.json", "dataset_dict.json")
 """What tells a folder that Hugging Face's `save_to_disk` wrote; its Arrow files are of another kind than ours."""
+FROM_CSV = (
+    "It is a data set that save_to_disk wrote after the datasets library had read CSV files without checking quotes "
+    "and fields: read those CSV files with --data.source files. Where it is certain that they were read right, write "
+    "the data set to a Parquet file (its to_parquet) and read that with --data.source files."
+)
 UNFINISHED = "_temporary"
 HIDDEN = (".", UNFINISHED)
 """What names of files and folders begin with that are not meant as data: drafts of editors, notebooks' checkpoints,
@@ -51,8 +57,7 @@ def find_files(path: str, option: str = "data.path") -> list[Path]:
         found = [place]
     elif place.is_dir():
         if any((place / mark).is_file() for mark in SAVED_BY_DATASETS):
-            hint = "It is a data set that save_to_disk wrote: read it with --data.source hub."
-            raise InvalidInput(option, path, known, hint)
+            raise InvalidInput(option, path, known, _saved_by_datasets(place))
         inside = (file for file in sorted(place.rglob("*")) if not _hidden(file.relative_to(place)))
         found = [file for file in inside if file.is_file() and _format(file)]
     else:
@@ -66,6 +71,13 @@ def find_files(path: str, option: str = "data.path") -> list[Path]:
     if unknown or not found:
         raise InvalidInput(option, str(unknown[0]) if unknown else path, known)
     return found
+
+
+def _saved_by_datasets(folder: Path) -> str:
+    """What to do with a folder that `save_to_disk` wrote."""
+    if any(b'"builder_name": "csv"' in file.read_bytes() for file in folder.rglob("dataset_info.json")):
+        return FROM_CSV
+    return "It is a data set that save_to_disk wrote: read it with --data.source hub."
 
 
 def _hidden(file: Path) -> bool:
@@ -101,9 +113,14 @@ class DataFiles:
         before = 0.0
         for file in [file for file in self.files if file not in strange]:
             size = file.stat().st_size
-            for columns, numbers, share in self._batches(file):
+            for columns, numbers, share, joined in self._batches(file):
                 yield Records(
-                    columns=columns, origin=file.name, first=numbers[0], numbers=numbers, done=before + share * size
+                    columns=columns,
+                    origin=file.name,
+                    first=numbers[0],
+                    numbers=numbers,
+                    done=before + share * size,
+                    joined=joined,
                 )
             before += size
         for file in strange:
@@ -149,8 +166,9 @@ def _format(file: Path) -> str | None:
     return FORMATS.get(suffixes[-1]) if suffixes else None
 
 
-Batch = tuple[dict[str, list[Any]], Sequence[int], float]
-"""Values by column, the line or row of each record, and the share of the file that has been read."""
+Batch = tuple[dict[str, list[Any]], Sequence[int], float, Collection[int]]
+"""Values by column, the line or row of each record, the share of the file that has been read, and the places of
+records that may be several."""
 
 
 @contextmanager
@@ -191,7 +209,7 @@ def _read_json(file: Path, wanted: Mapping[str, str]) -> Iterator[Batch]:
                 column: [record.get(column) if isinstance(record, dict) else record for record in records]
                 for column in wanted.values()
             }
-            yield columns, range(first, first + len(records)), raw.tell() / size
+            yield columns, range(first, first + len(records)), raw.tell() / size, ()
             first += len(records)
 
 
@@ -206,7 +224,8 @@ def _read_delimited(file: Path, wanted: Mapping[str, str], quoted: bool) -> Iter
                 column: [row if isinstance(row, Malformed) else row[place] or None for row in rows]
                 for column, place in places.items()
             }
-            yield columns, numbers, raw.tell() / size
+            joined = [place for place, row in enumerate(rows) if isinstance(row, Joined)]
+            yield columns, numbers, raw.tell() / size, joined
 
 
 def _delimited(file: Path, stream: BinaryIO, wanted: Mapping[str, str], quoted: bool) -> DelimitedReader:
@@ -223,7 +242,7 @@ def _read_parquet(file: Path, wanted: Mapping[str, str]) -> Iterator[Batch]:
         first, total = 1, max(1, parquet.metadata.num_rows)
         for batch in parquet.iter_batches(RECORDS_AT_ONCE, columns=sorted(set(wanted.values())), use_threads=False):
             columns = {column: python_values(batch.column(column)) for column in wanted.values()}
-            yield columns, range(first, first + len(batch)), (first + len(batch) - 1) / total
+            yield columns, range(first, first + len(batch)), (first + len(batch) - 1) / total, ()
             first += len(batch)
 
 
@@ -235,16 +254,27 @@ def _opened_parquet(file: Path) -> pq.ParquetFile:
 
 
 def python_values(array: pa.Array) -> list[Any]:
-    """An Arrow column's values: bytes as text, and numbers of less than double precision still as such."""
-    if pa.types.is_float16(array.type) or pa.types.is_float32(array.type):
+    """An Arrow column's values: bytes as text, and numbers of less than double precision still as such, also in lists,
+    records and dictionaries."""
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        return python_values(array.dictionary_decode())
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        items = iter(python_values(array.flatten()))
+        lengths = pc.list_value_length(array).to_pylist()
+        return [None if length is None else list(islice(items, length)) for length in lengths]
+    if pa.types.is_struct(kind):
+        names = [field.name for field in kind]
+        rows = zip(*map(python_values, array.flatten()), strict=True) if names else [()] * len(array)
+        valid = array.is_valid().to_pylist()
+        return [dict(zip(names, row, strict=True)) if there else None for row, there in zip(rows, valid, strict=True)]
+    if pa.types.is_float16(kind) or pa.types.is_float32(kind):
         return list(array.to_numpy(zero_copy_only=False))
     try:
         values: list[Any] = array.to_pylist()
     except UnicodeDecodeError:
         values = array.cast(pa.large_binary()).to_pylist()
-    if pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type) or any(type(v) is bytes for v in values):
-        return [v.decode("utf-8", "surrogateescape") if isinstance(v, bytes) else v for v in values]
-    return values
+    return [v.decode("utf-8", "surrogateescape") if isinstance(v, bytes) else v for v in values]
 
 
 def _glance(file: Path, quoted: bool) -> dict[str, list[Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fedsim.data.files import FROM_CSV, SAVED_BY_DATASETS
 from fedsim.data.records import Records, require_columns
 from fedsim.errors import InvalidInput
 from fedsim.hugging_face import hub_failure
@@ -51,7 +52,9 @@ def open_hub(name: str, config: str | None, split: str, revision: str | None, wa
     data = _load(name, config, split, revision)
     info = getattr(data, "info", None)
     if getattr(info, "builder_name", None) == "csv":
+        saved = any((Path(name).expanduser() / mark).is_file() for mark in SAVED_BY_DATASETS)
         hint = "Read its files with --data.source files, which finds quotes and fields that do not match."
+        hint = FROM_CSV if saved else hint
         raise InvalidInput("data.path", name, "a data set of another kind than CSV when data.source is hub", hint)
     with _readable(name):
         columns = data.column_names or list(next(iter(data), {}))
@@ -130,6 +133,8 @@ def _first_line(error: Exception) -> str:
 
 def _values(values: list[Any], feature: Any) -> list[Any]:
     """Class numbers as the names they stand for, bytes as text, and numbers of less than double precision as such."""
+    if (inner := getattr(feature, "feature", None)) is not None:
+        return [_values(value, inner) if isinstance(value, list) else value for value in values]
     names, single = getattr(feature, "names", None), SINGLE_PRECISION.get(getattr(feature, "dtype", ""))
     if names:
         return [names[value] if isinstance(value, int) and 0 <= value < len(names) else None for value in values]

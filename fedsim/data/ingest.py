@@ -22,7 +22,7 @@ from fedsim.data.doubts import owner_columns
 from fedsim.data.encode import TextEncoder
 from fedsim.data.group import GroupedParts
 from fedsim.data.recipes import resolve
-from fedsim.data.records import BadRows
+from fedsim.data.records import Tally
 from fedsim.data.shape import distinct, of_users_with, rows_of
 from fedsim.data.sources import Progress, Source, open_source, silent
 from fedsim.data.spool import refuse_bad_rows, spool
@@ -132,11 +132,11 @@ def _build(
             refuse_bad_rows(config, store.manifest["bad_rows"])
             return store
         _start(partial, recipe["key"])
-        records, bad = spool(source, config, encoder, partial / "parts", progress)
+        records, bad, doubtful = spool(source, config, encoder, partial / "parts", progress)
         if bad.total:
             logger.warning("%s of %s records left out: %s", f"{bad.total:,}", f"{records:,}", bad.in_words())
-        beside = owner_columns(source.beside())
-        _group(config, encoder, recipe, partial, records, bad, beside, progress)
+        doubts = {"doubtful_rows": doubtful.to_json(), "undeclared_owners": owner_columns(source.beside())}
+        _group(config, encoder, recipe, partial, records, bad, doubts, progress)
         os.replace(partial / "store", output)
         shutil.rmtree(partial)
     return UserStore.open(output)
@@ -210,8 +210,8 @@ def _group(
     recipe: dict[str, Any],
     partial: Path,
     records: int,
-    bad: BadRows,
-    undeclared_owners: list[str],
+    bad: Tally,
+    doubts: dict[str, Any],
     progress: Progress,
 ) -> None:
     """Second pass: group, cut and write."""
@@ -231,8 +231,7 @@ def _group(
             progress("Grouping by user", done, good)
         names, classes = parts.user_names(writer.keys), parts.classes
         progress("Comparing users", 0, 1)
-        doubts = {
-            "undeclared_owners": undeclared_owners,
+        doubts |= {
             "similar_users": parts.similar_users(),
             "joint_users": parts.joint_users(),
             "shared_texts": parts.shared_texts(),
@@ -273,7 +272,7 @@ def _splits(hashes: np.ndarray, config: DataConfig) -> dict[str, list[int]]:
     return {name: edges[place : place + 2] for place, name in enumerate(("train", "validation", "test"))}
 
 
-def _no_user(config: DataConfig, records: int, bad: BadRows) -> InvalidInput:
+def _no_user(config: DataConfig, records: int, bad: Tally) -> InvalidInput:
     where = config.path or ", ".join(config.packages)
     hint = (
         f"It has {records} records ({bad.in_words() or 'none bad'}); no user is left for training with "

@@ -1,6 +1,6 @@
 """Records as they come out of a source, before anything about them is trusted."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,8 @@ class BadRecord(Exception):
 MALFORMED = Malformed("cannot be parsed")
 TWICE = Malformed("a key given twice")
 FIELDS = Malformed("more or fewer fields than the header")
+JOINED = "every line could be a record by itself"
+"""What is doubtful about a record of several lines."""
 QUOTES = Malformed("quotes that do not match (where they are letters like others: --data.quotes none)")
 FOREIGN = Malformed("file without the columns")
 """Stands for a whole file that lies beside the data and holds none of its columns."""
@@ -41,6 +43,7 @@ class Records:
         first: Number of the first record in it, as shown to people (line or row, from 1).
         done: How much of the source has been read, in the unit of its total.
         numbers: The number of each record, where they do not follow one another (the line where each begins).
+        joined: Places, from 0, of records that may be several, made one by two stray quotes (see `delimited.Joined`).
     """
 
     columns: Mapping[str, Sequence[Any]]
@@ -48,6 +51,7 @@ class Records:
     first: int
     done: float = 0.0
     numbers: Sequence[int] | None = None
+    joined: Collection[int] = ()
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -58,8 +62,8 @@ class Records:
 
 
 @dataclass
-class BadRows:
-    """Records left out, by reason: how many, and where the first few are."""
+class Tally:
+    """Records by what is wrong with them, or doubtful: how many, and where the first few are."""
 
     counts: dict[str, int] = field(default_factory=dict)
     positions: dict[str, list[str]] = field(default_factory=dict)
@@ -82,7 +86,7 @@ class BadRows:
         return sum(self.counts.values())
 
     def in_words(self) -> str:
-        """Each reason with its count and the first place; empty where nothing was left out."""
+        """Each reason with its count and the first place; empty where nothing was counted."""
         return "; ".join(
             f"{count:,} × {reason} (first: {self.positions[reason][0]})"
             for reason, count in sorted(self.counts.items())

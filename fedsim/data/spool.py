@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from fedsim.data.check import good_records
 from fedsim.data.config import DataConfig
 from fedsim.data.encode import TextEncoder
-from fedsim.data.records import BadRows, Records, in_parts
+from fedsim.data.records import Records, Tally, in_parts
 from fedsim.data.sources import Progress, Source
 from fedsim.data.user_ids import loose_form, normal_form
 from fedsim.errors import InvalidInput
@@ -29,7 +29,7 @@ PART_CHARACTERS = 1 << 25
 
 def spool(
     source: Source, config: DataConfig, encoder: TextEncoder, folder: Path, progress: Progress
-) -> tuple[int, BadRows]:
+) -> tuple[int, Tally, Tally]:
     """Write the source's examples as Parquet parts, going on where an earlier call stopped.
 
     Args:
@@ -40,26 +40,28 @@ def spool(
         progress: Told how far the source has been read.
 
     Returns:
-        (records read, those left out).
+        (records read, those left out, those read that may be several).
 
     Raises:
         InvalidInput: For a bad row when config.bad_rows is "refuse".
     """
     folder.mkdir(parents=True, exist_ok=True)
-    bad = BadRows()
+    bad, doubtful = Tally(), Tally()
     read = 0
     for number, part in enumerate(in_parts(source.read(), PART_RECORDS, PART_CHARACTERS)):
         file = folder / f"examples-{number:06d}.parquet"
         if file.is_file():
-            found = json.loads(pq.read_metadata(file).metadata[b"bad_rows"])
+            metadata = pq.read_metadata(file).metadata
+            found = {name: json.loads(metadata[name.encode()]) for name in ("bad_rows", "doubtful_rows")}
         else:
             found = _write_part(part, read, source, config, encoder, folder, number)
-        refuse_bad_rows(config, found)
-        bad.merge(found)
+        refuse_bad_rows(config, found["bad_rows"])
+        bad.merge(found["bad_rows"])
+        doubtful.merge(found["doubtful_rows"])
         read += sum(map(len, part))
         progress("Reading and encoding", part[-1].done, source.total)
     progress("Reading and encoding", source.total or read, source.total or read)
-    return read, bad
+    return read, bad, doubtful
 
 
 def refuse_bad_rows(config: DataConfig, found: Mapping[str, Any]) -> None:
@@ -79,13 +81,15 @@ def user_key(user: str, split_seed: int) -> bytes:
 def _write_part(
     part: list[Records], read: int, source: Source, config: DataConfig, encoder: TextEncoder, folder: Path, number: int
 ) -> dict[str, Any]:
-    bad = BadRows()
+    bad, doubtful = Tally(), Tally()
     examples = good_records(
         part,
         source.columns,
         encoder.render,
         bad,
+        doubtful=doubtful,
         normalised=config.user_ids == "normalised",
+        missing_ids=config.missing_ids,
         owners_separator=config.owners_separator,
     )
     keys = {user: user_key(user, config.split_seed) for user in dict.fromkeys(examples["user"])}
@@ -104,8 +108,8 @@ def _write_part(
         columns["label"] = pa.array(examples["label"], pa.string())
     users = _halves(keys.values()) | _spellings(list(keys))
     _write(pa.table(users), folder / f"users-{number:06d}.parquet")
-    found = bad.to_json()
-    table = pa.table(columns).replace_schema_metadata({"bad_rows": json.dumps(found)})
+    found = {"bad_rows": bad.to_json(), "doubtful_rows": doubtful.to_json()}
+    table = pa.table(columns).replace_schema_metadata({name: json.dumps(rows) for name, rows in found.items()})
     _write(table, folder / f"examples-{number:06d}.parquet")
     return found
 

@@ -13,8 +13,9 @@ import pyarrow as pa
 from fedsim.errors import InvalidInput
 from fedsim.rows import IGNORED_LABEL, TokenRows
 
-FORMAT = 2
-"""1 could hold one person as several users: ids of text files were not compared as numbers."""
+FORMAT = 3
+"""1 could hold one person as several users: ids of text files were not compared as numbers. 2 could hold a user "nan":
+people whose ids were missing, some of them under their own ids too."""
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation", "test")
 VERIFIED_ON_OPENING = 16 << 20
@@ -205,7 +206,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         raise _damaged(path, f"{MANIFEST} is not valid") from None
     if found != FORMAT:
-        hint = "Build it again: ids that are one user now may be several in it." if found == 1 else "Build it again."
+        known = found in (1, 2)
+        hint = f"Build it again{': ids that are one user now, or none, may be users in it' if known else ''}."
         raise InvalidInput("store", str(path), f"of format {FORMAT} (this one is {found})", hint)
     if manifest_checksum(manifest) != expected:
         raise _damaged(path, f"the checksum of {MANIFEST} is wrong")

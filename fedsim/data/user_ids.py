@@ -9,6 +9,7 @@ number is taken as it stands.
 import math
 import re
 import unicodedata
+from collections.abc import Collection
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -20,7 +21,7 @@ from fedsim.data.records import MARK, BadRecord
 WHOLE_FLOATS = 2**53
 """From here on a double stands for several whole numbers."""
 
-NUMBER = re.compile(r"\s*([+-]?)(0|[1-9][0-9]*)(?:(\.)([0-9]*))?(?:([eE])([+-]?)([0-9]{1,3}))?\s*")
+NUMBER = re.compile(r"\s*([+-]?)(?=\.?[0-9])(0|[1-9][0-9]*|)(?:(\.)([0-9]*))?(?:([eE])([+-]?)([0-9]{1,3}))?\s*")
 ROUNDED = re.compile(r"[+-]?[1-9](\.[0-9]{1,5})?E\+[0-9]{2}")
 """How spreadsheets show, and save, a number of twelve digits or more: six of them are left."""
 UUID_LIKE = re.compile(r"\{?([0-9a-f]{8})-?([0-9a-f]{4})-?([0-9a-f]{4})-?([0-9a-f]{4})-?([0-9a-f]{12})\}?")
@@ -30,31 +31,41 @@ BLANK_ENDS = re.compile(f"^[{SHOWS_NOTHING}]+|[{SHOWS_NOTHING}]+$")
 LEADING_ZEROS = re.compile(r"^0+(?=[0-9])")
 
 
-def canonical_id(value: Any, role: str = "user", *, normalised: bool = False) -> str:
+def canonical_id(
+    value: Any, role: str = "user", *, normalised: bool = False, missing: Collection[str] = frozenset()
+) -> str:
     """The id that a value stands for: equal for equal ids from CSV, JSON, Parquet, Arrow and the hub.
 
     Numbers are equal by value: 7, 7.0, "7", "7.00", "+7", " 7", "7e0", Decimal("7.0") and numpy's or Arrow's integers
     of any width are all "7" (a column of integers becomes one of floats, written with ".0", as soon as one id is
-    missing, and exponents come from Java, R and spreadsheets). -0 is 0. Fractions are equal as doubles.
+    missing, and exponents come from Java, R and spreadsheets). -0 is 0. Fractions are equal as doubles; .5 is 0.5.
 
     Texts that are no number in this sense stay as they are: leading zeros ("007" is a code, not 7), digits of other
     scripts, "123e4567" (a hash: nothing writes a float without a point, a sign or a mantissa of one digit). A UUID is
     written in small letters. Byte-order marks at the ends are dropped.
 
     Refused, because several people may have had this id before digits were lost: fractional notation from 2**53 on
-    (2**24 for single precision), where a double is the image of several whole numbers, and what spreadsheets round to
-    six digits (1.23457E+11). Whole numbers as such are exact at any size.
+    (2**24 for single precision), where a double is the image of several whole numbers, what spreadsheets round to six
+    digits (1.23457E+11), and what a double takes for zero (1.0e-400). Whole numbers as such are exact at any size.
 
     Args:
         value: What the data holds.
         role: What it is the name of, for the reason ("user", "label").
         normalised: Also take texts as one that differ only by blanks at their ends or by how accented letters are
             composed (`normal_form`).
+        missing: What stands for a missing one ("nan", "NULL"), as it is written, blanks at its ends aside, or as id.
 
     Raises:
-        BadRecord: If it is missing (None, NaN, nothing but blanks), of another type (truth values, lists, dates), not
-            finite, or one whose digits are lost.
+        BadRecord: If it is missing (None, NaN, nothing but blanks, or in `missing`), of another type (truth values,
+            lists, dates), not finite, or one whose digits are lost.
     """
+    found = _identified(value, role, normalised)
+    if missing and (found in missing or (isinstance(value, str) and normal_form(value) in missing)):
+        raise BadRecord(f"missing {role}")
+    return found
+
+
+def _identified(value: Any, role: str, normalised: bool) -> str:
     if isinstance(value, str):
         return _of_text(normal_form(value) if normalised else value.strip(MARK), role)
     if value is None:
@@ -92,6 +103,7 @@ def _of_text(text: str, role: str) -> str:
     if number is None:
         return text.lower() if UUID_TEXT.fullmatch(text) else text
     sign, digits, point, fraction, exponent, exponent_sign, power = number.groups()
+    digits = digits or "0"
     if exponent is None and not (fraction or "").strip("0"):
         return _whole(sign, digits, role, exact=point is None)
     written_by_floats = point or exponent_sign
@@ -104,7 +116,7 @@ def _of_text(text: str, role: str) -> str:
         if abs(value) >= WHOLE_FLOATS:
             raise _digits_lost(role)
         return str(int(value))
-    return _of_float(float(value), role)
+    return _as_double(value, role)
 
 
 def _whole(sign: str, digits: str, role: str, *, exact: bool) -> str:
@@ -120,7 +132,14 @@ def _of_decimal(value: Decimal, role: str) -> str:
         raise BadRecord(f"{role} that is not finite")
     if value.adjusted() < 1000 and value == value.to_integral_value():
         return str(int(value))
-    return _of_float(float(value), role)
+    return _as_double(value, role)
+
+
+def _as_double(value: Decimal, role: str) -> str:
+    double = float(value)
+    if value and not double:
+        raise BadRecord(f"{role} too near to zero for a float")
+    return _of_float(double, role)
 
 
 def _of_float(value: Any, role: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from fedsim.data.check import good_records
 from fedsim.data.config import DataConfig
 from fedsim.data.recipes import resolve
-from fedsim.data.records import BadRows
+from fedsim.data.records import Tally
 from fedsim.data.sources import open_source
 
 
@@ -42,9 +42,13 @@ def texts_by_user(store) -> dict[str, list[str]]:
 
 def read_texts(config: DataConfig) -> tuple[dict[str, Counter[str]], dict[str, int]]:
     """What a store of the data would hold: texts by user, and how many records are left out for which reason."""
-    config, bad = resolve(config), BadRows()
+    config, bad = resolve(config), Tally()
     source = open_source(config, Path("unused"))
-    options = {"normalised": config.user_ids == "normalised", "owners_separator": config.owners_separator}
+    options = {
+        "normalised": config.user_ids == "normalised",
+        "owners_separator": config.owners_separator,
+        "missing_ids": config.missing_ids,
+    }
     good = good_records(list(source.read()), source.columns, lambda _: ("", ""), bad, **options)
     texts: dict[str, Counter[str]] = {}
     for user, text in zip(good["user"], good["text"], strict=True):

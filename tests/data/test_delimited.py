@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.data import delimited
-from fedsim.data.delimited import DelimitedReader
+from fedsim.data.delimited import DelimitedReader, Joined
 from fedsim.data.records import FIELDS, QUOTES
 
 HEADERS = (["user", "text"], ["text", "user"], ["user", "note", "text"], ["note", "text", "user"])
@@ -132,7 +132,8 @@ def told(content: str, **options) -> list[str]:
         ('bob,"he said "hi" to me"\ncid,c\neve,"hi, all"\n', "quotes cid eve"),
         ('bob,5" pipe\ncid,12" record\n', "bob cid"),
         ('b"ob,text\ncid,c\n', "fields cid"),
-        ("ann,a, b\nbob\n\ncid,c\n", "fields fields fields cid"),
+        ("ann,a, b\nbob\n\ncid,c\n", "fields fields cid"),
+        ('ann,"x, y\nbob,z"\ncid,5" w\ndan,"ok"\n', "quotes quotes quotes dan"),
         ('ann,"two\nlines"\nbob,"three\n""quoted""\nlines, all well"\n', "ann bob"),
     ],
 )
@@ -171,3 +172,51 @@ def test_a_field_without_end_takes_no_more_memory_than_the_longest(monkeypatch) 
     assert sum(len(rows) for _, rows in reader.rows()) == 5001
     text = "\n".join(["line"] * 49)
     assert told(f'ann,"{text}"\n') == ["ann"]
+
+
+def test_lines_that_now_and_then_fit_the_header_are_not_settled_by_their_number() -> None:
+    """A text whose opening quote is missing, of more lines than are read at once."""
+    text = "she said, hello\nand went on\n" * 2500
+    found = told(f'ann,a\nbob,this begins\n{text}and ends"\n{plain_lines(9)}')
+    assert set(found) <= {"quotes", *(f"u{number}" for number in range(9))}
+
+
+JOINED_ROWS = [
+    ("user_id,text,date", 'a,"hello,2020\nb,pipe of 5",2021\nc,fine,2022\n'),
+    ("user_id,text", 'a,"hello\nb,""\nc,secret\nd,bye"\n'),
+    ("user_id,text", 'a,"hello\r\n\r\nb,size 5"\r\n'),
+    ("text,user_id", '"hello,a\nsecret of b,b\n5",c\n'),
+]
+APART = [
+    ("user_id,text", 'a,"hello\nand bye"\nb,x\n'),
+    ("user_id,text", 'a,"hello, you\nb, c"\n'),
+    ("user_id,text,date", 'a,"hello\nb,5",2021\n'),
+    ("user_id,text", 'a,"he said ""hi, b"""\nb,x\n'),
+]
+
+
+@pytest.mark.parametrize(("header", "content"), JOINED_ROWS + APART)
+def test_a_record_whose_every_line_could_be_one_says_so(header, content) -> None:
+    for before, after in (("", ""), ('x,"good, one"\n' if header == "user_id,text" else "", 300)):
+        lines = "".join(",".join(f"{name[0]}{n}" for name in header.split(",")) + "\n" for n in range(after or 0))
+        _, rows = read(f"{header}\n{before}{content}{lines}")
+        found = [row for row in rows if isinstance(row, Joined)]
+        assert len(found) == ((header, content) in JOINED_ROWS)
+        assert all(any("\n" in value for value in row) for row in found)
+    _, rows = read(f"{header}\n{content}", quoted=False)
+    assert not any(isinstance(row, Joined) for row in rows)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(fields, fields).map(list) | st.none(), max_size=30), DIALECTS)
+def test_lines_with_nothing_on_them_are_passed_over(rows, dialect) -> None:
+    end = dialect["lineterminator"]
+    content = "".join(
+        end if row is None else written(row, [], dialect) for row in (None, ["user", "text"], *rows, None)
+    )
+    _, found = read(content, dialect["delimiter"])
+    assert found == [row for row in rows if row is not None]
+
+
+def test_with_one_column_an_empty_line_is_an_empty_record() -> None:
+    assert read("user\na\n\nb\n") == ([2, 3, 4], [["a"], [""], ["b"]])

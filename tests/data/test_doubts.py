@@ -4,7 +4,11 @@ import pytest
 from readable_stores import texts_by_user, write_jsonl
 
 from experiments.run import main
-from fedsim.data.doubts import in_words
+from fedsim.data import spool
+from fedsim.data.config import DataConfig
+from fedsim.data.doubts import in_words, joined_rows
+from fedsim.data.ingest import build_store
+from fedsim.data.records import JOINED
 from fedsim.models.tokenizer import train_tokenizer
 
 LONG = "a text that is long enough to be nobody's by chance"
@@ -99,3 +103,36 @@ def test_prepare_says_what_is_doubtful(tmp_path, monkeypatch, capsys) -> None:
             "at most 5 users share one",
         ):
             assert sum(words in line for line in said) == 1, (words, said)
+
+
+def test_an_interrupted_build_keeps_the_count_of_doubtful_rows(tmp_path, tokenizer, monkeypatch) -> None:
+    """Those of parts that were finished before it, with their places; a row that is left out is not one of them."""
+    monkeypatch.setattr(spool, "PART_RECORDS", 1)
+    monkeypatch.setattr("fedsim.data.delimited.LINES_AT_ONCE", 1)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = ['ann,"hello there\nbob,size 5"\n', 'cid,"one\ntwo"\n', 'NULL,"hello there\nbob,size 5"\n']
+    for number in range(7):
+        (folder / f"{number}.csv").write_text("user_id,text\n" + "".join(rows))
+
+    config = DataConfig(source="files", path=str(folder), validation_fraction=0, test_fraction=0)
+
+    class Interrupted(type(tokenizer)):
+        left = 12
+
+        def __call__(self, texts):
+            self.left -= 1
+            if not self.left:
+                raise KeyboardInterrupt
+            return super().__call__(texts)
+
+    with pytest.raises(KeyboardInterrupt):
+        build_store(config, Interrupted(), tmp_path / "store")
+    assert len(list((tmp_path / "store.partial" / "parts").glob("examples-*"))) >= 2
+    store = build_store(config, tokenizer, tmp_path / "store")
+    places = [f"{number}.csv:2" for number in range(5)]
+    assert store.manifest["doubtful_rows"] == {JOINED: {"count": 7, "first": places}}
+    (sentence,) = joined_rows(store.manifest)
+    assert "7 (first: 0.csv:2, 1.csv:2" in sentence
+    assert "--data.quotes none" in sentence
+    assert sentence in in_words(store.manifest)

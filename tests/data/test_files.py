@@ -3,6 +3,7 @@ import codecs
 import dataclasses
 import gzip
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -10,7 +11,7 @@ import pytest
 from readable_stores import read_texts, texts_by_user, write_jsonl
 
 from fedsim.data.config import DataConfig
-from fedsim.data.files import find_files, read_files
+from fedsim.data.files import find_files, python_values, read_files
 from fedsim.data.ingest import build_store
 from fedsim.data.records import FIELDS, MALFORMED, TWICE
 from fedsim.errors import InvalidInput
@@ -108,9 +109,9 @@ def test_csv_rows_that_are_short_long_or_not_utf8(tmp_path) -> None:
     path = tmp_path / "data.csv"
     path.write_bytes(b"text,user_id\nhello,a\nno user\n\xff\xfe,b\n,c\nand then, I came home,d\n\n")
     (chunk,) = read_files([path], WANTED)
-    assert chunk.columns["user_id"] == ["a", FIELDS, "b", "c", FIELDS, FIELDS]
-    assert chunk.columns["text"] == ["hello", FIELDS, "\udcff\udcfe", None, FIELDS, FIELDS]
-    assert [chunk.position(place) for place in range(len(chunk))] == [f"data.csv:{line}" for line in range(2, 8)]
+    assert chunk.columns["user_id"] == ["a", FIELDS, "b", "c", FIELDS]
+    assert chunk.columns["text"] == ["hello", FIELDS, "\udcff\udcfe", None, FIELDS]
+    assert [chunk.position(place) for place in range(len(chunk))] == [f"data.csv:{line}" for line in range(2, 7)]
 
 
 def test_json_lines_that_are_no_objects(tmp_path) -> None:
@@ -265,3 +266,34 @@ def test_json_of_another_kind_beside_the_data_is_left_out_and_counted(tmp_path, 
         build_store(dataclasses.replace(config, path=str(folder / "a_stats.json")), tokenizer, tmp_path / "alone")
     with pytest.raises(InvalidInput, match=r"data\.user-column is 'author'.*user_id, text"):
         build_store(dataclasses.replace(config, user_column="author"), tokenizer, tmp_path / "wrong")
+
+
+SINGLES = pa.array([1.5, None, 2.5], pa.float32())
+NESTED = {
+    "dictionary": (SINGLES.dictionary_encode(), [np.float32, np.float32]),
+    "list": (pa.array([[1.5], None, [], [2.5, 3.5]], pa.list_(pa.float32())), [np.float32] * 3),
+    "fixed list": (pa.array([[1.5], None], pa.list_(pa.float32(), 1)), [np.float32]),
+    "list of lists": (pa.array([[[1.5], []], None], pa.large_list(pa.list_(pa.float16()))), [np.float16]),
+    "list of records": (pa.array([[{"a": 1.5}, None]], pa.list_(pa.struct({"a": pa.float32()}))), [np.float32]),
+    "list of bytes": (pa.array([[b"\xff"], None, [b"a", None]], pa.list_(pa.binary())), [str, str]),
+}
+
+
+def leaves(value) -> list:
+    if isinstance(value, list | dict):
+        return [leaf for item in (value.values() if isinstance(value, dict) else value) for leaf in leaves(item)]
+    return [] if value is None or value != value else [value]
+
+
+@pytest.mark.parametrize("shape", NESTED)
+def test_numbers_keep_their_precision_and_bytes_become_text_at_any_depth(shape) -> None:
+    array, kinds = NESTED[shape]
+    for part in (array, array.slice(1)):
+        values = python_values(part)
+        assert len(values) == len(part)
+        if part is array:
+            assert list(map(type, leaves(values))) == kinds
+        if shape != "list of bytes":
+            assert [leaf for leaf in leaves(values)] == leaves(part.to_pylist())
+            if shape != "dictionary":
+                assert [value is None for value in values] == [value is None for value in part.to_pylist()]

@@ -1,3 +1,5 @@
+import dataclasses
+
 import datasets
 import pytest
 from readable_stores import texts_by_user, write_jsonl
@@ -203,3 +205,21 @@ def test_hidden_files_of_a_local_folder_are_no_data(tmp_path, tokenizer) -> None
         write_jsonl(tmp_path / "talk" / name, RECORDS)
     store = build_store(hub(tmp_path / "talk"), tokenizer, tmp_path / "store")
     assert store.manifest["records"] == 5
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_what_was_saved_from_csv_files_is_sent_back_to_them(tmp_path, tokenizer, splits) -> None:
+    (tmp_path / "talk.csv").write_text("who,said\na,hello there\nb,good bye\n")
+    loaded = datasets.load_dataset(
+        "csv", data_files=str(tmp_path / "talk.csv"), split="train", cache_dir=str(tmp_path)
+    )
+    saved = tmp_path / "saved"
+    (datasets.DatasetDict({"train": loaded}) if splits else loaded).save_to_disk(saved)
+    for source in ("hub", "files"):
+        with pytest.raises(InvalidInput, match=r"those CSV files with --data\.source files.*to_parquet") as error:
+            build_store(dataclasses.replace(hub(saved), source=source), tokenizer, tmp_path / "store")
+        assert "--data.source hub" not in str(error.value)
+    loaded.to_parquet(tmp_path / "talk.parquet")
+    for path in ("talk.csv", "talk.parquet"):
+        config = dataclasses.replace(hub(tmp_path / path), source="files")
+        assert build_store(config, tokenizer, tmp_path / f"store of {path}").num_users == 2

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from readable_stores import read_texts, texts_by_user, write_jsonl
 
 from fedsim.data.config import DataConfig
-from fedsim.data.doubts import in_words, owner_columns, undeclared_owners
+from fedsim.data.doubts import doubtful_owners, in_words, owner_columns, undeclared_owners
 from fedsim.data.ingest import build_store
 from fedsim.errors import InvalidInput
 
-GOOD = [None, ["u0"], ["u0", "u0"], '["u0"]', ' [ "u0" ] ', "u0"]
+GOOD = [None, [], "[]", "", " ", ["u0"], ["u0", "u0"], '["u0"]', ' [ "u0" ] ', "u0"]
 BAD = {
     "several owners": [["u0", "u1"], '["u0", "u1"]', ["u1", "u2"]],
-    "owners without the user": [["u1"], '["u1"]', [], "[]", [7], 7],
-    "missing owner": [["u0", None], ["u0", ""], '["u0", null]'],
+    "owners without the user": [["u1"], '["u1"]', [7], 7],
+    "missing owner": [["u0", None], [None], ["u0", ""], '["u0", null]', ["u0", "nan"], "NULL"],
     "owners that cannot be read": [
         "u0;u1",
         "u0,u1",
@@ -77,7 +77,9 @@ def test_what_cannot_be_read_says_what_can(tmp_path, tokenizer) -> None:
         ("u0; u0;", {"good": 1}),
         ("u0;u1", {"several owners": 1, "good": 0}),
         ("u1", {"owners without the user": 1, "good": 0}),
-        ("", {"owners without the user": 1, "good": 0}),
+        ("", {"good": 1}),
+        (" ; ", {"good": 1}),
+        ("[]", {"owners without the user": 1, "good": 0}),
         (["u0"], {"good": 1}),
     ],
 )
@@ -187,11 +189,27 @@ def test_training_on_a_store_begins_with_what_is_doubtful(tmp_path, tokenizer, m
     from fedsim.config import RunConfig
     from server import app
 
-    path = write_jsonl(tmp_path / "d.jsonl", RECORDS)
-    store = build_store(DataConfig(source="files", path=str(path)), tokenizer, tmp_path / "store")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_jsonl(folder / "a.jsonl", RECORDS)
+    (folder / "b.csv").write_text('user_id,text\nann,"hello there\nbob,size 5"\n')
+    store = build_store(DataConfig(source="files", path=str(folder)), tokenizer, tmp_path / "store")
     loaded = SimpleNamespace(tokenizer=tokenizer, context=None)
     monkeypatch.setattr("fedsim.resources.load_model", lambda *_, **__: loaded)
     monkeypatch.setattr(app, "_begin", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt):
         app.train(None, RunConfig(data=DataConfig(source="store", path=str(store.path)), output=str(tmp_path / "run")))
-    assert [message for message in caplog.messages if "'owner_ids'" in message] == undeclared_owners(store.manifest)
+    said = doubtful_owners(store.manifest)
+    assert len(said) == 2
+    assert [message for message in caplog.messages if message in said] == said
+
+
+def test_owners_of_single_precision_are_known_as_such(tmp_path) -> None:
+    """In lists, where two people may have had the number that is left, as in a column."""
+    lists = pa.array([[16777217.0], [7.0], [7.1]], pa.list_(pa.float32()))
+    table = pa.table({"user_id": ["16777216", "7", "7.1"], "text": ["one", "two", "three"], "owners": lists})
+    pq.write_table(table, tmp_path / "train.parquet")
+    for source, path in (("files", tmp_path / "train.parquet"), ("hub", tmp_path)):
+        texts, bad = read_texts(DataConfig(source=source, path=str(path), owners_column="owners"))
+        assert set(texts) == {"7", "7.1"}
+        assert [reason for reason in bad if "digits are lost" in reason]

@@ -127,11 +127,12 @@ def test_what_is_no_store_is_refused(tmp_path) -> None:
         UserStore.open(tmp_path / "half")
 
 
-def test_a_store_that_may_hold_one_person_as_several_is_refused(build) -> None:
+@pytest.mark.parametrize("known", [1, 2])
+def test_a_store_that_may_hold_one_person_as_several_is_refused(build, known) -> None:
     path = build(many_users(20)).path
     manifest = json.loads((path / "manifest.json").read_text())
     manifest.pop("crc32")
-    manifest["format"] = 1
+    manifest["format"] = known
     (path / "manifest.json").write_text(json.dumps(manifest | {"crc32": manifest_checksum(manifest)}))
-    with pytest.raises(InvalidInput, match=r"of format 2.*one user now may be several"):
+    with pytest.raises(InvalidInput, match=r"of format 3.*one user now, or none, may be users"):
         UserStore.open(path)

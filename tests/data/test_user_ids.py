@@ -1,6 +1,7 @@
 """One person, one id: in whatever notation, type and file format; and no id of which digits are lost."""
 
 import csv
+import dataclasses
 import json
 import math
 import uuid
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from readable_stores import read_texts, texts_by_user
 
-from fedsim.data.config import DataConfig
+from fedsim.data.config import MISSING_IDS, DataConfig
 from fedsim.data.ingest import build_store
 from fedsim.data.records import BadRecord
 from fedsim.data.user_ids import canonical_id, loose_form, normal_form
@@ -77,6 +78,11 @@ def test_seven_is_seven(value) -> None:
         ("٧", "٧"),
         ("1_000", "1_000"),
         ("nan", "nan"),
+        (".5", "0.5"),
+        ("-.50", "-0.5"),
+        (".0", "0"),
+        (".", "."),
+        (".e5", ".e5"),
         ("True", "True"),
         (uuid.UUID(int=10), "00000000-0000-0000-0000-00000000000a"),
         ("00000000-0000-0000-0000-00000000000A", "00000000-0000-0000-0000-00000000000a"),
@@ -114,6 +120,8 @@ def test_other_ids(value, expected) -> None:
         ("1.2345678901234567E18", "digits are lost"),
         ("1e+17", "digits are lost"),
         ("1.23457E+11", "rounded by a spreadsheet"),
+        ("1.0e-400", "too near to zero"),
+        (Decimal("1e-400"), "too near to zero"),
     ],
     ids=repr,
 )
@@ -276,3 +284,45 @@ def test_uuids_of_arrow_are_those_of_text(tmp_path) -> None:
     (tmp_path / "b.csv").write_text(f"user_id,text\n{str(number).upper()},two\n")
     texts, bad = read_texts(DataConfig(source="files", path=str(tmp_path)))
     assert (set(texts), bad) == ({str(number)}, {})
+
+
+def with_missing(path, kind: str) -> DataConfig:
+    """A text of ann, and one each of people whose ids went missing; the labels are called as the ids are."""
+    ids = ["ann", *MISSING_IDS, " NA "]
+    frame = pandas.DataFrame({"user_id": ids, "text": [f"text {n}" for n in range(len(ids))], "label": ids})
+    if kind == "jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    elif kind == "parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_csv(path, index=False, sep="\t" if kind == "tsv" else ",")
+    return DataConfig(source="files", path=str(path))
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet", "hub"])
+def test_missing_ids_written_as_text_are_nobody(kind, tmp_path) -> None:
+    config = with_missing(tmp_path / f"train.{'parquet' if kind == 'hub' else kind}", kind.replace("hub", "parquet"))
+    if kind == "hub":
+        config = DataConfig(source="hub", path=str(tmp_path))
+    assert read_texts(config) == ({"ann": {"text 0": 1}}, {"missing user": len(MISSING_IDS) + 1})
+    texts, bad = read_texts(dataclasses.replace(config, missing_ids=()))
+    assert (set(texts), bad) == ({"ann", *MISSING_IDS, " NA "}, {})
+    texts, bad = read_texts(dataclasses.replace(config, missing_ids=("ann",)))
+    assert (set(texts), bad) == ({*MISSING_IDS, " NA "}, {"missing user": 1})
+
+
+def test_what_is_missing_is_part_of_a_store_and_labels_are_not_affected(build) -> None:
+    records = [{"user_id": user, "text": "some text", "label": "None"} for user in ("ann", "None", "-1", -1)]
+    store, other = build(records, label_column="label"), build(records, missing_ids=("-1",), label_column="label")
+    assert (sorted(store.user_ids()), store.classes) == (["-1", "ann"], ["None"])
+    assert sorted(other.user_ids()) == ["None", "ann"]
+    assert store.manifest["recipe"]["key"] != other.manifest["recipe"]["key"]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(16), pa.binary()])
+def test_binary_ids_that_are_no_text_are_called_so(tmp_path, kind) -> None:
+    ids = pa.array([bytes(range(240, 256)), b"sixteen letters."], kind)
+    pq.write_table(pa.table({"user_id": ids, "text": ["one", "two"]}), tmp_path / "a.parquet")
+    texts, bad = read_texts(DataConfig(source="files", path=str(tmp_path)))
+    assert set(texts) == {"sixteen letters."}
+    assert [reason for reason in bad if "binary ids that are no text" in reason]
