@@ -22,7 +22,7 @@ from fedsim.gradients.model import (
 )
 from fedsim.gradients.objective import CausalLanguageModel, Objective, RowLosses
 from fedsim.gradients.reference import unit_gradient
-from fedsim.gradients.tape import GroupGradients, Record, Tape, recording
+from fedsim.gradients.tape import Forms, GroupGradients, Record, Tape, recording
 from fedsim.gradients.unit_gradients import FACTOR_BITS
 from fedsim.gradients.units import Units, groups_of, pack_units
 from fedsim.rows import TokenRows
@@ -55,6 +55,10 @@ class FastSum:
         clip: As for `clipped_sum`, of L2 norms.
         budget: Tokens of a micro-batch.
         autocast: bfloat16 or None.
+
+    Attributes:
+        allowed: In which forms layers may be called, as of `Tape`; None for any.
+        forms: In which forms they were.
     """
 
     def __init__(
@@ -75,6 +79,8 @@ class FastSum:
         self.device = model_device(model)
         self.head = plain_head(model) if type(objective) is CausalLanguageModel else None
         self.paths: dict[str, set[str]] = {}
+        self.allowed: Forms | None = None
+        self.forms: Forms = {}
         dtype = accumulation_dtype(model)
         self.layers = self._layers()
         self.total = torch.zeros(self.layout.size, dtype=dtype, device=self.device)
@@ -165,7 +171,7 @@ class FastSum:
         )
         batch = self.objective.collate(self.rows, self.units.rows[positions], self.device, pad_token_of(self.model))
         coefficients = torch.as_tensor(self.units.coefficients[positions], dtype=self.total.dtype, device=self.device)
-        tape = Tape(groups_of(self.units.counts[units]), self.parameters.values())
+        tape = Tape(groups_of(self.units.counts[units]), self.parameters.values(), self.allowed)
         with frozen(list(self.parameters.values())), recording(tape, self.layers):
             with autocasting(self.device, self.autocast):
                 if self.head is not None:
@@ -174,14 +180,15 @@ class FastSum:
                     row_losses = self.objective.row_losses(self.model, batch)
                     loss = (coefficients * row_losses.loss_sum).sum()
             torch.autograd.backward(loss)
+        self.forms = tape.forms
         return tape, row_losses, coefficients
 
-    def _layers(self) -> dict[torch.nn.Module, Record]:
-        """Every module with trainable parameters of its own, and its rule; the fused head records by itself."""
+    def _layers(self) -> dict[torch.nn.Module, tuple[str, Record]]:
+        """Every module with trainable parameters of its own, its name and rule; the fused head records by itself."""
         wanted = {id(p) for p in self.parameters.values()}
         return {
-            module: rule_for(module)[1]
-            for module in self.model.modules()
+            module: (name, rule_for(module)[1])
+            for name, module in self.model.named_modules()
             if module is not self.head and any(id(p) in wanted for p in module.parameters(recurse=False))
         }
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fedsim.clip import Clip
-from fedsim.errors import InvalidInput
+from fedsim.errors import Failure, InvalidInput
 from fedsim.gradients.clipping import ClippedSum, ModelClip, is_finite
 from fedsim.gradients.head import fused_loss
 from fedsim.gradients.model import (
@@ -72,6 +72,9 @@ def clipped_units(
     Yields:
         (unit, update [P], norm before the clip, loss): each block of the update is within its limit; all of it is
         exactly zero where the unit is not finite. The norm is that of `ClippedSum.norms`. The tensor is the caller's.
+
+    Raises:
+        Failure: The model fails on a unit's rows; or as for `clipped_sum`.
     """
     check_deterministic(model)
     layout = ParameterLayout.of(model)
@@ -80,7 +83,17 @@ def clipped_units(
     for unit in range(len(units)):
         gradient = partial(unit_gradient, model, rows, units, unit, objective, layout, max_tokens, autocast)
         with exact_products(model_device(model)):  # for a unit at a time: between two the settings are the caller's
-            update, loss = gradient() if local_steps is None else local_update(model, layout, gradient, local_steps)
+            try:
+                update, loss = (
+                    gradient() if local_steps is None else local_update(model, layout, gradient, local_steps)
+                )
+            except (torch.OutOfMemoryError, MemoryError, InvalidInput, Failure):
+                raise
+            except Exception as error:
+                raise Failure(
+                    f"{type(model).__name__} failed in the forward or backward pass of a unit by itself: "
+                    f"{str(error) or type(error).__name__}"
+                ) from error
             norm, loss_before = float(model_clip.clip_(update)), float(loss)
         yield unit, update, norm, loss_before
 

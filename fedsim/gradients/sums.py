@@ -8,19 +8,19 @@ import numpy as np
 import torch
 
 from fedsim.clip import Clip, ClipBlock
-from fedsim.errors import InvalidInput
+from fedsim.errors import Failure, InvalidInput
 from fedsim.gradients.clipping import LARGEST_NORM, SMALLEST_LIMIT, ClippedSum
 from fedsim.gradients.fast import FastSum
 from fedsim.gradients.model import check_deterministic, exact_products, keeps_half, model_device
 from fedsim.gradients.objective import Objective
 from fedsim.gradients.reference import LocalSteps, clipped_units, reference_sum, unit_gradient
-from fedsim.gradients.tape import RowsMixedError
+from fedsim.gradients.tape import Forms
 from fedsim.gradients.units import make_units, pack_units, token_budget
 from fedsim.rows import TokenRows
 
 log = logging.getLogger(__name__)
 
-_verdicts: WeakKeyDictionary[torch.nn.Module, dict[tuple[object, ...], str]] = WeakKeyDictionary()
+_verdicts: WeakKeyDictionary[torch.nn.Module, dict[tuple[object, ...], tuple[str, Forms]]] = WeakKeyDictionary()
 _paths: WeakKeyDictionary[torch.nn.Module, dict[str, str]] = WeakKeyDictionary()
 
 
@@ -87,7 +87,9 @@ def clipped_sum(
             if not why_reference(asked):
                 try:
                     return asked.run()
-                except RowsMixedError as error:
+                except (torch.OutOfMemoryError, MemoryError, InvalidInput, Failure):
+                    raise
+                except Exception as error:  # rows that cannot be told apart, or what the reference will tell in words
                     log.warning("%s takes the reference path for this call: %s", type(model).__name__, error)
         return reference_sum(
             clipped_units(
@@ -122,20 +124,23 @@ def why_reference(asked: FastSum) -> str:
     lengths, made of the caller's own.
 
     Args:
-        asked: The caller's sum, still empty; it is left so.
+        asked: The caller's sum, still empty; it is left so, but may from now on call layers only as they were called
+            in the trial: of any other call, of a layer that was not reached then, say, the trial tells nothing.
     """
     known = _verdicts.setdefault(asked.model, {})
     key = (asked.layout, asked.objective, asked.autocast, asked.model.training)
     if key in known:
-        return known[key]
+        reason, asked.allowed = known[key]
+        return reason
     trial = _trial(asked)
     if trial is None:
         return ""  # every unit is alone, and that is plain autograd
-    reason = _difference(trial, np.arange(2))
-    if reason is None:
+    found = _difference(trial, np.arange(2))
+    if found is None:
         return ""  # nothing to compare by: not finite
+    reason, asked.allowed = found, trial.forms
     if len(set(trial.units.lengths.tolist())) > 1:  # rows of one length cannot show what padding does
-        known[key] = reason
+        known[key] = reason, trial.forms
     _paths[trial.model] = {name: ", ".join(sorted(paths)) for name, paths in sorted(trial.paths.items())}
     if reason:
         log.warning("%s takes the reference path: %s", type(trial.model).__name__, reason)
@@ -204,10 +209,10 @@ def _difference(trial: FastSum, chosen: np.ndarray) -> str | None:
     """In what the fast path differs from plain autograd on the chosen units; None if those are not finite."""
     try:
         pass_ = trial.passed(chosen)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         raise
-    except (RowsMixedError, RuntimeError) as error:
-        return str(error)
+    except Exception as error:
+        return str(error) or type(error).__name__
     relative, absolute = (5e-2, 2e-2) if keeps_half(trial.model, trial.autocast) else (1e-3, 1e-4)
     expected = torch.zeros_like(trial.total)
     for place, unit in enumerate(map(int, pass_.units)):

@@ -8,7 +8,7 @@ import torch
 
 from fedsim.gradients.clipping import ModelClip
 from fedsim.gradients.unit_gradients import UnitGradients, squared_row_norms
-from fedsim.gradients.units import Group
+from fedsim.gradients.units import Group, RowOrder
 
 
 class RowsMixedError(RuntimeError):
@@ -94,20 +94,63 @@ class GroupGradients:
         return torch.cat([part * inverse[name] for name, part in zip(names, parts, strict=True)], 1)
 
 
+Forms = dict[str, set[tuple[str, ...]]]
+"""For each layer by name, how the arguments of its calls held the rows."""
+
+
 class Tape:
     """Per-unit gradients of a micro-batch, as they come out of the backward pass.
 
-    Attributes:
+    Args:
         groups: The micro-batch's units.
+        parameters: Those whose gradients are summed.
+        allowed: In which forms each layer may be called, as `forms` of a pass that was compared with plain autograd;
+            None for any.
+
+    Attributes:
+        groups: As given.
         rows: Rows of the micro-batch.
         gradients: For each group, UnitGradients by parameter (its identity: tied layers meet here).
+        forms: In which forms each layer was called: how its arguments hold the rows.
+        order: Follows vectors without an axis of rows; None where no layer may be called with such.
     """
 
-    def __init__(self, groups: list[Group], parameters: Iterable[torch.nn.Parameter]) -> None:
+    def __init__(
+        self, groups: list[Group], parameters: Iterable[torch.nn.Parameter], allowed: Forms | None = None
+    ) -> None:
         self._wanted = {id(parameter) for parameter in parameters}
         self.groups = groups
         self.rows = groups[-1].rows.stop
         self.gradients: list[dict[int, UnitGradients]] = [{} for _ in groups]
+        self.forms: Forms = {}
+        self._allowed = allowed
+        self._together = sum(group.size for group in groups) > 1  # a unit by itself has nobody to be mixed with
+        vectors = allowed is None or any("vectors" in form for forms in allowed.values() for form in forms)
+        self.order = RowOrder(self.rows) if self._together and vectors else None
+
+    def called(self, name: str, arguments: tuple[torch.Tensor, ...]) -> None:
+        """Note how a layer is called.
+
+        Raises:
+            RowsMixedError: Not so in the pass that was compared, which then tells nothing of it; or with vectors of
+                which nobody knows whose they are.
+        """
+        if not self._together:
+            return
+        form = tuple(self._held_by(name, place, argument) for place, argument in enumerate(arguments))
+        if self._allowed is not None and form not in self._allowed.get(name, ()):
+            raise RowsMixedError(f"{name} is called in a way in which it was not when the model was tried")
+        self.forms.setdefault(name, set()).add(form)
+
+    def _held_by(self, name: str, place: int, argument: torch.Tensor) -> str:
+        """How an argument holds the rows: "rows" first, "vectors" of one row after the other, or not at all."""
+        if argument.ndim >= (3 if argument.is_floating_point() else 2):
+            return "rows" if len(argument) == self.rows else "whole"
+        if self.order is not None and argument.ndim == 2 and self.order.known(argument):
+            return "vectors"
+        if place == 0 or (argument.ndim and len(argument) == self.rows):
+            raise RowsMixedError(f"{name} is called with {tuple(argument.shape)} vectors of unknown rows")
+        return "whole"
 
     def wants(self, parameter: torch.nn.Parameter | None) -> bool:
         """Whether the parameter is one of those whose gradients are summed."""
@@ -162,30 +205,36 @@ Record = Callable[[Tape, Any, tuple[torch.Tensor, ...], torch.Tensor], None]
 
 
 @contextmanager
-def recording(tape: Tape, layers: dict[torch.nn.Module, Record]) -> Iterator[None]:
-    """Within it, a forward pass through the layers and its backward pass write to the tape.
+def recording(tape: Tape, layers: dict[torch.nn.Module, tuple[str, Record]]) -> Iterator[None]:
+    """Within it, a forward pass through the layers, given with names, and its backward pass write to the tape.
 
     The model's parameters must not require gradients meanwhile: what autograd would do for them is done here.
     """
     # Makes every recorded output require a gradient, wherever the first trainable layer is.
     anchor = torch.zeros((), requires_grad=True)
     with ExitStack() as stack:
-        for module, record in layers.items():
-            handle = module.register_forward_hook(_hook(tape, record, anchor), with_kwargs=True)
+        for module, (name, record) in layers.items():
+            handle = module.register_forward_hook(_hook(tape, name, record, anchor), with_kwargs=True)
             stack.callback(handle.remove)
+        if tape.order is not None:
+            stack.enter_context(tape.order)
         yield
 
 
-def _hook(tape: Tape, record: Record, anchor: torch.Tensor) -> Callable[..., object]:
+def _hook(tape: Tape, name: str, record: Record, anchor: torch.Tensor) -> Callable[..., object]:
     def hook(module: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, Any], output: object) -> object:
         if not torch.is_grad_enabled():
             return None
         if not isinstance(output, torch.Tensor) or not all(isinstance(a, torch.Tensor) for a in args) or kwargs:
             raise RowsMixedError(f"{type(module).__name__} takes or returns something other than tensors")
+        tape.called(name, args)  # type: ignore[arg-type]
         if isinstance(module, torch.nn.Embedding) and len(output) == 1 < tape.rows:
             # Positions looked up once for all rows: looked up for each row instead, so that rows stay apart.
             output = output.expand(tape.rows, *output.shape[1:])
-        return _recorded(output, anchor, tape, record, module, *args)
+        recorded = _recorded(output, anchor, tape, record, module, *args)
+        if tape.order is not None and recorded.ndim == 2 and not len(recorded) % tape.rows:
+            tape.order.mark(recorded)  # in the order of the arguments, which are known by now
+        return recorded
 
     return hook
 

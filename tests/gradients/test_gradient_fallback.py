@@ -8,6 +8,7 @@ import torch
 from gradient_checks import VOCABULARY, Around, Tables, assert_same, ragged
 
 from fedsim.clip import Clip
+from fedsim.errors import Failure
 from fedsim.gradients import CausalLanguageModel, clipped_sum, layer_paths
 from fedsim.gradients import head as head_module
 from fedsim.gradients.head import fused_loss, plain_head
@@ -117,3 +118,13 @@ def test_the_fused_loss_equals_the_ordinary_one(chunk: int, bias: bool, monkeypa
     from gradient_checks import check
 
     check(model, most=3)
+
+
+def test_a_model_that_fails_on_a_unit_is_named() -> None:
+    class Failing(Tables):
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            raise AssertionError("use model.train()")
+
+    rows, ids = ragged(units=3)
+    with pytest.raises(Failure, match=r"Failing failed in the forward or backward pass.*use model\.train"):
+        clipped_sum(Failing(4, True, None), rows, ids, Clip(norm=0.1), objective=OBJECTIVE)
