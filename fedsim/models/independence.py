@@ -52,7 +52,9 @@ def require_independent_rows(
 ) -> None:
     """Refuse a model of whose rows one depends on another, on its length, or (a language model) on later tokens.
 
-    Three forward passes over 2 · 16, 2 · 16 and 8 tokens; a fourth where something moved.
+    Three forward passes over 2 · 16, 2 · 16 and 8 tokens, a fourth where something moved, and a forward and backward
+    pass over 8 tokens, whose gradients are dropped. A classifier's rows end with the end token, but for one with two
+    of it and one with none: some read their answer at the end tokens of all rows together.
 
     Args:
         model: As it will be trained, on its device and in evaluation mode.
@@ -67,14 +69,16 @@ def require_independent_rows(
     length = TOKENS if context is None else max(1, min(TOKENS, context // 2))
     device = model_device(model)
     halves = any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
-    rows = _Rows(model, config.task == "causal-lm", length, pad_token, end_token, device)
     try:
+        rows = _Rows(model, config.task == "causal-lm", length, pad_token, end_token, device)
         with torch.no_grad(), exact_products(device):
             moves = rows.moves(HALF_SAME_SHAPE if halves else TOLERANCE)
             if halves and max(moves.later, moves.neighbour) > HALF_SAME_SHAPE:
                 with _in_float32(model):
                     moves, halves = rows.moves(TOLERANCE), False
-    except torch.OutOfMemoryError:
+        with exact_products(device):
+            rows.try_backward()
+    except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -127,7 +131,9 @@ class _Rows:
         self, model: Any, causal: bool, length: int, pad_token: int, end_token: int | None, device: torch.device
     ) -> None:
         self.model, self.causal, self.length, self.device = model, causal, length, device
-        special = {pad_token, end_token}
+        own = getattr(getattr(model, "config", None), "eos_token_id", None)
+        ends = {end_token, *(own if isinstance(own, (list, tuple)) else (own,))} - {None}
+        special = {pad_token, *ends}
         vocabulary = min(int(model.get_input_embeddings().weight.shape[0]), 2**15)
         usual = torch.tensor([token for token in range(vocabulary) if token not in special] or [0])
         generator = torch.Generator().manual_seed(0)
@@ -139,6 +145,11 @@ class _Rows:
             return drawn
 
         self.row, self.tail, self.neighbours = row(length), row(length), [row(2 * length), row(2 * length)]
+        if ends and not causal:
+            twice, never = self.neighbours
+            for place, end in enumerate(sorted(ends)):
+                twice[place % (2 * length - 1)] = end
+            never[-1] = usual[0]
         self.padding = torch.full((length,), pad_token)
 
     def moves(self, limit: float) -> Moves:
@@ -153,6 +164,13 @@ class _Rows:
         later = _apart(first, self._read([self.neighbours[0], other]))
         neighbour = _apart(first, self._read([self.neighbours[1], padded]))
         return Moves(later=later, neighbour=neighbour, padding=padding)
+
+    def try_backward(self) -> None:
+        """One backward pass, which some models refuse in evaluation mode; no gradient stays behind."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        with torch.enable_grad():
+            outputs = self._read([self.row])
+            torch.autograd.grad(outputs[0].sum(), parameters, allow_unused=True)
 
     def _read(self, rows: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """The logits; of a classifier also the last hidden states, where it tells them.

@@ -124,6 +124,53 @@ def test_rows_that_move_each_other_are_refused(doing: str, said: str, config: Mo
     require_independent_rows(Company("nothing"), config, 0, None, None)
 
 
+class EndTokens(Company):
+    """Reads its answer at the end token, of which every row must have as many, as T5 and BART do."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask=None, **_: object) -> SimpleNamespace:
+        ended = input_ids == 1
+        if len(set(ended.sum(1).tolist())) > 1:
+            raise ValueError("All examples must have the same number of end tokens.")
+        x = self.table(input_ids)
+        return SimpleNamespace(logits=self.head(x[ended].view(len(x), -1, 8)[:, -1]))
+
+
+class Backwardless(Company):
+    """Has a backward pass in training mode alone, as Reformer does."""
+
+    def forward(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
+        output = super().forward(input_ids, **_)
+        if output.logits.requires_grad:
+            output.logits.register_hook(self.refuse)
+        return output
+
+    def refuse(self, gradient: torch.Tensor) -> None:
+        raise AssertionError("use model.train()")
+
+
+class Tableless(Company):
+    """Does not say where its table is, as Canine does not."""
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        raise NotImplementedError("no input embeddings here")
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "said"),
+    [
+        (EndTokens, CLASSIFIER, "same number of end tokens"),
+        (Backwardless, CAUSAL, r"use model\.train"),
+        (Backwardless, CLASSIFIER, r"use model\.train"),
+        (Tableless, CLASSIFIER, "no input embeddings"),
+        (Tableless, CAUSAL, "no input embeddings"),
+    ],
+)
+def test_what_would_fail_in_a_round_is_refused_in_a_sentence(model: type, config: ModelConfig, said: str) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(InvalidInput, match=f"random tokens said: .*{said}"):
+        require_independent_rows(model("nothing"), config, 0, 1, None)
+
+
 def test_what_comes_later_is_told_from_who_is_beside() -> None:
     torch.manual_seed(0)
     with pytest.raises(InvalidInput, match="both directions"):
@@ -137,8 +184,9 @@ def test_no_more_is_read_than_the_model_can(context: int | None, config: ModelCo
     model, shapes = Company("nothing"), []
     model.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape))
     require_independent_rows(model, config, 0, 1, context)
-    assert len(shapes) == 3
-    assert sum(rows * tokens for rows, tokens in shapes) <= 72
+    assert len(shapes) == 4
+    assert sum(rows * tokens for rows, tokens in shapes) <= 80
+    assert all(p.grad is None for p in model.parameters())
     assert max(tokens for _, tokens in shapes) <= max(2, context or 16)
 
 
@@ -152,7 +200,7 @@ def test_a_leak_below_halved_weights_is_looked_for_in_float32_and_the_weights_ar
     norm.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
     monkeypatch.setattr(independence, "HALF_SAME_SHAPE", -1.0)
     require_independent_rows(loaded.model, loaded.config, 0, None, None)
-    assert seen[-1] == torch.float32
+    assert torch.float32 in seen
     assert torch.bfloat16 in seen
     for name, parameter in loaded.model.named_parameters():
         assert parameter.dtype == before[name].dtype
