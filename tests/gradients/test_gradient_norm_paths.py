@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.clip import Clip, ClipBlock
-from fedsim.gradients import CLIP_MARGIN, CausalLanguageModel, ParameterLayout, SequenceClassification, clipped_sum
+from fedsim.gradients import (
+    CLIP_MARGIN,
+    CausalLanguageModel,
+    ParameterLayout,
+    SequenceClassification,
+    clipped_sum,
+    unit_gradients,
+)
 from fedsim.gradients.fast import unsure
 from fedsim.gradients.objective import RowLosses
 from fedsim.gradients.unit_gradients import UnitGradients, batched_inner, squared_row_norms
@@ -261,3 +268,23 @@ class Adapted(torch.nn.Module):
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         logits = self.frozen(input_ids)
         return logits + self.up(self.down(logits))
+
+
+def test_no_product_adds_up_more_tokens_than_its_running_sum_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen in the shapes: some libraries divide long sums by themselves, and would hide it in the numbers."""
+    tokens: list[int] = []
+    product, batched = unit_gradients.add_product, unit_gradients.batched_outer
+    monkeypatch.setattr(
+        unit_gradients, "add_product", lambda t, a, b: (tokens.append(a.shape[1] // 2), product(t, a, b))
+    )
+    monkeypatch.setattr(unit_gradients, "batched_outer", lambda a, b: (tokens.append(a.shape[1]), batched(a, b))[1])
+    left, right = torch.ones(2, 1000, 90), torch.ones(2, 1000, 80)
+    target = torch.zeros(90, 80)
+    unit_gradients.add_outer(target, left, right, torch.ones(2))
+    assert torch.equal(target, torch.full((90, 80), 2000.0))
+    gradients = unit_gradients.UnitGradients(torch.Size((90, 80)))
+    gradients.outers.append((left, right))
+    squared, _ = gradients.squared_norms()
+    torch.testing.assert_close(squared, torch.full_like(squared, 1000.0**2 * 90 * 80))
+    assert sum(tokens) == 2000
+    assert max(tokens) <= 256
