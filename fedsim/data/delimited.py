@@ -25,7 +25,7 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
-from itertools import accumulate, islice
+from itertools import accumulate, islice, pairwise
 from typing import Any, cast
 
 from fedsim.data.records import FIELDS, QUOTES, Malformed
@@ -176,7 +176,11 @@ class DelimitedReader:
         if all(len(row) == len(self.header) for row in rows):
             self._found[0].extend(map(self._number.__add__, begins[:-1]))
             if begins[-1] > len(rows):
-                rows = [self._marked(row, lines[a:b]) for row, a, b in zip(rows, begins, begins[1:], strict=False)]
+                delimiter, others = self._dialect["delimiter"], len(self.header) - 1
+                for place, (begin, end) in enumerate(pairwise(begins)):
+                    # The last line tells most of them, and sooner than all.
+                    if end > begin + 1 and lines[end - 1].count(delimiter) == others:
+                        rows[place] = self._marked(rows[place], lines[begin:end])
             self._found[1].extend(rows)
         else:
             for row, begin, end in zip(rows, begins, begins[1:], strict=False):
