@@ -38,9 +38,9 @@ ALWAYS_NOT_COVERED = (
 """What no run's guarantee covers."""
 
 SHARED_ROUNDING = (
-    "Units that are computed together may change the rounding of each other's updates and of their running sum: by about "
-    "a millionth of the sum's length, or a billionth for each unit where there are more than a thousand. Exact sums "
-    "(--engine.exact) rule this out."
+    "Units that are computed together may change the rounding of each other's updates and of their running sum: by "
+    "about a millionth of the sum's length, or a billionth for each unit where there are more than a thousand. Exact "
+    "sums (--engine.exact) rule this out."
 )
 FLOATING = (
     "Noise is drawn in floating point by a pseudo-random generator: attacks on rounding and on the generator are not "
