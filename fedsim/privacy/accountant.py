@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from fedsim.errors import InvalidInput
 from fedsim.privacy.bounds import Bounds
 from fedsim.privacy.certify import Question, certify
 from fedsim.privacy.delta_curve import delta_curve
@@ -16,6 +17,9 @@ from fedsim.privacy.gaussian_pairs import GaussianPair
 from fedsim.privacy.grid_plan import Pairs
 from fedsim.privacy.loss_cells import Floats
 from fedsim.validation import require_at_least, require_between
+
+LEAST_DELTA = 1e-280
+"""Smaller ones are refused: grids end where less than a ten-millionth of δ is left, which floats must hold."""
 
 
 def epsilon_bounds(
@@ -55,19 +59,28 @@ def delta_bounds_at(
 
     Args:
         event: What is released.
-        epsilons: ε ≥ 0, rising, float64 [n].
+        epsilons: ε ≥ 0, in any order, float64 [n].
         adjacency: Which data sets count as neighbours.
         least_delta: The smallest δ of interest; bounds below it may be far apart.
 
     Returns:
         float64 [n] each.
+
+    Raises:
+        InvalidInput: For an ε below 0.
     """
+    epsilons = np.asarray(epsilons, dtype=np.float64)
+    for wrong in epsilons[~(epsilons >= 0)][:1]:
+        raise InvalidInput("epsilons", float(wrong), "at least 0")
     pairs = [(dominating_pair(one, adjacency), count) for one, count in _sorted(flatten(event))]
     if not pairs:
         return np.zeros_like(epsilons), np.zeros_like(epsilons)
     shift = gaussian_shift(pairs)
     if np.isnan(shift):
-        return delta_curve(pairs, epsilons, least_delta)
+        order = np.argsort(epsilons)
+        places = np.argsort(order)
+        lower, upper = delta_curve(pairs, epsilons[order], least_delta)
+        return lower[places], upper[places]
     bounds = [gaussian_delta(shift, float(epsilon)) for epsilon in epsilons]
     return np.array([one.lower for one in bounds]), np.array([one.upper for one in bounds])
 
@@ -95,7 +108,7 @@ class Accountant:
 
         `Bounds.met` says whether they are as close together as the tolerance asks.
         """
-        require_between("delta", delta, 0, 1)
+        require_between("delta", delta, LEAST_DELTA, 1)
         return self._solve(delta=delta, tolerance=tolerance)
 
     def delta(self, epsilon: float, *, tolerance: float = 1e-3) -> Bounds:
@@ -142,7 +155,7 @@ def _gaussian_bounds(shift: float, question: Question) -> Bounds:
 
 def epsilon_against(event: Event, delta: float, threshold: float, *, adjacency: Adjacency, tolerance: float) -> Bounds:
     """Bounds on ε at delta, only as close as it takes to tell on which side of the threshold the upper one lies."""
-    require_between("delta", delta, 0, 1)
+    require_between("delta", delta, LEAST_DELTA, 1)
     require_between("tolerance", tolerance, 0, 1)
     return bounds_of(_sorted(flatten(event)), adjacency, Question(None, delta, tolerance, threshold=threshold))
 

@@ -117,7 +117,7 @@ class ComposedTail:
 
     def inverse(self, delta: float) -> float:
         """The ε where the bound falls to delta for good, at least 0: itself a bound on ε, ∞ where it does not fall."""
-        over = np.flatnonzero(~(self.deltas <= delta))
+        over = np.flatnonzero(~(self.deltas <= delta) if self.above else self.deltas > delta)
         if len(over) == 0:
             return max(float(self.losses[0]), 0.0) if self.above else 0.0
         last = int(over[-1])
@@ -145,6 +145,8 @@ def compose(parts: Parts, window: Window, epsilon: float, *, above: bool) -> Com
     outside = np.exp(min(beyond - tilts.high * window.high, 0.0)) + np.exp(min(below + tilts.low * window.low, 0.0))
     # Only a target guessed far too low needs this; the curve then begins above it.
     epsilon = max(epsilon, (tilted.base - LARGEST) / tilt)
+    # And only one guessed far too high this; of the window then its end is kept.
+    epsilon = min(epsilon, float(tilted.losses[-1]))
     losses, deltas, errors = _deltas(tilted, tilt, 1.001 * float(tilted.misplaced + outside), epsilon)
     shift = sum(count * measure.shift for measure, count in parts)
     deltas = deltas + errors + infinite_mass(parts) if above else deltas - errors
@@ -154,6 +156,9 @@ def compose(parts: Parts, window: Window, epsilon: float, *, above: bool) -> Com
 def _deltas(tilted: TiltedMass, tilt: float, misplaced: float, epsilon: float) -> tuple[Floats, Floats, Floats]:
     """Losses, δ of the tilted mass at each, and a bound on its error."""
     kept = tilt * (tilted.losses - epsilon) > -LARGEST
+    if kept.sum() < 2:  # The grid is so coarse for this tilt that only its end says more than that δ is at most 1.
+        end = np.exp(min(tilted.base - tilt * tilted.losses[-1] + log_kernel(tilt), LARGEST)) * misplaced
+        return tilted.losses[-2:], np.zeros(2), np.array([1.0, min(float(end), 1.0)])
     losses, mass = tilted.losses[kept], tilted.masses[kept]
     away = tilt * (losses - epsilon)
     mass = mass * np.exp(-away)

@@ -8,24 +8,30 @@ from scipy.special import erfcx, log_ndtr
 
 from fedsim.privacy.bounds import Bounds
 
+SEARCH = 1e-15
+"""How far, absolutely, the search may end from a root."""
 MARGIN = 1e-10
 """Relative distance of the bounds from the root that the search returns; its own error is far smaller."""
 
 
 def gaussian_epsilon(shift: float, delta: float) -> Bounds:
     """ε at delta for N(shift, 1) against N(0, 1), between bounds."""
-    if log_delta(shift, 0.0)[0] <= np.log(delta):
+    if shift == 0 or log_delta(shift, 0.0)[0] <= np.log(delta):
         return Bounds(lower=0.0, upper=0.0)
     most = shift * shift / 2 + shift * (np.sqrt(-2 * np.log(delta)) + 1)
     roots = [
-        brentq(lambda epsilon, end=end: log_delta(shift, epsilon)[end] - np.log(delta), 0.0, most, xtol=1e-15)
+        brentq(lambda epsilon, end=end: log_delta(shift, epsilon)[end] - np.log(delta), 0.0, most, xtol=SEARCH)
+        if log_delta(shift, 0.0)[end] > np.log(delta)
+        else 0.0
         for end in (0, 1)
     ]
-    return Bounds(lower=min(roots) * (1 - MARGIN), upper=max(roots) * (1 + MARGIN))
+    return Bounds(lower=max(min(roots) * (1 - MARGIN) - 2 * SEARCH, 0.0), upper=max(roots) * (1 + MARGIN) + 2 * SEARCH)
 
 
 def gaussian_delta(shift: float, epsilon: float) -> Bounds:
     """δ at epsilon for N(shift, 1) against N(0, 1), between bounds."""
+    if shift == 0:
+        return Bounds(lower=0.0, upper=0.0)
     upper, lower = np.exp(log_delta(shift, epsilon))
     return Bounds(lower=float(lower) * (1 - MARGIN), upper=min(float(upper) * (1 + MARGIN), 1.0))
 

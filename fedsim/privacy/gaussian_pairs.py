@@ -94,7 +94,9 @@ class GaussianPair:
 
     @property
     def gaussian_shift(self) -> float:
-        """Distance of the means in units of σ, where P and Q are one Gaussian each; NaN otherwise."""
+        """Distance of the means in units of σ, where P and Q are one Gaussian each and nothing else; NaN otherwise."""
+        if self.left_out > 0:
+            return np.nan
         means = np.unique(self.above.means), np.unique(self.below.means)
         return float(means[0][0] - means[1][0]) if len(means[0]) == len(means[1]) == 1 else np.nan
 
@@ -113,7 +115,7 @@ class GaussianPair:
         """Losses (low, high) with Q(loss < low) ≤ tail and P(loss > high) ≤ tail."""
         top, bottom = self.above.means.max() + REACH, self.below.means.min() - REACH
         high = brentq(lambda x: np.log(self.above.upper_tail(x) + 1e-320) - np.log(tail), bottom, top)
-        mirrored = Mixture(-self.below.means, self.below.weights)
+        mirrored = Mixture(-self.below.means, self.below.log_weights)
         low = -brentq(lambda x: np.log(mirrored.upper_tail(x) + 1e-320) - np.log(tail), -top, -bottom)
         losses, _ = self._loss(np.array([low - 1e-6, high + 1e-6]))
         return float(losses[0]), float(losses[1])

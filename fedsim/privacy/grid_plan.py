@@ -28,6 +28,8 @@ SHORT_WINDOW = 2**17
 BLOCKED_WINDOW = 2**15
 """Cells of the window of blocks."""
 FEWEST_CELLS = 256
+ATTEMPTS = 8
+"""How often the ends of a release's grid are moved out after a better guess of δ; each lies far below the last."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def make_plan(
     """The plan for ε at a δ, or δ at an ε."""
     turns = sum(count for _, count in pairs)
     log_delta = float(np.log(delta or 1e-12))
-    while True:
+    for _ in range(ATTEMPTS):
         tail = max(1e-7 * float(np.exp(log_delta)) / turns, 1e-290)
         ranges = [pair.loss_range(tail) for pair, _ in pairs]
         sketches = [(sketch(pair, tail, swapped=swapped), count) for pair, count in pairs]
@@ -170,3 +172,4 @@ def make_plan(
         if delta is not None or bound > log_delta - 7 or tail <= 1e-290:
             return Plan(pairs, swapped, tail, ranges, sketches, tilt, bound)
         log_delta = bound - 5
+    return Plan(pairs, swapped, tail, ranges, sketches, tilt, bound)

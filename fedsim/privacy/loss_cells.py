@@ -41,6 +41,11 @@ class LossCells:
     q_error: Floats
     loss_error: float
 
+    def __post_init__(self) -> None:
+        for values in (self.p, self.q, self.p_error, self.q_error):
+            if not (np.isfinite(values).all() and (values >= 0).all()):
+                raise ArithmeticError("a probability of a cell of losses is negative or not a number")
+
     @property
     def spacing(self) -> float:
         """Distance of neighbouring edges."""

@@ -10,6 +10,8 @@ from fedsim.privacy.events import Adjacency, Event
 from fedsim.privacy.loss_cells import Floats
 from fedsim.validation import require_between
 
+ROUNDING = 1e-15
+"""Of the arithmetic here, on the safe side."""
 PLACES = ((0.98, 48), (0.01, 256), (0.0, 128))
 """Parts of the largest δ that the curve passes (at last the least δ), and how many points lead up to each."""
 
@@ -42,12 +44,13 @@ class PrivacyCurve:
         Returns:
             float64 [n], a certified lower bound on the trade-off function.
         """
-        left = 1 - self.upper[:, None]
-        growth = np.exp(np.minimum(self.epsilons, 700.0))[:, None]
+        usual = self.epsilons <= 700.0  # Beyond, e^ε is no float, and the point says nothing that another does not.
+        left = 1 - self.upper[usual, None]
+        growth = np.exp(self.epsilons[usual])[:, None]
         steep = left - growth * type_one
         flat = (left - type_one) / growth
         best: Floats = np.maximum(steep, flat).max(axis=0)
-        return np.maximum(best, 0.0)
+        return np.maximum(best - ROUNDING, 0.0)
 
 
 def privacy_curve(

@@ -98,6 +98,9 @@ class LaplacePair:
     def cells(self, edges: Floats) -> LossCells:
         """Probabilities of the cells between losses, taken from the nearer tail."""
         above, below = self.tails(edges), self.tails(edges, below=True)
+        # Exponents reach so far, and so do the roundings of what is taken of them.
+        reach = self.event.group_size * support(self.event.law, OUTSIDE)[1] if self.event.group_size > 1 else 0.0
+        doubt = ROUNDING * (1 + reach) * self.event.group_size
         measured = []
         for high, low in zip(above, below, strict=True):
             # Each cell from the tail on its own side of the edge where the tails are equal.
@@ -106,9 +109,9 @@ class LaplacePair:
             near = np.insert(low <= high, 0, True)
             mass = np.maximum(np.where(near, lower, upper), 0.0)
             size = np.minimum(high, low)
-            measured.append((mass, ROUNDING * (np.append(size, 0.0) + np.insert(size, 0, 0.0))))
+            measured.append((mass, doubt * (np.append(size, 0.0) + np.insert(size, 0, 0.0))))
         (p, p_error), (q, q_error) = measured
-        rounding = float(ROUNDING * (1 + np.abs(edges).max()))
+        rounding = float(doubt + ROUNDING * np.abs(edges).max())
         return LossCells(edges=edges, p=p, q=q, p_error=p_error, q_error=q_error, loss_error=rounding)
 
     def tails(self, losses: Floats, *, below: bool = False) -> tuple[Floats, Floats]:
@@ -166,9 +169,13 @@ def _fixed_scale(s: float, shares: Floats, losses: Floats, below: bool) -> tuple
         cut = np.clip((rest - upper[piece]) / (2 * s), piece, piece + 1)
         # The half-line beyond the cut, under Lap(0) and under the mixture, whose terms sum to A_m and B_m again.
         null = 0.5 * np.exp(-s * cut)
-        part = 0.5 * np.exp(lower[piece] - s * cut) - 0.5 * np.exp(upper[piece] + s * cut)
-    covered = np.cumsum(shares)[piece]
-    p, q = (covered - part, 1 - null) if below else (1 - covered + part, null)
+        left, right = 0.5 * np.exp(lower[piece] - s * cut), 0.5 * np.exp(upper[piece] + s * cut)
+    # Shares on one side of the cut, added up from that side's end: at most half of them is subtracted again, so that
+    # either tail is as precise as it is small.
+    if below:
+        p, q = (np.cumsum(shares)[piece] - left) + right, 1 - null
+    else:
+        p, q = (np.append(np.cumsum(shares[:0:-1])[::-1], 0.0)[piece] - right) + left, null
     inside = (losses >= knots[0]) & (losses < knots[-1])
     outside = np.where((losses < knots[0]) == below, 0.0, 1.0)
     return np.where(inside, p, outside), np.where(inside, q, outside)

@@ -1,0 +1,98 @@
+"""Corners of the accountant: losses and δ near their largest, releases that say nothing, odd questions."""
+
+import mpmath
+import numpy as np
+import pytest
+
+from fedsim.errors import InvalidInput
+from fedsim.privacy.accountant import delta_bounds, delta_bounds_at, epsilon_bounds
+from fedsim.privacy.bounds import Bounds
+from fedsim.privacy.events import (
+    Event,
+    Gaussian,
+    MixtureOfGaussians,
+    PoissonSubsampledGaussian,
+    Repeated,
+)
+from fedsim.privacy.gaussian_curve import gaussian_delta, log_delta
+from fedsim.privacy.mechanisms.laplace.event import RandomisedScaleLaplace
+
+pytestmark = pytest.mark.filterwarnings("error")
+STEP = PoissonSubsampledGaussian(sampling_probability=0.01, noise_multiplier=1.0)
+
+
+def laplace(scale: float, probability: float, group_size: int) -> RandomisedScaleLaplace:
+    return RandomisedScaleLaplace(
+        law=(("point", 1.0, scale, 0.0),), sampling_probability=probability, group_size=group_size
+    )
+
+
+def true_delta(setting: tuple[float, float, int], epsilon: float) -> float:
+    """δ of one release that removes the user, to 40 digits: the loss rises from 0 to G, and has one value ε there."""
+    with mpmath.workdps(40):
+        scale, q, groups = mpmath.mpf(setting[0]), mpmath.mpf(setting[1]), setting[2]
+        shares = [mpmath.binomial(groups, k) * q**k * (1 - q) ** (groups - k) for k in range(groups + 1)]
+
+        def ratio(x: mpmath.mpf) -> mpmath.mpf:
+            return sum(share * mpmath.exp(scale * (x - abs(x - k))) for k, share in enumerate(shares))
+
+        low, high = mpmath.mpf(0), mpmath.mpf(groups)
+        for _ in range(130):
+            middle = (low + high) / 2
+            low, high = (middle, high) if ratio(middle) < mpmath.exp(epsilon) else (low, middle)
+        half = [mpmath.exp(-scale * abs(low - k)) / 2 for k in range(groups + 1)]
+        above = sum(share * (half[k] if k <= low else 1 - half[k]) for k, share in enumerate(shares))
+        return float(above - mpmath.exp(epsilon) * mpmath.exp(-scale * low) / 2)
+
+
+@pytest.mark.parametrize("setting", [(5.0, 1e-3, 16), (6.0, 1e-3, 8), (3.0, 0.1, 4), (1.0, 0.3, 12), (0.2, 0.01, 40)])
+def test_tails_near_the_largest_loss_hold_no_rounding_for_probability(setting: tuple[float, float, int]) -> None:
+    """A tail of 1e-17 that was a difference of two numbers near 1 was certified as 1e-16, and could be negative."""
+    event = laplace(*setting)
+    scale, probability, groups = setting
+    largest = groups * np.log1p(probability * np.expm1(scale))
+    for part in (0.2, 0.6, 0.9, 0.98, 0.99, 0.999):
+        found, true = delta_bounds(event, part * largest), true_delta(setting, part * largest)
+        assert found.lower <= true * (1 + 1e-9)
+        assert found.upper >= true * (1 - 1e-9)
+    for delta in (1e-6, 1e-12, 1e-18, 1e-40):
+        assert epsilon_bounds(event, delta).lower <= largest
+    assert delta_bounds(event, 1.005 * largest).lower == 0
+    assert epsilon_bounds(Repeated(event=event, count=3), 1e-17, tolerance=0.01).upper <= 3 * largest * 1.001
+
+
+@pytest.mark.parametrize("shift", [1e-6, 0.1, 1.0, 3.0])
+def test_a_delta_between_the_roundings_of_the_largest_has_an_epsilon(shift: float) -> None:
+    upper, lower = np.exp(log_delta(shift, 0.0))
+    for delta in (lower, (lower + upper) / 2, upper, lower * (1 - 1e-9)):
+        found = epsilon_bounds(Gaussian(noise_multiplier=1 / shift), float(delta))
+        assert found.lower <= 1e-7
+        assert gaussian_delta(shift, found.upper).lower <= delta
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        MixtureOfGaussians(sensitivities=(0.0,), probabilities=(1.0,), noise_multiplier=1.0),
+        MixtureOfGaussians(sensitivities=(0.0, 1.0), probabilities=(1.0, 0.0), noise_multiplier=1.0),
+    ],
+)
+def test_a_release_that_says_nothing_costs_nothing(event: Event) -> None:
+    assert epsilon_bounds(event, 1e-6) == Bounds(lower=0.0, upper=0.0)
+    assert delta_bounds(event, 0.0) == Bounds(lower=0.0, upper=0.0)
+
+
+@pytest.mark.parametrize("event", [Repeated(event=STEP, count=100), Gaussian(noise_multiplier=2.0)])
+def test_a_curve_is_the_same_in_any_order(event: Event) -> None:
+    rising, mixed = np.array([0.5, 1.0, 2.0]), np.array([2.0, 0.5, 1.0])
+    for straight, turned in zip(delta_bounds_at(event, rising), delta_bounds_at(event, mixed), strict=True):
+        np.testing.assert_array_equal(turned, straight[[2, 0, 1]])
+    for wrong in (-0.1, np.nan):
+        with pytest.raises(InvalidInput, match="at least 0"):
+            delta_bounds_at(event, np.array([0.5, wrong]))
+
+
+def test_a_delta_that_floats_cannot_follow_is_refused() -> None:
+    assert epsilon_bounds(Repeated(event=STEP, count=1000), 1e-279).met
+    with pytest.raises(InvalidInput, match="above 1e-280"):
+        epsilon_bounds(Repeated(event=STEP, count=1000), 1e-281)
