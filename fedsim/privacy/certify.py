@@ -77,8 +77,7 @@ def certify(pairs: Pairs, question: Question, *, swapped: bool) -> Bounds:
     if question.answered(best) or (question.delta is None and plan.bound < LOG_NOTHING):
         return best
     guess, order, blocks = plan.guess(of_delta=question.delta is None), 2.0, True
-    # A first grid finer than asked for costs less than a second; on which side of a threshold ε lies is told sooner.
-    fineness = 0.5 if np.isnan(question.threshold) else 1.0
+    fineness = 0.5  # A first grid finer than asked for costs less than a second.
     last: tuple[Layout, float, float] | None = None
     for _ in range(ROUNDS):
         about = question.about(best, guess)
