@@ -44,10 +44,10 @@ class PrivacyCurve:
         Returns:
             float64 [n], a certified lower bound on the trade-off function.
         """
-        usual = self.epsilons <= 700.0  # Beyond, e^ε is no float, and the point says nothing that another does not.
-        left = 1 - self.upper[usual, None]
-        growth = np.exp(self.epsilons[usual])[:, None]
-        steep = left - growth * type_one
+        left = 1 - self.upper[:, None]
+        with np.errstate(over="ignore", invalid="ignore"):
+            growth = np.exp(self.epsilons)[:, None]
+            steep = np.where(type_one > 0, left - growth * type_one, left)  # also where e^ε is no float
         flat = (left - type_one) / growth
         best: Floats = np.maximum(steep, flat).max(axis=0)
         return np.maximum(best - ROUNDING, 0.0)
