@@ -29,6 +29,8 @@ ROUNDING = 4 * np.finfo(float).eps
 CHUNK = 400_000
 REACH = 39.0
 """Beyond so many standard deviations the tails of a Gaussian are 0 as floats."""
+NARROWEST = 1e-12
+"""The least range of losses."""
 CLOSE = 1e-6
 """How near a cell's edge must come to its grid point, in grid steps: charged as an error of every loss."""
 
@@ -118,7 +120,9 @@ class GaussianPair:
         mirrored = Mixture(-self.below.means, self.below.log_weights)
         low = -brentq(lambda x: np.log(mirrored.upper_tail(x) + 1e-320) - np.log(tail), -top, -bottom)
         losses, _ = self._loss(np.array([low - 1e-6, high + 1e-6]))
-        return float(losses[0]), float(losses[1])
+        # A grid needs some room also where the loss is all but 0, of a user who hardly ever takes part.
+        room = NARROWEST if losses[1] - losses[0] < NARROWEST else 0.0
+        return float(losses[0]) - room, float(losses[1]) + room
 
     def cells(self, edges: Floats) -> LossCells:
         """The probability of each cell of losses between neighbouring edges, under P and under Q."""

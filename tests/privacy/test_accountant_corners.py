@@ -8,6 +8,8 @@ from fedsim.errors import InvalidInput
 from fedsim.privacy.accountant import delta_bounds, delta_bounds_at, epsilon_bounds
 from fedsim.privacy.bounds import Bounds
 from fedsim.privacy.events import (
+    Adjacency,
+    Composed,
     Event,
     Gaussian,
     MixtureOfGaussians,
@@ -80,6 +82,21 @@ def test_a_delta_between_the_roundings_of_the_largest_has_an_epsilon(shift: floa
 def test_a_release_that_says_nothing_costs_nothing(event: Event) -> None:
     assert epsilon_bounds(event, 1e-6) == Bounds(lower=0.0, upper=0.0)
     assert delta_bounds(event, 0.0) == Bounds(lower=0.0, upper=0.0)
+
+
+@pytest.mark.parametrize("probability", [1e-12, 1e-16, 1e-25, 1e-101, 1e-300])
+@pytest.mark.parametrize("adjacency", list(Adjacency))
+def test_who_hardly_ever_takes_part_is_hidden(probability: float, adjacency: Adjacency) -> None:
+    """The loss is 0 in all its digits then; beside another release, where bounds may be coarse, it adds little."""
+    rare = Repeated(
+        event=PoissonSubsampledGaussian(sampling_probability=probability, noise_multiplier=1.0), count=10**6
+    )
+    assert epsilon_bounds(rare, 1e-5, adjacency=adjacency) == Bounds(lower=0.0, upper=0.0)
+    other = Gaussian(noise_multiplier=2.0)
+    alone = epsilon_bounds(other, 1e-6, adjacency=adjacency)
+    both = epsilon_bounds(Composed(events=(other, rare)), 1e-6, adjacency=adjacency)
+    assert both.lower <= alone.upper
+    assert alone.lower <= both.upper <= alone.upper * 1.1
 
 
 @pytest.mark.parametrize("event", [Repeated(event=STEP, count=100), Gaussian(noise_multiplier=2.0)])
