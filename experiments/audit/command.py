@@ -137,14 +137,24 @@ class Audit:
         """
         config = _config_of(folder)
         kept_out = config.release or not config.writes_training_metrics
+        outer = _leaves_with(folder.path.resolve())
         if self.not_private_output is not None:
             path = Path(self.not_private_output)
-            if kept_out and folder.path.resolve() in path.resolve().parents:
+            if kept_out and outer in path.resolve().parents:
                 hint = "The run keeps what is computed from training users without noise out of its folder."
-                raise InvalidInput("not-private-output", str(path), f"a file outside of {folder.path}", hint)
+                raise InvalidInput("not-private-output", str(path), f"a file outside of {outer}", hint)
             return path
-        inside, own = folder.audit_not_private, folder.path.resolve()
-        return own.with_name(f"{own.name}_{inside.name}") if kept_out else inside
+        inside = folder.audit_not_private
+        if not kept_out:
+            return inside
+        return outer.with_name("_".join([outer.name, *folder.path.resolve().relative_to(outer).parts, inside.name]))
+
+
+def _leaves_with(run: Path) -> Path:
+    """The folder that leaves as a whole: the run's, or that of the comparison whose arm it is."""
+    from experiments.report.run import COMPARISON
+
+    return run.parent if (run.parent / COMPARISON).exists() else run
 
 
 def print_promises(kept: list[Promise]) -> None:

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 from small_flags import LOCAL, SMALL
 
+from experiments.audit.command import Audit
 from experiments.run import main
+from fedsim.errors import InvalidInput
+from server.run_folder import RunFolder
 
 RUN = [
     *SMALL, *LOCAL,
@@ -95,6 +98,25 @@ def test_nothing_of_its_users_is_written_into_a_folder_to_be_released(
     assert beside["private"] is False
     assert MARK in beside["black_box"][0]["in_words"]
     assert f"{tmp_path / 'run_audit_not_private.json'}: not private" in printed
+
+
+@pytest.mark.parametrize("metrics", ["off", "on"])
+def test_findings_on_users_of_an_arm_stay_out_of_its_comparison_too(tmp_path: Path, metrics: str) -> None:
+    written = Path(__file__).parent / "runs_of_version_0_1" / "compare"
+    arm = Path(shutil.copytree(written, tmp_path / "both")) / "uls"
+    (tmp_path / "both" / "comparison.json").touch()
+    config = json.loads((arm / "config.json").read_text(encoding="utf-8"))
+    config["config"]["training-metrics"] = metrics
+    (arm / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    found = Audit(run_folder=str(arm))._users_file(RunFolder(arm))
+    inside = Audit(run_folder=str(arm), not_private_output=str(tmp_path / "both" / "found.json"))
+    if metrics == "on":
+        assert found == arm / "audit_not_private.json"
+        assert inside._users_file(RunFolder(arm)) == tmp_path / "both" / "found.json"
+    else:
+        assert found == tmp_path / "both_uls_audit_not_private.json"
+        with pytest.raises(InvalidInput, match="a file outside of"):
+            inside._users_file(RunFolder(arm))
 
 
 def test_what_an_earlier_version_wrote_into_the_statement_is_shown_as_not_private(tmp_path: Path) -> None:
