@@ -80,6 +80,7 @@ def _print_summary(store: UserStore) -> None:
     for name, view in views.items():
         table.add_row(name, *(f"{count:,}" for count in (view.num_users, view.num_rows, view.num_tokens)))
     console.print(table)
+    console.print("Not private: these counts, and the manifest, are of the users' own data, without noise.")
     quantiles = ", ".join(f"{name} {count:,}" for name, count in manifest["rows_per_user"].items())
     console.print(f"Rows per user: {quantiles}", highlight=False)
     console.print(

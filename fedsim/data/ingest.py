@@ -134,7 +134,8 @@ def _build(
         _start(partial, recipe["key"])
         records, bad, doubtful = spool(source, config, encoder, partial / "parts", progress)
         if bad.total:
-            logger.warning("%s of %s records left out: %s", f"{bad.total:,}", f"{records:,}", bad.in_words())
+            counts = f"{bad.total:,} of {records:,}"
+            logger.warning("%s records left out (not private: counted without noise): %s", counts, bad.in_words())
         doubts = {"doubtful_rows": doubtful.to_json(), "undeclared_owners": owner_columns(source.beside())}
         _group(config, encoder, recipe, partial, records, bad, doubts, progress)
         os.replace(partial / "store", output)

@@ -259,7 +259,10 @@ def test_json_of_another_kind_beside_the_data_is_left_out_and_counted(tmp_path, 
     store = build_store(config, tokenizer, tmp_path / "store")
     assert store.num_users == 3
     assert store.manifest["bad_rows"] == {"file without the columns": {"count": 1, "first": ["a_stats.json:1"]}}
-    assert caplog.messages == ["1 of 11 records left out: 1 × file without the columns (first: a_stats.json:1)"]
+    assert caplog.messages == [
+        "1 of 11 records left out (not private: counted without noise): "
+        "1 × file without the columns (first: a_stats.json:1)"
+    ]
     with pytest.raises(InvalidInput, match=r"a_stats\.json:1"):
         build_store(dataclasses.replace(config, bad_rows="refuse"), tokenizer, tmp_path / "refused")
     with pytest.raises(InvalidInput):
