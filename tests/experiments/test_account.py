@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from own_kind_of_release import OWN
 
 from experiments.account import Account
 from experiments.run import main
@@ -182,28 +183,6 @@ def test_the_statements_command_prints_the_statements_epsilon(
             ledger.charge(uls.step_event(), round=round)
         ledger.charge(Gaussian(noise_multiplier=30.0), round=3, purpose="metric")
         check(uls, ledger.event(), ledger=str(path))
-
-
-OWN = """
-from dataclasses import dataclass
-from typing import ClassVar
-
-from fedsim.privacy import dominating_pairs
-from fedsim.privacy.events import EVENTS, Event, Gaussian
-
-
-@EVENTS.register
-@dataclass(frozen=True, kw_only=True)
-class Own(Event):
-    kind: ClassVar[str] = "own"
-
-    noise_multiplier: float
-
-
-@dominating_pairs.register(Own)
-def _(event, adjacency):
-    return dominating_pairs.dominating_pair(Gaussian(noise_multiplier=event.noise_multiplier), adjacency)
-"""
 
 
 def test_a_kind_of_release_of_ones_own_is_found_again_by_the_statements_command(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from own_kind_of_release import OWN
 
 from experiments.run import main
 from fedsim.plan import UlsPlan
@@ -195,28 +196,6 @@ def test_the_statement_names_the_command_and_it_needs_no_torch(tmp_path: Path) -
     )
     assert done.returncode == 0, done.stderr
     assert "confirmed in" in done.stdout
-
-
-OWN = """
-from dataclasses import dataclass
-from typing import ClassVar
-
-from fedsim.privacy import dominating_pairs
-from fedsim.privacy.events import EVENTS, Event, Gaussian
-
-
-@EVENTS.register
-@dataclass(frozen=True, kw_only=True)
-class Own(Event):
-    kind: ClassVar[str] = "own"
-
-    noise_multiplier: float
-
-
-@dominating_pairs.register(Own)
-def _(event, adjacency):
-    return dominating_pairs.dominating_pair(Gaussian(noise_multiplier=event.noise_multiplier), adjacency)
-"""
 
 
 def test_a_kind_of_release_of_ones_own_cannot_be_checked_and_that_is_said(
