@@ -99,12 +99,13 @@ def main() -> int:
     from fedsim.engine.ray_grid import RayGrid
     from fedsim.plan import UlsPlan
     from fedsim.privacy.ledger import Ledger
+    from fedsim.release import Release
     from server.checkpoint import CheckpointWriter
     from server.dispatch import Dispatcher
     from server.evaluation import HeldOut
     from server.identity import Seeds
     from server.optimizer import ServerOptimizer
-    from server.round import Budget, Release, Round
+    from server.round import Budget, Round
     from server.run_folder import RunFolder
     from server.training import Job, Training
 

@@ -17,6 +17,7 @@ from fedsim.models.export import export
 from fedsim.models.unchanged import unchanged_parameters
 from fedsim.plan import Plan, UserSizes, plan_from_values
 from fedsim.privacy.ledger import Ledger
+from fedsim.release import Release
 from fedsim.resources import Resources, open_resources
 from fedsim.statement import NoiseOrigin, PrivacyStatement, privacy_statement
 from fedsim.terminal import speak
@@ -28,7 +29,7 @@ from server.evaluation import HeldOut
 from server.identity import Seeds, identity_of, require_same, settings_of
 from server.optimizer import ServerOptimizer
 from server.packing import Roster
-from server.round import Budget, Release, Round
+from server.round import Budget, Round
 from server.run_folder import RunFolder, without_infinities, write_json
 from server.training import Job, Outcome, Training
 

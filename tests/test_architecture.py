@@ -31,7 +31,7 @@ FLOORS = (
     ("fedsim.privacy", "fedsim.gradients", "fedsim.data"),
     ("fedsim.sampling", "fedsim.models", "fedsim.engine"),
     ("fedsim.plan",),
-    ("fedsim.planner", "fedsim.statement", "fedsim.config"),
+    ("fedsim.planner", "fedsim.statement", "fedsim.release", "fedsim.config"),
     ("fedsim.resources",),
     ("clients", "server"),
     ("experiments",),

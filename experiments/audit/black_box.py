@@ -22,12 +22,13 @@ from fedsim.plan import Plan
 from fedsim.privacy.audit.claim import epsilon_free
 from fedsim.privacy.audit.membership import AttackArea, attack_area
 from fedsim.privacy.audit.rates import attack_rates
+from fedsim.release import Release
 from fedsim.resources import Resources, open_resources
 from fedsim.rows import TokenRows, UserView
 from server.dispatch import Dispatcher
 from server.identity import Seeds
 from server.optimizer import ServerOptimizer
-from server.round import Budget, Release, Round
+from server.round import Budget, Round
 
 
 @dataclass(frozen=True, kw_only=True)

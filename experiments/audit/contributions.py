@@ -12,7 +12,8 @@ from experiments.audit.canaries import CanaryUsers
 from experiments.audit.rig import FAR, USERS, WARM_UP, FaultyGrid, Rig, state_of
 from fedsim.clip import Clip
 from fedsim.plan import Plan
-from server.round import CLIP_NORM, PARAMETERS, RELEASE
+from fedsim.release import CLIP_NORM
+from server.round import PARAMETERS, RELEASE
 
 SPARE_ROWS, ROUNDS = 2, 6
 """Rows that users own beyond what the plan lets them use, and rounds."""

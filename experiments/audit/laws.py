@@ -16,7 +16,8 @@ from fedsim.plan import Plan
 from fedsim.privacy.mechanisms import GaussianNoise, Noise
 from fedsim.privacy.mechanisms.laplace.event import RandomisedScaleLaplace
 from fedsim.privacy.mechanisms.laplace.inverse_scale import log_mgf
-from server.round import CLIP_NORM, PARAMETERS, RELEASE
+from fedsim.release import CLIP_NORM
+from server.round import PARAMETERS, RELEASE
 
 SAMPLED_ROUNDS, MOST_UNITS = 50, 100_000
 """Rounds in which units are looked at, and units that are told apart, at most."""

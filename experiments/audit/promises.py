@@ -21,8 +21,8 @@ from fedsim.engine.messages import TrainRequest
 from fedsim.errors import Failure, InvalidInput
 from fedsim.plan import Plan
 from fedsim.privacy.ledger import Ledger, read_entries
+from fedsim.release import Release
 from server.dispatch import Gathered
-from server.round import Release
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,10 +21,11 @@ from fedsim.engine.local import LocalGrid
 from fedsim.plan import Plan
 from fedsim.privacy.events import Composed, Event
 from fedsim.privacy.ledger import LedgerEntry, merged
+from fedsim.release import Release
 from server.dispatch import Dispatcher
 from server.identity import Seeds
 from server.optimizer import ServerOptimizer
-from server.round import Budget, Charges, Gather, Release, Round
+from server.round import Budget, Charges, Gather, Round
 
 FAR = 1000.0
 """How many times as long as its limits a canary's update is."""

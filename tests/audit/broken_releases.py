@@ -14,9 +14,10 @@ from fedsim.privacy.mechanisms import GaussianNoise, QuantileClip
 from fedsim.privacy.mechanisms.adaptive_noise import AdaptiveGaussianNoise
 from fedsim.privacy.mechanisms.laplace.mechanism import LaplaceNoise
 from fedsim.randomness import StreamNoise, stream
+from fedsim.release import Release
 from fedsim.sampling import Poisson
 from fedsim.secure_noise import SecureNoise
-from server.round import Budget, Release, Round
+from server.round import Budget, Round
 
 # Sampling ---------------------------------------------------------------------------------------------------------
 

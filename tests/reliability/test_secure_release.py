@@ -16,8 +16,8 @@ from fedsim.config import EvaluationConfig, NoiseConfig
 from fedsim.engine.exact import resolution_for
 from fedsim.plan import UlsPlan
 from fedsim.privacy.mechanisms import MECHANISMS
+from fedsim.release import Release
 from fedsim.secure_noise import SecureNoise
-from server.round import Release
 
 SIZES = {"h.0.attn.weight": 24, "h.0.attn.bias": 4, "h.1.mlp.weight": 12}
 TOTAL = sum(SIZES.values())

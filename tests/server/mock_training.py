@@ -14,11 +14,12 @@ from fedsim.engine.local import LocalGrid
 from fedsim.engine.messages import TrainReply, TrainRequest
 from fedsim.plan import Plan, UlsPlan
 from fedsim.privacy.ledger import Ledger
+from fedsim.release import Release
 from server.dispatch import Dispatcher
 from server.evaluation import HeldOut
 from server.identity import Seeds
 from server.optimizer import ServerOptimizer
-from server.round import Budget, Release, Round
+from server.round import Budget, Round
 from server.run_folder import RunFolder
 from server.training import Job, Training
 

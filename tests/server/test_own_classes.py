@@ -14,8 +14,8 @@ from fedsim.clip import Clip
 from fedsim.errors import InvalidInput
 from fedsim.privacy.events import Event, Gaussian
 from fedsim.privacy.mechanisms import GaussianNoise, Mechanism, Sizes
+from fedsim.release import CLIP_NORM, Release
 from fedsim.sampling import Poisson, Streams
-from server.round import CLIP_NORM, Release
 
 SIZES = {"a": 3, "b": 5}
 

@@ -9,7 +9,7 @@ from fedsim.plan import ElsPlan, UlsPlan, plan_from_json
 from fedsim.privacy.events import PoissonSubsampledGaussian
 from fedsim.privacy.mechanisms import MECHANISMS, RandomisedLaplace
 from fedsim.privacy.mechanisms.laplace.event import RandomisedScaleLaplace
-from server.round import Release
+from fedsim.release import Release
 
 SIZES = {"h.0.attn.weight": 6000, "h.0.attn.bias": 500, "h.1.attn.weight": 1500, "wte.weight": 12_000}
 TOTAL = sum(SIZES.values())

@@ -1,0 +1,128 @@
+"""What leaves the server each round: the clipped sum with its noise over a public constant, and the state between."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fedsim.clip import Clip
+from fedsim.errors import InvalidInput
+from fedsim.plan import Plan
+from fedsim.privacy.mechanisms import GaussianNoise, NoiseSource
+from fedsim.privacy.mechanisms.quantile_clip import COUNT_RESOLUTION
+from fedsim.randomness import StreamNoise, stream
+from fedsim.secure_noise import SecureNoise
+
+CLIP_NORM = "clip_norm"
+NOISE = "noise/"
+
+
+class Release:
+    """What leaves the server each round, and the mechanism's state between rounds, made of released values alone.
+
+    Args:
+        plan: Names mechanism and clip rule; its noise multiplier is that of the whole release.
+        sizes: Values of each parameter by name, in the order of the flat vector.
+        noise_seed: Seed or secret key of the noise; None draws it from a cryptographic generator, under a new key for
+            each release.
+
+    Raises:
+        InvalidInput: A mechanism whose noise is none that a moving clip norm's count can share, or whose clip is not
+            of these parameters.
+    """
+
+    def __init__(self, plan: Plan, sizes: Mapping[str, int], noise_seed: int | bytes | None) -> None:
+        self.plan = plan
+        self.clip_norm = plan.clip_norm
+        self.clip_rule = plan.clip_rule
+        self._noise_seed = noise_seed
+        event = plan.step_event() if plan.noise_multiplier > 0 else None
+        self.noise = plan.mechanism.noise(event, plan.sum_noise_multiplier, sizes)
+        self._sizes = sizes
+        plain = isinstance(self.noise, GaussianNoise) and self.noise.noise_multiplier == plan.sum_noise_multiplier
+        if self.clip_rule is not None and not plain:
+            raise InvalidInput("plan.clip-quantile", plan.clip_quantile, f"0 with {plan.mechanism.name}")
+        self.clip  # noqa: B018 - a clip that is not of this model is refused before anything is charged
+
+    @property
+    def clip(self) -> Clip:
+        """What each unit's update is brought to in the coming round.
+
+        Raises:
+            InvalidInput: The mechanism made a clip of another norm or of other parameters.
+        """
+        clip = self.noise.clip(self.clip_norm)
+        clip.require_parameters(self._sizes)
+        if clip.order != self.plan.mechanism.norm_order:
+            raise InvalidInput("clip.order", clip.order, f"{self.plan.mechanism.norm_order}, as its mechanism says")
+        return clip
+
+    def noised_mean(
+        self, total: np.ndarray, clip: Clip, round: int, *, attempt: int = 0, resolution: float = 0.0
+    ) -> np.ndarray:
+        """(total + noise)/normaliser, in place: the released mean.
+
+        The noise of one round is drawn from its own keyed stream and never used for another sum. Divided by the
+        expected, never the realised, number of units: the latter would leak who took part.
+
+        Args:
+            total: The sum of updates clipped by `clip`, float32 or (from exact sums) float64 [P]; overwritten.
+            clip: The round's clip.
+            round: The round, from 0.
+            attempt: How often the round was released before (and lost); each attempt has noise of its own.
+            resolution: Step of the grid that exact sums lie on; 0 for float sums.
+        """
+        self.noise.add(total, clip, self._source("noise", round, attempt, resolution))
+        total /= total.dtype.type(self.plan.normaliser)
+        return total
+
+    def observe(
+        self,
+        released: np.ndarray,
+        parameters: np.ndarray,
+        statistics: Mapping[str, float],
+        round: int,
+        *,
+        attempt: int = 0,
+    ) -> None:
+        """Prepare the next round from this one's release, and from a noised count where the clip norm follows one.
+
+        Args:
+            released: The released mean [P].
+            parameters: The parameters [P] it belongs to, before the step.
+            statistics: Private sums over the units: "units" and "clipped_units" enter, noised.
+            round: The round.
+            attempt: How often the round was released before.
+        """
+        self.noise.observe(released, parameters)
+        if self.clip_rule is not None:
+            fraction = self.clip_rule.noised_fraction(
+                statistics["units"] - statistics.get("clipped_units", 0.0),
+                statistics["units"],
+                self._source("clip-count", round, attempt, COUNT_RESOLUTION),
+                private=self.plan.noise_multiplier > 0,
+            )
+            self.clip_norm = self.clip_rule.moved(self.clip_norm, fraction)
+
+    def _source(self, purpose: str, round: int, attempt: int, resolution: float = 0.0) -> NoiseSource:
+        """Where the noise of one release comes from; used for nothing else.
+
+        resolution: Step of the public grid that the exact value lies on; 0 for float sums.
+        """
+        if self._noise_seed is None:
+            return SecureNoise(resolution)
+        return StreamNoise(stream(self._noise_seed, purpose, *((round, attempt) if attempt else (round,))))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything a resumed run needs, as named arrays; made of released values alone."""
+        kept = {NOISE + name: array for name, array in self.noise.state().items()}
+        return {CLIP_NORM: np.array(self.clip_norm), **kept}
+
+    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Continue from what state() returned."""
+        self.clip_norm = float(arrays[CLIP_NORM])
+        self.noise.load_state(under(arrays, NOISE))
+
+
+def under(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays of one part of a state, by their names in it."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
