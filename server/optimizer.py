@@ -1,12 +1,12 @@
 """The server's optimizer: PyTorch's, over the one flat vector of trainable parameters."""
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from fedsim.config import OptimizerConfig
+from fedsim.schedule import schedule_factor
 
 
 class ServerOptimizer:
@@ -30,7 +30,9 @@ class ServerOptimizer:
     @property
     def learning_rate(self) -> float:
         """The learning rate that the next step will use."""
-        return self._config.learning_rate * _schedule_factor(self._config, self._round, self._rounds)
+        chosen = self._config
+        factor = schedule_factor(chosen.schedule, chosen.warmup_rounds, self._round, self._rounds)
+        return chosen.learning_rate * factor
 
     @torch.no_grad()
     def step(self, mean: np.ndarray) -> None:
@@ -63,15 +65,3 @@ _RULES: dict[str, Callable[[torch.Tensor, OptimizerConfig], torch.optim.Optimize
     "momentum": lambda tensor, config: torch.optim.SGD([tensor], lr=config.learning_rate, momentum=config.momentum),
     "adam": lambda tensor, config: torch.optim.Adam([tensor], lr=config.learning_rate),
 }
-
-
-def _schedule_factor(config: OptimizerConfig, round: int, rounds: int) -> float:
-    """The learning rate of a round over the peak: linear warm-up, then the named decay."""
-    if round < config.warmup_rounds:
-        return (round + 1) / (config.warmup_rounds + 1)
-    progress = (round - config.warmup_rounds) / max(1, rounds - config.warmup_rounds)
-    if config.schedule == "linear":
-        return max(0.0, 1.0 - progress)
-    if config.schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-    return 1.0

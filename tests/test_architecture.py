@@ -26,7 +26,14 @@ FORBIDDEN = {
 
 FLOORS = (
     ("fedsim.errors",),
-    ("fedsim.validation", "fedsim.rows", "fedsim.randomness", "fedsim.registry", "fedsim.secure_noise"),
+    (
+        "fedsim.validation",
+        "fedsim.rows",
+        "fedsim.randomness",
+        "fedsim.registry",
+        "fedsim.schedule",
+        "fedsim.secure_noise",
+    ),
     ("fedsim.clip", "fedsim.versions", "fedsim.terminal", "fedsim.cache", "fedsim.hugging_face"),
     ("fedsim.privacy", "fedsim.gradients", "fedsim.data"),
     ("fedsim.sampling", "fedsim.models", "fedsim.engine"),

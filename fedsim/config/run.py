@@ -9,6 +9,7 @@ from fedsim.data.config import DataConfig
 from fedsim.errors import InvalidInput
 from fedsim.models.config import ModelConfig
 from fedsim.privacy.mechanisms import MECHANISMS
+from fedsim.schedule import Schedule
 from fedsim.validation import require_at_least, require_between, require_positive
 
 
@@ -20,7 +21,7 @@ class OptimizerConfig:
     """The update rule."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: Schedule = "constant"
     """How the learning rate falls to zero after the warm-up, over the rounds; constant does not fall."""
     warmup_rounds: int = 0
     """Rounds over which the learning rate rises linearly from zero."""

@@ -1,0 +1,183 @@
+"""What the server's optimizer makes of the releases, and how much noise it makes of theirs.
+
+Every optimizer here is linear in the releases: after round t the parameters have moved by Σ_{i≤t} w_{t,i}·release_i,
+with
+
+    w_{t,i} = Σ_{s=i..t} f_s·m^{s−i},
+
+a geometric average of the releases (decay m) times a factor f_s of each round, summed over the rounds. The release of
+round t carries the noise ‖c‖₂·x_t, x = C⁻¹ξ, with C the lower-triangular Toeplitz matrix of the coefficients c and ξ
+standard normal; so ξ_j is in the parameters after round t with weight B_{t,j} = Σ_{s=j..t} f_s·g_{s−j}, where g is the
+impulse response of 1/((1 − mz)·c(z)). The mean over rounds of Σ_j B_{t,j}² is a quadratic form gᵀQg, whose entries are
+suffix sums along the diagonals:
+
+    Q_{k,k+d} = (1/T) Σ_{s=k..T−1−d} (T − d − s)·f_s·f_{s+d}.
+
+Where f is constant, B is Toeplitz too and the same mean is (f²/T) Σ_k (T − k)·(g_0 + … + g_k)². Nothing here is
+approximated, and nothing touches privacy: any workload gives a valid mechanism, a fitting one a better.
+"""
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+from scipy.linalg.blas import dsymv
+from scipy.signal import lfilter
+
+from fedsim.errors import InvalidInput
+from fedsim.schedule import Schedule, schedule_factor
+from fedsim.validation import require_at_least, require_between
+
+ADAM_DECAY = 0.9
+"""β₁ of the server's Adam."""
+MOST_ROUNDS_IN_MEMORY = 4096
+"""Up to here Q is kept (128 MiB at most); beyond, its diagonals are made again for each set of coefficients."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """How the parameters depend on the releases of the rounds so far.
+
+    Attributes:
+        factors: f_s, one a round: learning rate over its peak, and whatever else the optimizer multiplies with.
+        decay: m, the decay of the optimizer's average of releases, 0 ≤ m < 1; 0 where it has none.
+    """
+
+    factors: tuple[float, ...]
+    decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.factors or not all(math.isfinite(factor) for factor in self.factors) or not any(self.factors):
+            raise InvalidInput("factors", self.factors, "finite numbers, one a round, at least one of them not 0")
+        if not 0 <= self.decay < 1:
+            raise InvalidInput("decay", self.decay, "a number of at least 0 and below 1")
+
+    @classmethod
+    def prefix_sums(cls, rounds: int) -> Self:
+        """Plain SGD at a constant learning rate: the parameters are the sum of the releases so far."""
+        require_at_least("rounds", rounds, 1)
+        return cls(factors=(1.0,) * rounds)
+
+    @classmethod
+    def of_optimizer(
+        cls,
+        name: Literal["sgd", "momentum", "adam"],
+        rounds: int,
+        *,
+        momentum: float = 0.9,
+        schedule: Schedule = "constant",
+        warmup_rounds: int = 0,
+    ) -> Self:
+        """What the server's optimizer of this name makes of the releases, at a peak learning rate of 1.
+
+        Adam divides by the root of a moving average of squared releases. Where noise outweighs the signal in each
+        coordinate, as it does at user level, that average is the variance of the noise: the same in every coordinate
+        and, after its own bias correction, much the same in every round. It is taken as constant; a constant scales
+        all errors alike and has no say in which coefficients are best. What remains is the first moment, with its
+        bias correction: f_s = η_s·(1 − β₁)/(1 − β₁^{s+1}), m = β₁.
+
+        Args:
+            name: The update rule.
+            rounds: T.
+            momentum: Momentum of the momentum rule (m·buffer + release, no dampening).
+            schedule: How the learning rate falls over the rounds.
+            warmup_rounds: Rounds over which it rises from zero.
+
+        Raises:
+            InvalidInput: For an unknown rule, or a value out of range.
+        """
+        require_at_least("rounds", rounds, 1)
+        rates = [schedule_factor(schedule, warmup_rounds, done, rounds) for done in range(rounds)]
+        if name == "sgd":
+            return cls(factors=tuple(rates))
+        if name == "momentum":
+            require_between("momentum", momentum, 0, 1)
+            return cls(factors=tuple(rates), decay=momentum)
+        if name == "adam":
+            corrected = (rate * (1 - ADAM_DECAY) / (1 - ADAM_DECAY ** (done + 1)) for done, rate in enumerate(rates))
+            return cls(factors=tuple(corrected), decay=ADAM_DECAY)
+        raise InvalidInput("optimizer.name", name, "sgd, momentum or adam")
+
+    @property
+    def rounds(self) -> int:
+        """T."""
+        return len(self.factors)
+
+    def error(self, coefficients: Sequence[float] | np.ndarray) -> float:
+        """The noise in the parameters for these coefficients, at noise multiplier, clip norm and divisor 1.
+
+        Args:
+            coefficients: c, at most T of them, c_0 ≠ 0.
+
+        Returns:
+            Root mean square over the rounds of the standard deviation, in one coordinate, of the noise in what the
+            optimizer has made of the releases: √((T+1)/2) for prefix sums and c = (1,). Infinite where 1/c(z) grows
+            past what a float64 holds.
+        """
+        squared_norm = float(np.square(coefficients).sum())
+        return math.sqrt(squared_norm * self.mean_square(coefficients)[0])
+
+    def mean_square(self, coefficients: Sequence[float] | np.ndarray) -> tuple[float, np.ndarray]:
+        """The mean over rounds of the variance that x = C⁻¹ξ has in the parameters, without the factor ‖c‖₂².
+
+        Returns:
+            The mean square, and its gradient in the coefficients, float64 of their shape.
+
+        Raises:
+            InvalidInput: For no coefficients, more of them than rounds, or c_0 = 0.
+        """
+        c = np.asarray(coefficients, dtype=np.float64)
+        if c.ndim != 1 or not 1 <= len(c) <= self.rounds or c[0] == 0:
+            allowed = f"between 1 and {self.rounds} numbers (the rounds), the first of them not 0"
+            raise InvalidInput("coefficients", coefficients, allowed)
+        first = np.zeros(self.rounds)
+        first[0] = 1.0
+        with np.errstate(over="ignore", invalid="ignore"):
+            inverse = lfilter([1.0], c, first)
+            response = lfilter([1.0], [1.0, -self.decay], inverse)
+            slope = self._form(response)
+            square = float(response @ slope)
+            # c·β = 1, so that dg = −(g∗β)∗dc.
+            moved = lfilter([1.0], c, response)
+            gradient = np.array([slope[lag:] @ moved[: self.rounds - lag] for lag in range(len(c))])
+        return (square if math.isfinite(square) else math.inf), -2 * gradient
+
+    def _form(self, response: np.ndarray) -> np.ndarray:
+        """Q·response, float64 [T]."""
+        if min(self.factors) == max(self.factors):
+            left = np.arange(self.rounds, 0, -1) * (self.factors[0] ** 2 / self.rounds)
+            return np.cumsum((left * np.cumsum(response))[::-1])[::-1]
+        if self.rounds <= MOST_ROUNDS_IN_MEMORY:
+            product: np.ndarray = dsymv(1.0, _quadratic_form(self.factors).T, response)
+            return product
+        product = np.zeros(self.rounds)
+        for distance, diagonal in _diagonals(self.factors):
+            product[: len(diagonal)] += diagonal * response[distance:]
+            if distance:
+                product[distance:] += diagonal * response[: len(diagonal)]
+        return product
+
+
+@functools.lru_cache(maxsize=1)
+def _quadratic_form(factors: tuple[float, ...]) -> np.ndarray:
+    """Q, float64 [T, T]; one is kept, because coefficients of many lengths are fitted to one workload."""
+    rounds = len(factors)
+    form = np.empty((rounds, rounds))
+    entries = form.reshape(-1)
+    for distance, diagonal in _diagonals(factors):
+        length = len(diagonal)
+        entries[distance : distance + length * (rounds + 1) : rounds + 1][:length] = diagonal
+        entries[distance * rounds :: rounds + 1] = diagonal
+    return form
+
+
+def _diagonals(factors: tuple[float, ...]) -> Iterator[tuple[int, np.ndarray]]:
+    """The distance of each diagonal of Q from the main one, and its entries from k = 0 on."""
+    values, rounds = np.array(factors), len(factors)
+    remaining = np.arange(rounds, 0, -1) / rounds
+    for distance in range(rounds):
+        products = values[: rounds - distance] * values[distance:] * remaining[distance:]
+        yield distance, np.cumsum(products[::-1])[::-1]
