@@ -11,7 +11,7 @@ from typing import Any
 
 from fedsim.errors import Failure, InvalidInput
 from fedsim.privacy.bounds import shown_above
-from fedsim.privacy.check import BoundCheck, NotCheckable, Verdict, confirm, counted
+from fedsim.privacy.check import BoundCheck, NotCheckable, Verdict, charged, confirm, counted
 from fedsim.privacy.events import Adjacency, Event, from_json
 from fedsim.privacy.ledger import LedgerDamaged, read_entries
 from fedsim.registry import import_module
@@ -114,13 +114,15 @@ def _findings(run: Path) -> Iterator[Finding]:
     except LedgerDamaged as damage:
         yield Finding(Verdict.CONTRADICTED, f"{LEDGER} is not what was written: line {damage.line}, {damage.reason}")
         return
-    charged: Counter[Event] = Counter()
-    for entry in entries:
-        charged.update(counted(entry.event))
-    count = charged.total()
-    yield _compared(f"{PRIVACY} counts what the {count} charges of {LEDGER} hold", counted(statement.event) == charged)
+    cases = charged(entry.event for entry in entries)
+    same = _as_set(counted(statement.event)) == _as_set(cases)
+    yield _compared(f"{PRIVACY} counts what the {len(entries)} charges of {LEDGER} hold", same)
     yield from _beside(run, statement)
-    yield from _bounds(statement, charged)
+    yield from _bounds(statement, cases)
+
+
+def _as_set(cases: list[Counter[Event]]) -> set[frozenset[tuple[Event, int]]]:
+    return {frozenset(case.items()) for case in cases}
 
 
 def _beside(run: Path, statement: Statement) -> Iterator[Finding]:
@@ -136,10 +138,10 @@ def _beside(run: Path, statement: Statement) -> Iterator[Finding]:
         yield _compared(f"{SUMMARY} names the same ε", same)
 
 
-def _bounds(statement: Statement, charged: Counter[Event]) -> Iterator[Finding]:
+def _bounds(statement: Statement, cases: list[Counter[Event]]) -> Iterator[Finding]:
     """Both bounds on ε, by the second method, from what the ledger holds."""
     try:
-        found = confirm(charged, statement.delta, (statement.lower, statement.upper), statement.adjacency)
+        found = confirm(cases, statement.delta, (statement.lower, statement.upper), statement.adjacency)
     except NotCheckable as unknown:
         yield Finding(Verdict.UNDECIDED, f"the second method does not know what was released: {unknown}")
         return

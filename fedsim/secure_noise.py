@@ -80,6 +80,10 @@ class SecureNoise:
         """
         raise InvalidInput("noise.secure", True, "off with a mechanism whose noise is not Gaussian")
 
+    def normal_steps(self, size: int, bits: int) -> np.ndarray:
+        """floor(Z·2^bits) for exact standard normal Z, int64 [size]; bits from 26 to 57."""
+        return floor_normal(self.bits, size, 1 << (SCALE_BITS - 1), bits - SCALE_BITS + 1)
+
     def add_normal(self, total: np.ndarray, std: float) -> None:
         """total + N(0, std²) on the grid, in place.
 

@@ -14,11 +14,12 @@ from typing import Any, Literal
 from fedsim.clip import Clip
 from fedsim.errors import InvalidInput
 from fedsim.plan import Plan
-from fedsim.privacy.accountant import epsilon_bounds
+from fedsim.privacy.accountant import epsilon_bounds, flatten
 from fedsim.privacy.bounds import Bounds, shown_above, shown_below
-from fedsim.privacy.events import Adjacency, Composed, Event, Repeated, modules_of, to_json
+from fedsim.privacy.events import Adjacency, Composed, Event, OneOf, Repeated, modules_of, to_json
 from fedsim.privacy.ledger import merged
-from fedsim.privacy.mechanisms import MECHANISMS, Noise, Sizes
+from fedsim.privacy.mechanisms import MECHANISMS, AdaptiveNoise, Noise, Sizes
+from fedsim.privacy.mechanisms.banded.mechanism import correlation_in_words
 from fedsim.sampling import SAMPLINGS
 from fedsim.validation import require_at_least
 
@@ -120,6 +121,9 @@ class PrivacyStatement:
         """What is added to the sum, in words, and what else is released."""
         words = self._noise.in_words(self._clip)
         rule = self.plan.clip_rule
+        if self.plan.bands > 1 and self.plan.noise_multiplier > 0:
+            follows = rule is not None or isinstance(self.plan.mechanism, AdaptiveNoise)
+            words += correlation_in_words(self.plan.noise_coefficients, clip=follows or bool(self._clip.scales))
         if rule is None:
             return words
         moves = rule.in_words(self.plan.clip_norm, private=self.plan.noise_multiplier > 0)
@@ -133,7 +137,8 @@ class PrivacyStatement:
         """
         if not self.private:
             return None
-        options = self.plan.account_options() if self._as_planned else None
+        planned = self._as_planned and flatten(self.event) == flatten(self.plan.event(self.steps))
+        options = _account_options(self.plan) if planned else None
         if options is None:
             options = {"ledger": shlex.quote(self.ledger)}
             if modules := modules_of(self.event):
@@ -198,6 +203,7 @@ class PrivacyStatement:
             "mechanism": self.mechanism,
             "mechanism_name": MECHANISMS.name_of(type(plan.mechanism)),
             "noise_multiplier": plan.noise_multiplier,
+            "noise_coefficients": list(plan.noise_coefficients),
             "steps": self.steps,
             "not_covered": list(self.not_covered),
             "versions": dict(self.versions),
@@ -218,7 +224,7 @@ class PrivacyStatement:
     @property
     def _as_planned(self) -> bool:
         """Whether all that was charged are the plan's own steps."""
-        return all(_once(part) == self.plan.step_event() for part in self.event.events)
+        return all(event == self.plan.step_event() for event in flatten(self.event))
 
 
 def privacy_statement(
@@ -250,7 +256,7 @@ def privacy_statement(
     require_at_least("steps", steps, 0)
     parts = merged((charged,))
     unprotected = plan.noise_multiplier == 0 and steps > 0
-    charges = sum(_count(part) for part in parts.events)
+    charges = _count(parts)
     if not unprotected and charges < steps:
         raise InvalidInput("steps", steps, f"at most the {charges} charges of the ledger")
     nothing = Bounds(lower=math.inf, upper=math.inf)
@@ -290,9 +296,17 @@ def _of_this_run(plan: Plan, seeds_given: tuple[str, ...]) -> list[str]:
     return sentences
 
 
+def _account_options(plan: Plan) -> dict[str, str] | None:
+    """Options with which `account` finds the ε of a plan's steps; None where only the ledger tells it."""
+    options = plan.sampling.account_options(plan.population, plan.sampling_probability)
+    if options is None or not (plan.noise_multiplier == 0 or plan.step_event() == plan.sampled_event()):
+        return None
+    noise = {"noise-multiplier": repr(plan.noise_multiplier)}
+    return {"algorithm": plan.name, "group-size": str(plan.group_size), **options, **noise}
+
+
 def _count(event: Event) -> int:
-    return event.count if isinstance(event, Repeated) else 1
-
-
-def _once(event: Event) -> Event:
-    return event.event if isinstance(event, Repeated) else event
+    """Charges within an event."""
+    if isinstance(event, Composed | OneOf):
+        return sum(_count(part) for part in event.events)
+    return event.count * _count(event.event) if isinstance(event, Repeated) else 1

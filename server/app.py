@@ -17,7 +17,7 @@ from fedsim.models.export import export
 from fedsim.models.unchanged import unchanged_parameters
 from fedsim.plan import Plan, UserSizes, plan_from_values
 from fedsim.privacy.ledger import Ledger
-from fedsim.release import Release
+from fedsim.release import Release, ReleaseLog, ReleasesLost
 from fedsim.resources import Resources, open_resources
 from fedsim.statement import NoiseOrigin, PrivacyStatement, privacy_statement
 from fedsim.terminal import speak
@@ -88,6 +88,8 @@ def train(grid: Grid, config: RunConfig) -> dict[str, Any]:
                 training.load_state(latest)
             elif config.resume is not None:
                 folder.cut_metrics(0)
+            if config.resume is not None:
+                _repeatable(job.round, training.round, config)
             outcome = training.run()
         finally:
             if job.checkpoints is not None:
@@ -108,6 +110,26 @@ def train(grid: Grid, config: RunConfig) -> dict[str, Any]:
     return summary
 
 
+def _repeatable(round: Round, number: int, config: RunConfig) -> None:
+    """Make sure that what was released since the checkpoint can be repeated, or that it need not be.
+
+    Raises:
+        ReleasesLost: It cannot, and the configuration does not say what then.
+    """
+    try:
+        round.require_repeatable(number)
+    except ReleasesLost as lost:
+        if config.noise.lost_releases != "restart":
+            raise
+        logger.warning(
+            "round %d may have been released, and nobody knows what: a new chain of correlated noise begins with "
+            "round %d, and the rounds that run again are charged again",
+            lost.round,
+            number,
+        )
+        round.restart(number)
+
+
 def _job(
     grid: Grid,
     config: RunConfig,
@@ -124,17 +146,19 @@ def _job(
     parameters = layout.flatten(resources.loaded.model).cpu().numpy()
     roster = Roster(grid, config.engine.start_seconds)
     every, engine, measure = config.checkpoint, config.engine, config.evaluation
+    log = ReleaseLog(folder.releases, keeps=every.rounds > 0 or every.minutes > 0)
     return Job(
         round=Round(
             plan,
             resources.store.split("train"),
             seeds,
             Budget(plan, ledger, config.plan.epsilon),
-            Release(plan, layout.sizes, seeds.noise),
+            Release(plan, layout.sizes, seeds.noise, exact=engine.exact),
             ServerOptimizer(parameters, config.optimizer, plan.steps),
             exact=engine.exact,
             row_tokens=config.data.sequence_length,
             inputs=resources.inputs,
+            log=log,
         ),
         gather=Dispatcher(
             grid,
@@ -153,6 +177,7 @@ def _job(
             minutes=every.minutes,
             keep=every.keep,
             good=None if latest is None else latest.round,
+            forget=log.forget,
         ),
         identity=identity,
     )
@@ -182,7 +207,7 @@ def _statement(
 def _begin(folder: RunFolder, config: RunConfig, resources: Resources) -> tuple[Plan, dict[str, Any]]:
     """Plan and identity of a new run. They and the seeds are on disk before anything is charged; config.json last."""
     seeds = Seeds.drawn(config)
-    plan = config.plan.for_users(UserSizes.of_users(resources.store.split("train")))
+    plan = config.plan_for(UserSizes.of_users(resources.store.split("train")))
     identity = identity_of(config, plan, resources)
     seeds.store(folder.secret)
     folder.write_config(config=to_flat(config), plan=plan.to_values(), versions=versions(), identity=identity)

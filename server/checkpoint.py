@@ -12,7 +12,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> Path:
     Raises:
         OSError: When the disk is full or cannot be written; the checkpoints before it are untouched.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # with correlated secure noise the state is secret
     path = folder / f"{checkpoint.round:08d}"
     partial = path.with_name(path.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
@@ -158,14 +158,25 @@ class CheckpointWriter:
         minutes: Write when so many minutes have passed since the last; 0 for never.
         keep: How many to keep.
         good: Round of the checkpoint that the run was resumed from, if it was.
+        forget: Called with the round of the oldest checkpoint left: no resumed run needs anything of rounds before it.
     """
 
-    def __init__(self, folder: Path, *, rounds: int, minutes: float, keep: int, good: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        rounds: int,
+        minutes: float,
+        keep: int,
+        good: int | None = None,
+        forget: Callable[[int], None] | None = None,
+    ) -> None:
         self.folder = folder
         self.failure: OSError | None = None
         self._rounds, self._seconds, self._keep = rounds, minutes * 60, keep
         self._last = time.monotonic()
         self._good = good
+        self._forget = forget
         self._thread: threading.Thread | None = None
 
     def due(self, round: int) -> bool:
@@ -215,6 +226,8 @@ class CheckpointWriter:
                 shutil.rmtree(path, ignore_errors=True)
         for path in stored(self.folder)[self._keep :]:
             shutil.rmtree(path, ignore_errors=True)
+        if self._forget is not None:
+            self._forget(int(stored(self.folder)[-1].name))
         for path in self.folder.glob(f"*{PARTIAL}"):
             shutil.rmtree(path, ignore_errors=True)
 

@@ -14,7 +14,7 @@ from fedsim.plan import Plan
 from fedsim.resources import Resources
 from server.run_folder import DATA
 
-MAY_CHANGE = ("data.", "model.", "engine.", "evaluation.", "checkpoint.", "output", "resume")
+MAY_CHANGE = ("data.", "model.", "engine.", "evaluation.", "checkpoint.", "output", "resume", "noise.lost-releases")
 """Settings that may differ: where and how fast it runs, what is measured. Data and model are compared by content."""
 YET_FIXED = ("engine.exact",)
 SEED_BITS = 256

@@ -79,6 +79,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def releases(self) -> Path:
+        """Releases that a resumed run may have to repeat, while it is unfinished."""
+        return self.path / "releases"
+
+    @property
     def finished(self) -> bool:
         """Whether the run's outcome is written."""
         return self.summary.exists()
@@ -134,10 +139,12 @@ class RunFolder:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def remove_unfinished(self) -> None:
-        """Remove what only an unfinished run needs: the seeds, which could undo the noise, the checkpoints, and the
-        fingerprint of the data, which no noise protects: whoever knows all users but one could try out who that is."""
+        """Remove what only an unfinished run needs: the seeds, which could undo the noise, the checkpoints and
+        releases that it could go on from, and the fingerprint of the data, which no noise protects: whoever knows all
+        users but one could try out who that is."""
         self.secret.unlink(missing_ok=True)
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        for folder in (self.checkpoints, self.releases):
+            shutil.rmtree(folder, ignore_errors=True)
         written = self.read_config()
         if written["identity"].pop(DATA, None) is not None:
             write_json(self.config, written)

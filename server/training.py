@@ -104,7 +104,7 @@ class Training:
             if self.measured is None:
                 self._measure(progress, {})
             statistics: dict[str, float] = {}
-            while self.round < self.plan.steps and self.budget.affords_another():
+            while self.round < self.plan.steps and self.job.round.affords(self.round):
                 statistics = self._next_round()
                 self.alarms.after_round(statistics)
                 progress.advanced(self.round, self.budget.epsilon())

@@ -9,11 +9,17 @@ import tyro
 
 from fedsim.errors import InvalidInput
 from fedsim.plan import ALGORITHMS, Algorithm, Plan, Selection, UserSizes, Weighting
+from fedsim.plan.bands import AUTO, best, forecasts_for, wanted_bands, with_bands
 from fedsim.privacy.events import Adjacency
 from fedsim.privacy.mechanisms import MECHANISMS, Mechanism
+from fedsim.privacy.mechanisms.banded.coefficients import optimal_coefficients
+from fedsim.privacy.mechanisms.banded.workload import Workload
 from fedsim.registry import Registry
 from fedsim.sampling import SAMPLINGS, Sampling
 from fedsim.validation import require_at_least, require_between, require_positive
+
+ROUGH = 0.01
+"""Relative tolerance on ε where numbers of bands are compared; the one chosen is calibrated anew."""
 
 
 def _listed(what: str, registry: Registry[Any]) -> str:
@@ -64,6 +70,10 @@ class PlanConfig:
     ] = "gaussian"
     mechanism_options: tuple[str, ...] = ()
     """Options of the mechanism, each written name=value; one that it does not know is answered with those it does."""
+    bands: str | None = None
+    """Correlate the noise over so many rounds, so that it cancels in part in what training makes of them, at the same
+    ε; auto takes as many as promise the least noise for the optimizer. Users then take turns (cyclic-poisson). By
+    default 1, independent noise, except with --plan.mechanism banded, where it is auto."""
     clip_quantile: float = 0.0
     """Let the clip norm follow the norm that this share of the units do not exceed, by a noised count that the plan
     accounts for; 0 keeps the clip norm."""
@@ -108,13 +118,35 @@ class PlanConfig:
         mechanism = MECHANISMS.check(self.mechanism, self.mechanism_options)
         group = ALGORITHMS[self.algorithm].units_in_group(self.examples_per_user)
         # Schemes have no event for every algorithm: better known now than when workers have started.
-        self.sampling_scheme().event(population=2, probability=0.5, noise_multiplier=1.0, group_size=group)
+        many = 10**9  # whatever the data is, it may have as many
+        self.sampling_scheme().event(population=many, probability=1 / many, noise_multiplier=1.0, group_size=group)
+        self._check_bands(mechanism)
         if self.clip_quantile:
             require_between("plan.clip-quantile", self.clip_quantile, 0, 1)
             if mechanism.norm_order != 2:
                 raise InvalidInput("plan.clip-quantile", self.clip_quantile, f"0 with {self.mechanism}")
         if self.clip_count_std is not None:
             require_positive("plan.clip-count-std", self.clip_count_std)
+
+    def _check_bands(self, mechanism: type[Mechanism]) -> None:
+        bands = self.wanted_bands
+        if bands == AUTO and self.noise_multiplier is not None and self.noise_multiplier > 0:
+            hint = "Say how many bands, or leave the noise multiplier to be found."
+            raise InvalidInput("plan.noise-multiplier", self.noise_multiplier, "left out with --plan.bands auto", hint)
+        if bands == AUTO or bands == 1:
+            return
+        if bands > self.rounds:
+            raise InvalidInput("plan.bands", bands, f"at most the {self.rounds} rounds there are")
+        if Adjacency(self.adjacency) is Adjacency.REPLACE_ONE_USER:
+            hint = "Who takes a user's place may be of another group of users."
+            raise InvalidInput("plan.adjacency", self.adjacency, "add-or-remove-one-user with --plan.bands", hint)
+        if mechanism.norm_order != 2:
+            raise InvalidInput("plan.bands", bands, f"1 with {self.mechanism}")
+
+    @property
+    def wanted_bands(self) -> int | Literal["auto"]:
+        """How many bands of noise, or AUTO."""
+        return wanted_bands(self.bands, by_default=AUTO if MECHANISMS.named(self.mechanism).correlates else "1")
 
     @property
     def examples_per_user(self) -> int:
@@ -162,8 +194,13 @@ class PlanConfig:
             **{name: value for name, value in own.items() if name in _own_fields(self.algorithm)},
         )
 
-    def for_users(self, sizes: UserSizes) -> Plan:
+    def for_users(self, sizes: UserSizes, workload: Workload | None = None) -> Plan:
         """The plan of a run on users of these sizes, its noise calibrated to ε and δ unless it was given.
+
+        Args:
+            sizes: The users.
+            workload: What the optimizer makes of the releases, which bands of noise are fitted to; by default their
+                sums.
 
         Raises:
             InvalidInput: When there are no users, δ is too large for so many, the compute does not fit them, or no
@@ -179,12 +216,23 @@ class PlanConfig:
                 "A larger δ permits publishing one user's data outright.",
             )
         draft = self.draft(sizes)
-        calibrated = draft if self.noise_multiplier is not None else draft.calibrate(self.epsilon)
+        banded = self._banded(draft, Workload.prefix_sums(self.rounds) if workload is None else workload)
+        calibrated = banded if self.noise_multiplier is not None else banded.calibrate(self.epsilon)
         if not self.clip_quantile:
             return calibrated
         # The event is that of σ, whatever share of it the count takes, so the count's noise is chosen last.
         count_std = self.clip_count_std or max(draft.normaliser / 20, calibrated.noise_multiplier)
         return dataclasses.replace(calibrated, clip_count_std=count_std)
+
+    def _banded(self, draft: Plan, workload: Workload) -> Plan:
+        """The draft with as many bands of noise as are wanted."""
+        bands = self.wanted_bands
+        if bands == AUTO:
+            if math.isinf(self.epsilon) or self.noise_multiplier is not None:
+                return draft
+            found = best(forecasts_for(draft, AUTO, workload, epsilon=self.epsilon, tolerance=ROUGH))
+            return with_bands(draft, found.bands, found.coefficients)
+        return draft if bands == 1 else with_bands(draft, bands, optimal_coefficients(bands, workload))
 
 
 def _own_fields(algorithm: str) -> set[str]:

@@ -8,7 +8,9 @@ from fedsim.config.plan import PlanConfig
 from fedsim.data.config import DataConfig
 from fedsim.errors import InvalidInput
 from fedsim.models.config import ModelConfig
+from fedsim.plan import Plan, UserSizes
 from fedsim.privacy.mechanisms import MECHANISMS
+from fedsim.privacy.mechanisms.banded.workload import Workload
 from fedsim.schedule import Schedule
 from fedsim.validation import require_at_least, require_between, require_positive
 
@@ -32,6 +34,16 @@ class OptimizerConfig:
         require_positive("optimizer.learning-rate", self.learning_rate)
         require_at_least("optimizer.warmup-rounds", self.warmup_rounds, 0)
         require_between("optimizer.momentum", self.momentum, 0, 1)
+
+    def workload(self, rounds: int) -> Workload:
+        """What this optimizer makes of the releases of so many rounds: what noise is fitted to."""
+        return Workload.of_optimizer(
+            self.name,
+            rounds,
+            momentum=self.momentum,
+            schedule=self.schedule,
+            warmup_rounds=self.warmup_rounds,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +129,10 @@ class NoiseConfig:
     """Draw a new key from the operating system for every release, the noise from a cryptographic generator, on a grid
     that floating-point rounding cannot see through, and store none of it. A round that a crash makes run again draws
     other users and other noise, and is charged again. Exact together with --engine.exact."""
+    lost_releases: Literal["refuse", "restart"] = "refuse"
+    """Noise that is correlated over rounds (--plan.bands) cannot be drawn anew for a lost round: a run that goes on
+    repeats what it released, from a log beside its checkpoints. Where that log was lost too, refuse to go on, or
+    restart: begin a new chain of noise at the last checkpoint, and charge the rounds that run again once more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +188,10 @@ class RunConfig:
             raise InvalidInput("plan.epsilon", self.plan.epsilon, "finite with --release")
         if self.plan.noise_multiplier == 0:
             raise InvalidInput("plan.noise-multiplier", 0, "above 0 with --release")
+
+    def plan_for(self, sizes: UserSizes) -> Plan:
+        """The plan of this run on users of these sizes; raises as `PlanConfig.for_users`."""
+        return self.plan.for_users(sizes, self.optimizer.workload(self.plan.rounds))
 
     @property
     def writes_training_metrics(self) -> bool:

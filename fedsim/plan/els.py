@@ -12,6 +12,7 @@ from fedsim.errors import InvalidInput
 from fedsim.plan.plan import ALL_EXAMPLES, Plan
 from fedsim.plan.sizes import UserSizes
 from fedsim.rows import UserView
+from fedsim.sampling import Population
 from fedsim.validation import require_at_least
 
 
@@ -71,6 +72,14 @@ class ElsPlan(Plan):
     def unit_ids(self, users: UserView, seed: int | bytes) -> Callable[[np.ndarray], np.ndarray]:
         rows = self.kept_rows(users, seed)
         return lambda places: rows[places]
+
+    def population_of(self, users: UserView, seed: int | bytes) -> Population:
+        rows = self.kept_rows(users, seed)
+        return Population(
+            size=self.num_examples,
+            num_users=users.num_users,
+            users_of=lambda places: np.searchsorted(users.user_offsets, rows[places], side="right") - 1,
+        )
 
     def rows_of(
         self, users: UserView, units: np.ndarray, round: int, seed: int | bytes

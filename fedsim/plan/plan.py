@@ -15,16 +15,16 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from fedsim.errors import InvalidInput
+from fedsim.plan.limits import require_compute, require_separation
 from fedsim.plan.sizes import UserSizes
 from fedsim.privacy.accountant import epsilon_bounds
 from fedsim.privacy.bounds import Bounds
 from fedsim.privacy.calibration import calibrate_noise_multiplier
-from fedsim.privacy.events import Adjacency, Event, Repeated
+from fedsim.privacy.events import Adjacency, Event
 from fedsim.privacy.mechanisms import MECHANISMS, Gaussian, Mechanism, QuantileClip
-from fedsim.randomness import stream
 from fedsim.rows import UserView
-from fedsim.sampling import SAMPLINGS, Poisson, Sampling
-from fedsim.validation import require_at_least, require_between, require_positive, require_probability
+from fedsim.sampling import SAMPLINGS, Poisson, Population, Sampling, Streams, sample
+from fedsim.validation import require_at_least, require_between, require_positive
 
 Selection = Literal["random", "longest", "first", "chunk"]
 Weighting = Literal["examples", "tokens"]
@@ -49,6 +49,9 @@ class Plan(ABC):
         weighting: A unit's gradient is the mean over its examples or over its tokens.
         sampling: How units join a round.
         mechanism: How the clipped sum is released.
+        noise_coefficients: c_0 = 1, c_1, … of noise correlated over as many rounds (bands): round t's is σ‖c‖₂ times
+            x_t = ξ_t − Σ c_j·x_{t−j}, ξ standard normal, which costs what σ costs where rounds of one user are at
+            least so many apart. (1,) is independent noise.
         clip_quantile: Share of units that the clip norm should leave unclipped, which it then follows; 0 keeps it.
         clip_count_std: Standard deviation of the noise on the count that it follows, in units.
         clip_learning_rate: How fast it follows.
@@ -74,6 +77,7 @@ class Plan(ABC):
     weighting: Weighting = "examples"
     sampling: Sampling = field(default_factory=Poisson)
     mechanism: Mechanism = field(default_factory=Gaussian)
+    noise_coefficients: tuple[float, ...] = (1.0,)
     clip_quantile: float = 0.0
     clip_count_std: float = 0.0
     clip_learning_rate: float = 0.2
@@ -85,8 +89,16 @@ class Plan(ABC):
         require_at_least("plan.rounds", self.steps, 1)
         require_between("plan.delta", self.delta, 0, 1)
         require_compute(self.sampling_probability, self.population, self._sampled_in_words)
-        if self.clip_quantile and not self._shares_its_noise():
+        if self.clip_quantile and not self.shares_its_noise():
             raise InvalidInput("plan.clip-quantile", self.clip_quantile, f"0 with {self.mechanism.name}")
+        object.__setattr__(self, "noise_coefficients", tuple(map(float, self.noise_coefficients)))
+        require_separation(
+            self.sampling,
+            self.noise_coefficients,
+            self.adjacency,
+            plain=self.shares_its_noise(),
+            mechanism=self.mechanism.name,
+        )
 
     # What a unit is ---------------------------------------------------------------------------------------------
 
@@ -125,6 +137,10 @@ class Plan(ABC):
             users: The training split.
             seed: Seed of the sampling; decides which examples are kept.
         """
+
+    @abstractmethod
+    def population_of(self, users: UserView, seed: int | bytes) -> Population:
+        """The units that can be sampled, and whose they are; arguments as for unit_ids."""
 
     @abstractmethod
     def rows_of(
@@ -174,12 +190,16 @@ class Plan(ABC):
         """The public constant by which the noised sum is divided: units expected in a round, never the realised."""
         return self.sampling.expected_units(self.population, self.sampling_probability)
 
-    def sample(self, round: int, seed: int | bytes, attempt: int = 0) -> np.ndarray:
+    def sample(
+        self, round: int, seed: int | bytes, attempt: int = 0, population: Population | None = None
+    ) -> np.ndarray:
         """Who takes part in a round: places in the population, sorted, int64.
 
         Args:
             round: The round, from 0.
             seed: Seed of the sampling.
+            population: The units, as population_of() has them; by default units of whom nothing is known but, where
+                they are users, that.
             attempt: How often the round was begun before and lost; each attempt draws anew, from what is fixed for
                 the whole run (a scheme's streams()) as before.
 
@@ -187,22 +207,20 @@ class Plan(ABC):
             InvalidInput: The scheme draws something else than places, in order, each once.
         """
 
-        def streams(*place: int) -> np.random.Generator:
-            again = f" again {attempt}" if place and attempt else ""
-            return stream(seed, self._sampling_stream + again, *place)
-
-        drawn = np.asarray(self.sampling.draw(self.population, self.sampling_probability, round, streams))
-        whole = drawn.ndim == 1 and (np.issubdtype(drawn.dtype, np.integer) or not drawn.size)
-        edges = np.concatenate([[-1], drawn, [self.population]]) if whole else np.zeros(2)
-        if not (np.diff(edges) > 0).all():
-            allowed = f"a scheme that draws places from 0 to {self.population - 1}, in order, each once"
-            raise InvalidInput("plan.sampling", SAMPLINGS.name_of(type(self.sampling)), allowed)
-        return drawn.astype(np.int64)
+        if population is None:
+            population = Population(size=self.population, num_users=self.population, users_of=self._its_own_user)
+        streams = Streams(seed, self._sampling_stream, attempt)
+        return sample(self.sampling, population, self.sampling_probability, round, streams)
 
     @property
     def sampling_in_words(self) -> str:
         """How units join a step, as a clause."""
         return self.sampling.in_words(self._sampled_in_words, self.population, self.sampling_probability)
+
+    def _its_own_user(self, places: np.ndarray) -> np.ndarray:
+        if self.units_in_group(self.group_size) is not None:
+            raise InvalidInput("population", None, f"known with {self.sampling.name}, which asks whose a unit is")
+        return places
 
     # Release ----------------------------------------------------------------------------------------------------
 
@@ -234,8 +252,13 @@ class Plan(ABC):
         """Standard deviation of the noise on each coordinate of the clipped sum, σC (before any scales)."""
         return self.sum_noise_multiplier * self.clip_norm
 
-    def _shares_its_noise(self) -> bool:
-        """Whether a noised count can be charged together with the sum: plain Gaussian noise, accounted as such."""
+    @property
+    def bands(self) -> int:
+        """Rounds over which the noise is correlated; 1 where it is independent."""
+        return len(self.noise_coefficients)
+
+    def shares_its_noise(self) -> bool:
+        """Whether other noise can be charged together with the sum's: plain Gaussian noise, accounted as such."""
         plain = self.noise_multiplier == 0 or self.step_event() == self.sampled_event()
         return self.mechanism.norm_order == 2 and plain
 
@@ -251,19 +274,22 @@ class Plan(ABC):
         )
 
     def step_event(self) -> Event:
-        """What one round or step releases, as the accountant sees it."""
+        """What one round or step releases about those it can be of, as the accountant sees it."""
         return self.mechanism.event(self.sampled_event())
 
-    def event(self) -> Event:
-        """What the whole run releases: steps independent repetitions of step_event."""
-        return Repeated(event=self.step_event(), count=self.steps)
+    def charge(self, round: int) -> Event:
+        """What a round is charged as: step_event, and of whom it tells nothing."""
+        return self.sampling.charge(self.step_event(), round)
+
+    def event(self, steps: int | None = None) -> Event:
+        """What so many rounds (all by default) release together about any one user."""
+        return self.sampling.whole(self.step_event(), self.steps if steps is None else steps)
 
     def epsilon(self, steps: int | None = None) -> Bounds:
         """Certified bounds on the user-level ε at delta after steps steps (all of them by default)."""
         if self.noise_multiplier == 0:
             return Bounds(lower=math.inf, upper=math.inf)
-        event = self.event() if steps is None else Repeated(event=self.step_event(), count=steps)
-        return epsilon_bounds(event, self.delta, adjacency=self.adjacency)
+        return epsilon_bounds(self.event(steps), self.delta, adjacency=self.adjacency)
 
     def calibrate(self, epsilon: float, delta: float | None = None, *, tolerance: float = 1e-3) -> Self:
         """The same plan with the least noise whose certified upper bound on ε is at most epsilon.
@@ -288,14 +314,6 @@ class Plan(ABC):
             tolerance=tolerance,
         )
         return dataclasses.replace(self, noise_multiplier=calibration.value, delta=delta)
-
-    def account_options(self) -> dict[str, str] | None:
-        """Options with which `account` finds the ε of this plan's steps; None where only the ledger tells it."""
-        options = self.sampling.account_options(self.population, self.sampling_probability)
-        if options is None or not (self.noise_multiplier == 0 or self.step_event() == self.sampled_event()):
-            return None
-        noise = {"noise-multiplier": repr(self.noise_multiplier)}
-        return {"algorithm": self.name, "group-size": str(self.group_size), **options, **noise}
 
     # On the wire ------------------------------------------------------------------------------------------------
 
@@ -330,19 +348,3 @@ class Plan(ABC):
         Raises:
             InvalidInput: When the data is too small for the budget.
         """
-
-
-def require_compute(probability: float, population: int, what: str) -> None:
-    """Refuse a plan that would need more units a round than there are.
-
-    Raises:
-        InvalidInput: Names the compute.
-    """
-    if probability > 1:
-        raise InvalidInput(
-            "plan.gradients-per-round",
-            f"{probability * population:g} units a round",
-            f"at most the {population} {what}s",
-            "Lower --plan.gradients-per-round, or change --plan.group-size.",
-        )
-    require_probability("sampling_probability", probability)

@@ -11,6 +11,7 @@ from fedsim.data.contribution import draw_rows
 from fedsim.plan.plan import ALL_EXAMPLES, Plan
 from fedsim.plan.sizes import UserSizes
 from fedsim.rows import UserView
+from fedsim.sampling import Population
 from fedsim.validation import require_at_least
 
 
@@ -70,6 +71,9 @@ class UlsPlan(Plan):
 
     def unit_ids(self, users: UserView, seed: int | bytes) -> Callable[[np.ndarray], np.ndarray]:
         return lambda places: places
+
+    def population_of(self, users: UserView, seed: int | bytes) -> Population:
+        return Population.of_users(self.num_users)
 
     def rows_of(
         self, users: UserView, units: np.ndarray, round: int, seed: int | bytes

@@ -1,5 +1,7 @@
 """Certified bounds on ε(δ) and δ(ε) of composed events."""
 
+import functools
+import operator
 from collections import Counter
 from dataclasses import replace
 from functools import lru_cache
@@ -11,7 +13,7 @@ from fedsim.privacy.bounds import Bounds
 from fedsim.privacy.certify import Question, certify
 from fedsim.privacy.delta_curve import delta_curve
 from fedsim.privacy.dominating_pairs import dominating_pair
-from fedsim.privacy.events import Adjacency, Composed, Event, Repeated
+from fedsim.privacy.events import Adjacency, Composed, Event, OfGroup, OneOf, Repeated
 from fedsim.privacy.gaussian_curve import composed_shift, gaussian_delta, gaussian_epsilon
 from fedsim.privacy.gaussian_pairs import GaussianPair
 from fedsim.privacy.grid_plan import Pairs
@@ -72,7 +74,16 @@ def delta_bounds_at(
     epsilons = np.asarray(epsilons, dtype=np.float64)
     for wrong in epsilons[~(epsilons >= 0)][:1]:
         raise InvalidInput("epsilons", float(wrong), "at least 0")
-    pairs = [(dominating_pair(one, adjacency), count) for one, count in _sorted(flatten(event))]
+    _require_known_groups(event, adjacency)
+    most, least = flatten(event), flatten(event, least=True)
+    lower, upper = _delta_curve(most, epsilons, adjacency, least_delta)
+    return (lower if least == most else _delta_curve(least, epsilons, adjacency, least_delta)[0]), upper
+
+
+def _delta_curve(
+    counts: Counter[Event], epsilons: Floats, adjacency: Adjacency, least_delta: float
+) -> tuple[Floats, Floats]:
+    pairs = [(dominating_pair(one, adjacency), count) for one, count in _sorted(counts)]
     if not pairs:
         return np.zeros_like(epsilons), np.zeros_like(epsilons)
     shift = gaussian_shift(pairs)
@@ -95,12 +106,19 @@ class Accountant:
     def __init__(self, *, adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE_USER) -> None:
         self.adjacency = adjacency
         self._counts: Counter[Event] = Counter()
+        self._least: Counter[Event] = Counter()
 
     def compose(self, event: Event, count: int = 1) -> "Accountant":
-        """Add count independent releases of event, whose choice may depend on earlier releases."""
+        """Add count independent releases of event, whose choice may depend on earlier releases.
+
+        Raises:
+            InvalidInput: For a release to a group of users, or one of several, where users are replaced.
+        """
         require_at_least("count", count, 0)
-        for primitive, times in flatten(event).items():
-            self._counts[primitive] += times * count
+        _require_known_groups(event, self.adjacency)
+        for counts, least in ((self._counts, False), (self._least, True)):
+            for primitive, times in flatten(event, least=least).items():
+                counts[primitive] += times * count
         return self
 
     def epsilon(self, delta: float, *, tolerance: float = 1e-3) -> Bounds:
@@ -118,7 +136,11 @@ class Accountant:
 
     def _solve(self, *, epsilon: float | None = None, delta: float | None = None, tolerance: float) -> Bounds:
         require_between("tolerance", tolerance, 0, 1)
-        return bounds_of(_sorted(self._counts), self.adjacency, Question(epsilon, delta, tolerance))
+        question = Question(epsilon, delta, tolerance)
+        found = bounds_of(_sorted(self._counts), self.adjacency, question)
+        if self._least == self._counts:
+            return found
+        return replace(found, lower=bounds_of(_sorted(self._least), self.adjacency, question).lower)
 
 
 @lru_cache(maxsize=256)
@@ -157,16 +179,50 @@ def epsilon_against(event: Event, delta: float, threshold: float, *, adjacency: 
     """Bounds on ε at delta, only as close as it takes to tell on which side of the threshold the upper one lies."""
     require_between("delta", delta, LEAST_DELTA, 1)
     require_between("tolerance", tolerance, 0, 1)
-    return bounds_of(_sorted(flatten(event)), adjacency, Question(None, delta, tolerance, threshold=threshold))
+    _require_known_groups(event, adjacency)
+    question = Question(None, delta, tolerance, threshold=threshold)
+    most, least = flatten(event), flatten(event, least=True)
+    found = bounds_of(_sorted(most), adjacency, question)
+    return found if least == most else replace(found, lower=bounds_of(_sorted(least), adjacency, question).lower)
 
 
-def flatten(event: Event) -> Counter[Event]:
-    """The primitive events within an event, and how often each occurs."""
+def flatten(event: Event, *, least: bool = False) -> Counter[Event]:
+    """The primitive events within an event, and how often each occurs: releases that bound what one user goes through.
+
+    Args:
+        event: The event.
+        least: Of events that each user is in one of, take the one of most releases: some user goes through that much.
+            By default take as many of every kind as any of them has, which nobody goes through more than. Mostly
+            these are the same.
+    """
     if isinstance(event, Repeated):
-        return Counter({inner: count * event.count for inner, count in flatten(event.event).items()})
+        return Counter({inner: count * event.count for inner, count in flatten(event.event, least=least).items()})
     if isinstance(event, Composed):
-        return sum((flatten(inner) for inner in event.events), Counter())
+        return sum((flatten(inner, least=least) for inner in event.events), Counter())
+    if isinstance(event, OfGroup):
+        return flatten(event.event, least=least)
+    if isinstance(event, OneOf):
+        counts = [flatten(one, least=least) for one in event.events]
+        if least:
+            return max(counts, key=Counter.total)
+        return functools.reduce(operator.or_, counts)
     return Counter({event: 1})
+
+
+def _require_known_groups(event: Event, adjacency: Adjacency) -> None:
+    """Refuse groups of users where one may be replaced by another, who may be of another group."""
+    if isinstance(event, OfGroup | OneOf) and adjacency is Adjacency.REPLACE_ONE_USER:
+        raise InvalidInput(
+            "adjacency",
+            adjacency.value,
+            f"{Adjacency.ADD_OR_REMOVE_ONE_USER.value} for releases to groups of users",
+            "Who takes a user's place may be of another group: no bound for both is known here.",
+        )
+    if isinstance(event, Repeated):
+        _require_known_groups(event.event, adjacency)
+    if isinstance(event, Composed):
+        for inner in event.events:
+            _require_known_groups(inner, adjacency)
 
 
 def _sorted(counts: Counter[Event]) -> tuple[tuple[Event, int], ...]:

@@ -179,6 +179,51 @@ class Composed(Event):
     events: tuple[Event, ...]
 
 
+@EVENTS.register
+@dataclass(frozen=True, kw_only=True)
+class OfGroup(Event):
+    """A release about the users of one group alone, of several that everybody was assigned to for the whole run.
+
+    One line of a ledger. Such lines of one ledger speak of the same assignment, which depends on no user's data and on
+    no other user; `fedsim.privacy.ledger.merged` makes them one `OneOf`. By itself it counts as about everybody.
+
+    Attributes:
+        event: What is released.
+        group: Whose, from 0.
+        groups: How many there are.
+    """
+
+    kind: ClassVar[str] = "of-group"
+    event: Event
+    group: int
+    groups: int
+
+    def __post_init__(self) -> None:
+        require_at_least("groups", self.groups, 1)
+        if not 0 <= self.group < self.groups:
+            raise InvalidInput("group", self.group, f"at least 0 and below {self.groups}")
+
+
+@EVENTS.register
+@dataclass(frozen=True, kw_only=True)
+class OneOf(Event):
+    """Several events, each user's data in at most one of them (parallel composition).
+
+    What is known of a user comes from the one event that it is in, so the worst of them bounds all. That holds where a
+    user is added or removed; one who is replaced may be in one event before and in another after.
+
+    Attributes:
+        events: At least one.
+    """
+
+    kind: ClassVar[str] = "one-of"
+    events: tuple[Event, ...]
+
+    def __post_init__(self) -> None:
+        if not self.events:
+            raise InvalidInput("events", self.events, "at least one")
+
+
 def releases(kind: Callable[..., Event], count: int, *, noise_multiplier: float, **values: Any) -> Repeated:
     """count releases of one kind: kind(noise_multiplier=…, **values), repeated.
 

@@ -21,9 +21,9 @@ from typing import Any, Self
 import numpy as np
 
 from fedsim.errors import Failure, InvalidInput
-from fedsim.privacy.accountant import epsilon_bounds, flatten
+from fedsim.privacy.accountant import epsilon_bounds
 from fedsim.privacy.bounds import Bounds
-from fedsim.privacy.events import Adjacency, Composed, Event, Repeated, from_json, to_json
+from fedsim.privacy.events import Adjacency, Composed, Event, OfGroup, OneOf, Repeated, from_json, to_json
 from fedsim.registry import NotImported
 from fedsim.validation import require_at_least
 
@@ -195,11 +195,41 @@ def read_entries(path: str | os.PathLike[str]) -> tuple[LedgerEntry, ...]:
 
 
 def merged(events: Iterable[Event]) -> Composed:
-    """The composition of events, with equal ones merged into Repeated, in order of first appearance."""
+    """The composition of events, with equal ones merged into Repeated, in order of first appearance.
+
+    Releases to groups are taken as of one assignment of users for each number of groups, as those of one ledger are,
+    and become a OneOf of what each group got. A OneOf that is there already stays as it is: its users are assigned
+    independently.
+    """
     counts: Counter[Event] = Counter()
+    groups: dict[int, dict[int, Counter[Event]]] = {}
     for event in events:
-        counts.update(flatten(event))
-    return Composed(events=tuple(Repeated(event=event, count=count) for event, count in counts.items() if count))
+        for part, count in _parts(event).items():
+            if isinstance(part, OfGroup):
+                groups.setdefault(part.groups, {}).setdefault(part.group, Counter())[part.event] += count
+            else:
+                counts[part] += count
+    together = [
+        event if isinstance(event, OneOf) and count == 1 else Repeated(event=event, count=count)
+        for event, count in counts.items()
+        if count
+    ]
+    apart = [OneOf(events=tuple(_composed(group) for group in parts.values())) for parts in groups.values()]
+    return Composed(events=(*together, *apart))
+
+
+def _parts(event: Event) -> Counter[Event]:
+    """Single events, releases to groups and alternatives within an event, and how often each occurs."""
+    if isinstance(event, Repeated):
+        return Counter({inner: count * event.count for inner, count in _parts(event.event).items()})
+    if isinstance(event, Composed):
+        return sum((_parts(inner) for inner in event.events), Counter())
+    return Counter({event: 1})
+
+
+def _composed(counts: Counter[Event]) -> Event:
+    repeated = tuple(Repeated(event=event, count=count) for event, count in counts.items())
+    return repeated[0] if len(repeated) == 1 else Composed(events=repeated)
 
 
 def _lock(descriptor: int, path: Path) -> None:

@@ -3,7 +3,9 @@
 `SAMPLINGS` knows them by name. Importing this package registers the project's own.
 """
 
+from fedsim.sampling.cyclic_poisson import CyclicPoisson
 from fedsim.sampling.poisson import Poisson
-from fedsim.sampling.scheme import SAMPLINGS, Sampling, Streams
+from fedsim.sampling.population import Population, Streams
+from fedsim.sampling.scheme import SAMPLINGS, Sampling, sample
 
-__all__ = ["SAMPLINGS", "Poisson", "Sampling", "Streams"]
+__all__ = ["SAMPLINGS", "CyclicPoisson", "Poisson", "Population", "Sampling", "Streams", "sample"]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedsim.privacy.events import BinomialMixtureGaussian, Event, PoissonSubsampledGaussian
-from fedsim.sampling.scheme import SAMPLINGS, Sampling, Streams
+from fedsim.sampling.population import Population, Streams
+from fedsim.sampling.scheme import SAMPLINGS, Sampling
 
 
 @SAMPLINGS.register
@@ -17,11 +18,11 @@ class Poisson(Sampling):
     name = "poisson"
     summary = "each unit joins independently with the same probability"
 
-    def draw(self, population: int, probability: float, round: int, streams: Streams) -> np.ndarray:
+    def draw(self, population: Population, probability: float, round: int, streams: Streams) -> np.ndarray:
         """A binomial count, then a uniform subset."""
         generator = streams(round)
-        count = int(generator.binomial(population, probability))
-        return np.sort(generator.choice(population, size=count, replace=False, shuffle=False)).astype(np.int64)
+        count = int(generator.binomial(population.size, probability))
+        return np.sort(generator.choice(population.size, size=count, replace=False, shuffle=False)).astype(np.int64)
 
     def event(self, *, population: int, probability: float, noise_multiplier: float, group_size: int | None) -> Event:
         if group_size is None:

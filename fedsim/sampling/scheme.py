@@ -3,22 +3,13 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from fedsim.privacy.events import Event
+from fedsim.errors import InvalidInput
+from fedsim.privacy.events import Event, Repeated
 from fedsim.registry import Choice, Choices
-
-
-class Streams(Protocol):
-    """Keyed generators of the sampling: streams(round) is a round's own, streams() one for the whole run.
-
-    Each depends on the run's secret seed and its place alone, whoever asks and however often. A round that was lost
-    and runs again has another generator of its own; that of the whole run stays.
-    """
-
-    def __call__(self, *place: int) -> np.random.Generator: ...
+from fedsim.sampling.population import Population, Streams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +20,13 @@ class Sampling(Choice):
     """
 
     @abstractmethod
-    def draw(self, population: int, probability: float, round: int, streams: Streams) -> np.ndarray:
+    def draw(self, population: Population, probability: float, round: int, streams: Streams) -> np.ndarray:
         """Who takes part in a round: places in the population, sorted, each at most once, int64.
 
         Args:
-            population: Units there are: users (ULS) or kept examples (ELS).
-            probability: Chance of each unit to take part, above 0 and at most 1.
+            population: Units there are, and whose they are: users (ULS) or kept examples (ELS).
+            probability: Chance of each unit to take part, above 0 and at most 1; on average over rounds where a
+                scheme lets users take turns.
             round: The round, from 0.
             streams: Randomness, used for nothing else.
         """
@@ -43,11 +35,11 @@ class Sampling(Choice):
     def event(self, *, population: int, probability: float, noise_multiplier: float, group_size: int | None) -> Event:
         """What one round is accounted as that adds Gaussian noise to a sum of the units drawn.
 
-        Each round is charged as this, and rounds are composed as if drawn independently: a scheme that ties them
-        together (cyclic sampling, say) must return what bounds every round given all others, or must not be used.
+        Rounds are composed as if drawn independently: a scheme that ties them together must return what bounds every
+        round given all others, and say by charge() and whole() of whom a round tells nothing.
 
         Args:
-            population: As for draw.
+            population: Units there are.
             probability: As for draw.
             noise_multiplier: Noise standard deviation over the norm of one unit's update, above 0.
             group_size: Most units of one user (ELS); None where a user is a unit (ULS).
@@ -55,6 +47,24 @@ class Sampling(Choice):
         Raises:
             InvalidInput: Where the scheme has no event for groups.
         """
+
+    def charge(self, event: Event, round: int) -> Event:
+        """What a round is charged as, of which event() is what it tells about those it can be of.
+
+        Args:
+            event: event(), as the mechanism releases it.
+            round: The round, from 0.
+        """
+        return event
+
+    def whole(self, event: Event, rounds: int) -> Event:
+        """What rounds from 0 on release together about any one user: all their charges."""
+        return Repeated(event=event, count=rounds)
+
+    @property
+    def separation(self) -> int:
+        """Rounds from one in which a user takes part to the next in which it may, at least 1."""
+        return 1
 
     def expected_units(self, population: int, probability: float) -> float:
         """Public number of units expected in a round, by which sums are divided."""
@@ -73,6 +83,21 @@ class Sampling(Choice):
     def account_options(self, population: int, probability: float) -> Mapping[str, str] | None:
         """Options with which `account` finds the same event; None where it cannot, and the ledger must be asked."""
         return None
+
+
+def sample(scheme: Sampling, population: Population, probability: float, round: int, streams: Streams) -> np.ndarray:
+    """What a scheme draws, checked: places in the population, in order, each once, int64.
+
+    Raises:
+        InvalidInput: It draws something else.
+    """
+    drawn = np.asarray(scheme.draw(population, probability, round, streams))
+    whole = drawn.ndim == 1 and (np.issubdtype(drawn.dtype, np.integer) or not drawn.size)
+    edges = np.concatenate([[-1], drawn, [population.size]]) if whole else np.zeros(2)
+    if not (np.diff(edges) > 0).all():
+        allowed = f"a scheme that draws places from 0 to {population.size - 1}, in order, each once"
+        raise InvalidInput("plan.sampling", SAMPLINGS.name_of(type(scheme)), allowed)
+    return drawn.astype(np.int64)
 
 
 SAMPLINGS: Choices[Sampling] = Choices("plan.sampling")

@@ -15,7 +15,7 @@ from fedsim.errors import InvalidInput
 from fedsim.privacy.events import Event, Gaussian
 from fedsim.privacy.mechanisms import GaussianNoise, Mechanism, Sizes
 from fedsim.release import CLIP_NORM, Release
-from fedsim.sampling import Poisson, Streams
+from fedsim.sampling import Poisson, Population, Streams
 
 SIZES = {"a": 3, "b": 5}
 
@@ -61,7 +61,7 @@ class Draws(Poisson):
 
     drawn: Any = ()
 
-    def draw(self, population: int, probability: float, round: int, streams: Streams) -> np.ndarray:
+    def draw(self, population: Population, probability: float, round: int, streams: Streams) -> np.ndarray:
         return np.asarray(self.drawn)
 
 
@@ -69,8 +69,8 @@ class Draws(Poisson):
 class Halves(Poisson):
     """Two halves that take turns: which unit is in which is drawn once for the whole run."""
 
-    def draw(self, population: int, probability: float, round: int, streams: Streams) -> np.ndarray:
-        half = streams().permutation(population)[round % 2 :: 2]
+    def draw(self, population: Population, probability: float, round: int, streams: Streams) -> np.ndarray:
+        half = streams().permutation(population.size)[round % 2 :: 2]
         return np.sort(half[streams(round).random(len(half)) < 0.5])
 
 

@@ -3,12 +3,13 @@
 import math
 import time
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 from fedsim.privacy.check.contour import CheckedDelta, Laws, delta_at
 from fedsim.privacy.check.loss_laws import loss_law
-from fedsim.privacy.events import Adjacency, Composed, Event, Repeated
+from fedsim.privacy.events import Adjacency, Composed, Event, OfGroup, OneOf, Repeated
 from fedsim.validation import require_at_least, require_between
 
 BLUR = 1e-6
@@ -64,7 +65,7 @@ class Confirmation:
 
 
 def confirm(
-    event: Event | Counter[Event],
+    event: Event | Sequence[Counter[Event]],
     delta: float,
     bounds: tuple[float, float],
     adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE_USER,
@@ -72,7 +73,7 @@ def confirm(
     """Check lower ≤ ε ≤ upper at delta: δ(upper) must be at most delta, δ(lower) at least.
 
     Args:
-        event: What was released; or single releases, counted.
+        event: What was released; or what users went through, as counted() or charged() tell it.
         delta: δ at which the bounds are claimed, above 0 and below 1.
         bounds: (lower, upper); an upper bound of ∞ claims nothing.
         adjacency: The change of the data set that must stay hidden.
@@ -86,15 +87,15 @@ def confirm(
     require_at_least("lower", lower, 0)
     require_at_least("upper", min(upper, 1e300), 0)
     start = time.perf_counter()
-    releases = event if isinstance(event, Counter) else counted(event)
-    laws = [(loss_law(one, adjacency), count) for one, count in releases.items() if count]
+    cases = counted(event) if isinstance(event, Event) else event
+    laws = [[(loss_law(one, adjacency), count) for one, count in case.items() if count] for case in cases]
     above = BoundCheck(epsilon=upper, delta=None, error=0.0, verdict=Verdict.CONFIRMED)
     if math.isfinite(upper):
-        found = larger_delta(laws, upper)
+        found = _largest_delta(laws, upper)
         above = BoundCheck(epsilon=upper, delta=found.value, error=found.error, verdict=_side(delta, found, 1))
     below = BoundCheck(epsilon=lower, delta=None, error=0.0, verdict=Verdict.CONFIRMED)
     if lower > 0:
-        found = larger_delta(laws, lower)
+        found = _largest_delta(laws, lower)
         below = BoundCheck(epsilon=lower, delta=found.value, error=found.error, verdict=_side(delta, found, -1))
     return Confirmation(lower=below, upper=above, seconds=time.perf_counter() - start)
 
@@ -110,16 +111,49 @@ def larger_delta(laws: Laws, epsilon: float) -> CheckedDelta:
     return CheckedDelta(value, max(one.value + one.error for one in found) - value)
 
 
-def counted(event: Event) -> Counter[Event]:
-    """What an event is made of: each single release, and how often it occurs."""
+def _largest_delta(cases: Sequence[Laws], epsilon: float) -> CheckedDelta:
+    """δ at ε of the users who go through most."""
+    found = [larger_delta(laws, epsilon) for laws in cases]
+    value = max(one.value for one in found)
+    return CheckedDelta(value, max(one.value + one.error for one in found) - value)
+
+
+def counted(event: Event) -> list[Counter[Event]]:
+    """What users go through: each single release, and how often it occurs; one count for each kind of user.
+
+    Users differ where each is in one of several events alone.
+    """
     if isinstance(event, Repeated):
-        return Counter({one: count * event.count for one, count in counted(event.event).items()})
+        return [Counter({one: count * event.count for one, count in case.items()}) for case in counted(event.event)]
     if isinstance(event, Composed):
-        total: Counter[Event] = Counter()
+        cases = [Counter[Event]()]
         for part in event.events:
-            total.update(counted(part))
-        return total
-    return Counter({event: 1})
+            cases = _different(before + more for before in cases for more in counted(part))
+        return cases
+    if isinstance(event, OneOf):
+        return _different(case for part in event.events for case in counted(part))
+    if isinstance(event, OfGroup):
+        return counted(event.event)
+    return [Counter({event: 1})]
+
+
+def charged(events: Iterable[Event]) -> list[Counter[Event]]:
+    """What users went through, by the charges of one ledger, in which all releases to groups are of one assignment."""
+    of_all: Counter[Event] = Counter()
+    of_groups: dict[int, dict[int, Counter[Event]]] = {}
+    for event in events:
+        if isinstance(event, OfGroup):
+            of_groups.setdefault(event.groups, {}).setdefault(event.group, Counter()).update([event.event])
+        else:
+            of_all.update([event])
+    cases = counted(Composed(events=tuple(Repeated(event=event, count=count) for event, count in of_all.items())))
+    for groups in of_groups.values():
+        cases = _different(before + group for before in cases for group in groups.values())
+    return cases
+
+
+def _different(cases: Iterable[Counter[Event]]) -> list[Counter[Event]]:
+    return list({frozenset(case.items()): case for case in cases}.values())
 
 
 def _side(delta: float, found: CheckedDelta, sign: int) -> Verdict:

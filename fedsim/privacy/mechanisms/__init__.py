@@ -4,6 +4,7 @@
 """
 
 from fedsim.privacy.mechanisms.adaptive_noise import AdaptiveNoise
+from fedsim.privacy.mechanisms.banded.mechanism import Banded
 from fedsim.privacy.mechanisms.equal_energy import LayerNoise, MatrixNoise
 from fedsim.privacy.mechanisms.gaussian import Gaussian
 from fedsim.privacy.mechanisms.laplace.mechanism import RandomisedLaplace
@@ -14,6 +15,7 @@ from fedsim.privacy.mechanisms.quantile_clip import QuantileClip
 __all__ = [
     "MECHANISMS",
     "AdaptiveNoise",
+    "Banded",
     "Gaussian",
     "GaussianNoise",
     "LayerNoise",

@@ -21,10 +21,12 @@ class Mechanism(Choice):
     Attributes:
         norm_order: The norm in which units are clipped, 2 or 1; that of every clip its noise gives.
         secure: Whether its noise can come from a cryptographic generator (`--noise.secure`).
+        correlates: Whether its noise is to be correlated over rounds where nothing is said about it.
     """
 
     norm_order: ClassVar[int] = 2
     secure: ClassVar[bool] = True
+    correlates: ClassVar[bool] = False
 
     @abstractmethod
     def noise(self, release: Event | None, noise_multiplier: float, sizes: Sizes) -> Noise:

@@ -1,36 +1,46 @@
-"""What leaves the server each round: the clipped sum with its noise over a public constant, and the state between."""
+"""A run's releases: the clipped sum with its noise over a public constant, and the state from one to the next."""
 
 from collections.abc import Mapping
 
 import numpy as np
 
 from fedsim.clip import Clip
-from fedsim.errors import InvalidInput
+from fedsim.errors import Failure, InvalidInput
 from fedsim.plan import Plan
 from fedsim.privacy.mechanisms import GaussianNoise, NoiseSource
+from fedsim.privacy.mechanisms.banded.filter import CorrelatedNoise, FloatFilter, GridFilter, NoiseFilter
 from fedsim.privacy.mechanisms.quantile_clip import COUNT_RESOLUTION
 from fedsim.randomness import StreamNoise, stream
+from fedsim.release.log import Kept
 from fedsim.secure_noise import SecureNoise
 
 CLIP_NORM = "clip_norm"
 NOISE = "noise/"
+CHAIN, PAST = "chain", "past"
+"""Of correlated noise: how the chain stands, and, where it cannot be drawn again, what earlier rounds drew."""
 
 
 class Release:
-    """What leaves the server each round, and the mechanism's state between rounds, made of released values alone.
+    """What leaves the server each round, and the mechanism's state between rounds.
+
+    State is made of released values alone, but for noise that is correlated over rounds: secure noise cannot be drawn
+    again, so what earlier rounds drew is part of the state, and as secret as what it hides.
 
     Args:
         plan: Names mechanism and clip rule; its noise multiplier is that of the whole release.
         sizes: Values of each parameter by name, in the order of the flat vector.
         noise_seed: Seed or secret key of the noise; None draws it from a cryptographic generator, under a new key for
             each release.
+        exact: Whether sums are exact, and so float64.
 
     Raises:
         InvalidInput: A mechanism whose noise is none that a moving clip norm's count can share, or whose clip is not
             of these parameters.
     """
 
-    def __init__(self, plan: Plan, sizes: Mapping[str, int], noise_seed: int | bytes | None) -> None:
+    def __init__(
+        self, plan: Plan, sizes: Mapping[str, int], noise_seed: int | bytes | None, *, exact: bool = False
+    ) -> None:
         self.plan = plan
         self.clip_norm = plan.clip_norm
         self.clip_rule = plan.clip_rule
@@ -38,6 +48,8 @@ class Release:
         event = plan.step_event() if plan.noise_multiplier > 0 else None
         self.noise = plan.mechanism.noise(event, plan.sum_noise_multiplier, sizes)
         self._sizes = sizes
+        self.chain = _chain(plan, sum(sizes.values()), noise_seed is None, exact)
+        self._begins, self._attempt = 0, 0
         plain = isinstance(self.noise, GaussianNoise) and self.noise.noise_multiplier == plan.sum_noise_multiplier
         if self.clip_rule is not None and not plain:
             raise InvalidInput("plan.clip-quantile", plan.clip_quantile, f"0 with {plan.mechanism.name}")
@@ -56,6 +68,22 @@ class Release:
             raise InvalidInput("clip.order", clip.order, f"{self.plan.mechanism.norm_order}, as its mechanism says")
         return clip
 
+    @property
+    def correlated(self) -> bool:
+        """Whether a round's noise depends on that of earlier ones, so that it cannot be released anew if lost."""
+        return self.chain is not None
+
+    def begin_chain(self, round: int, attempt: int) -> None:
+        """Begin a chain of correlated noise with a round; nothing is left of the one before.
+
+        Args:
+            round: Its first round.
+            attempt: Which chain it is, from 0; each has noise of its own.
+        """
+        self._begins, self._attempt = round, attempt
+        if self.chain is not None:
+            self.chain.restart()
+
     def noised_mean(
         self, total: np.ndarray, clip: Clip, round: int, *, attempt: int = 0, resolution: float = 0.0
     ) -> np.ndarray:
@@ -70,10 +98,50 @@ class Release:
             round: The round, from 0.
             attempt: How often the round was released before (and lost); each attempt has noise of its own.
             resolution: Step of the grid that exact sums lie on; 0 for float sums.
+
+        Raises:
+            Failure: With correlated noise, a round that is not the next of its chain.
         """
-        self.noise.add(total, clip, self._source("noise", round, attempt, resolution))
+        source = self._source("noise", round, attempt, resolution)
+        if self.chain is None:
+            self.noise.add(total, clip, source)
+        else:
+            correlated = self._next_of_chain(self.chain, source, round, attempt)
+            self.noise.add(total, clip, correlated)
+            correlated.finish()
         total /= total.dtype.type(self.plan.normaliser)
         return total
+
+    def kept(self, mean: np.ndarray) -> Kept:
+        """What must be known of the round just released, before it leaves, so that it could be repeated."""
+        state = {CLIP_NORM: np.array(self.clip_norm)}
+        if isinstance(self.chain, GridFilter):
+            state[PAST] = self.chain.latest()
+        return Kept(mean=mean, state=state)
+
+    def repeat(self, kept: Kept, parameters: np.ndarray, round: int, attempt: int) -> None:
+        """Take in a release that was made before: what follows is as it was then.
+
+        Args:
+            kept: What kept() returned then.
+            parameters: The parameters [P] it belongs to, before the step.
+            round: The round.
+            attempt: As then.
+        """
+        assert self.chain is not None
+        correlated = self._next_of_chain(self.chain, self._source("noise", round, attempt), round, attempt)
+        if isinstance(self.chain, GridFilter):
+            self.chain.take(kept.state[PAST])
+        else:
+            correlated.finish(draw=True)
+        self.noise.observe(kept.mean, parameters)
+        self.clip_norm = float(kept.state[CLIP_NORM])
+
+    def _next_of_chain(self, chain: NoiseFilter, source: NoiseSource, round: int, attempt: int) -> CorrelatedNoise:
+        following = self._begins + chain.rounds
+        if (round, attempt) != (following, self._attempt):
+            raise Failure(f"round {round} cannot get correlated noise: its chain goes on with round {following}")
+        return chain.correlated(source)
 
     def observe(
         self,
@@ -113,14 +181,36 @@ class Release:
         return StreamNoise(stream(self._noise_seed, purpose, *((round, attempt) if attempt else (round,))))
 
     def state(self) -> dict[str, np.ndarray]:
-        """Everything a resumed run needs, as named arrays; made of released values alone."""
+        """Everything a resumed run needs, as named arrays."""
         kept = {NOISE + name: array for name, array in self.noise.state().items()}
+        if self.chain is not None:
+            kept[CHAIN] = np.array([self._begins, self._attempt, self.chain.rounds])
+            if isinstance(self.chain, GridFilter):
+                kept[PAST] = self.chain.past
         return {CLIP_NORM: np.array(self.clip_norm), **kept}
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Continue from what state() returned."""
+        """Continue from what state() returned; noise that a seed decides is drawn again, round after round."""
         self.clip_norm = float(arrays[CLIP_NORM])
         self.noise.load_state(under(arrays, NOISE))
+        if self.chain is None:
+            return
+        begins, attempt, rounds = map(int, arrays[CHAIN])
+        self.begin_chain(begins, attempt)
+        if isinstance(self.chain, GridFilter):
+            self.chain.load(arrays[PAST], rounds)
+            return
+        for round in range(begins, begins + rounds):
+            self.chain.correlated(self._source("noise", round, attempt)).finish(draw=True)
+
+
+def _chain(plan: Plan, size: int, secure: bool, exact: bool) -> NoiseFilter | None:
+    """What correlates the noise of rounds; None where it is independent."""
+    if plan.bands == 1 or plan.noise_multiplier == 0:
+        return None
+    if secure:
+        return GridFilter(plan.noise_coefficients, size, plan.sum_noise_multiplier)
+    return FloatFilter(plan.noise_coefficients, size, wide=exact)
 
 
 def under(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -1,0 +1,159 @@
+"""Over how many rounds to correlate noise: what each number of bands costs, and how much noise it leaves."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fedsim.errors import InvalidInput
+from fedsim.plan.plan import Plan
+from fedsim.privacy.calibration import calibrate_noise_multiplier
+from fedsim.privacy.events import Adjacency, Event
+from fedsim.privacy.mechanisms.banded.coefficients import optimal_coefficients
+from fedsim.privacy.mechanisms.banded.workload import Workload
+from fedsim.sampling import CyclicPoisson, Poisson
+
+AUTO: Literal["auto"] = "auto"
+MOST_BANDS = 128
+"""More are not looked for: the noise of so many rounds must be kept, and hardly anything is gained."""
+LEAST_GAIN = 0.01
+"""More bands must promise at least so much less noise, as a share."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BandsForecast:
+    """What correlating noise over so many rounds promises, at one target.
+
+    Attributes:
+        bands: Rounds.
+        coefficients: c, the best for the workload.
+        noise_multiplier: σ that meets the target.
+        error: σ times the noise that the workload makes of ‖c‖₂·x: root mean square over rounds of the standard
+            deviation on one coordinate of the parameters, for a clip norm, a divisor and a learning rate of 1.
+        ratio: That over the same for independent noise at the same target.
+    """
+
+    bands: int
+    coefficients: tuple[float, ...]
+    noise_multiplier: float
+    error: float
+    ratio: float
+
+
+def forecasts(
+    make_event: Callable[[int, float], Event],
+    candidates: Sequence[int],
+    workload: Workload,
+    *,
+    epsilon: float,
+    delta: float,
+    adjacency: Adjacency,
+    tolerance: float,
+) -> list[BandsForecast]:
+    """What some numbers of bands promise, calibrated to the same target.
+
+    Args:
+        make_event: What the whole run releases, from bands and noise multiplier.
+        candidates: Numbers of bands, ascending; 1 is added where it is not among them.
+        workload: What the optimizer makes of the releases.
+        epsilon, delta, adjacency: The target.
+        tolerance: Relative tolerance of the calibration.
+    """
+    wanted = sorted({1, *candidates})
+    fitted = {bands: optimal_coefficients(bands, workload) for bands in wanted}
+    found: list[BandsForecast] = []
+    for bands in wanted:
+        noise = calibrate_noise_multiplier(
+            lambda value, bands=bands: make_event(bands, value),  # type: ignore[misc]
+            epsilon=epsilon,
+            delta=delta,
+            adjacency=adjacency,
+            tolerance=tolerance,
+        ).value
+        error = noise * workload.error(fitted[bands])
+        found.append(
+            BandsForecast(
+                bands=bands,
+                coefficients=fitted[bands],
+                noise_multiplier=noise,
+                error=error,
+                ratio=error / found[0].error if found else 1.0,
+            )
+        )
+    return found
+
+
+def best(found: Sequence[BandsForecast]) -> BandsForecast:
+    """The fewest bands that promise nearly the least noise."""
+    least = min(forecast.error for forecast in found)
+    return next(forecast for forecast in found if forecast.error <= least * (1 + LEAST_GAIN))
+
+
+def candidates_for(probability: float, rounds: int) -> list[int]:
+    """Numbers of bands to look at: powers of two, as far as users suffice for so many groups.
+
+    Args:
+        probability: Of a unit to join a round, on average.
+        rounds: T.
+    """
+    most = min(MOST_BANDS, rounds, math.floor(1 / probability * (1 + 1e-12)))
+    return [1 << power for power in range(most.bit_length())]
+
+
+def wanted_bands(given: str | None, *, by_default: str) -> int | Literal["auto"]:
+    """A number of bands, or AUTO, from an option's text.
+
+    Raises:
+        InvalidInput: For anything else.
+    """
+    text = by_default if given is None else given
+    if text == AUTO:
+        return AUTO
+    if not text.isdecimal() or int(text) < 1:
+        raise InvalidInput("plan.bands", text, "auto, or a number of rounds from 1")
+    return int(text)
+
+
+def with_bands(plan: Plan, bands: int, coefficients: tuple[float, ...]) -> Plan:
+    """The plan with noise correlated over so many rounds; users of a Poisson plan take turns as that needs."""
+    sampling = plan.sampling
+    if bands > sampling.separation and isinstance(sampling, Poisson | CyclicPoisson):
+        sampling = CyclicPoisson(groups=bands)
+    return dataclasses.replace(plan, sampling=sampling, noise_coefficients=coefficients)
+
+
+def forecasts_for(
+    plan: Plan,
+    bands: int | Literal["auto"],
+    workload: Workload,
+    *,
+    epsilon: float,
+    tolerance: float = 1e-3,
+) -> list[BandsForecast]:
+    """What a plan may expect of so many bands, or of each number that is worth a look, beside independent noise.
+
+    Args:
+        plan: With independent noise; what it samples by, if not in turns long enough, is replaced by turns.
+        bands: Their number, or AUTO.
+        workload: What the optimizer makes of the plan's releases.
+        epsilon: The target, at the plan's δ and adjacency.
+        tolerance: Relative tolerance of the calibration.
+    """
+    if bands == AUTO:
+        fits = candidates_for(plan.sampling_probability, plan.steps)
+        if plan.adjacency is Adjacency.REPLACE_ONE_USER or not plan.shares_its_noise():
+            fits = [1]
+        elif not isinstance(plan.sampling, Poisson):
+            fits = [count for count in fits if count <= plan.sampling.separation]
+    else:
+        fits = [bands]
+    plain = (1.0,)
+
+    def event(count: int, noise: float) -> Event:
+        stand_in = plain + (0.0,) * (count - 1)  # what c is has no say in what is accounted
+        return dataclasses.replace(with_bands(plan, count, stand_in), noise_multiplier=noise).event()
+
+    return forecasts(
+        event, fits, workload, epsilon=epsilon, delta=plan.delta, adjacency=plan.adjacency, tolerance=tolerance
+    )

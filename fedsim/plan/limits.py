@@ -1,0 +1,57 @@
+"""What a plan may not ask for: more units than there are, or noise correlated between rounds that a user can be in."""
+
+import numpy as np
+
+from fedsim.errors import InvalidInput
+from fedsim.privacy.events import Adjacency
+from fedsim.sampling import Sampling
+from fedsim.validation import require_probability
+
+
+def require_compute(probability: float, population: int, what: str) -> None:
+    """Refuse a plan that would need more units a round than there are.
+
+    Raises:
+        InvalidInput: Names the compute.
+    """
+    if probability > 1:
+        raise InvalidInput(
+            "plan.gradients-per-round",
+            f"{probability * population:g} units a round",
+            f"at most the {population} {what}s",
+            "Lower --plan.gradients-per-round, or change --plan.group-size.",
+        )
+    require_probability("sampling_probability", probability)
+
+
+def require_separation(
+    sampling: Sampling, noise_coefficients: tuple[float, ...], adjacency: Adjacency, *, plain: bool, mechanism: str
+) -> None:
+    """Refuse correlated noise where a user can be in two rounds that it is correlated over.
+
+    Args:
+        sampling: How units join a round.
+        noise_coefficients: c_0 = 1, c_1, …, as a plan has them.
+        adjacency: The change of the data set that stays hidden.
+        plain: Whether the mechanism's noise is plain Gaussian, accounted as such.
+        mechanism: Its name.
+
+    Raises:
+        InvalidInput: Names the bands, or the adjacency that groups of users do not permit.
+    """
+    bands = len(noise_coefficients)
+    if noise_coefficients[:1] != (1.0,) or not np.isfinite(noise_coefficients).all():
+        raise InvalidInput("noise_coefficients", noise_coefficients, "finite numbers, the first of them 1")
+    if bands > 1 and not plain:
+        raise InvalidInput("plan.bands", bands, f"1 with {mechanism}", "Only plain Gaussian noise can be correlated.")
+    apart = sampling.separation
+    if bands > apart:
+        allowed = f"at most {apart} with {sampling.name}, where rounds of one user can be {apart} apart"
+        raise InvalidInput("plan.bands", bands, allowed, "Users who take turns are farther apart: cyclic-poisson.")
+    if apart > 1 and adjacency is Adjacency.REPLACE_ONE_USER:
+        raise InvalidInput(
+            "plan.adjacency",
+            adjacency.value,
+            f"{Adjacency.ADD_OR_REMOVE_ONE_USER.value} with {sampling.name}",
+            "Who takes a user's place may be of another group: no bound for both is known here.",
+        )
