@@ -26,7 +26,7 @@ COMMANDS = {
         "MeanEstimation",
         "the synthetic study, with closed form",
     ),
-    "account": ("experiments.account", "Account", "ε of a plan, or the noise for a target ε"),
+    "account": ("experiments.account.command", "Account", "ε of a plan, or the noise for a target ε"),
     "audit": ("experiments.audit.command", "Audit", "attack a plan or a finished run: lower bounds on ε"),
     "search-noise": ("experiments.search_noise", "SearchNoise", "find a law for randomised-scale Laplace noise"),
     "prepare": ("experiments.prepare", "Prepare", "build a user store from files or a hub data set"),

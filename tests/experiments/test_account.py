@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from own_kind_of_release import OWN
 
-from experiments.account import Account
+from experiments.account.command import Account
 from experiments.run import main
 from fedsim.errors import InvalidInput
 from fedsim.plan import ElsPlan, Plan, UlsPlan

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from small_flags import LOCAL, SMALL
 
-from experiments.account import Account
+from experiments.account.command import Account
 from experiments.run import COMMANDS, main
 from fedsim.engine.ray_grid import WorkersDidNotStart
 from fedsim.errors import Failure

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from experiments.account import Account, in_words
+from experiments.account.command import Account
+from experiments.account.words import in_words
 from experiments.run import main
 from fedsim.errors import InvalidInput
 from fedsim.privacy import grid_plan

@@ -1,7 +1,6 @@
 """`account`: ε of a plan, or the parameter that meets a target ε. Needs no torch, flwr or ray."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -9,18 +8,21 @@ from json import dumps
 from pathlib import Path
 from typing import Any, Literal
 
+from experiments.account.bands import bands_from, least_noise, noise_left
+from experiments.account.words import as_row, dashed, finite, in_words
 from experiments.confirmation import confirm_folder
 from fedsim.errors import InvalidInput
 from fedsim.plan import ALGORITHMS, Algorithm
+from fedsim.plan.bands import AUTO
 from fedsim.privacy.accountant import epsilon_bounds
-from fedsim.privacy.bounds import Bounds, shown_above, shown_below
+from fedsim.privacy.bounds import Bounds
 from fedsim.privacy.calibration import (
     calibrate_group_size,
     calibrate_noise_multiplier,
     calibrate_sampling_probability,
     calibrate_steps,
 )
-from fedsim.privacy.comparisons import Comparison, compare
+from fedsim.privacy.comparisons import compare
 from fedsim.privacy.events import (
     Adjacency,
     BinomialMixtureGaussian,
@@ -76,6 +78,9 @@ class Account:
     """fixed-size: users in a cohort."""
     population_size: int | None = None
     """fixed-size: users to draw from."""
+    bands: str | None = None
+    """poisson: correlate the noise over so many rounds, in which groups of users take turns; auto takes as many as
+    leave the least noise in prefix sums of the releases, and needs --target-epsilon."""
     noise_multiplier: float | None = None
     """Noise standard deviation over the clip norm."""
     steps: int | None = None
@@ -125,15 +130,24 @@ class Account:
         for module in self.modules:
             import_module("modules", module, module)
         calibrated = None if self.ledger is not None else self._left_out()
-        plan, event, epsilon = self._solve(calibrated)
+        plan, event, epsilon = self._with_bands(calibrated)._solve(calibrated)
         result = plan._described(event) | {
-            "epsilon": {"upper": _finite(epsilon.upper), "lower": _finite(epsilon.lower)},
+            "epsilon": {"upper": finite(epsilon.upper), "lower": finite(epsilon.lower)},
             "tolerance": {"asked": self.tolerance, "gap": epsilon.gap, "met": epsilon.met},
             "calibrated": calibrated,
         }
+        if plan.bands is not None:
+            result |= noise_left(
+                plan._banded_event,
+                int(plan.bands),
+                plan._given("steps"),
+                epsilon=epsilon.upper if self.target_epsilon is None else self.target_epsilon,
+                delta=self.delta,
+                tolerance=self.tolerance,
+            )
         if self.compare:
             rows = compare(event, self.delta, adjacency=Adjacency(self.adjacency))
-            result["comparisons"] = [_row(row) for row in rows]
+            result["comparisons"] = [as_row(one) for one in rows]
         if self.plot is not None:
             result["plot"] = str(plan._draw(event, epsilon))
         return result
@@ -148,7 +162,29 @@ class Account:
         require_at_least("steps", steps, 0)
         kind, names = STEPS[self.algorithm, self.sampling]
         values = {name: self._given(name) for name in names}
+        if self.bands is not None:
+            bands = bands_from(self.bands, values["sampling_probability"], steps)
+            steps = -(-steps // int(bands))
+            values["sampling_probability"] = min(1.0, int(bands) * values["sampling_probability"])
         return releases(kind, steps, noise_multiplier=self._given("noise_multiplier"), **values)
+
+    def _banded_event(self, bands: int, noise_multiplier: float) -> Event:
+        return dataclasses.replace(self, bands=str(bands), noise_multiplier=noise_multiplier).event()
+
+    def _with_bands(self, calibrated: str | None) -> "Account":
+        """The plan with a number of bands in place of auto."""
+        if self.bands is None:
+            return self
+        probability, steps = self._given("sampling_probability"), self._given("steps")
+        if bands_from(self.bands, probability, steps) != AUTO:
+            return self
+        if calibrated != "noise_multiplier":
+            hint = "Or say how many bands."
+            raise InvalidInput("bands", AUTO, "given with --target-epsilon and without --noise-multiplier", hint)
+        found = least_noise(
+            self._banded_event, probability, steps, epsilon=self.target_epsilon or 0.0, delta=self.delta
+        )
+        return dataclasses.replace(self, bands=str(found.bands))
 
     def _solve(self, calibrated: str | None) -> "tuple[Account, Composed, Bounds]":
         """The plan with nothing left out, what it releases, and its ε."""
@@ -192,8 +228,8 @@ class Account:
             if name not in CALIBRATE:
                 self._given(name)
         if len(missing) != 1:
-            value = ", ".join(f"--{_dashed(name)}" for name in missing) or "nothing"
-            options = ", ".join(f"--{_dashed(name)}" for name in open_ones)
+            value = ", ".join(f"--{dashed(name)}" for name in missing) or "nothing"
+            options = ", ".join(f"--{dashed(name)}" for name in open_ones)
             raise InvalidInput(
                 "target-epsilon",
                 self.target_epsilon,
@@ -205,10 +241,10 @@ class Account:
     def _given(self, name: str) -> Any:
         value = getattr(self, name)
         if value is None:
-            hint = f"Add --{_dashed(name)}."
+            hint = f"Add --{dashed(name)}."
             if name in CALIBRATE:
-                hint = f"Add --{_dashed(name)}, or --target-epsilon to have it found."
-            raise InvalidInput(_dashed(name), None, "given", hint)
+                hint = f"Add --{dashed(name)}, or --target-epsilon to have it found."
+            raise InvalidInput(dashed(name), None, "given", hint)
         return value
 
     def _check(self) -> None:
@@ -221,6 +257,12 @@ class Account:
         if (self.algorithm, self.sampling) not in STEPS:
             allowed = " or ".join(sampling for algorithm, sampling in STEPS if algorithm == self.algorithm)
             raise InvalidInput("sampling", self.sampling, f"{allowed} for {self.algorithm}")
+        if self.bands is not None:
+            if self.sampling != "poisson" or self.ledger is not None:
+                raise InvalidInput("bands", self.bands, "used with --sampling poisson, and without --ledger")
+            if Adjacency(self.adjacency) is Adjacency.REPLACE_ONE_USER:
+                hint = "Who takes a user's place may be of another group of users."
+                raise InvalidInput("adjacency", self.adjacency, "add-or-remove-one-user with --bands", hint)
         plan_options = (
             "group_size",
             "sampling_probability",
@@ -234,7 +276,7 @@ class Account:
             value = getattr(self, name)
             if value is not None and name not in used:
                 beside = f"--sampling {self.sampling}" if self.ledger is None else "--ledger"
-                raise InvalidInput(_dashed(name), value, f"left out with {beside}")
+                raise InvalidInput(dashed(name), value, f"left out with {beside}")
         if self.ledger is None and self.modules:
             raise InvalidInput("modules", self.modules, "used with --ledger")
         if self.ledger is not None and self.target_epsilon is not None:
@@ -246,7 +288,7 @@ class Account:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name not in ("check", "modules", "json") and value != field.default:
-                raise InvalidInput(_dashed(field.name), value, "left out with --check", "The folder says it all.")
+                raise InvalidInput(dashed(field.name), value, "left out with --check", "The folder says it all.")
 
     def _described(self, event: Composed) -> dict[str, Any]:
         common = {"unit": "user", "adjacency": self.adjacency, "delta": self.delta}
@@ -269,62 +311,11 @@ class Account:
         """What is drawn: the ledger, or the plan's parameters."""
         if self.ledger is not None:
             return f"{self.ledger}, {self.adjacency}"
-        values = ", ".join(f"{_dashed(name)} {getattr(self, name):g}" for name in self._needed())
+        values = ", ".join(f"{dashed(name)} {getattr(self, name):g}" for name in self._needed())
         return f"{self.algorithm.upper()}, {self.adjacency}: {values}"
-
-
-def in_words(result: dict[str, Any]) -> str:
-    """A result for people."""
-    epsilon, names = result["epsilon"], ("noise_multiplier", "steps", "sampling_probability", "group_size")
-    at = f"at δ = {result['delta']:g} ({result['adjacency']})"
-    least = f"it is at least {shown_below(epsilon['lower'] or 0.0)}"
-    if epsilon["upper"] is None:
-        lines = [f"user-level ε could not be bounded {at}", f"{least}, which is certified"]
-    else:
-        lines = [f"user-level ε ≤ {shown_above(epsilon['upper'])} {at}", f"{least}: both bounds are certified"]
-    tolerance = result["tolerance"]
-    if not tolerance["met"]:
-        lines.append(
-            f"the tolerance of {tolerance['asked']:g} is missed: the bounds are {shown_above(tolerance['gap'])} of "
-            "the upper one apart, and the true ε may be anywhere between"
-        )
-    if result["calibrated"]:
-        lines.append(f"found: {_dashed(result['calibrated'])} = {result[result['calibrated']]!r}")
-    shown = [f"{_dashed(name)} {result[name]:g}" for name in names if result.get(name) is not None]
-    if shown:
-        lines.append(f"{result['algorithm'].upper()}, sampling {result['sampling']}: " + ", ".join(shown))
-    if "comparisons" in result:
-        lines += ["", *_table(result["comparisons"])]
-    if "plot" in result:
-        lines.append(f"plot: {result['plot']}")
-    return "\n".join(lines)
-
-
-def _table(rows: list[dict[str, Any]]) -> list[str]:
-    width = max(len(row["method"]) for row in rows)
-    kinds = max(len(row["kind"]) for row in rows)
-    shown = [shown_above(math.inf if row["epsilon"] is None else row["epsilon"]) for row in rows]
-    head = f"{'accountant'.ljust(width)}  {'kind'.ljust(kinds)}  {'ε':>10}"
-    body = [
-        f"{row['method'].ljust(width)}  {row['kind'].ljust(kinds)}  {text:>10}"
-        for row, text in zip(rows, shown, strict=True)
-    ]
-    return [head, *body, "Only the first certifies; an estimate may lie on either side of the true value."]
-
-
-def _row(row: Comparison) -> dict[str, Any]:
-    return {"method": row.method, "kind": row.kind, "epsilon": _finite(row.value)}
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")
 
 
 def _as_typed(error: InvalidInput) -> InvalidInput:
     """The same error with its field spelled as on the command line."""
-    field = {"epsilon": "target-epsilon"}.get(error.field, _dashed(error.field))
+    field = {"epsilon": "target-epsilon"}.get(error.field, dashed(error.field))
     return InvalidInput(field, error.value, error.allowed, error.hint)

@@ -1,0 +1,1 @@
+"""`account`: ε of a plan, or the parameter that meets a target ε."""
