@@ -117,10 +117,18 @@ class Compare(RunConfig):
                 mechanism_options=(),
                 clip_quantile=plan.clip_quantile or QuantileClip.quantile,
             )
+        # Bands that were asked for are those of mechanisms that ask for bands, where such are compared with others.
+        asking = any(MECHANISMS.named(one).correlates for one in self.mechanisms if one != QuantileClip.name)
+        bands = None if asking and not MECHANISMS.named(mechanism).correlates else plan.bands
         clip_norm = plan.clip_norm if MECHANISMS.named(mechanism).norm_order == 2 else self.l1_clip_norm
         options = plan.mechanism_options if mechanism == plan.mechanism else ()
         return dataclasses.replace(
-            plan, mechanism=mechanism, mechanism_options=options, clip_norm=clip_norm, clip_quantile=0.0
+            plan,
+            mechanism=mechanism,
+            mechanism_options=options,
+            bands=bands,
+            clip_norm=clip_norm,
+            clip_quantile=0.0,
         )
 
     def run(self) -> int:

@@ -4,7 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.plan import change_of_mind, choice, from_private_data, in_words, private_statistics, verdict_json
+from experiments.plan.words import (
+    change_of_mind,
+    choice,
+    from_private_data,
+    in_words,
+    private_statistics,
+    verdict_json,
+)
 from fedsim.config import RunConfig
 from fedsim.plan import ALGORITHMS, UserSizes
 from fedsim.planner import (

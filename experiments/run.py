@@ -19,7 +19,11 @@ COMMANDS = {
         "ULS and ELS side by side at the same compute and (ε, δ); the default",
     ),
     "train": ("experiments.train", "Train", "fine-tune with one algorithm"),
-    "plan": ("experiments.plan", "PlanCommand", "predict whether ULS or ELS will win, and the group size, in seconds"),
+    "plan": (
+        "experiments.plan.command",
+        "PlanCommand",
+        "predict whether ULS or ELS will win, and the group size, in seconds",
+    ),
     "sweep": ("experiments.sweep.command", "Sweep", "ULS and ELS over ε, compute, group sizes and seeds; resumable"),
     "mean-estimation": (
         "experiments.mean_estimation.command",

@@ -21,8 +21,10 @@ import numpy as np
 
 from fedsim.errors import InvalidInput
 from fedsim.plan import ALGORITHMS, Plan, UserSizes
+from fedsim.plan.bands import AUTO, BandsForecast, best, forecasts_for
 from fedsim.privacy.calibration import calibrate_noise_multiplier
 from fedsim.privacy.events import Adjacency
+from fedsim.privacy.mechanisms.banded.workload import Workload
 from fedsim.validation import require_at_least, require_between, require_positive
 
 TOLERANCE = 0.01
@@ -180,6 +182,22 @@ def predicted_noise(plan: Plan, curve: NormCurve, typical_size: int) -> float:
         typical_size: Examples of the median user, who cannot average over more.
     """
     return plan.noise_multiplier * curve(plan.rows_per_unit(typical_size)) / plan.normaliser
+
+
+def best_bands(plans: Sequence[Plan], target: Target, workload: Workload) -> list[BandsForecast]:
+    """For each plan what correlating its noise over the best number of rounds promises.
+
+    Args:
+        plans: Of calibrated_plans.
+        target: As they were calibrated to.
+        workload: What the optimizer makes of the releases.
+    """
+
+    def of(plan: Plan) -> BandsForecast:
+        return best(forecasts_for(plan, AUTO, workload, epsilon=target.epsilon, tolerance=TOLERANCE))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(of, plans))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,9 @@
 """The Flower ServerApp: the same on RayGrid, LocalGrid and under `flwr run`."""
 
+import json
 import logging
 import time
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from fedsim.gradients import ParameterLayout
 from fedsim.models.export import export
 from fedsim.models.unchanged import unchanged_parameters
 from fedsim.plan import Plan, UserSizes, plan_from_values
+from fedsim.plan.bands import in_words
 from fedsim.privacy.ledger import Ledger
 from fedsim.release import Release, ReleaseLog, ReleasesLost
 from fedsim.resources import Resources, open_resources
@@ -105,6 +108,7 @@ def train(grid: Grid, config: RunConfig) -> dict[str, Any]:
     export(resources.loaded, folder.model)
     summary: dict[str, Any] = without_infinities(summarise(plan, config, outcome, time.perf_counter() - started))
     summary["alarms"] = as_json(training.alarms)
+    summary |= _predicted_noise(folder, plan)
     write_json(folder.summary, summary)
     folder.remove_unfinished()
     return summary
@@ -207,7 +211,12 @@ def _statement(
 def _begin(folder: RunFolder, config: RunConfig, resources: Resources) -> tuple[Plan, dict[str, Any]]:
     """Plan and identity of a new run. They and the seeds are on disk before anything is charged; config.json last."""
     seeds = Seeds.drawn(config)
-    plan = config.plan_for(UserSizes.of_users(resources.store.split("train")))
+    sizes = UserSizes.of_users(resources.store.split("train"))
+    plan = config.plan_for(sizes)
+    if forecasts := config.bands_forecasts(sizes):
+        words = in_words(forecasts, plan.bands, config.optimizer.name, plan.steps)
+        logger.info("%s", words)
+        write_json(folder.bands, {"in_words": words, "forecasts": [asdict(one) for one in forecasts]})
     identity = identity_of(config, plan, resources)
     seeds.store(folder.secret)
     folder.write_config(config=to_flat(config), plan=plan.to_values(), versions=versions(), identity=identity)
@@ -224,6 +233,15 @@ def _resumed(folder: RunFolder, config: RunConfig, resources: Resources) -> tupl
     return plan, identity
 
 
+def _predicted_noise(folder: RunFolder, plan: Plan) -> dict[str, Any]:
+    """What correlating noise promised, for the summary: in words, and as a ratio to independent noise."""
+    if not folder.bands.exists():
+        return {"predicted_noise_ratio": 1.0 if plan.bands == 1 else None}
+    promised = json.loads(folder.bands.read_text(encoding="utf-8"))
+    ratios = {one["bands"]: float(one["ratio"]) for one in promised["forecasts"]}
+    return {"predicted_noise_ratio": ratios[plan.bands], "bands_in_words": promised["in_words"]}
+
+
 def summarise(plan: Plan, config: RunConfig, outcome: Outcome, seconds: float) -> dict[str, Any]:
     """The outcome of one arm, as comparison.json holds it."""
     return {
@@ -232,6 +250,7 @@ def summarise(plan: Plan, config: RunConfig, outcome: Outcome, seconds: float) -
         "epsilon": outcome.epsilon,
         "delta": plan.delta,
         "noise_multiplier": plan.noise_multiplier,
+        "bands": plan.bands,
         "clip_norm": plan.clip_norm,
         "group_size": plan.group_size,
         "units_per_round": plan.normaliser,

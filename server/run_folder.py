@@ -49,6 +49,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def bands(self) -> Path:
+        """What correlating noise over rounds promised, before anything was trained, JSON."""
+        return self.path / "bands.json"
+
+    @property
     def ledger(self) -> Path:
         """What was charged, one JSON line a release."""
         return self.path / "ledger.jsonl"

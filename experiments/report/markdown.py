@@ -4,12 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+GAINS = ("", "ε", "B", "bands", "noise, predicted", "loss, independent", "loss, correlated", "gain")
+"""What correlated noise promised and gained."""
+
 
 def write_markdown(
     path: Path,
     headings: Sequence[str],
     rows: Sequence[Sequence[str]],
     outcomes: Sequence[dict[str, Any]],
+    gains: Sequence[Sequence[str]],
     notes: Sequence[str],
 ) -> None:
     """Write the table of outcomes, the planner's predictions beside them, and what the sweep cost.
@@ -19,6 +23,7 @@ def write_markdown(
         headings: Of the table of outcomes.
         rows: Its cells.
         outcomes: Of experiments.report.sweep.outcome.
+        gains: What correlated noise gained, under GAINS; may be empty.
         notes: The last paragraphs.
     """
     predicted = [
@@ -36,7 +41,7 @@ def write_markdown(
         for item in outcomes
     ]
     heads = ("ε", "B", "predicted", "ELS/ULS noise", "observed", "ELS − ULS loss", "ULS G, pred. / obs.", "ELS G")
-    text = [table(headings, rows), table(heads, predicted), *notes]
+    text = [table(headings, rows), table(heads, predicted), *([table(GAINS, gains)] if gains else []), *notes]
     path.write_text("\n\n".join(text) + "\n", encoding="utf-8")
 
 

@@ -18,6 +18,7 @@ COLUMNS = {
     "mechanism": "mechanism",
     "epsilon": "ε",
     "noise_multiplier": "σ",
+    "bands": "bands",
     "group_size": "G",
     "units_per_round": "cohort or batch",
     "gradient_evaluations": "gradient evaluations",
@@ -79,6 +80,7 @@ def write_report(folder: Path) -> Path:
         title="User-level private fine-tuning",
         verdict=verdict(summaries),
         prediction=read_prediction(folder),
+        bands=noise_over_rounds(summaries),
         columns=COLUMNS,
         rows=[[format_value(key, summary.get(key)) for key in COLUMNS] for summary in summaries],
         statements=[(label(summary), _statement(run)) for run, summary in runs],
@@ -95,7 +97,9 @@ def label(summary: dict[str, Any]) -> str:
     title = str(summary["algorithm"]).upper()
     if summary.get("epsilon", 0.0) is None:
         return f"{title} without privacy"
-    return title if mechanism == "gaussian" else f"{title} {mechanism}"
+    bands = summary.get("bands", 1)
+    over = f" over {bands} rounds" if bands > 1 else ""
+    return title if mechanism == "gaussian" and bands == 1 else f"{title} {mechanism}{over}"
 
 
 def verdict(summaries: list[dict[str, Any]]) -> str:
@@ -122,6 +126,13 @@ def print_table(summaries: list[dict[str, Any]]) -> None:
     console = Console()
     console.print(table)
     console.print(verdict(summaries), highlight=False)
+    for name, words in noise_over_rounds(summaries):
+        console.print(f"{name}: {words}" if len(summaries) > 1 else words, highlight=False)
+
+
+def noise_over_rounds(summaries: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Why noise is correlated over as many rounds as it is, by arm; nothing of arms that were not asked to."""
+    return [(label(summary), summary["bands_in_words"]) for summary in summaries if "bands_in_words" in summary]
 
 
 def format_value(key: str, value: Any) -> str:
@@ -130,7 +141,7 @@ def format_value(key: str, value: Any) -> str:
         return "∞: no privacy" if key == "epsilon" else "–"
     if isinstance(value, str):
         return value.upper() if key == "algorithm" else value
-    if key in {"gradient_evaluations", "units_per_round", "group_size"}:
+    if key in {"gradient_evaluations", "units_per_round", "group_size", "bands"}:
         return f"{value:,.0f}"
     if key.startswith("test_accuracy"):
         return f"{value:.2%}"

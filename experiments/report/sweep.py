@@ -4,20 +4,21 @@ import math
 from pathlib import Path
 from typing import Any
 
-from experiments.plan import from_private_data
+from experiments.plan.words import from_private_data
 from experiments.prediction import Prediction
-from experiments.report.markdown import write_markdown
+from experiments.report.markdown import GAINS, write_markdown
 from experiments.report.page import write_page
 from experiments.report.sweep_figures import plot_group_sizes, plot_outcomes, several_group_sizes
 from experiments.sweep.points import ARM_TITLES
-from experiments.sweep.results import cells_of, cost_of_sweep, lead
+from experiments.sweep.results import cells_of, cost_of_sweep, gains_of_bands, lead
 from experiments.together import Together
 from fedsim.plan import ALGORITHMS
+from fedsim.plan.bands import AUTO
 from server.run_folder import write_json
 
 RESULTS = "results.json"
 """A sweep's results, in its folder."""
-HEADINGS = ("", "ε", "B", "G", "learning rate", "clip", "test loss", "± 95 %", "perplexity", "seeds")
+HEADINGS = ("", "ε", "B", "G", "learning rate", "clip", "bands", "test loss", "± 95 %", "perplexity", "seeds")
 
 
 def write_sweep_report(
@@ -42,6 +43,7 @@ def write_sweep_report(
     free = sum(row["arm"] == "nonprivate" for row in finished)
     compared = [outcome(cells, key, prediction) for key, prediction in sorted(predictions.items())]
     outcomes = [item for item in compared if item is not None]
+    gains = gains_of_bands(cells)
     figures = draw(folder, cells, pretrained)
     cost_words = cost_in_words(cost, free)
     write_json(
@@ -51,6 +53,7 @@ def write_sweep_report(
             "points": [_finite(row) for row in rows],
             "cells": [_finite(cell) for cell in cells],
             "planner": outcomes,
+            "bands": gains,
             "privacy_cost": privacy_cost(cost, free),
             "failures": failures,
         },
@@ -58,7 +61,9 @@ def write_sweep_report(
     table = [_cell_row(cell) for cell in cells]
     mark = from_private_data(sorted({name for p in predictions.values() for name in p.private_statistics}))
     predicted = mark and f"The planner's predictions. {mark}"
-    write_markdown(folder / "report.md", HEADINGS, table, outcomes, [*filter(None, [predicted]), cost_words])
+    notes = [*filter(None, [predicted]), cost_words]
+    correlated = [gain_row(gain) for gain in gains]
+    write_markdown(folder / "report.md", HEADINGS, table, outcomes, correlated, notes)
     return write_page(
         folder / "report.html",
         "sweep.html",
@@ -68,6 +73,8 @@ def write_sweep_report(
         rows=table,
         pretrained=f"{pretrained:.4f}",
         outcomes=outcomes,
+        gain_headings=GAINS,
+        gains=correlated,
         cost=cost_words,
         predicted=predicted,
         failures=failures,
@@ -128,6 +135,21 @@ def outcome(cells: list[dict[str, Any]], key: tuple[float, int], prediction: Pre
     }
 
 
+def gain_row(gain: dict[str, Any]) -> list[str]:
+    """What correlated noise gained in one cell, under GAINS."""
+    half = "" if gain["half_width"] is None else f" ± {gain['half_width']:.4f}"
+    return [
+        ARM_TITLES[gain["arm"]],
+        f"{gain['epsilon']:g}",
+        f"{gain['gradients_per_round']:,}",
+        f"{gain['bands_used']}" + (" (auto)" if gain["bands"] == AUTO else ""),
+        f"{gain['predicted_noise_ratio']:.2f}",
+        f"{gain['loss_of_independent_noise']:.4f}",
+        f"{gain['loss']:.4f}",
+        f"{gain['gain']:+.4f}{half}",
+    ]
+
+
 def privacy_cost(cost: Together | None, free: int) -> dict[str, Any]:
     """What the sweep cost, as JSON values; ε is null where none is claimed or finite."""
     bounds = None if cost is None else cost.epsilon
@@ -184,6 +206,7 @@ def _cell_row(cell: dict[str, Any]) -> list[str]:
         str(best["group_size"]) if private else "–",
         f"{best['learning_rate']:g}",
         f"{best['clip_norm']:g}" if private else "–",
+        str(best["bands_used"]) if private else "–",
         f"{best['loss']:.4f}",
         "–" if best["half_width"] is None else f"{best['half_width']:.4f}",
         f"{math.exp(best['loss']):.2f}",

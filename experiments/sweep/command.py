@@ -77,7 +77,7 @@ class Sweep(RunConfig):
         if path.exists():
             known = json.loads(path.read_text(encoding="utf-8"))["common"]
             varied = {"plan.epsilon", "plan.gradients-per-round", "plan.group-size", "plan.clip-norm"}
-            varied |= {"plan.algorithm", "optimizer.learning-rate"}
+            varied |= {"plan.algorithm", "plan.bands", "optimizer.learning-rate"}
             names = (set(known) | set(flat)) - varied
             changed = sorted(name for name in names if known.get(name) != json.loads(json.dumps(flat.get(name))))
             if changed:
@@ -112,7 +112,7 @@ class Sweep(RunConfig):
 
     def _predict(self, common: RunConfig, points: list[Point]) -> dict[tuple[float, int], Prediction]:
         """The planner's prediction at each ε and compute, with gradient norms measured on public users if possible."""
-        from experiments.plan import PUBLIC_USERS
+        from experiments.plan.command import PUBLIC_USERS
         from experiments.public_norms import measure_norms
         from fedsim.data.ingest import open_or_build
         from fedsim.resources import open_resources
@@ -167,7 +167,7 @@ def _shown(ends: Iterator[Finished], total: int, left: int, folder: Path, *, liv
 def best_settings(rows: list[dict[str, Any]]) -> Table:
     """The best setting of every algorithm at every ε and compute, of the points that are finished."""
     table = Table(title="Loss on held-out users, each with its best setting", title_justify="left")
-    for heading in ("", "ε", "B", "G", "learning rate", "clip", "test loss", "± 95 %", "seeds"):
+    for heading in ("", "ε", "B", "G", "learning rate", "clip", "bands", "test loss", "± 95 %", "seeds"):
         table.add_column(heading, justify="right" if heading else "left")
     for cell in cells_of(rows):
         best = cell["best"]
@@ -179,6 +179,7 @@ def best_settings(rows: list[dict[str, Any]]) -> Table:
             str(best["group_size"]) if private else "–",
             f"{best['learning_rate']:g}",
             f"{best['clip_norm']:g}" if private else "–",
+            str(best["bands_used"]) if private else "–",
             f"{best['loss']:.4f}",
             "–" if best["half_width"] is None else f"{best['half_width']:.4f}",
             str(best["seeds"]),

@@ -43,6 +43,8 @@ class SweepConfig:
     """The server's learning rate."""
     clip_norms: tuple[float, ...] = ()
     """L2 bound on one unit."""
+    bands: tuple[str, ...] = ()
+    """Rounds over which noise is correlated: numbers, or auto for as many as promise the least noise."""
     seeds: int = 3
     """Repetitions of every combination. No two points share a seed: those of a point's sampling and noise are derived
     from --sampling-seed and --noise-seed (0 where they are not given), its number and all of its settings."""
@@ -71,6 +73,7 @@ class Point:
     learning_rate: float
     clip_norm: float
     seed: int
+    bands: str = "1"
 
     @property
     def name(self) -> str:
@@ -78,6 +81,7 @@ class Point:
         parts = [self.arm, f"B{self.gradients_per_round}"]
         if self.arm != "nonprivate":
             parts += [f"eps{self.epsilon:g}", f"G{self.group_size}", f"C{self.clip_norm:g}"]
+            parts += [f"bands-{self.bands}"] if self.bands != "1" else []
         return "-".join([*parts, f"lr{self.learning_rate:g}", f"seed{self.seed}"])
 
     def to_json(self) -> dict[str, Any]:
@@ -102,6 +106,7 @@ class Point:
             gradients_per_round=self.gradients_per_round,
             group_size=self.group_size,
             clip_norm=self.clip_norm,
+            bands="1" if self.arm == "nonprivate" else self.bands,
             noise_multiplier=0.0 if self.arm == "nonprivate" else None,
             allow_no_privacy=self.arm == "nonprivate",
         )
@@ -148,7 +153,8 @@ def points_of(sweep: SweepConfig, run: RunConfig) -> list[Point]:
         for arm in sweep.algorithms:
             own = dataclasses.replace(run.plan, algorithm=arm).examples_per_user
             groups: tuple[int, ...] = getattr(sweep, f"{arm}_group_sizes") or (own,)
-            grid = itertools.product(sweep.epsilons or (run.plan.epsilon,), compute, groups, rates, clips)
+            bands = sweep.bands or (str(run.plan.wanted_bands),)
+            grid = itertools.product(sweep.epsilons or (run.plan.epsilon,), compute, groups, rates, clips, bands)
             points += [
                 Point(
                     arm=arm,
@@ -157,8 +163,9 @@ def points_of(sweep: SweepConfig, run: RunConfig) -> list[Point]:
                     group_size=group,
                     learning_rate=rate,
                     clip_norm=clip,
+                    bands=band,
                     seed=seed,
                 )
-                for epsilon, gradients, group, rate, clip in grid
+                for epsilon, gradients, group, rate, clip, band in grid
             ]
     return list(dict.fromkeys(points))

@@ -13,7 +13,7 @@ from experiments.sweep.points import Point
 from experiments.together import FinishedRun, Together
 from server.run_folder import RunFolder
 
-SETTING = ("group_size", "learning_rate", "clip_norm")
+SETTING = ("group_size", "learning_rate", "clip_norm", "bands")
 
 
 def collect(folder: Path) -> list[dict[str, Any]]:
@@ -34,6 +34,9 @@ def collect(folder: Path) -> list[dict[str, Any]]:
                 "group_size": point.group_size,
                 "learning_rate": point.learning_rate,
                 "clip_norm": point.clip_norm,
+                "bands": point.bands,
+                "bands_used": summary.get("bands", 1),
+                "predicted_noise_ratio": summary.get("predicted_noise_ratio", 1.0),
                 "seed": point.seed,
                 "validation_loss": metrics[-1]["loss"],
                 "test_loss": summary["test_loss_after"],
@@ -62,10 +65,14 @@ def cells_of(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             setting_of([row for row in here if tuple(row[name] for name in SETTING) == setting])
             for setting in sorted({tuple(row[name] for name in SETTING) for row in here})
         ]
-        most = max(setting["seeds"] for setting in settings)
-        best = min((s for s in settings if s["seeds"] == most), key=lambda setting: setting["validation_loss"])
         cells.append(
-            {"arm": key[0], "gradients_per_round": key[1], "epsilon": key[2], "best": best, "settings": settings}
+            {
+                "arm": key[0],
+                "gradients_per_round": key[1],
+                "epsilon": key[2],
+                "best": _best(settings),
+                "settings": settings,
+            }
         )
     return cells
 
@@ -74,13 +81,53 @@ def setting_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Seeds of one setting together: mean test loss and the half-width of its 95 % interval (Student's t)."""
     losses = np.array([row["test_loss"] for row in rows])
     return {
-        **{name: rows[0][name] for name in SETTING},
+        **{name: rows[0][name] for name in (*SETTING, "bands_used", "predicted_noise_ratio")},
         "seeds": len(rows),
         "validation_loss": float(np.mean([row["validation_loss"] for row in rows])),
         "loss": float(losses.mean()),
         "half_width": half_width(losses),
         "losses": {row["seed"]: row["test_loss"] for row in rows},
     }
+
+
+def gains_of_bands(cells: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What correlating noise over rounds gained: each number of bands at its best other settings, beside one band.
+
+    By cell, in nats of test loss, with the half-width of its 95 % interval (None for single seeds), and the noise that
+    was predicted relative to that of independent noise. Nothing of cells that lack one band, or others.
+    """
+    gains = []
+    for cell in cells:
+        best = {bands: _best([s for s in cell["settings"] if s["bands"] == bands]) for bands in _bands_of(cell)}
+        if "1" not in best:
+            continue
+        for bands, setting in best.items():
+            if bands == "1":
+                continue
+            difference, half = lead(setting, best["1"])
+            gains.append(
+                {name: cell[name] for name in ("arm", "epsilon", "gradients_per_round")}
+                | {
+                    "bands": bands,
+                    "bands_used": setting["bands_used"],
+                    "predicted_noise_ratio": setting["predicted_noise_ratio"],
+                    "loss": setting["loss"],
+                    "loss_of_independent_noise": best["1"]["loss"],
+                    "gain": difference,
+                    "half_width": half,
+                }
+            )
+    return gains
+
+
+def _bands_of(cell: dict[str, Any]) -> list[str]:
+    return sorted({setting["bands"] for setting in cell["settings"]})
+
+
+def _best(settings: list[dict[str, Any]]) -> dict[str, Any]:
+    """The setting of least validation loss, of those with most seeds."""
+    most = max(setting["seeds"] for setting in settings)
+    return min((s for s in settings if s["seeds"] == most), key=lambda setting: setting["validation_loss"])
 
 
 def half_width(values: np.ndarray) -> float | None:

@@ -9,7 +9,7 @@ import tyro
 
 from fedsim.errors import InvalidInput
 from fedsim.plan import ALGORITHMS, Algorithm, Plan, Selection, UserSizes, Weighting
-from fedsim.plan.bands import AUTO, best, forecasts_for, wanted_bands, with_bands
+from fedsim.plan.bands import AUTO, BandsForecast, best, forecasts_for, wanted_bands, with_bands
 from fedsim.privacy.events import Adjacency
 from fedsim.privacy.mechanisms import MECHANISMS, Mechanism
 from fedsim.privacy.mechanisms.banded.coefficients import optimal_coefficients
@@ -224,14 +224,23 @@ class PlanConfig:
         count_std = self.clip_count_std or max(draft.normaliser / 20, calibrated.noise_multiplier)
         return dataclasses.replace(calibrated, clip_count_std=count_std)
 
+    def forecasts(self, draft: Plan, workload: Workload) -> tuple[BandsForecast, ...]:
+        """What bands of noise promise at this ε, independent noise among them; nothing where none were asked for.
+
+        Args:
+            draft: The plan with independent noise.
+            workload: What the optimizer makes of the releases.
+        """
+        if self.wanted_bands == 1 or self.noise_multiplier is not None or math.isinf(self.epsilon):
+            return ()
+        return forecasts_for(draft, self.wanted_bands, workload, epsilon=self.epsilon, tolerance=ROUGH)
+
     def _banded(self, draft: Plan, workload: Workload) -> Plan:
         """The draft with as many bands of noise as are wanted."""
         bands = self.wanted_bands
         if bands == AUTO:
-            if math.isinf(self.epsilon) or self.noise_multiplier is not None:
-                return draft
-            found = best(forecasts_for(draft, AUTO, workload, epsilon=self.epsilon, tolerance=ROUGH))
-            return with_bands(draft, found.bands, found.coefficients)
+            found = self.forecasts(draft, workload)
+            return with_bands(draft, best(found).bands, best(found).coefficients) if found else draft
         return draft if bands == 1 else with_bands(draft, bands, optimal_coefficients(bands, workload))
 
 

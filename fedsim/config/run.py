@@ -9,6 +9,7 @@ from fedsim.data.config import DataConfig
 from fedsim.errors import InvalidInput
 from fedsim.models.config import ModelConfig
 from fedsim.plan import Plan, UserSizes
+from fedsim.plan.bands import BandsForecast
 from fedsim.privacy.mechanisms import MECHANISMS
 from fedsim.privacy.mechanisms.banded.workload import Workload
 from fedsim.schedule import Schedule
@@ -192,6 +193,10 @@ class RunConfig:
     def plan_for(self, sizes: UserSizes) -> Plan:
         """The plan of this run on users of these sizes; raises as `PlanConfig.for_users`."""
         return self.plan.for_users(sizes, self.optimizer.workload(self.plan.rounds))
+
+    def bands_forecasts(self, sizes: UserSizes) -> tuple[BandsForecast, ...]:
+        """What bands of noise promise on users of these sizes, at this run's ε; nothing where none were asked for."""
+        return self.plan.forecasts(self.plan.draft(sizes), self.optimizer.workload(self.plan.rounds))
 
     @property
     def writes_training_metrics(self) -> bool:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from fedsim.errors import InvalidInput
@@ -90,6 +91,27 @@ def best(found: Sequence[BandsForecast]) -> BandsForecast:
     return next(forecast for forecast in found if forecast.error <= least * (1 + LEAST_GAIN))
 
 
+def in_words(found: Sequence[BandsForecast], used: int, optimizer: str, rounds: int) -> str:
+    """What was expected of correlating noise, and so why it is done over so many rounds; empty where none was asked.
+
+    Args:
+        found: Forecasts, that of independent noise among them.
+        used: Bands that the plan has.
+        optimizer: The optimizer's name.
+        rounds: T.
+    """
+    if not found:
+        return ""
+    others = ", ".join(f"{one.bands}: {one.ratio:.2f}" for one in found)
+    each = f"Noise in what {optimizer} makes of {rounds} rounds' releases, predicted at the same ε by bands ({others})"
+    if used == 1:
+        return f"{each}: noise is independent from round to round, for no other number of bands promises less."
+    ratio = next(one.ratio for one in found if one.bands == used)
+    return (
+        f"{each}: noise is correlated over {used} rounds, which promises {ratio:.2f} times that of independent noise."
+    )
+
+
 def candidates_for(probability: float, rounds: int) -> list[int]:
     """Numbers of bands to look at: powers of two, as far as users suffice for so many groups.
 
@@ -123,6 +145,7 @@ def with_bands(plan: Plan, bands: int, coefficients: tuple[float, ...]) -> Plan:
     return dataclasses.replace(plan, sampling=sampling, noise_coefficients=coefficients)
 
 
+@lru_cache(maxsize=64)
 def forecasts_for(
     plan: Plan,
     bands: int | Literal["auto"],
@@ -130,7 +153,7 @@ def forecasts_for(
     *,
     epsilon: float,
     tolerance: float = 1e-3,
-) -> list[BandsForecast]:
+) -> tuple[BandsForecast, ...]:
     """What a plan may expect of so many bands, or of each number that is worth a look, beside independent noise.
 
     Args:
@@ -154,6 +177,5 @@ def forecasts_for(
         stand_in = plain + (0.0,) * (count - 1)  # what c is has no say in what is accounted
         return dataclasses.replace(with_bands(plan, count, stand_in), noise_multiplier=noise).event()
 
-    return forecasts(
-        event, fits, workload, epsilon=epsilon, delta=plan.delta, adjacency=plan.adjacency, tolerance=tolerance
-    )
+    target = {"epsilon": epsilon, "delta": plan.delta}
+    return tuple(forecasts(event, fits, workload, **target, adjacency=plan.adjacency, tolerance=tolerance))

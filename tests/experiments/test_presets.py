@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.compare import Compare
-from experiments.plan import PlanCommand
+from experiments.plan.command import PlanCommand
 from experiments.presets import load_preset, preset_names
 from experiments.sweep.command import Sweep
 from experiments.sweep.points import points_of

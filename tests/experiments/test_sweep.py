@@ -19,7 +19,7 @@ from experiments.prediction import predict
 from experiments.report.sweep import outcome
 from experiments.run import main
 from experiments.sweep.points import Point, SweepConfig, points_of
-from experiments.sweep.results import cells_of, half_width, lead
+from experiments.sweep.results import cells_of, gains_of_bands, half_width, lead
 from fedsim.config import PlanConfig, RunConfig
 from fedsim.errors import InvalidInput
 from server.training import Stopped
@@ -145,7 +145,7 @@ def test_a_value_that_is_not_allowed_is_found_before_anything_runs(training: Fak
     assert not training.trained
 
 
-def row(arm: str, group: int, seed: int, validation: float, test: float) -> dict[str, Any]:
+def row(arm: str, group: int, seed: int, validation: float, test: float, bands: str = "1") -> dict[str, Any]:
     return {
         "arm": arm,
         "epsilon": 8.0,
@@ -153,6 +153,9 @@ def row(arm: str, group: int, seed: int, validation: float, test: float) -> dict
         "group_size": group,
         "learning_rate": 0.001,
         "clip_norm": 1.0,
+        "bands": bands,
+        "bands_used": 8 if bands == "auto" else int(bands),
+        "predicted_noise_ratio": 1.0 if bands == "1" else 0.6,
         "seed": seed,
         "validation_loss": validation,
         "test_loss": test,
@@ -168,6 +171,17 @@ def test_settings_are_chosen_on_validation_users_and_reported_on_test_users() ->
     assert cell["best"]["loss"] == pytest.approx(3.6)
     assert cell["best"]["half_width"] == pytest.approx(4.3027 * 0.1 / np.sqrt(3), rel=1e-3)
     assert len(cell["settings"]) == 3
+
+
+def test_what_bands_gained_is_told_at_the_best_setting_of_each() -> None:
+    rows = [row("uls", 1, seed, 3.0, 3.5 + 0.1 * seed) for seed in range(3)]
+    rows += [row("uls", 2, seed, 2.9, 3.4 + 0.1 * seed) for seed in range(3)]
+    rows += [row("uls", 1, seed, 2.8, 3.2 + 0.1 * seed, "auto") for seed in range(3)]
+    rows += [row("els", 1, seed, 2.8, 3.2 + 0.1 * seed, "4") for seed in range(3)]
+    (gain,) = gains_of_bands(cells_of(rows))  # nothing of the baseline, which was not run with independent noise
+    assert (gain["arm"], gain["bands"], gain["bands_used"], gain["predicted_noise_ratio"]) == ("uls", "auto", 8, 0.6)
+    assert gain["gain"] == pytest.approx(0.2)
+    assert gain["half_width"] == pytest.approx(2.7764 * 0.1 * np.sqrt(2 / 3), rel=1e-3)
 
 
 def test_intervals_need_two_seeds_and_cover() -> None:
