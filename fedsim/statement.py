@@ -89,6 +89,7 @@ class PrivacyStatement:
         not_covered: Sentences.
         versions: Of the software, by name.
         ledger: The ledger's file name, for the recompute command of a run that no options describe.
+        post_processing: What was made of the released values before they were exported, sentences.
     """
 
     plan: Plan
@@ -99,6 +100,7 @@ class PrivacyStatement:
     not_covered: tuple[str, ...]
     versions: Mapping[str, str]
     ledger: str
+    post_processing: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         # The type says so already; a guarantee is worth a second look.
@@ -169,6 +171,7 @@ class PrivacyStatement:
             )
         if not self._as_planned:
             how += " Releases of other kinds were charged as well: the ledger lists them, and ε counts them all."
+        how = " ".join([how, *self.post_processing])
         upper, lower = shown_above(self.epsilon.upper), shown_below(self.epsilon.lower)
         return (
             f"The models of this run alone are user-level differentially private with ε = {upper}, δ = {plan.delta:g}"
@@ -205,6 +208,7 @@ class PrivacyStatement:
             "noise_multiplier": plan.noise_multiplier,
             "noise_coefficients": list(plan.noise_coefficients),
             "steps": self.steps,
+            "post_processing": list(self.post_processing),
             "not_covered": list(self.not_covered),
             "versions": dict(self.versions),
             "recompute": self.recompute,
@@ -237,6 +241,7 @@ def privacy_statement(
     noise_origin: NoiseOrigin = "statistical",
     versions: Mapping[str, str],
     ledger: str = "ledger.jsonl",
+    post_processing: tuple[str, ...] = (),
 ) -> PrivacyStatement:
     """The statement of a run.
 
@@ -249,6 +254,8 @@ def privacy_statement(
         noise_origin: How the noise was drawn, a key of NOT_COVERED_BY_ORIGIN.
         versions: Of the software.
         ledger: The ledger's file, for the recompute command.
+        post_processing: What was made of the released values before they were exported, in sentences of the objects
+            that did it. It costs nothing: ε does not follow from it.
 
     Raises:
         InvalidInput: For fewer charges than steps: then something left uncharged, and nothing can be stated.
@@ -273,6 +280,7 @@ def privacy_statement(
         ),
         versions=versions,
         ledger=ledger,
+        post_processing=post_processing,
     )
 
 

@@ -30,7 +30,7 @@ from server.checkpoint import Checkpoint, CheckpointWriter, read_latest
 from server.dispatch import Dispatcher
 from server.evaluation import HeldOut
 from server.identity import Seeds, identity_of, require_same, settings_of
-from server.optimizer import ServerOptimizer
+from server.optimizer import ServerOptimizer, WeightAverage
 from server.packing import Roster
 from server.round import Budget, Round
 from server.run_folder import RunFolder, without_infinities, write_json
@@ -98,10 +98,11 @@ def train(grid: Grid, config: RunConfig) -> dict[str, Any]:
             if job.checkpoints is not None:
                 job.checkpoints.join()
         if outcome.rounds:
+            # Of the weights that were trained: what does not move them is not made up for by an average.
             training.alarms.after_training(
-                unchanged_parameters(layout, np.asarray(layout.flatten(model)), outcome.parameters)
+                unchanged_parameters(layout, np.asarray(layout.flatten(model)), job.round.parameters)
             )
-        statement = _statement(config, plan, ledger, layout, outcome.rounds)
+        statement = _statement(config, plan, ledger, layout, outcome.rounds, job.round.optimizer.average)
 
     write_json(folder.privacy, without_infinities(statement.to_json()))
     layout.load(model, outcome.parameters)
@@ -188,7 +189,7 @@ def _job(
 
 
 def _statement(
-    config: RunConfig, plan: Plan, ledger: Ledger, layout: ParameterLayout, rounds: int
+    config: RunConfig, plan: Plan, ledger: Ledger, layout: ParameterLayout, rounds: int, average: WeightAverage
 ) -> PrivacyStatement:
     origin: NoiseOrigin
     if config.noise.secure:
@@ -205,6 +206,7 @@ def _statement(
         noise_origin=origin,
         versions=versions(),
         ledger=ledger.path.name,
+        post_processing=average.in_words,
     )
 
 
@@ -256,6 +258,7 @@ def summarise(plan: Plan, config: RunConfig, outcome: Outcome, seconds: float) -
         "units_per_round": plan.normaliser,
         "rounds": outcome.rounds,
         "learning_rate": config.optimizer.learning_rate,
+        "weights": outcome.weights,
         "gradient_evaluations": outcome.rounds * plan.gradients_per_round,
         "test_loss_before": outcome.before.loss,
         "test_loss_after": outcome.after.loss,

@@ -1,12 +1,15 @@
-"""The server's optimizer: PyTorch's, over the one flat vector of trainable parameters."""
+"""The server's optimizer, PyTorch's, over the one flat vector of parameters; and the average of what it made."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 
 from fedsim.config import OptimizerConfig
 from fedsim.schedule import schedule_factor
+
+AVERAGE = "average/"
 
 
 class ServerOptimizer:
@@ -26,6 +29,12 @@ class ServerOptimizer:
         self._optimizer = _RULES[config.name](self._tensor, config)
         self._config, self._rounds = config, rounds
         self._round = 0
+        self.average = WeightAverage(config, rounds)
+
+    @property
+    def result(self) -> np.ndarray:
+        """What is measured and exported, float32 [P]: the average, once it has begun, or else the parameters."""
+        return self.parameters if self.average.values is None else self.average.values
 
     @property
     def learning_rate(self) -> float:
@@ -42,6 +51,7 @@ class ServerOptimizer:
         self._tensor.grad = torch.from_numpy(mean)
         self._optimizer.step()
         self._tensor.grad = None
+        self.average.add(self._tensor, self._round)
         self._round += 1
 
     def state(self) -> dict[str, np.ndarray]:
@@ -50,14 +60,116 @@ class ServerOptimizer:
         for name, value in self._optimizer.state.get(self._tensor, {}).items():
             if torch.is_tensor(value):
                 arrays[name] = value.numpy()
-        return arrays
+        return arrays | {AVERAGE + name: array for name, array in self.average.state().items()}
 
-    def load_state(self, arrays: dict[str, np.ndarray]) -> None:
+    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Continue from what state() returned."""
         for name, value in arrays.items():
-            if name != "schedule_round":
+            if name != "schedule_round" and not name.startswith(AVERAGE):
                 self._optimizer.state[self._tensor][name] = torch.from_numpy(np.array(value))
         self._round = int(arrays["schedule_round"])
+        self.average.load_state(
+            {name.removeprefix(AVERAGE): arrays[name] for name in arrays if name.startswith(AVERAGE)}
+        )
+
+
+class WeightAverage:
+    """An average of the weights that the rounds released, kept beside those that training goes on from.
+
+    A function of released values alone, fixed before the run: it costs no privacy (post-processing). With θ_i the
+    weights after round i and n rounds averaged so far,
+
+    - exponential: Σ_i d^(n−i)·θ_i·(1 − d)/(1 − d^n). The weights sum to 1, so that the start has no part in it: the
+      bias correction of Adam (Kingma and Ba 2015, section 3).
+    - tail: the mean of θ_i over the last share of the planned rounds (Polyak and Juditsky 1992; the suffix average of
+      Rakhlin et al. 2012). How many rounds a budget will allow is not known before, so that planned ones count: a
+      run that ends before has a shorter mean, or none.
+
+    Either is θ̄ ← θ̄ + w·(θ − θ̄) with a w of its own, in float32.
+
+    Args:
+        config: Which average.
+        rounds: Planned rounds of the run.
+
+    Attributes:
+        count: Rounds averaged so far.
+    """
+
+    def __init__(self, config: OptimizerConfig, rounds: int) -> None:
+        self._config, self._planned = config, config.averaged_rounds(rounds)
+        self._first = rounds - self._planned if self._planned else math.inf
+        self._values: torch.Tensor | None = None
+        self.count = 0
+
+    @property
+    def values(self) -> np.ndarray | None:
+        """The average, float32 [P]; None before its first round, or where there is to be none."""
+        return None if self._values is None else self._values.numpy()
+
+    def add(self, released: torch.Tensor, round: int) -> None:
+        """Take in the weights [P] that a round (from 0) released, if they have a part."""
+        if round < self._first:
+            return
+        self.count += 1
+        if self._values is None:
+            self._values = released.detach().clone()
+        else:
+            self._values.lerp_(released, self._newest)
+
+    @property
+    def _newest(self) -> float:
+        """The part of the newest weights in the average."""
+        if self._config.average == "tail":
+            return 1 / self.count
+        decay = self._config.average_decay
+        return (1 - decay) / -math.expm1(self.count * math.log(decay))
+
+    @property
+    def weights(self) -> str:
+        """Which weights are measured and exported, in words: for tables, and lines of metrics."""
+        if not self.count:
+            return "last"
+        if self._config.average == "exponential":
+            return f"exponential average (decay {self._config.average_decay:g})"
+        return f"mean of the last {_rounds(self.count)}"
+
+    @property
+    def in_words(self) -> tuple[str, ...]:
+        """What was made of the releases, a sentence for the privacy statement; none where nothing was averaged."""
+        if not self.count:
+            return ()
+        average = f"the mean of the weights after each of the last {_rounds(self.count)}"
+        if self._config.average == "exponential":
+            weighing = f"an exponential average (decay {self._config.average_decay:g})"
+            average = f"{weighing} of the weights after each of the {_rounds(self.count)}"
+        return (
+            f"What is measured and exported is {average}: it is made of released values alone, and costs no privacy "
+            "beyond theirs.",
+        )
+
+    def missing(self, done: int) -> str | None:
+        """Why there is no average although one was asked for, a sentence; None where there is one, or none to be had.
+
+        Args:
+            done: Rounds of the run when it ended.
+        """
+        if self.count or not self._planned or not done:
+            return None
+        return (
+            f"the run ended after {_rounds(done)}, and the average was to begin with round {self._first + 1:.0f}: "
+            "the last weights are measured and exported. A larger --optimizer.average-share begins earlier."
+        )
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What a resumed run needs, as named arrays; nothing before the first round that is averaged."""
+        if (values := self.values) is None:
+            return {}
+        return {"values": values, "count": np.array(self.count, dtype=np.int64)}
+
+    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Continue from what state() returned."""
+        self._values = torch.from_numpy(np.array(arrays["values"])) if arrays else None
+        self.count = int(arrays["count"]) if arrays else 0
 
 
 _RULES: dict[str, Callable[[torch.Tensor, OptimizerConfig], torch.optim.Optimizer]] = {
@@ -65,3 +177,7 @@ _RULES: dict[str, Callable[[torch.Tensor, OptimizerConfig], torch.optim.Optimize
     "momentum": lambda tensor, config: torch.optim.SGD([tensor], lr=config.learning_rate, momentum=config.momentum),
     "adam": lambda tensor, config: torch.optim.Adam([tensor], lr=config.learning_rate),
 }
+
+
+def _rounds(count: int) -> str:
+    return f"{count} round" + ("s" if count != 1 else "")

@@ -57,7 +57,8 @@ class Outcome:
     """What a finished run achieved.
 
     Attributes:
-        parameters: The fine-tuned trainable parameters, float32 [P].
+        parameters: The fine-tuned trainable parameters, float32 [P], averaged where that was asked for: the model.
+        weights: Which of the weights that training made they are, in words.
         before: Test users under the model as it was loaded.
         after: Test users under the fine-tuned model.
         rounds: Rounds released.
@@ -66,6 +67,7 @@ class Outcome:
     """
 
     parameters: np.ndarray
+    weights: str
     before: Measurement
     after: Measurement
     rounds: int
@@ -116,10 +118,14 @@ class Training:
             if self.round < self.plan.steps:
                 progress.stopped(self.round, self.budget.limit)
             self._keep(stop, finished=True)
+        optimizer = self.job.round.optimizer
+        if (missing := optimizer.average.missing(self.round)) is not None:
+            self.alarms.sound("no-average", missing)
         with waiting("Evaluating the fine-tuned model"):
-            after = self.job.held_out.test(self.job.round.parameters)
+            after = self.job.held_out.test(optimizer.result)
         return Outcome(
-            parameters=self.job.round.parameters,
+            parameters=optimizer.result,
+            weights=optimizer.average.weights,
             before=self.before,
             after=after,
             rounds=self.round,
@@ -186,9 +192,10 @@ class Training:
             raise Stopped(stop.signal, self.round, str(self.job.folder.path))
 
     def _measure(self, progress: RoundProgress, statistics: Mapping[str, float]) -> None:
-        """Evaluate on validation users and write a line of metrics."""
+        """Evaluate on validation users and write a line of metrics: of the average alone, where there is one."""
         self.measured = self.round
-        measured = self.job.held_out.validation(self.job.round.parameters)
+        optimizer = self.job.round.optimizer
+        measured = self.job.held_out.validation(optimizer.result)
         if not math.isfinite(measured.loss):
             self.alarms.sound("diverged", f"the held-out loss is {measured.loss}. Lower --optimizer.learning-rate.")
         epsilon = self.budget.epsilon()
@@ -196,12 +203,13 @@ class Training:
         self.job.folder.append_metrics(
             {
                 "round": self.round,
+                "weights": optimizer.average.weights,
                 "loss": measured.loss,
                 "perplexity": measured.perplexity,
                 "accuracy": measured.accuracy,
                 "epsilon": epsilon if math.isfinite(epsilon) else None,
                 "gradient_evaluations": self.round * self.plan.gradients_per_round,
-                "learning_rate": self.job.round.optimizer.learning_rate,
+                "learning_rate": optimizer.learning_rate,
                 "clip_norm": self.job.round.release.clip_norm,
                 "seconds": self.seconds,
                 # Computed from training users without noise: for debugging, never for release.

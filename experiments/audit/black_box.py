@@ -157,7 +157,7 @@ def _train(config: RunConfig, plan: Plan, resources: Resources, copies: np.ndarr
     dispatcher = Dispatcher(LocalGrid(app_of(lambda _: worker)))
     for number in range(grown.steps):
         round.run(number, dispatcher.gather)
-    layout.load(model, round.parameters)
+    layout.load(model, round.optimizer.result)
 
 
 def _user_losses(resources: Resources, users: np.ndarray) -> np.ndarray:

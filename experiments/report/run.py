@@ -22,6 +22,7 @@ COLUMNS = {
     "group_size": "G",
     "units_per_round": "cohort or batch",
     "gradient_evaluations": "gradient evaluations",
+    "weights": "weights measured and exported",
     "test_loss_before": "loss before",
     "test_loss_after": "loss after",
     "test_perplexity_before": "perplexity before",

@@ -1,8 +1,9 @@
 """The configuration of a run: data, model, plan, optimizer, engine, evaluation, checkpoints, noise."""
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from fedsim.config.plan import PlanConfig
 from fedsim.data.config import DataConfig
@@ -13,7 +14,11 @@ from fedsim.plan.bands import BandsForecast
 from fedsim.privacy.mechanisms import MECHANISMS
 from fedsim.privacy.mechanisms.banded.workload import Workload
 from fedsim.schedule import Schedule
-from fedsim.validation import require_at_least, require_between, require_positive
+from fedsim.validation import require_at_least, require_between, require_positive, require_probability
+
+Average = Literal["none", "exponential", "tail"]
+AVERAGE_OPTIONS = {"exponential": "average_decay", "tail": "average_share"}
+"""The option of the optimizer that an average has, by the average's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +35,40 @@ class OptimizerConfig:
     """Rounds over which the learning rate rises linearly from zero."""
     momentum: float = 0.9
     """Momentum of the momentum rule."""
+    average: Average = "none"
+    """Measure and export an average of the weights after each round, which costs no privacy: exponential weighs newer
+    ones more, tail is the mean over the last rounds. Training goes on from the weights themselves."""
+    average_decay: float = 0.95
+    """What a further round multiplies the weight of an older one by, in the exponential average."""
+    average_share: float = 0.5
+    """Share of the planned rounds, the last ones, that the tail's mean is over."""
 
     def __post_init__(self) -> None:
         require_positive("optimizer.learning-rate", self.learning_rate)
         require_at_least("optimizer.warmup-rounds", self.warmup_rounds, 0)
         require_between("optimizer.momentum", self.momentum, 0, 1)
+        require_between("optimizer.average-decay", self.average_decay, 0, 1)
+        require_probability("optimizer.average-share", self.average_share)
+        for average, name in AVERAGE_OPTIONS.items():
+            value = getattr(self, name)
+            if self.average != average and value != getattr(OptimizerConfig, name):
+                hint = f"It does nothing with --optimizer.average {self.average}; name {average}, or leave it out."
+                allowed = f"{getattr(OptimizerConfig, name)} without --optimizer.average {average}"
+                raise InvalidInput(f"optimizer.{name.replace('_', '-')}", value, allowed, hint)
+
+    def averaging(self, average: Average) -> Self:
+        """The same with another average; options of the one it had fall back to their defaults."""
+        unused = {name: getattr(OptimizerConfig, name) for kind, name in AVERAGE_OPTIONS.items() if kind != average}
+        return dataclasses.replace(self, average=average, **unused)
+
+    def averaged_rounds(self, rounds: int) -> int:
+        """How many of the run's rounds, the last ones, have a part in its average.
+
+        Args:
+            rounds: Planned rounds of the run.
+        """
+        shares = {"none": 0.0, "exponential": 1.0, "tail": self.average_share}
+        return math.floor(shares[self.average] * rounds + 0.5)
 
     def workload(self, rounds: int) -> Workload:
         """What this optimizer makes of the releases of so many rounds: what noise is fitted to."""
@@ -174,6 +208,9 @@ class RunConfig:
             raise InvalidInput("noise-seed", self.noise_seed, "unset with --noise.secure", "Secure noise has no seed.")
         if self.noise.secure and not MECHANISMS.named(self.plan.mechanism).secure:
             raise InvalidInput("noise.secure", True, f"off with --plan.mechanism {self.plan.mechanism}")
+        if (average := self.optimizer.average) != "none" and self.optimizer.averaged_rounds(self.plan.rounds) < 2:
+            hint = "Over one it is the last weights: raise --plan.rounds or --optimizer.average-share."
+            raise InvalidInput("optimizer.average", average, "an average over two rounds or more", hint)
         if self.release:
             self._require_releasable()
 
