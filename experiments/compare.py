@@ -17,7 +17,7 @@ from experiments.report.run import (
     write_report,
 )
 from experiments.resume import how_to_go_on
-from fedsim.config import PlanConfig, RunConfig, to_flat
+from fedsim.config import Average, PlanConfig, RunConfig, to_flat
 from fedsim.plan import ALGORITHMS, Algorithm
 from fedsim.privacy.mechanisms import MECHANISMS, QuantileClip
 from fedsim.randomness import derived_seed
@@ -40,6 +40,8 @@ class ArmConfig:
     """L2 bound on one user's update (uls) or one example's gradient (els)."""
     learning_rate: float | None = None
     """The server's learning rate."""
+    average: Average | None = None
+    """Average of the released weights that is measured and exported; its option is common to both."""
 
     def own(self, name: str, common: Any) -> Any:
         """A field where it is set, else the common settings' value."""
@@ -93,7 +95,8 @@ class Compare(RunConfig):
         if mechanism is not None:
             plan = self._released_by(plan, mechanism)
         learning_rate = tuned.own("learning_rate", self.optimizer.learning_rate)
-        optimizer = dataclasses.replace(self.optimizer, learning_rate=learning_rate)
+        averaging = self.optimizer.averaging(tuned.own("average", self.optimizer.average))
+        optimizer = dataclasses.replace(averaging, learning_rate=learning_rate)
         common = {item.name: getattr(self, item.name) for item in dataclasses.fields(RunConfig)}
         name = algorithm if mechanism is None else f"{algorithm}-{mechanism.replace(':', '-')}"
         for kind in ("sampling", "noise"):

@@ -164,20 +164,20 @@ class PrivacyStatement:
             f"{plan.title}: {plan.sampling_in_words}; {self.contribution_bound}; {self.mechanism} "
             f"(noise multiplier {plan.noise_multiplier:g}); {self.steps} steps."
         )
+        made = "".join(f" {sentence}" for sentence in self.post_processing)
         if not self.private:
             return (
                 "This run gives NO privacy guarantee: ε is infinite. Whoever holds its models may be able to recover "
-                f"what single users wrote; do not release them. {how}"
+                f"what single users wrote; do not release them. {how}{made}"
             )
         if not self._as_planned:
             how += " Releases of other kinds were charged as well: the ledger lists them, and ε counts them all."
-        how = " ".join([how, *self.post_processing])
         upper, lower = shown_above(self.epsilon.upper), shown_below(self.epsilon.lower)
         return (
             f"The models of this run alone are user-level differentially private with ε = {upper}, δ = {plan.delta:g}"
             f": {NEIGHBOURS[plan.adjacency]} changes the probability of any outcome by a factor of at most e^ε, up to "
-            f"δ. The ε is a certified upper bound; the exact value for this mechanism is at least {lower}. {how} What "
-            f"this does not cover: {' '.join(self.not_covered)}"
+            f"δ. The ε is a certified upper bound; the exact value for this mechanism is at least {lower}. {how}{made}"
+            f" What this does not cover: {' '.join(self.not_covered)}"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -5,7 +5,16 @@ import math
 
 import pytest
 
-from fedsim.config import EngineConfig, EvaluationConfig, OptimizerConfig, PlanConfig, RunConfig, from_flat, to_flat
+from fedsim.config import (
+    Average,
+    EngineConfig,
+    EvaluationConfig,
+    OptimizerConfig,
+    PlanConfig,
+    RunConfig,
+    from_flat,
+    to_flat,
+)
 from fedsim.errors import InvalidInput
 from fedsim.privacy.mechanisms import MECHANISMS
 from fedsim.sampling import SAMPLINGS
@@ -61,6 +70,11 @@ def test_unknown_fields_and_wrong_types_are_named(flat: dict, field: str) -> Non
         (PlanConfig, {"noise_multiplier": math.nan}, "plan.noise-multiplier"),
         (PlanConfig, {"algorithm": "els", "local_steps": 3}, "plan.local-steps"),
         (OptimizerConfig, {"learning_rate": 0.0}, "optimizer.learning-rate"),
+        (OptimizerConfig, {"average": "exponential", "average_decay": 1.0}, "optimizer.average-decay"),
+        (OptimizerConfig, {"average": "exponential", "average_decay": 0.0}, "optimizer.average-decay"),
+        (OptimizerConfig, {"average": "exponential", "average_decay": math.nan}, "optimizer.average-decay"),
+        (OptimizerConfig, {"average": "tail", "average_share": 0.0}, "optimizer.average-share"),
+        (OptimizerConfig, {"average": "tail", "average_share": 1.1}, "optimizer.average-share"),
         (EngineConfig, {"workers": -1}, "engine.workers"),
         (EngineConfig, {"gpus_per_worker": -0.5}, "engine.gpus-per-worker"),
         (EvaluationConfig, {"every": 0}, "evaluation.every"),
@@ -71,6 +85,46 @@ def test_values_out_of_range_are_refused(kind: type, values: dict, field: str) -
         kind(**values)
     assert caught.value.field == field
     assert repr(caught.value.value) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("average", "option"),
+    [
+        ("none", "average_decay"),
+        ("tail", "average_decay"),
+        ("none", "average_share"),
+        ("exponential", "average_share"),
+    ],
+)
+def test_an_option_of_another_average_would_do_nothing_and_is_refused(average: Average, option: str) -> None:
+    with pytest.raises(InvalidInput, match="does nothing") as caught:
+        OptimizerConfig(average=average, **{option: 0.7})
+    assert caught.value.field == f"optimizer.{option.replace('_', '-')}"
+    OptimizerConfig(average=average, **{option: getattr(OptimizerConfig, option)})
+    own = "exponential" if option == "average_decay" else "tail"
+    assert OptimizerConfig(average=own, **{option: 0.7}).averaging(average) == OptimizerConfig(average=average)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "optimizer", "averaged"),
+    [
+        (12, {"average": "none"}, 0),
+        (12, {"average": "exponential"}, 12),
+        (12, {"average": "tail"}, 6),
+        (5, {"average": "tail"}, 3),
+        (30, {"average": "tail", "average_share": 0.1}, 3),
+        (7, {"average": "tail", "average_share": 1.0}, 7),
+    ],
+)
+def test_how_many_rounds_an_average_is_over(rounds: int, optimizer: dict, averaged: int) -> None:
+    assert OptimizerConfig(**optimizer).averaged_rounds(rounds) == averaged
+
+
+@pytest.mark.parametrize(("average", "rounds"), [("exponential", 1), ("tail", 2)])
+def test_an_average_over_one_round_would_do_nothing_and_is_refused(average: Average, rounds: int) -> None:
+    with pytest.raises(InvalidInput, match="two rounds or more"):
+        RunConfig(plan=PlanConfig(rounds=rounds), optimizer=OptimizerConfig(average=average))
+    RunConfig(plan=PlanConfig(rounds=rounds + 1), optimizer=OptimizerConfig(average=average))
 
 
 def test_infinite_epsilon_needs_an_explicit_flag() -> None:

@@ -281,6 +281,20 @@ def test_adaptive_scales_that_moved_are_what_the_words_say() -> None:
     assert "times the round's scale of the parameter" in statement.mechanism
 
 
+def test_what_was_made_of_the_releases_is_stated_and_changes_nothing_else() -> None:
+    plain, averaged = stated(ULS), stated(ULS, post_processing=("The mean is exported.",))
+    assert "3 steps. The mean is exported. What this does not cover" in averaged.in_words()
+    assert (plain.to_json()["post_processing"], averaged.to_json()["post_processing"]) == (
+        [],
+        ["The mean is exported."],
+    )
+    assert averaged.in_words().replace(" The mean is exported.", "") == plain.in_words()
+    own = {"in_words", "post_processing"}
+    assert all(plain.to_json()[name] == value for name, value in averaged.to_json().items() if name not in own)
+    free = stated(dataclasses.replace(ULS, noise_multiplier=0.0), Composed(events=()), post_processing=("A mean.",))
+    assert "A mean." in free.in_words()
+
+
 def test_local_steps_are_stated() -> None:
     plan = dataclasses.replace(ULS, local_steps=3, local_learning_rate=0.05)
     assert "one update of 3 local steps (learning rate 0.05) is clipped to L2 norm 2" in stated(plan).in_words()

@@ -18,7 +18,10 @@ from server.run_folder import write_json
 
 RESULTS = "results.json"
 """A sweep's results, in its folder."""
-HEADINGS = ("", "ε", "B", "G", "learning rate", "clip", "bands", "test loss", "± 95 %", "perplexity", "seeds")
+HEADINGS = (
+    *("", "ε", "B", "G", "learning rate", "clip", "bands", "average"),
+    *("test loss", "± 95 %", "perplexity", "seeds"),
+)
 
 
 def write_sweep_report(
@@ -207,6 +210,7 @@ def _cell_row(cell: dict[str, Any]) -> list[str]:
         f"{best['learning_rate']:g}",
         f"{best['clip_norm']:g}" if private else "–",
         str(best["bands_used"]) if private else "–",
+        best["average"],
         f"{best['loss']:.4f}",
         "–" if best["half_width"] is None else f"{best['half_width']:.4f}",
         f"{math.exp(best['loss']):.2f}",

@@ -77,7 +77,7 @@ class Sweep(RunConfig):
         if path.exists():
             known = json.loads(path.read_text(encoding="utf-8"))["common"]
             varied = {"plan.epsilon", "plan.gradients-per-round", "plan.group-size", "plan.clip-norm"}
-            varied |= {"plan.algorithm", "plan.bands", "optimizer.learning-rate"}
+            varied |= {"plan.algorithm", "plan.bands", "optimizer.learning-rate", "optimizer.average"}
             names = (set(known) | set(flat)) - varied
             changed = sorted(name for name in names if known.get(name) != json.loads(json.dumps(flat.get(name))))
             if changed:
@@ -167,7 +167,7 @@ def _shown(ends: Iterator[Finished], total: int, left: int, folder: Path, *, liv
 def best_settings(rows: list[dict[str, Any]]) -> Table:
     """The best setting of every algorithm at every ε and compute, of the points that are finished."""
     table = Table(title="Loss on held-out users, each with its best setting", title_justify="left")
-    for heading in ("", "ε", "B", "G", "learning rate", "clip", "bands", "test loss", "± 95 %", "seeds"):
+    for heading in ("", "ε", "B", "G", "learning rate", "clip", "bands", "average", "test loss", "± 95 %", "seeds"):
         table.add_column(heading, justify="right" if heading else "left")
     for cell in cells_of(rows):
         best = cell["best"]
@@ -180,6 +180,7 @@ def best_settings(rows: list[dict[str, Any]]) -> Table:
             f"{best['learning_rate']:g}",
             f"{best['clip_norm']:g}" if private else "–",
             str(best["bands_used"]) if private else "–",
+            best["average"],
             f"{best['loss']:.4f}",
             "–" if best["half_width"] is None else f"{best['half_width']:.4f}",
             str(best["seeds"]),

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from fedsim.config import RunConfig, to_flat
+from fedsim.config import Average, RunConfig, to_flat
 from fedsim.errors import InvalidInput
 from fedsim.plan import ALGORITHMS, ALL_EXAMPLES, Algorithm
 from fedsim.randomness import derived_seed
@@ -45,6 +45,8 @@ class SweepConfig:
     """L2 bound on one unit."""
     bands: tuple[str, ...] = ()
     """Rounds over which noise is correlated: numbers, or auto for as many as promise the least noise."""
+    averages: tuple[Average, ...] = ()
+    """Averages of the released weights that are measured."""
     seeds: int = 3
     """Repetitions of every combination. No two points share a seed: those of a point's sampling and noise are derived
     from --sampling-seed and --noise-seed (0 where they are not given), its number and all of its settings."""
@@ -74,6 +76,7 @@ class Point:
     clip_norm: float
     seed: int
     bands: str = "1"
+    average: Average = "none"
 
     @property
     def name(self) -> str:
@@ -82,7 +85,8 @@ class Point:
         if self.arm != "nonprivate":
             parts += [f"eps{self.epsilon:g}", f"G{self.group_size}", f"C{self.clip_norm:g}"]
             parts += [f"bands-{self.bands}"] if self.bands != "1" else []
-        return "-".join([*parts, f"lr{self.learning_rate:g}", f"seed{self.seed}"])
+        averaged = [] if self.average == "none" else [self.average]
+        return "-".join([*parts, f"lr{self.learning_rate:g}", *averaged, f"seed{self.seed}"])
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; an infinite ε is null."""
@@ -113,7 +117,7 @@ class Point:
         run = dataclasses.replace(
             common,
             plan=plan,
-            optimizer=dataclasses.replace(common.optimizer, learning_rate=self.learning_rate),
+            optimizer=dataclasses.replace(common.optimizer.averaging(self.average), learning_rate=self.learning_rate),
             engine=dataclasses.replace(common.engine, kind="local", workers=1),
             output=str(output),
         )
@@ -135,6 +139,7 @@ def points_of(sweep: SweepConfig, run: RunConfig) -> list[Point]:
     compute = sweep.compute or (run.plan.gradients_per_round,)
     rates = sweep.learning_rates or (run.optimizer.learning_rate,)
     clips = sweep.clip_norms or (run.plan.clip_norm,)
+    averages = sweep.averages or (run.optimizer.average,)
     points: list[Point] = []
     for seed in range(sweep.seeds):
         if sweep.nonprivate:
@@ -147,14 +152,16 @@ def points_of(sweep: SweepConfig, run: RunConfig) -> list[Point]:
                     learning_rate=rate,
                     clip_norm=UNCLIPPED,
                     seed=seed,
+                    average=average,
                 )
-                for gradients, rate in itertools.product(compute, rates)
+                for gradients, rate, average in itertools.product(compute, rates, averages)
             ]
         for arm in sweep.algorithms:
             own = dataclasses.replace(run.plan, algorithm=arm).examples_per_user
             groups: tuple[int, ...] = getattr(sweep, f"{arm}_group_sizes") or (own,)
             bands = sweep.bands or (str(run.plan.wanted_bands),)
-            grid = itertools.product(sweep.epsilons or (run.plan.epsilon,), compute, groups, rates, clips, bands)
+            epsilons = sweep.epsilons or (run.plan.epsilon,)
+            grid = itertools.product(epsilons, compute, groups, rates, clips, bands, averages)
             points += [
                 Point(
                     arm=arm,
@@ -165,7 +172,8 @@ def points_of(sweep: SweepConfig, run: RunConfig) -> list[Point]:
                     clip_norm=clip,
                     bands=band,
                     seed=seed,
+                    average=average,
                 )
-                for epsilon, gradients, group, rate, clip, band in grid
+                for epsilon, gradients, group, rate, clip, band, average in grid
             ]
     return list(dict.fromkeys(points))

@@ -13,7 +13,7 @@ from experiments.sweep.points import Point
 from experiments.together import FinishedRun, Together
 from server.run_folder import RunFolder
 
-SETTING = ("group_size", "learning_rate", "clip_norm", "bands")
+SETTING = ("group_size", "learning_rate", "clip_norm", "bands", "average")
 
 
 def collect(folder: Path) -> list[dict[str, Any]]:
@@ -37,6 +37,7 @@ def collect(folder: Path) -> list[dict[str, Any]]:
                 "bands": point.bands,
                 "bands_used": summary.get("bands", 1),
                 "predicted_noise_ratio": summary.get("predicted_noise_ratio", 1.0),
+                "average": point.average,
                 "seed": point.seed,
                 "validation_loss": metrics[-1]["loss"],
                 "test_loss": summary["test_loss_after"],

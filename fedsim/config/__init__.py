@@ -3,6 +3,7 @@
 from fedsim.config.flat import from_flat, from_nested, to_flat
 from fedsim.config.plan import PlanConfig
 from fedsim.config.run import (
+    Average,
     CheckpointConfig,
     EngineConfig,
     EvaluationConfig,
@@ -12,6 +13,7 @@ from fedsim.config.run import (
 )
 
 __all__ = [
+    "Average",
     "CheckpointConfig",
     "EngineConfig",
     "EvaluationConfig",

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from experiments.compare import ArmConfig, Compare
-from fedsim.config import PlanConfig
+from fedsim.config import OptimizerConfig, PlanConfig
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,11 @@ def test_a_group_size_is_the_arms_own_or_the_plans_or_the_algorithms(
     arms = [compare.arm("uls", tmp_path), compare.arm("els", tmp_path)]
     assert tuple(arm.plan.examples_per_user for arm in arms) == expected
     assert [arm.plan.algorithm for arm in arms] == ["uls", "els"]
+
+
+def test_an_average_is_the_arms_own_or_common_to_both(tmp_path: Path) -> None:
+    common = OptimizerConfig(average="exponential", average_decay=0.9)
+    compare = Compare(optimizer=common, els=ArmConfig(average="none", learning_rate=0.5))
+    uls, els = (compare.arm(name, tmp_path).optimizer for name in ("uls", "els"))
+    assert uls == common
+    assert els == OptimizerConfig(learning_rate=0.5)

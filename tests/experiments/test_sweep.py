@@ -1,5 +1,6 @@
 """Sweeps: their points, resuming, failures, the choice of settings, and the report."""
 
+import dataclasses
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from experiments.report.sweep import outcome
 from experiments.run import main
 from experiments.sweep.points import Point, SweepConfig, points_of
 from experiments.sweep.results import cells_of, gains_of_bands, half_width, lead
-from fedsim.config import PlanConfig, RunConfig
+from fedsim.config import OptimizerConfig, PlanConfig, RunConfig
 from fedsim.errors import InvalidInput
 from server.training import Stopped
 
@@ -53,6 +54,35 @@ def test_points_are_all_combinations_seed_by_seed() -> None:
     assert len({p.name for p in points}) == len(points)
     assert [p.seed for p in points] == sorted(p.seed for p in points)
     assert {p.clip_norm for p in points if p.arm == "uls"} == {RunConfig().plan.clip_norm}
+
+
+def test_averages_are_an_axis_and_each_point_is_a_run_with_its_own(tmp_path: Path) -> None:
+    common = RunConfig(optimizer=OptimizerConfig(average="exponential", average_decay=0.9))
+    points = points_of(SweepConfig(seeds=1, averages=("none", "exponential", "tail")), common)
+    assert len({p.name for p in points}) == len(points) == 3 * 3
+    runs = {p: p.config(common, tmp_path) for p in points}
+    assert {run.optimizer.average for run in runs.values()} == {"none", "exponential", "tail"}
+    assert all(run.optimizer.average == p.average for p, run in runs.items())
+    assert {run.optimizer.average_decay for p, run in runs.items() if p.average == "exponential"} == {0.9}
+    assert len({run.noise_seed for run in runs.values()}) == len(runs)
+    # Without the axis points have the run's own; a point written before there were averages has none.
+    assert {p.average for p in points_of(SweepConfig(seeds=1), common)} == {"exponential"}
+    written = {name: value for name, value in point().to_json().items() if name != "average"}
+    assert Point.from_json(written) == point()
+    assert "none" not in point().name
+
+
+def test_averages_are_tried_apart_and_named_in_the_tables(training: FakeTraining, tmp_path: Path) -> None:
+    rows = [row("uls", 1, seed, 3.1, 3.5) for seed in (0, 1)]
+    rows += [row("uls", 1, seed, 3.0, 3.5, "tail") for seed in (0, 1)]
+    (cell,) = cells_of(rows)
+    assert [(setting["average"], setting["seeds"]) for setting in cell["settings"]] == [("none", 2), ("tail", 2)]
+    assert cell["best"]["average"] == "tail"
+    sweep = SweepConfig(epsilons=(2.0,), seeds=1, averages=("exponential",))
+    assert small_sweep(tmp_path, sweep=sweep).run() == 0
+    assert "| exponential |" in (tmp_path / "report.md").read_text()
+    assert small_sweep(tmp_path, sweep=dataclasses.replace(sweep, averages=("none", "exponential"))).run() == 0
+    assert len(training.trained) == 3 + 3
 
 
 def test_a_point_is_a_run_with_its_own_seeds_and_without_privacy_only_where_it_says_so(tmp_path: Path) -> None:
@@ -145,7 +175,9 @@ def test_a_value_that_is_not_allowed_is_found_before_anything_runs(training: Fak
     assert not training.trained
 
 
-def row(arm: str, group: int, seed: int, validation: float, test: float, bands: str = "1") -> dict[str, Any]:
+def row(
+    arm: str, group: int, seed: int, validation: float, test: float, bands: str = "1", average: str = "none"
+) -> dict[str, Any]:
     return {
         "arm": arm,
         "epsilon": 8.0,
@@ -156,6 +188,7 @@ def row(arm: str, group: int, seed: int, validation: float, test: float, bands: 
         "bands": bands,
         "bands_used": 8 if bands == "auto" else int(bands),
         "predicted_noise_ratio": 1.0 if bands == "1" else 0.6,
+        "average": average,
         "seed": seed,
         "validation_loss": validation,
         "test_loss": test,

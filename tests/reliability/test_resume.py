@@ -154,6 +154,7 @@ CHANGES: dict[str, Callable[[RunConfig], RunConfig]] = {
     "plan.rounds": lambda c: dataclasses.replace(c, plan=dataclasses.replace(c.plan, rounds=20)),
     "plan.clip-norm": lambda c: dataclasses.replace(c, plan=dataclasses.replace(c.plan, clip_norm=0.7)),
     "optimizer.learning-rate": lambda c: dataclasses.replace(c, optimizer=OptimizerConfig(learning_rate=0.5)),
+    "optimizer.average": lambda c: dataclasses.replace(c, optimizer=OptimizerConfig(average="exponential")),
     "engine.exact": lambda c: dataclasses.replace(c, engine=dataclasses.replace(c.engine, exact=True)),
     "noise-seed": lambda c: dataclasses.replace(c, noise_seed=3),
     "data": lambda c: dataclasses.replace(c, data=dataclasses.replace(c.data, sequence_length=12)),

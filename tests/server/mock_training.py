@@ -98,13 +98,15 @@ def training(
     workers: int = 2,
     units_per_message: int | None = None,
     seeds: Seeds | None = None,
+    evaluate_every: int = 1000,
+    **optimizer: Any,
 ) -> Training:
     """A run of mock clients with plain SGD at learning rate 1, so that parameters show the released mean."""
     seeds = seeds or Seeds(sampling=1, noise=2)
     store: Any = MockStore()
     grid = LocalGrid(clients or mock_clients(), workers=workers)
     run = RunFolder(folder)
-    step = OptimizerConfig(name="sgd", learning_rate=1.0)
+    step = OptimizerConfig(**{"name": "sgd", "learning_rate": 1.0, **optimizer})
     round = Round(
         plan,
         store,
@@ -115,4 +117,6 @@ def training(
     )
     dispatcher = Dispatcher(grid, units_per_message=units_per_message)
     held_out = HeldOut(grid, store, 500, 2000)
-    return Training(Job(round=round, gather=dispatcher.gather, held_out=held_out, folder=run, evaluate_every=1000))
+    return Training(
+        Job(round=round, gather=dispatcher.gather, held_out=held_out, folder=run, evaluate_every=evaluate_every)
+    )
