@@ -78,8 +78,8 @@ def test_averages_are_tried_apart_and_named_in_the_tables(training: FakeTraining
     (cell,) = cells_of(rows)
     assert [(setting["average"], setting["seeds"]) for setting in cell["settings"]] == [("none", 2), ("tail", 2)]
     assert cell["best"]["average"] == "tail"
-    sweep = SweepConfig(epsilons=(2.0,), seeds=1, averages=("exponential",))
-    assert small_sweep(tmp_path, sweep=sweep).run() == 0
+    sweep = SweepConfig(epsilons=(2.0,), seeds=1)
+    assert small_sweep(tmp_path, sweep=sweep, optimizer=OptimizerConfig(average="exponential")).run() == 0
     assert "| exponential |" in (tmp_path / "report.md").read_text()
     assert small_sweep(tmp_path, sweep=dataclasses.replace(sweep, averages=("none", "exponential"))).run() == 0
     assert len(training.trained) == 3 + 3
