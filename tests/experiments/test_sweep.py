@@ -74,7 +74,7 @@ def test_averages_are_an_axis_and_each_point_is_a_run_with_its_own(tmp_path: Pat
 
 def test_averages_are_tried_apart_and_named_in_the_tables(training: FakeTraining, tmp_path: Path) -> None:
     rows = [row("uls", 1, seed, 3.1, 3.5) for seed in (0, 1)]
-    rows += [row("uls", 1, seed, 3.0, 3.5, "tail") for seed in (0, 1)]
+    rows += [row("uls", 1, seed, 3.0, 3.5, average="tail") for seed in (0, 1)]
     (cell,) = cells_of(rows)
     assert [(setting["average"], setting["seeds"]) for setting in cell["settings"]] == [("none", 2), ("tail", 2)]
     assert cell["best"]["average"] == "tail"
