@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pytest
 from small_runs import ROUNDS, in_child, trained
 
 from fedsim.config import OptimizerConfig, RunConfig
@@ -24,7 +25,7 @@ from fedsim.privacy.ledger import merged, read_entries
 KILLS = int(os.environ.get("FEDSIM_KILLS", "5"))
 """How often to kill; 20 and more when the code that it tests has changed."""
 ALONE = "FEDSIM_KILL_TEST_ALONE"
-WATCHED = (f"{os.sep}server{os.sep}", f"{os.sep}ledger.py")
+WATCHED = (f"{os.sep}server{os.sep}", f"{os.sep}release{os.sep}", f"{os.sep}ledger.py")
 """Every line of these is a moment at which the process may die, the checkpoint's own thread included."""
 
 
@@ -46,7 +47,7 @@ class DieAtLine:
 
     def _calls(self, frame: FrameType, event: str, argument: Any) -> Any:
         name = frame.f_code.co_filename
-        return self._line if WATCHED[0] in name or name.endswith(WATCHED[1]) else None
+        return self._line if any(part in name for part in WATCHED) else None
 
     def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
         if event == "line":
@@ -86,11 +87,12 @@ def check_finished(folder: Path, whole: Path) -> int:
     return len(entries) - ROUNDS
 
 
-def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(small_run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bands", ["1", "3"])
+def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(small_run, tmp_path: Path, bands: str) -> None:
     if ALONE not in os.environ:
         # A forked child must not inherit the threads of OpenMP or of other tests' Ray: this test forks from an
         # interpreter of its own, with one thread.
-        name = f"{__file__}::test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been"
+        name = f"{__file__}::test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been[{bands}]"
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", name],
             env={**os.environ, ALONE: "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
@@ -99,7 +101,8 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(small_run, tm
         print(next(line for line in done.stdout.splitlines() if "rounds charged again" in line))
         return
     # The average has a part of every round's weights, so that what is exported shows a difference in any.
-    small_run = functools.partial(small_run, optimizer=OptimizerConfig(average="exponential"))
+    plan = dataclasses.replace(small_run("").plan, bands=bands)
+    small_run = functools.partial(small_run, plan=plan, optimizer=OptimizerConfig(average="exponential"))
     whole, log, lines = tmp_path / "whole", tmp_path / "log", tmp_path / "lines"
     trained(small_run(tmp_path / "warm"))  # so that forked children begin with everything imported and cached
     began = time.monotonic()
@@ -132,4 +135,6 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(small_run, tm
     assert os.waitpid(child, 0)[1] == 0, log.read_text()
     charged_again += check_finished(folder, whole)
     print(f"{kills} kills, {finished + 1} runs finished, {charged_again} rounds charged again")
+    if bands != "1":
+        assert charged_again == 0  # a round that was released is repeated, one that was not uses its charge
     assert charged_again <= 2 * kills  # at most the rounds since the last checkpoint, and it is written every other

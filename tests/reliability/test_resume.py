@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import signal
 import stat
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from crashes import Crash, crash_after, crashed, releases, weights
 from small_runs import ROUNDS, trained
 
 from experiments.compare import ArmConfig, Compare
@@ -23,41 +23,7 @@ from fedsim.models.config import ModelConfig
 from fedsim.privacy.ledger import Ledger, read_entries
 from fedsim.resources import open_resources
 from server.identity import Seeds
-from server.round import Gather, Round
 from server.training import Stopped
-
-
-class Crash(Exception):
-    """Stands for a kill at a known place."""
-
-
-def crash_after(monkeypatch: pytest.MonkeyPatch, rounds: int, *, stop: int = 0) -> None:
-    """The next run crashes in a round that is charged already; or is asked to stop there by a signal."""
-    original, done = Round.run, []
-
-    def once(self: Round, number: int, gather: Gather) -> dict[str, float]:
-        done.append(number)
-        if len(done) == rounds + 1:
-            monkeypatch.setattr(Round, "run", original)
-            if not stop:
-                self.budget.charge(number)
-                raise Crash
-            os.kill(os.getpid(), stop)
-        return original(self, number, gather)
-
-    monkeypatch.setattr(Round, "run", once)
-
-
-def crashed(config: RunConfig, monkeypatch: pytest.MonkeyPatch, rounds: int = 5) -> RunConfig:
-    """Run until a crash in round 5 (its charge written, checkpoints after 2 and 4); returns how to go on."""
-    crash_after(monkeypatch, rounds)
-    with pytest.raises(Crash):
-        trained(config)
-    return dataclasses.replace(config, resume=config.output)
-
-
-def weights(folder: Path) -> bytes:
-    return (folder / "model/model.safetensors").read_bytes()
 
 
 def test_a_crash_costs_the_lost_rounds_and_nothing_else(small_run, tmp_path: Path, monkeypatch) -> None:
@@ -90,21 +56,6 @@ def test_the_secrets_are_for_the_owner_and_gone_when_the_run_is_done(small_run, 
             assert str(kept["sampling"]).encode() not in content
             assert private.encode() not in content
     assert not (tmp_path / "checkpoints").exists()
-
-
-def releases(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """Every round's cohort and noised mean, as they are made."""
-    seen: list[tuple[int, np.ndarray, np.ndarray]] = []
-    step = Round.run
-
-    def noted(self: Round, number: int, gather: Gather) -> dict[str, float]:
-        before, cohort = self.parameters.copy(), self.units(number)
-        statistics = step(self, number, gather)
-        seen.append((number, cohort, self.parameters - before))
-        return statistics
-
-    monkeypatch.setattr(Round, "run", noted)
-    return seen
 
 
 @pytest.mark.parametrize("secure", [False, True])
