@@ -20,6 +20,7 @@ from fedsim.privacy.mechanisms.banded.coefficients import (
     square_root_coefficients,
 )
 from fedsim.privacy.mechanisms.banded.workload import Workload
+from fedsim.schedule import Schedule, schedule_factor
 from server.optimizer import ServerOptimizer
 
 RULES = [
@@ -36,11 +37,11 @@ RULES = [
 
 def weights(workload: Workload) -> np.ndarray:
     """w_{t,i}, entry by entry."""
-    factors, m = workload.factors, workload.decay
+    factors, m, kept = workload.factors, workload.decay, 1 - workload.forgetting
     matrix = np.zeros((len(factors), len(factors)))
     for t in range(len(factors)):
         for i in range(t + 1):
-            matrix[t, i] = sum(factors[s] * m ** (s - i) for s in range(i, t + 1))
+            matrix[t, i] = sum(kept ** (t - s) * factors[s] * m ** (s - i) for s in range(i, t + 1))
     return matrix
 
 
@@ -58,6 +59,16 @@ def dense_error(workload: Workload, coefficients) -> float:
     return float(np.linalg.norm(coefficients) * math.sqrt((noise**2).sum(axis=1).mean()))
 
 
+def test_the_learning_rate_rises_then_falls() -> None:
+    def over(schedule: Schedule, warmup_rounds: int) -> list[float]:
+        return [schedule_factor(schedule, warmup_rounds, done, 4 + warmup_rounds) for done in range(4 + warmup_rounds)]
+
+    assert over("constant", 3) == [0.25, 0.5, 0.75, 1, 1, 1, 1]
+    assert over("linear", 0) == [1, 0.75, 0.5, 0.25]
+    assert over("linear", 1) == [0.5, 1, 0.75, 0.5, 0.25]
+    assert over("cosine", 0) == pytest.approx([1, (2 + math.sqrt(2)) / 4, 0.5, (2 - math.sqrt(2)) / 4])
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_a_workload_is_what_the_servers_optimizer_does(rule) -> None:
     # Releases of ±1 keep Adam's second moment at exactly 1: its constant, without the approximation.
@@ -73,13 +84,14 @@ def test_a_workload_is_what_the_servers_optimizer_does(rule) -> None:
     np.testing.assert_allclose(moved, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("forgetting", [0.0, 0.2])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_the_error_is_that_of_the_dense_matrices(rule, in_memory: bool, monkeypatch) -> None:
+def test_the_error_is_that_of_the_dense_matrices(rule, in_memory: bool, forgetting: float, monkeypatch) -> None:
     if not in_memory:
         monkeypatch.setattr(workload_module, "MOST_ROUNDS_IN_MEMORY", 1)
     rounds = 14
-    workload = Workload.of_optimizer(rounds=rounds, **rule)
+    workload = Workload.of_optimizer(rounds=rounds, forgetting=forgetting, **rule)
     for coefficients in ((1.0,), (1.0, 0.5), (1.0, -0.4, 0.3), square_root_coefficients(rounds)):
         assert workload.error(coefficients) == pytest.approx(dense_error(workload, coefficients), rel=1e-10)
 
@@ -106,7 +118,14 @@ def test_the_error_over_many_rounds_is_that_of_noise_filtered_one_by_one() -> No
     assert workload.error(coefficients) == pytest.approx(expected, rel=1e-10)
 
 
-@pytest.mark.parametrize("rule", [{"name": "sgd"}, {"name": "adam", "schedule": "cosine", "warmup_rounds": 5}])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"name": "sgd"},
+        {"name": "momentum", "forgetting": 0.1},
+        {"name": "adam", "schedule": "cosine", "warmup_rounds": 5, "forgetting": 0.01},
+    ],
+)
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_the_gradient_is_that_of_the_error(rule, in_memory: bool, monkeypatch) -> None:
     if not in_memory:
@@ -141,6 +160,7 @@ def test_workloads_that_no_optimizer_has_are_refused() -> None:
         lambda: Workload(factors=(0.0, 0.0)),
         lambda: Workload(factors=(1.0, math.nan)),
         lambda: Workload(factors=(1.0,), decay=1.0),
+        lambda: Workload(factors=(1.0,), forgetting=-0.1),
     ):
         with pytest.raises(InvalidInput):
             build()

@@ -3,18 +3,19 @@
 Every optimizer here is linear in the releases: after round t the parameters have moved by Σ_{i≤t} w_{t,i}·release_i,
 with
 
-    w_{t,i} = Σ_{s=i..t} f_s·m^{s−i},
+    w_{t,i} = Σ_{s=i..t} (1 − κ)^{t−s}·f_s·m^{s−i},
 
-a geometric average of the releases (decay m) times a factor f_s of each round, summed over the rounds. The release of
-round t carries the noise ‖c‖₂·x_t, x = C⁻¹ξ, with C the lower-triangular Toeplitz matrix of the coefficients c and ξ
-standard normal; so ξ_j is in the parameters after round t with weight B_{t,j} = Σ_{s=j..t} f_s·g_{s−j}, where g is the
-impulse response of 1/((1 − mz)·c(z)). The mean over rounds of Σ_j B_{t,j}² is a quadratic form gᵀQg, whose entries are
-suffix sums along the diagonals:
+a geometric average of the releases (decay m) times a factor f_s of each round, summed over the rounds; training may
+undo a share κ of what is there in each round. The release of round t carries the noise ‖c‖₂·x_t, x = C⁻¹ξ, with C the
+lower-triangular Toeplitz matrix of the coefficients c and ξ standard normal; so ξ_j is in the parameters after round t
+with weight B_{t,j} = Σ_{s=j..t} (1 − κ)^{t−s}·f_s·g_{s−j}, where g is the impulse response of 1/((1 − mz)·c(z)). The
+mean over rounds of Σ_j B_{t,j}² is a quadratic form gᵀQg, whose entries are suffix sums along the diagonals:
 
-    Q_{k,k+d} = (1/T) Σ_{s=k..T−1−d} (T − d − s)·f_s·f_{s+d}.
+    Q_{k,k+d} = (1/T) (1 − κ)^d Σ_{s=k..T−1−d} f_s·f_{s+d}·Σ_{u=0..T−1−d−s} (1 − κ)^{2u}.
 
-Where f is constant, B is Toeplitz too and the same mean is (f²/T) Σ_k (T − k)·(g_0 + … + g_k)². Nothing here is
-approximated, and nothing touches privacy: any workload gives a valid mechanism, a fitting one a better.
+Where f is constant, B is Toeplitz too: its first column is f·h, h the impulse response of 1/(1 − (1−κ)z) to g, and the
+mean is (f²/T) Σ_k (T − k)·h_k². Nothing here is approximated, and nothing touches privacy: any workload gives a valid
+mechanism, a fitting one a better.
 """
 
 import functools
@@ -44,16 +45,20 @@ class Workload:
     Attributes:
         factors: f_s, one a round: learning rate over its peak, and whatever else the optimizer multiplies with.
         decay: m, the decay of the optimizer's average of releases, 0 ≤ m < 1; 0 where it has none.
+        forgetting: κ, the share of a displacement that training undoes in a round, 0 ≤ κ < 1: near a minimum of
+            curvature λ, gradient steps at rate η pull noise back by ηλ. 0 for the displacement alone.
     """
 
     factors: tuple[float, ...]
     decay: float = 0.0
+    forgetting: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.factors or not all(math.isfinite(factor) for factor in self.factors) or not any(self.factors):
             raise InvalidInput("factors", self.factors, "finite numbers, one a round, at least one of them not 0")
-        if not 0 <= self.decay < 1:
-            raise InvalidInput("decay", self.decay, "a number of at least 0 and below 1")
+        for name in ("decay", "forgetting"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InvalidInput(name, getattr(self, name), "a number of at least 0 and below 1")
 
     @classmethod
     def prefix_sums(cls, rounds: int) -> Self:
@@ -70,6 +75,7 @@ class Workload:
         momentum: float = 0.9,
         schedule: Schedule = "constant",
         warmup_rounds: int = 0,
+        forgetting: float = 0.0,
     ) -> Self:
         """What the server's optimizer of this name makes of the releases, at a peak learning rate of 1.
 
@@ -85,6 +91,7 @@ class Workload:
             momentum: Momentum of the momentum rule (m·buffer + release, no dampening).
             schedule: How the learning rate falls over the rounds.
             warmup_rounds: Rounds over which it rises from zero.
+            forgetting: κ, what training undoes of a displacement in a round.
 
         Raises:
             InvalidInput: For an unknown rule, or a value out of range.
@@ -92,13 +99,13 @@ class Workload:
         require_at_least("rounds", rounds, 1)
         rates = [schedule_factor(schedule, warmup_rounds, done, rounds) for done in range(rounds)]
         if name == "sgd":
-            return cls(factors=tuple(rates))
+            return cls(factors=tuple(rates), forgetting=forgetting)
         if name == "momentum":
             require_between("momentum", momentum, 0, 1)
-            return cls(factors=tuple(rates), decay=momentum)
+            return cls(factors=tuple(rates), decay=momentum, forgetting=forgetting)
         if name == "adam":
             corrected = (rate * (1 - ADAM_DECAY) / (1 - ADAM_DECAY ** (done + 1)) for done, rate in enumerate(rates))
-            return cls(factors=tuple(corrected), decay=ADAM_DECAY)
+            return cls(factors=tuple(corrected), decay=ADAM_DECAY, forgetting=forgetting)
         raise InvalidInput("optimizer.name", name, "sgd, momentum or adam")
 
     @property
@@ -148,13 +155,15 @@ class Workload:
     def _form(self, response: np.ndarray) -> np.ndarray:
         """Q·response, float64 [T]."""
         if min(self.factors) == max(self.factors):
+            kept = [1.0, self.forgetting - 1]
             left = np.arange(self.rounds, 0, -1) * (self.factors[0] ** 2 / self.rounds)
-            return np.cumsum((left * np.cumsum(response))[::-1])[::-1]
+            slope: np.ndarray = lfilter([1.0], kept, (left * lfilter([1.0], kept, response))[::-1])[::-1]
+            return slope
         if self.rounds <= MOST_ROUNDS_IN_MEMORY:
-            product: np.ndarray = dsymv(1.0, _quadratic_form(self.factors).T, response)
+            product: np.ndarray = dsymv(1.0, _quadratic_form(self.factors, self.forgetting).T, response)
             return product
         product = np.zeros(self.rounds)
-        for distance, diagonal in _diagonals(self.factors):
+        for distance, diagonal in _diagonals(self.factors, self.forgetting):
             product[: len(diagonal)] += diagonal * response[distance:]
             if distance:
                 product[distance:] += diagonal * response[: len(diagonal)]
@@ -162,22 +171,22 @@ class Workload:
 
 
 @functools.lru_cache(maxsize=1)
-def _quadratic_form(factors: tuple[float, ...]) -> np.ndarray:
+def _quadratic_form(factors: tuple[float, ...], forgetting: float) -> np.ndarray:
     """Q, float64 [T, T]; one is kept, because coefficients of many lengths are fitted to one workload."""
     rounds = len(factors)
     form = np.empty((rounds, rounds))
     entries = form.reshape(-1)
-    for distance, diagonal in _diagonals(factors):
+    for distance, diagonal in _diagonals(factors, forgetting):
         length = len(diagonal)
         entries[distance : distance + length * (rounds + 1) : rounds + 1][:length] = diagonal
         entries[distance * rounds :: rounds + 1] = diagonal
     return form
 
 
-def _diagonals(factors: tuple[float, ...]) -> Iterator[tuple[int, np.ndarray]]:
+def _diagonals(factors: tuple[float, ...], forgetting: float) -> Iterator[tuple[int, np.ndarray]]:
     """The distance of each diagonal of Q from the main one, and its entries from k = 0 on."""
     values, rounds = np.array(factors), len(factors)
-    remaining = np.arange(rounds, 0, -1) / rounds
+    remaining = np.cumsum((1 - forgetting) ** (2 * np.arange(rounds)))[::-1] / rounds
     for distance in range(rounds):
         products = values[: rounds - distance] * values[distance:] * remaining[distance:]
-        yield distance, np.cumsum(products[::-1])[::-1]
+        yield distance, np.cumsum(products[::-1])[::-1] * (1 - forgetting) ** distance
