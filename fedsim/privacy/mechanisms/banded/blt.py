@@ -74,8 +74,9 @@ class BufferedToeplitz:
         At σ = 1, clip norm 1 and divisor 1, with the factor of the sensitivity: what `Workload.error` is for banded
         noise with the factor ‖c‖₂.
         """
-        square, _ = workload.mean_square(self.coefficients(workload.rounds))
-        return self.sensitivity(workload.rounds, separation, participations) * math.sqrt(square)
+        c = self.coefficients(workload.rounds)
+        sensitivity = self.sensitivity(workload.rounds, separation, participations)
+        return sensitivity * workload.error(c) / float(np.linalg.norm(c))
 
     def correlate(self, fresh: np.ndarray, buffers: np.ndarray) -> np.ndarray:
         """One round's x of its fresh noise ξ.
@@ -112,17 +113,21 @@ class BufferedToeplitz:
         rounds = workload.rounds
         bounds = [(-30.0, 30.0)] * buffers + [(-5.0, 16.0)] * buffers
 
-        def objective(free: np.ndarray) -> tuple[float, np.ndarray]:
-            return _log_square(free, workload, separation, participations)
-
         fading = np.geomspace(0.5, 0.5 / rounds, buffers)
-        runs = []
-        for spread in SPREADS:
-            start = np.concatenate([np.full(buffers, -math.log(buffers)), np.log(1 / fading**spread - 1)])
-            runs.append(minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=OPTIONS))
-        weights, decays = _parameters(min(runs, key=lambda run: float(run.fun)).x)
-        order = np.argsort(decays)
-        return cls(weights=tuple(weights[order].tolist()), decays=tuple(decays[order].tolist()))
+        found = []
+        for fit in workload.fits:
+
+            def objective(free: np.ndarray, fit: Workload = fit) -> tuple[float, np.ndarray]:
+                return _log_square(free, fit, separation, participations)
+
+            runs = []
+            for spread in SPREADS:
+                start = np.concatenate([np.full(buffers, -math.log(buffers)), np.log(1 / fading**spread - 1)])
+                runs.append(minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=OPTIONS))
+            weights, decays = _parameters(min(runs, key=lambda run: float(run.fun)).x)
+            order = np.argsort(decays)
+            found.append(cls(weights=tuple(weights[order].tolist()), decays=tuple(decays[order].tolist())))
+        return min(found, key=lambda noise: noise.error(workload, separation, participations))
 
 
 def _parameters(free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -45,7 +45,8 @@ def optimal_coefficients(bands: int, workload: Workload, *, monotone: bool = Fal
     """The coefficients c, c_0 = 1, with the least `workload.error(c)`, which carries the factor ‖c‖₂.
 
     ‖c‖₂ is the sensitivity of a user who takes part once, or several times at rounds at least b apart, counted each by
-    itself. The optimum is local, found from the square root's coefficients, and the same on every call.
+    itself. The optimum is local, found from the square root's coefficients, and the same on every call. With a second
+    moment (Adam) it is the best of the optima of `workload.fits`.
 
     Args:
         bands: b, from 1 to the number of rounds.
@@ -63,10 +64,13 @@ def optimal_coefficients(bands: int, workload: Workload, *, monotone: bool = Fal
     if not 1 <= bands <= workload.rounds:
         raise InvalidInput("bands", bands, f"a whole number from 1 to the {workload.rounds} rounds")
     start = square_root_coefficients(bands)
-    found = _least(start, workload)
-    if monotone and not _falls(found):
-        found = _least_monotone(found, workload)
-    return min((on_grid(start), on_grid(found)), key=workload.error)
+    candidates = [on_grid(start)]
+    for fit in workload.fits:
+        found = _least(start, fit)
+        if monotone and not _falls(found):
+            found = _least_monotone(found, fit)
+        candidates.append(on_grid(found))
+    return min(candidates, key=workload.error)
 
 
 def on_grid(coefficients: Sequence[float] | np.ndarray) -> tuple[float, ...]:
