@@ -75,7 +75,8 @@ def optimal_coefficients(bands: int, workload: Workload, *, monotone: bool = Fal
 
 def on_grid(coefficients: Sequence[float] | np.ndarray) -> tuple[float, ...]:
     """Coefficients rounded to the nearest multiples of 2⁻²⁰; order and signs are kept."""
-    return tuple(float(value) for value in np.rint(np.asarray(coefficients) / GRID) * GRID)
+    # Adding 0 makes −0 of small negative values 0.
+    return tuple(float(value) + 0.0 for value in np.rint(np.asarray(coefficients) / GRID) * GRID)
 
 
 def norm_above(coefficients: Sequence[float] | np.ndarray) -> float:
