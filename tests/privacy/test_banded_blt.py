@@ -36,9 +36,16 @@ def test_buffers_apply_the_inverse(noise: BufferedToeplitz) -> None:
     np.testing.assert_allclose(matrix(noise.coefficients(rounds)) @ x, fresh, atol=1e-10)
 
 
-def test_buffers_keep_their_precision() -> None:
-    buffers = np.zeros((2, 3), dtype=np.float32)
-    assert NOISES[1].correlate(np.ones(3, dtype=np.float32), buffers).dtype == np.float32
+def test_buffers_of_float32_apply_what_is_accounted() -> None:
+    noise, rounds = BufferedToeplitz(weights=(0.1,), decays=(0.9999999,)), 50_000
+    buffers = np.zeros((1, 1), dtype=np.float32)
+    x = noise.correlate(np.ones(1, dtype=np.float32), buffers)
+    assert x.dtype == np.float32
+    decay = np.float64(noise.correlate(np.zeros(1, dtype=np.float32), buffers)[0]) / -0.1
+    assert decay == pytest.approx(1.0, abs=1e-6)
+    held = np.array(noise.decays, dtype=np.float32).astype(np.float64)
+    applied = np.float32(noise.weights[0]) * held ** np.arange(rounds - 1)
+    np.testing.assert_allclose(noise.coefficients(rounds)[1:], applied, rtol=1e-12)
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -109,7 +116,7 @@ def test_the_gradient_is_that_of_the_squared_error(optimizer: str, separation: i
     value, gradient = blt._log_square(at, workload, separation, participations)
     weights, decays = blt._parameters(at)
     noise = BufferedToeplitz(weights=tuple(weights), decays=tuple(decays))
-    assert value == pytest.approx(2 * math.log(noise.error(workload, separation, participations)), rel=1e-9)
+    assert value == pytest.approx(2 * math.log(noise.error(workload, separation, participations)), rel=1e-6)
     for index, slope in enumerate(gradient):
         step = np.eye(4)[index] * 1e-6
         upper, _ = blt._log_square(at + step, workload, separation, participations)
@@ -136,7 +143,7 @@ def test_the_optimum_is_better_than_its_neighbours(separation: int, participatio
             decays = 1 - (1 - np.array(found.decays)) * np.exp(size * generator.standard_normal(2))
             if (decays > 0).all() and (weights / decays).sum() < 1:
                 near = BufferedToeplitz(weights=tuple(weights), decays=tuple(decays))
-                assert near.error(workload, separation, participations) >= error * (1 - 1e-6)
+                assert near.error(workload, separation, participations) >= error * (1 - 1e-5)
 
 
 @pytest.mark.parametrize(("buffers", "separation", "participations"), [(0, 1, 1), (9, 1, 1), (2, 0, 1), (2, 1, 0)])

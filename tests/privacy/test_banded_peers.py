@@ -67,7 +67,6 @@ def test_participation(bands: int, rounds: int, separation: int, participations:
         (200, 20, 10, 4, 10.581755614203647),
         (200, 50, 4, 3, 5.633157374707844),
         (1000, 100, 10, 2, 12.193851565550721),
-        (2000, 1, 1, 2, 3.3182821238534137),
     ],
 )
 def test_buffers(rounds: int, separation: int, participations: int, buffers: int, error: float) -> None:

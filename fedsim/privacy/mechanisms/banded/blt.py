@@ -41,6 +41,9 @@ OPTIONS = {"maxiter": 500, "maxcor": 20, "ftol": 1e-11, "gtol": 1e-7}
 class BufferedToeplitz:
     """Noise with one buffer for each weight and decay.
 
+    Both are rounded to float32, in which buffers may be kept: the coefficients whose sensitivity is accounted are
+    those that the buffers apply. A decay that differs in its eighth digit is another after a thousand rounds.
+
     Attributes:
         weights: ω_j > 0.
         decays: θ_j, between 0 and 1, with Σ ω_j/θ_j < 1.
@@ -50,6 +53,8 @@ class BufferedToeplitz:
     decays: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        for name in ("weights", "decays"):
+            object.__setattr__(self, name, tuple(float(np.float32(value)) for value in getattr(self, name)))
         if not 1 <= len(self.decays) == len(self.weights) <= MOST_BUFFERS:
             raise InvalidInput("weights", self.weights, f"one a decay, between 1 and {MOST_BUFFERS} of them")
         if not all(0 < decay < 1 for decay in self.decays):
@@ -111,8 +116,8 @@ class BufferedToeplitz:
         for name, value in (("separation", separation), ("participations", participations)):
             require_at_least(name, value, 1)
         rounds = workload.rounds
-        bounds = [(-30.0, 30.0)] * buffers + [(-5.0, 16.0)] * buffers
-
+        # The ends keep what is found away from its limits by more than its rounding to float32.
+        bounds = [(-30.0, 12.0)] * buffers + [(-5.0, 16.0)] * buffers
         fading = np.geomspace(0.5, 0.5 / rounds, buffers)
         found = []
         for fit in workload.fits:

@@ -35,7 +35,7 @@ from fedsim.validation import require_at_least, require_between
 ADAM_DECAYS = 0.9, 0.999
 """β₁ and β₂ of the server's Adam."""
 ADAM_FORGETTING = 0.1
-"""Its κ, where none is given: what makes `error` rank bands as the losses of trained models did."""
+"""Its κ, where none is given: from 0.1 to 0.3, `error` ranks bands much as the losses of trained models do."""
 MOST_ROUNDS_IN_MEMORY = 2500
 """Up to here Q is kept (48 MiB at most); beyond, its diagonals are made again for each set of coefficients."""
 
