@@ -148,7 +148,7 @@ def test_the_optimum_is_better_than_its_neighbours(separation: int, participatio
 
 @pytest.mark.parametrize(("buffers", "separation", "participations"), [(0, 1, 1), (9, 1, 1), (2, 0, 1), (2, 1, 0)])
 def test_searches_out_of_range_are_refused(buffers: int, separation: int, participations: int) -> None:
-    with pytest.raises(InvalidInput):
+    with pytest.raises(InvalidInput, match=r"buffers|separation|participations"):
         BufferedToeplitz.optimal(buffers, Workload.prefix_sums(10), separation, participations)
 
 

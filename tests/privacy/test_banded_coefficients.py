@@ -103,8 +103,8 @@ def test_more_bands_than_rounds_are_refused(bands: int) -> None:
 
 def test_norms_are_rounded_up_and_no_further() -> None:
     generator = np.random.default_rng(2)
-    for _ in range(200):
-        values = on_grid(np.append(1.0, generator.normal(size=generator.integers(0, 40))))
+    for _ in range(2000):
+        values = np.append(1.0, generator.normal(size=generator.integers(0, 6))).tolist()
         exact, norm = sum(Fraction(value) ** 2 for value in values), norm_above(values)
         assert Fraction(norm) ** 2 >= exact > Fraction(math.nextafter(norm, 0.0)) ** 2
     assert norm_above((1.0,)) == 1.0
@@ -159,10 +159,17 @@ def test_up_to_the_separation_any_signs_are_allowed() -> None:
     assert sensitivity == pytest.approx(largest, rel=1e-12)
 
 
-@pytest.mark.parametrize("coefficients", [(1.0, -0.5, 0.1), (1.0, 0.2, 0.9), (1.0, 1.5, 0.0), (1.0, math.nan, 0.0)])
+@pytest.mark.parametrize("coefficients", [(1.0, -0.5, 0.1), (1.0, 0.5, -0.1), (1.0, 0.2, 0.9), (1.0, 1.5, 0.0)])
 def test_coefficients_beyond_the_formula_are_refused(coefficients) -> None:
     with pytest.raises(InvalidInput, match="coefficients"):
         participation_sensitivity(coefficients, 10, 2, 3)
+
+
+@pytest.mark.parametrize("separation", [2, 5])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_coefficients_that_are_no_numbers_are_refused(value: float, separation: int) -> None:
+    with pytest.raises(InvalidInput, match="coefficients"):
+        participation_sensitivity((1.0, value, 0.0), 10, separation, 3)
 
 
 def test_a_pattern_that_the_formula_misses_shows_why_rising_coefficients_are_refused() -> None:

@@ -100,7 +100,7 @@ class BufferedToeplitz:
         """The noise of so many buffers with the least error that a search from a few fixed starts finds.
 
         Where bands as long as the separation fit into memory, `optimal_coefficients` of so many is usually better:
-        their columns share no row.
+        their columns share no row. A second moment is left out of the search: it moves the optimum by about 1 %.
 
         Args:
             buffers: Number of buffers; two to five are what is useful.
@@ -118,21 +118,18 @@ class BufferedToeplitz:
         rounds = workload.rounds
         # The ends keep what is found away from its limits by more than its rounding to float32.
         bounds = [(-30.0, 12.0)] * buffers + [(-5.0, 16.0)] * buffers
+
+        def objective(free: np.ndarray) -> tuple[float, np.ndarray]:
+            return _log_square(free, workload, separation, participations)
+
         fading = np.geomspace(0.5, 0.5 / rounds, buffers)
-        found = []
-        for fit in workload.fits:
-
-            def objective(free: np.ndarray, fit: Workload = fit) -> tuple[float, np.ndarray]:
-                return _log_square(free, fit, separation, participations)
-
-            runs = []
-            for spread in SPREADS:
-                start = np.concatenate([np.full(buffers, -math.log(buffers)), np.log(1 / fading**spread - 1)])
-                runs.append(minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=OPTIONS))
-            weights, decays = _parameters(min(runs, key=lambda run: float(run.fun)).x)
-            order = np.argsort(decays)
-            found.append(cls(weights=tuple(weights[order].tolist()), decays=tuple(decays[order].tolist())))
-        return min(found, key=lambda noise: noise.error(workload, separation, participations))
+        runs = []
+        for spread in SPREADS:
+            start = np.concatenate([np.full(buffers, -math.log(buffers)), np.log(1 / fading**spread - 1)])
+            runs.append(minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=OPTIONS))
+        weights, decays = _parameters(min(runs, key=lambda run: float(run.fun)).x)
+        order = np.argsort(decays)
+        return cls(weights=tuple(weights[order].tolist()), decays=tuple(decays[order].tolist()))
 
 
 def _parameters(free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
