@@ -179,9 +179,6 @@ def _minimum(objective: Objective, start: np.ndarray, bounds: list[tuple[float, 
 
 def _root_above(square: Fraction) -> float:
     """The least float64 whose square is not below the exact value."""
+    # Two correct roundings, the first halved by the root, put this less than one step from the exact root.
     root = math.sqrt(square)
-    while Fraction(root) ** 2 < square:
-        root = math.nextafter(root, math.inf)
-    while root > 0 and Fraction(below := math.nextafter(root, 0.0)) ** 2 >= square:
-        root = below
-    return root
+    return root if Fraction(root) ** 2 >= square else math.nextafter(root, math.inf)
