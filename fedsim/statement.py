@@ -18,7 +18,7 @@ from fedsim.privacy.accountant import epsilon_bounds, flatten
 from fedsim.privacy.bounds import Bounds, shown_above, shown_below
 from fedsim.privacy.events import Adjacency, Composed, Event, OneOf, Repeated, modules_of, to_json
 from fedsim.privacy.ledger import merged
-from fedsim.privacy.mechanisms import MECHANISMS, AdaptiveNoise, Noise, Sizes
+from fedsim.privacy.mechanisms import MECHANISMS, Noise, Sizes
 from fedsim.privacy.mechanisms.banded.mechanism import correlation_in_words
 from fedsim.sampling import SAMPLINGS
 from fedsim.validation import require_at_least
@@ -124,8 +124,7 @@ class PrivacyStatement:
         words = self._noise.in_words(self._clip)
         rule = self.plan.clip_rule
         if self.plan.bands > 1 and self.plan.noise_multiplier > 0:
-            follows = rule is not None or isinstance(self.plan.mechanism, AdaptiveNoise)
-            words += correlation_in_words(self.plan.noise_coefficients, clip=follows or bool(self._clip.scales))
+            words += correlation_in_words(self.plan.noise_coefficients)
         if rule is None:
             return words
         moves = rule.in_words(self.plan.clip_norm, private=self.plan.noise_multiplier > 0)

@@ -17,7 +17,7 @@ from fedsim.privacy.accountant import epsilon_bounds
 from fedsim.privacy.events import Adjacency, Composed, Event, Gaussian, Repeated, from_json
 from fedsim.privacy.ledger import merged
 from fedsim.privacy.mechanisms import MECHANISMS, GaussianNoise
-from fedsim.sampling import SAMPLINGS
+from fedsim.sampling import SAMPLINGS, CyclicPoisson
 from fedsim.statement import PrivacyStatement, privacy_statement
 
 COMMON: dict[str, Any] = {
@@ -263,6 +263,39 @@ def test_units_are_sampled_as_stated(name: str) -> None:
         joined[plan.sample(number, 5)] += 1
     assert joined.mean() / 400 == pytest.approx(probability, rel=0.05)
     assert joined.max() < 400 * probability + 7 * math.sqrt(400 * probability)
+
+
+@pytest.mark.parametrize("mechanism", ["banded", "layer-noise"])
+@pytest.mark.parametrize("plan", [ULS, ELS], ids=["uls", "els"])
+def test_correlated_noise_and_turns_are_what_the_words_say(plan: Plan, mechanism: str) -> None:
+    size = {"num_users": 40} if plan.redraws else {"num_examples": 80}
+    c = (1.0, 0.5, 0.25)
+    plan = dataclasses.replace(plan, noise_coefficients=c, sampling=CyclicPoisson(groups=3), group_size=2, **size)
+    plan = dataclasses.replace(plan, mechanism=MECHANISMS.build(mechanism))
+    statement = stated(plan, steps=0)
+    (std,) = numbers_after("Gaussian noise of standard deviation # ", statement.mechanism)
+    strength, rounds = numbers_after("# times as strong as that and correlated over # rounds", statement.mechanism)
+    assert numbers_after("fresh noise less #, # times", statement.mechanism) == [0.5, 0.25]
+    assert rounds == 3
+    rig = rig_for(plan, np.zeros(4000))
+    round = rig.round(np.empty(0, dtype=np.int64))
+    scales = np.repeat([round.release.clip.scales.get(one, 1.0) for one in rig.sizes], list(rig.sizes.values()))
+    drawn = np.array([rig.seen(round, number).sum / scales for number in range(6)])
+    fresh = np.array([sum(c[lag] * drawn[t - lag] for lag in range(min(3, t + 1))) for t in range(6)])
+    assert fresh.std(axis=1) == pytest.approx(6 * [strength * std], rel=0.07)
+    assert np.abs(np.corrcoef(fresh) - np.eye(6)).max() < 0.1
+    assert np.corrcoef(drawn)[0, 1] < -0.3
+
+    groups, in_turn = numbers_after(
+        r"one of # groups for the whole run, .* independently with probability # \(cyclic", statement.in_words()
+    )
+    users = CanaryUsers(np.full(40, 2), np.zeros(80))
+    population, joined = plan.population_of(users, 5), np.zeros((300, 40))
+    for number in range(300):
+        np.add.at(joined[number], population.users_of(plan.sample(number, 5, population=population)), 1)
+    turns = [np.flatnonzero(joined[:, user]) % groups for user in range(40)]
+    assert all(len(set(turn)) == 1 for turn in turns)
+    assert joined.sum() / (300 / groups) / plan.population == pytest.approx(in_turn, rel=0.1)
 
 
 def test_adaptive_scales_that_moved_are_what_the_words_say() -> None:

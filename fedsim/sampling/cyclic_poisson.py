@@ -8,6 +8,7 @@ import numpy as np
 
 from fedsim.errors import InvalidInput
 from fedsim.privacy.events import BinomialMixtureGaussian, Event, OfGroup, PoissonSubsampledGaussian, Repeated
+from fedsim.sampling.poisson import Poisson
 from fedsim.sampling.population import Population, Streams
 from fedsim.sampling.scheme import SAMPLINGS, Sampling
 from fedsim.validation import require_at_least
@@ -85,6 +86,8 @@ class CyclicPoisson(Sampling):
         return Repeated(event=event, count=-(-rounds // self.groups))
 
     def in_words(self, units: str, population: int, probability: float) -> str:
+        if self.groups == 1:
+            return Poisson().in_words(units, population, probability)
         in_turn = self.probability_in_turn(population, probability)
         return (
             f"every user is in one of {self.groups} groups for the whole run, assigned at random; the groups take "

@@ -21,17 +21,15 @@ class Banded(Gaussian):
     correlates = True
 
 
-def correlation_in_words(coefficients: tuple[float, ...], *, clip: bool) -> str:
+def correlation_in_words(coefficients: tuple[float, ...]) -> str:
     """What correlated noise is beside independent noise, as an addition to a sentence that says which noise is added.
 
     Args:
         coefficients: c, of at least two bands.
-        clip: Whether clip norm or scales may differ from round to round.
     """
     shown = ", ".join(f"{value:.4g}" for value in coefficients[1:4]) + (", …" if len(coefficients) > 4 else "")
-    each = ", in units of each round's clip," if clip else ""
     return (
         f", {norm_above(coefficients):.4g} times as strong as that and correlated over {len(coefficients)} rounds: a "
-        f"round's{each} is fresh noise less {shown} times what the rounds before were given, so that all releases "
-        "together are those of fresh noise on sums over as many rounds"
+        f"round's noise, in units of its own clip, is fresh noise less {shown} times that of the rounds before it, "
+        "so that those rounds together release what fresh noise hides"
     )
