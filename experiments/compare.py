@@ -19,6 +19,7 @@ from experiments.report.run import (
 from experiments.resume import how_to_go_on
 from fedsim.config import Average, PlanConfig, RunConfig, to_flat
 from fedsim.plan import ALGORITHMS, Algorithm
+from fedsim.plan.bands import AUTO
 from fedsim.privacy.mechanisms import MECHANISMS, QuantileClip
 from fedsim.randomness import derived_seed
 from fedsim.resources import open_resources
@@ -54,8 +55,9 @@ class Compare(RunConfig):
     """Fine-tune by user-level sampling (ULS) and by the centralised example-level baseline (ELS).
 
     Both get the same gradient evaluations a round, rounds, ε, δ and model; group size, clip norm and learning rate
-    are each algorithm's own. So are the seeds of each arm: where one is given, they are derived from it and the arm's
-    name, for arms that shared their randomness would not be independent.
+    are each algorithm's own, and where no mechanisms are named so are the bands of its noise (--plan.bands auto). So
+    are the seeds of each arm: where one is given, they are derived from it and the arm's name, for arms that shared
+    their randomness would not be independent.
     """
 
     CHOOSES = "an algorithm"
@@ -94,6 +96,8 @@ class Compare(RunConfig):
         )
         if mechanism is not None:
             plan = self._released_by(plan, mechanism)
+        elif plan.bands is None and plan.noise_multiplier is None:
+            plan = dataclasses.replace(plan, bands=AUTO)
         learning_rate = tuned.own("learning_rate", self.optimizer.learning_rate)
         averaging = self.optimizer.averaging(tuned.own("average", self.optimizer.average))
         optimizer = dataclasses.replace(averaging, learning_rate=learning_rate)
