@@ -31,6 +31,7 @@ from fedsim.privacy.events import (
     FixedSizeSubsampledGaussian,
     Gaussian,
     PoissonSubsampledGaussian,
+    TruncatedPoissonSubsampledGaussian,
     releases,
     to_json,
 )
@@ -49,6 +50,10 @@ CALIBRATE: dict[str, Callable[..., Any]] = {
 USERS, EXAMPLES = ALGORITHMS
 STEPS: dict[tuple[str, str], tuple[Callable[..., Event], tuple[str, ...]]] = {
     (USERS, "poisson"): (PoissonSubsampledGaussian, ("sampling_probability",)),
+    (USERS, "truncated-poisson"): (
+        TruncatedPoissonSubsampledGaussian,
+        ("sampling_probability", "population_size", "most_units"),
+    ),
     (USERS, "fixed-size"): (FixedSizeSubsampledGaussian, ("cohort_size", "population_size")),
     (USERS, "none"): (Gaussian, ()),
     (EXAMPLES, "poisson"): (BinomialMixtureGaussian, ("sampling_probability", "group_size")),
@@ -69,15 +74,17 @@ class Account:
     """uls samples users and clips each user's update; els samples examples and clips each example's gradient."""
     group_size: int | None = None
     """Most examples of one user in the whole run (els). Does not matter to ε for uls."""
-    sampling: Literal["poisson", "fixed-size", "none"] = "poisson"
-    """How units join a step: each independently (poisson), all of them always (none), or, for uls, a cohort of fixed
-    size drawn without replacement (fixed-size)."""
+    sampling: Literal["poisson", "truncated-poisson", "fixed-size", "none"] = "poisson"
+    """How units join a step: each independently (poisson), all of them always (none), or, for uls, each independently
+    up to a hard cap (truncated-poisson), or a cohort of fixed size drawn without replacement (fixed-size)."""
     sampling_probability: float | None = None
-    """poisson: probability with which a user (uls) or an example (els) joins a step."""
+    """poisson, truncated-poisson: probability with which a user (uls) or an example (els) joins a step."""
     cohort_size: int | None = None
     """fixed-size: users in a cohort."""
     population_size: int | None = None
-    """fixed-size: users to draw from."""
+    """fixed-size, truncated-poisson: users to draw from."""
+    most_units: int | None = None
+    """truncated-poisson: most users in a step; of more, so many are kept at random."""
     bands: str | None = None
     """poisson: correlate the noise over so many rounds, in which groups of users take turns; auto takes as many as
     leave the least noise in prefix sums of the releases, and needs --target-epsilon."""
@@ -268,6 +275,7 @@ class Account:
             "sampling_probability",
             "cohort_size",
             "population_size",
+            "most_units",
             "noise_multiplier",
             "steps",
         )

@@ -16,10 +16,13 @@ from fedsim.privacy.events import (
     Gaussian,
     MixtureOfGaussians,
     PoissonSubsampledGaussian,
+    TruncatedPoissonSubsampledGaussian,
 )
 from fedsim.privacy.fixed_size_pair import ReplacedInFixedSize
 from fedsim.privacy.gaussian_pairs import Floats, GaussianPair, Mixture
 from fedsim.privacy.loss_cells import LossCells
+from fedsim.privacy.mixed_pair import mixed
+from fedsim.privacy.truncation import truncation
 
 NEGLIGIBLE = -230.0
 """Log-weights below this are left out at the upper end; what they weigh together is charged as a loss of ∞."""
@@ -85,6 +88,19 @@ def _fixed_size(event: FixedSizeSubsampledGaussian, adjacency: Adjacency) -> Los
         np.array([0.0, 2.0]), _present(share), event.noise_multiplier, Adjacency.ADD_OR_REMOVE_ONE_USER
     )
     return ReplacedInFixedSize(removed) if adjacency is Adjacency.REPLACE_ONE_USER and share < 1 else removed
+
+
+@register
+def _truncated_poisson(event: TruncatedPoissonSubsampledGaussian, adjacency: Adjacency) -> LossPair:
+    q, noise, grows = event.sampling_probability, event.noise_multiplier, adjacency is Adjacency.ADD_OR_REMOVE_ONE_USER
+    shares = truncation(event.population_size, q, event.most_units, grows=grows)
+    joined, displacing = np.arange(2.0), np.array([0.0, 2.0])
+    displaced = mixture_pair(displacing, _present(shares.chance), noise, Adjacency.ADD_OR_REMOVE_ONE_USER)
+    return mixed(
+        (shares.untouched, mixture_pair(joined, _present(q), noise, adjacency)),
+        (shares.displacing, displaced if grows else ReplacedInFixedSize(displaced)),
+        (shares.doubtful, mixture_pair(displacing, _present(q), noise, adjacency)),
+    )
 
 
 def mixture_pair(

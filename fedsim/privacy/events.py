@@ -150,6 +150,34 @@ class FixedSizeSubsampledGaussian(Event):
 
 @EVENTS.register
 @dataclass(frozen=True, kw_only=True)
+class TruncatedPoissonSubsampledGaussian(Event):
+    """ULS with a cap: each user joins independently with probability q; of more than B a uniform subset of B stays.
+
+    q and B are constants that do not change where a user is added or removed.
+
+    Attributes:
+        sampling_probability: q.
+        population_size: N, users to draw from, which is public; a neighbouring data set has one more, one fewer, or
+            as many.
+        most_units: B, the most users in a round.
+        noise_multiplier: σ.
+    """
+
+    kind: ClassVar[str] = "truncated-poisson-subsampled-gaussian"
+    sampling_probability: float
+    population_size: int
+    most_units: int
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        require_probability("sampling_probability", self.sampling_probability)
+        require_at_least("population_size", self.population_size, 1)
+        require_at_least("most_units", self.most_units, 1)
+        require_positive("noise_multiplier", self.noise_multiplier)
+
+
+@EVENTS.register
+@dataclass(frozen=True, kw_only=True)
 class Repeated(Event):
     """The same event, count times, each with fresh randomness.
 

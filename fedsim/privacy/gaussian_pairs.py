@@ -133,7 +133,7 @@ class GaussianPair:
         q, q_error = _by_chunks(self.below.cells, x, self._components, overlap=True)
         miss = self.loss(x)[0] - edges[inside]
         within = (x > self._table[0][0]) & (x < self._table[0][-1])
-        rounding = ROUNDING * (1 + np.abs(x).max() * np.abs(self._spread) + self._spread**2)
+        rounding = ROUNDING * (1 + np.abs(x).max(initial=0.0) * np.abs(self._spread) + self._spread**2)
         missing = np.zeros(len(edges) - len(x))
         also = self.left_out if self.below.means.any() else 0.0
         return LossCells(

@@ -7,5 +7,15 @@ from fedsim.sampling.cyclic_poisson import CyclicPoisson
 from fedsim.sampling.poisson import Poisson
 from fedsim.sampling.population import Population, Streams
 from fedsim.sampling.scheme import SAMPLINGS, Sampling, sample
+from fedsim.sampling.truncated_poisson import TruncatedPoisson
 
-__all__ = ["SAMPLINGS", "CyclicPoisson", "Poisson", "Population", "Sampling", "Streams", "sample"]
+__all__ = [
+    "SAMPLINGS",
+    "CyclicPoisson",
+    "Poisson",
+    "Population",
+    "Sampling",
+    "Streams",
+    "TruncatedPoisson",
+    "sample",
+]

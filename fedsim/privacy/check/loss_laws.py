@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln, logsumexp, xlog1py, xlogy
+from scipy.stats import binom
 
 from fedsim.errors import InvalidInput
 from fedsim.privacy.events import (
@@ -26,6 +27,7 @@ from fedsim.privacy.events import (
     Gaussian,
     MixtureOfGaussians,
     PoissonSubsampledGaussian,
+    TruncatedPoissonSubsampledGaussian,
 )
 
 Floats = NDArray[np.float64]
@@ -120,6 +122,30 @@ def _fixed_size(event: FixedSizeSubsampledGaussian, adjacency: Adjacency) -> Los
     # Another user takes the place of one who goes, also where users are added or removed: two contributions apart.
     chosen = _contributions([0.0, 2.0], [1 - share, share], event.noise_multiplier, Adjacency.ADD_OR_REMOVE_ONE_USER)
     return MirroredAtZero(chosen) if adjacency is Adjacency.REPLACE_ONE_USER and share < 1 else chosen
+
+
+@loss_law.register
+def _truncated_poisson(event: TruncatedPoissonSubsampledGaussian, adjacency: Adjacency) -> LossLaw:
+    q, n, cap, noise = (
+        event.sampling_probability,
+        event.population_size,
+        event.most_units,
+        event.noise_multiplier,
+    )
+    replaced = adjacency is Adjacency.REPLACE_ONE_USER
+    full = float(binom.sf(cap - 1, n - 1, q))  # the others alone reach the cap
+    # Where users are added there may be one other more: then all that is known is that the user joins with q.
+    also = 0.0 if replaced or cap > n else q * float(binom.pmf(cap - 1, n - 1, q))
+    parts: list[tuple[float, LossLaw]] = [
+        (1 - full - also, _contributions([0.0, 1.0], [1 - q, q], noise, adjacency)),
+        (also, _contributions([0.0, 2.0], [1 - q, q], noise, adjacency)),
+    ]
+    if full > 0:
+        # Of those who joined, the user among them, as many as the cap are kept: n·(chance of one) in all.
+        chance = min(cap / n * float(binom.sf(cap, n, q)) / full, q)
+        taken = _contributions([0.0, 2.0], [1 - chance, chance], noise, Adjacency.ADD_OR_REMOVE_ONE_USER)
+        parts.append((full, MirroredAtZero(taken) if replaced else taken))
+    return OneOfLaws(tuple((share, law) for share, law in parts if share > 0))
 
 
 def binomial_shares(trials: int, probability: float) -> Floats:
@@ -247,4 +273,38 @@ class MirroredAtZero:
             ((0.0, float(np.log1p(-np.exp(logsumexp(logs))))),),
             ahead=np.array([count - 1]),
             behind=np.empty(0, dtype=int),
+        )
+
+
+@dataclass(frozen=True)
+class OneOfLaws:
+    """The loss of one of several releases, drawn by a coin that everybody sees.
+
+    Attributes:
+        parts: (probability, law).
+    """
+
+    parts: tuple[tuple[float, LossLaw], ...]
+
+    @property
+    def symmetric(self) -> bool:
+        """Where each law is."""
+        return all(law.symmetric for _, law in self.parts)
+
+    def greatest(self, direction: Direction) -> float:
+        """The greatest of them."""
+        return max(law.greatest(direction) for _, law in self.parts)
+
+    def points(self, direction: Direction, ahead: float, behind: float, fineness: float) -> LossPoints:
+        """The points of all laws, one after another."""
+        found = [(np.log(share), law.points(direction, ahead, behind, fineness)) for share, law in self.parts]
+        starts = np.cumsum([0] + [len(points.losses) for _, points in found])
+        whole = [(log, points, start) for (log, points), start in zip(found, starts[:-1], strict=True)]
+        return LossPoints(
+            np.concatenate([points.losses for _, points in found]),
+            np.concatenate([log + points.log_weights for log, points in found]),
+            np.concatenate([points.strides for _, points in found]),
+            tuple((loss, log + weight) for log, points in found for loss, weight in points.atoms),
+            ahead=np.concatenate([start + points.ahead % len(points.losses) for _, points, start in whole]),
+            behind=np.concatenate([start + points.behind % len(points.losses) for _, points, start in whole]),
         )
