@@ -13,6 +13,7 @@ from experiments.audit.canaries import CanaryUsers, sizes_of
 from experiments.audit.contributions import MOST_ROWS, ROUNDS
 from experiments.audit.rig import FAR, WARM_UP, OnlyRound, Rig, state_of, without_gradients
 from fedsim.plan import Plan
+from fedsim.privacy.events import TruncatedPoissonSubsampledGaussian
 from fedsim.privacy.mechanisms import GaussianNoise, Noise
 from fedsim.privacy.mechanisms.laplace.event import RandomisedScaleLaplace
 from fedsim.privacy.mechanisms.laplace.inverse_scale import log_mgf
@@ -42,14 +43,18 @@ def samples(plan: Plan, seed: int) -> list[str]:
     round = without_gradients(plan, users, 2, seed, seed + 1).round()
     population = min(plan.population, MOST_UNITS)
     watched = np.sort(np.random.default_rng(seed).choice(plan.population, size=population, replace=False))
-    drawn, twice = [], False
+    drawn, sizes, twice = [], [], False
     for number in range(SAMPLED_ROUNDS):
         for _ in range(2):
             units = round.units(number)
             twice |= len(np.unique(units)) != len(units)
             drawn.append(np.flatnonzero(np.isin(watched, units)))
+            sizes.append(len(units))
             round.budget.charge(number)
-    probability = getattr(plan.step_event(), "sampling_probability", plan.normaliser / plan.population)
+    event = plan.step_event()
+    capped = event if isinstance(event, TruncatedPoissonSubsampledGaussian) else None
+    accounted = getattr(event, "sampling_probability", plan.normaliser / plan.population)
+    probability = accounted if capped is None else _share_taken(capped)
     broken = []
     if twice:
         broken.append("a unit was sampled twice in one round")
@@ -62,6 +67,37 @@ def samples(plan: Plan, seed: int) -> list[str]:
         broken.append(f"a unit was in {counts.max()} of {len(drawn)} rounds at probability {probability:.3g}")
     if probability < 1 and _alike(drawn, population, probability):
         broken.append("two rounds had more units in common than by chance")
+    if capped is not None:
+        broken += _beside_the_cap(capped, np.array(sizes), counts)
+    return broken
+
+
+def _share_taken(event: TruncatedPoissonSubsampledGaussian) -> float:
+    """The chance of each unit that an event with a cap stands for: E[min(X, B)]/N of X ~ Bin(N, q)."""
+    n, q, cap = event.population_size, event.sampling_probability, event.most_units
+    return float(q * stats.binom.cdf(cap - 2, n - 1, q) + cap / n * stats.binom.sf(cap - 1, n, q))
+
+
+def _beside_the_cap(event: TruncatedPoissonSubsampledGaussian, sizes: np.ndarray, counts: np.ndarray) -> list[str]:
+    """How rounds keep to a cap: never above it, at it as often as accounted, and no place preferred where it cuts.
+
+    Args:
+        event: What is accounted.
+        sizes: Units of each round.
+        counts: Rounds of each unit that was watched, in the order of their places.
+    """
+    n, q, cap = event.population_size, event.sampling_probability, event.most_units
+    broken = []
+    if sizes.max() > cap:
+        broken.append(f"a round had {sizes.max()} units, above its cap of {cap}")
+    full, share = int((sizes >= cap).sum()), float(stats.binom.sf(cap - 1, n, q))
+    if _unlikely(full, len(sizes), share) or _unlikely(len(sizes) - full, len(sizes), 1 - share):
+        broken.append(f"{full} of {len(sizes)} rounds were at their cap, at a probability of {share:.3g}")
+    half = len(counts) // 2
+    first, total, share = int(counts[:half].sum()), int(counts.sum()), half / len(counts)
+    # Of a uniform subset fewer deviate than of independent ones.
+    if _unlikely(first, total, share) or _unlikely(total - first, total, 1 - share):
+        broken.append(f"{first} of {total} sampled units were of the first half of all")
     return broken
 
 

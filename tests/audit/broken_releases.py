@@ -15,7 +15,7 @@ from fedsim.privacy.mechanisms.adaptive_noise import AdaptiveGaussianNoise
 from fedsim.privacy.mechanisms.laplace.mechanism import LaplaceNoise
 from fedsim.randomness import StreamNoise, stream
 from fedsim.release import Release
-from fedsim.sampling import Poisson
+from fedsim.sampling import Poisson, Population, TruncatedPoisson
 from fedsim.secure_noise import SecureNoise
 from server.round import Budget, Round
 
@@ -51,6 +51,43 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         Poisson, "draw", lambda self, population, *rest: np.union1d(draw(self, population, *rest), [population - 1])
     )
+
+
+CAPPED = ("--plan.sampling", "truncated-poisson", "--plan.sampling-options", "most-units=8")
+
+
+@build("a cap that keeps those who came first", "were of the first half of all", *CAPPED)
+def _(patch: pytest.MonkeyPatch) -> None:
+    draw = Poisson.draw
+    patch.setattr(
+        TruncatedPoisson, "draw", lambda self, *arguments: draw(Poisson(), *arguments)[: self.cap(arguments[0].size, arguments[1])]
+    )
+
+
+@build("a cap that is only accounted", "units, above its cap of 8", *CAPPED)
+def _(patch: pytest.MonkeyPatch) -> None:
+    draw = Poisson.draw
+    patch.setattr(TruncatedPoisson, "draw", lambda self, *arguments: draw(Poisson(), *arguments))
+
+
+@build("rounds drawn again until they are within the cap", "rounds were at their cap", *CAPPED)
+def _(patch: pytest.MonkeyPatch) -> None:
+    draw = Poisson.draw
+
+    def again(self: TruncatedPoisson, population: Population, probability: float, round: int, streams: Any) -> np.ndarray:
+        generator = streams(round)
+        while True:
+            drawn = draw(Poisson(), population, probability, round, lambda *_: generator)
+            if len(drawn) <= self.cap(population.size, probability):
+                return drawn
+
+    patch.setattr(TruncatedPoisson, "draw", again)
+
+
+@build("a cap that is accounted as plain Poisson sampling", "units a round were sampled, not 10")
+def _(patch: pytest.MonkeyPatch) -> None:
+    draw = TruncatedPoisson.draw
+    patch.setattr(Poisson, "draw", lambda self, *arguments: draw(TruncatedPoisson(most_units=8), *arguments))
 
 
 # Noise ------------------------------------------------------------------------------------------------------------
