@@ -158,5 +158,8 @@ def truncation(population: int, probability: float, cap: int, *, grows: bool) ->
     least, most = others.at_least(cap)[0], (more if grows else others).at_least(cap)[1]
     chance = probability * others.mean_share(min(cap, population - 1)) if population > 1 else probability
     return Truncation(
-        untouched=1 - most, displacing=least, doubtful=max(most - least, 0.0), chance=min(chance, probability)
+        untouched=float(np.nextafter(1 - most, 0)) if most > 0 else 1.0,
+        displacing=least,
+        doubtful=max(most - least, 0.0),
+        chance=min(chance, probability),
     )
