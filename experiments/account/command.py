@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.account.bands import bands_from, least_noise, noise_left
-from experiments.account.words import as_row, dashed, finite, in_words
+from experiments.account.words import as_row, dashed, finite, in_words, shown
 from experiments.confirmation import confirm_folder
 from fedsim.errors import InvalidInput
 from fedsim.plan import ALGORITHMS, Algorithm
@@ -319,7 +319,7 @@ class Account:
         """What is drawn: the ledger, or the plan's parameters."""
         if self.ledger is not None:
             return f"{self.ledger}, {self.adjacency}"
-        values = ", ".join(f"{dashed(name)} {getattr(self, name):g}" for name in self._needed())
+        values = ", ".join(f"{dashed(name)} {shown(getattr(self, name))}" for name in self._needed())
         return f"{self.algorithm.upper()}, {self.adjacency}: {values}"
 
 

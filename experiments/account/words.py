@@ -8,9 +8,15 @@ from fedsim.privacy.bounds import shown_above, shown_below
 from fedsim.privacy.comparisons import Comparison
 
 
+PARAMETERS = (
+    "noise_multiplier", "steps", "sampling_probability", "group_size", "cohort_size", "population_size", "most_units",
+)  # fmt: skip
+"""Of a plan, in the order in which they are named."""
+
+
 def in_words(result: dict[str, Any]) -> str:
     """A result for people."""
-    epsilon, names = result["epsilon"], ("noise_multiplier", "steps", "sampling_probability", "group_size")
+    epsilon = result["epsilon"]
     at = f"at δ = {result['delta']:g} ({result['adjacency']})"
     least = f"it is at least {shown_below(epsilon['lower'] or 0.0)}"
     if epsilon["upper"] is None:
@@ -26,9 +32,9 @@ def in_words(result: dict[str, Any]) -> str:
     lines += bands.in_words(result)
     if result["calibrated"]:
         lines.append(f"found: {dashed(result['calibrated'])} = {result[result['calibrated']]!r}")
-    shown = [f"{dashed(name)} {result[name]:g}" for name in names if result.get(name) is not None]
-    if shown:
-        lines.append(f"{result['algorithm'].upper()}, sampling {result['sampling']}: " + ", ".join(shown))
+    values = [f"{dashed(name)} {shown(result[name])}" for name in PARAMETERS if result.get(name) is not None]
+    if values:
+        lines.append(f"{result['algorithm'].upper()}, sampling {result['sampling']}: " + ", ".join(values))
     if "comparisons" in result:
         lines += ["", *_table(result["comparisons"])]
     if "plot" in result:
@@ -39,11 +45,11 @@ def in_words(result: dict[str, Any]) -> str:
 def _table(rows: list[dict[str, Any]]) -> list[str]:
     width = max(len(row["method"]) for row in rows)
     kinds = max(len(row["kind"]) for row in rows)
-    shown = [shown_above(math.inf if row["epsilon"] is None else row["epsilon"]) for row in rows]
+    found = [shown_above(math.inf if row["epsilon"] is None else row["epsilon"]) for row in rows]
     head = f"{'accountant'.ljust(width)}  {'kind'.ljust(kinds)}  {'ε':>10}"
     body = [
         f"{row['method'].ljust(width)}  {row['kind'].ljust(kinds)}  {text:>10}"
-        for row, text in zip(rows, shown, strict=True)
+        for row, text in zip(rows, found, strict=True)
     ]
     return [head, *body, "Only the first certifies; an estimate may lie on either side of the true value."]
 
@@ -55,6 +61,11 @@ def as_row(row: Comparison) -> dict[str, Any]:
 def dashed(name: str) -> str:
     """A field's name as an option's."""
     return name.replace("_", "-")
+
+
+def shown(value: float) -> str:
+    """A whole number in full, any other to six digits."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def finite(value: float) -> float | None:

@@ -12,6 +12,9 @@ from fedsim.privacy.gaussian_pairs import ROUNDING, Floats, GaussianPair
 from fedsim.privacy.loss_cells import LossCells
 
 OnePair = GaussianPair | ReplacedInFixedSize
+NEGLIGIBLE = 1e-290
+"""Parts that are drawn less often than this are left out, and charged as a loss of ∞: ten million times are below any
+δ that is asked for."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +23,11 @@ class MixedPair:
 
     Attributes:
         parts: (w_i, P_i against Q_i); w_i > 0, summing to 1.
+        left_out: Probability of what the parts leave out.
     """
 
     parts: tuple[tuple[float, OnePair], ...]
+    left_out: float = 0.0
 
     @property
     def symmetric(self) -> bool:
@@ -56,8 +61,8 @@ class MixedPair:
             edges=edges,
             p=p,
             q=q,
-            p_error=p_error + ROUNDING * p,
-            q_error=q_error + ROUNDING * q,
+            p_error=p_error + ROUNDING * p + self.left_out,
+            q_error=q_error + ROUNDING * q + self.left_out,
             loss_error=max(cells.loss_error for cells in found),
         )
 
@@ -68,5 +73,6 @@ def mixed(*parts: tuple[float, OnePair]) -> MixedPair | OnePair:
     Args:
         parts: (weight, pair); weights ≥ 0 that sum to 1.
     """
-    drawn = tuple((weight, pair) for weight, pair in parts if weight > 0)
-    return drawn[0][1] if len(drawn) == 1 else MixedPair(drawn)
+    drawn = tuple((weight, pair) for weight, pair in parts if weight > NEGLIGIBLE)
+    left_out = sum(weight for weight, _ in parts if weight <= NEGLIGIBLE)
+    return drawn[0][1] if len(drawn) == 1 and left_out == 0 else MixedPair(drawn, left_out)

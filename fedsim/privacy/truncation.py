@@ -57,10 +57,20 @@ class Binomial:
     probability: float
 
     def at_least(self, least: int) -> tuple[float, float]:
-        """(lower, upper) bounds on the probability of `least` or more; relative distance below 1e-6 down to 1e-300."""
+        """(lower, upper) bounds on the probability of `least` or more; relative distance below 1e-6 down to 1e-290."""
         if least <= 0 or least > self.trials:
             return float(least <= 0), float(least <= 0)
-        found = float(np.exp(logsumexp(self._logs[max(least - self._first, 0) :]))) if least <= self._last else 0.0
+        return self._between(least, self._last)
+
+    def below(self, least: int) -> tuple[float, float]:
+        """The same of less than `least`."""
+        if least <= 0 or least > self.trials:
+            return float(least > 0), float(least > 0)
+        return self._between(self._first, least - 1)
+
+    def _between(self, start: int, end: int) -> tuple[float, float]:
+        logs = self._logs[max(start - self._first, 0) : max(end + 1 - self._first, 0)]
+        found = float(np.exp(logsumexp(logs))) if len(logs) else 0.0
         doubt = self._doubt * found + LEFT_OUT
         return max(found - doubt, 0.0), min(found + doubt, 1.0)
 
@@ -127,9 +137,10 @@ class Binomial:
 class Truncation:
     """What a cap does to a round, each number rounded so that the pair made of them can only be worse.
 
-    Shares of rounds sum to 1: in `untouched` a user is added to the sum, in `displacing` it takes another's place with
-    probability `chance`, and in `doubtful` with probability q. Moving share to a later one of
-    (untouched, doubtful) or (displacing, doubtful), and raising `chance`, raises every H_α.
+    Shares of rounds sum to 1, to a float's precision: in `untouched` a user is added to the sum, in `displacing` it
+    takes another's place with probability `chance`, and in `doubtful` with probability q. Moving share to a later one
+    of (untouched, doubtful) or (displacing, doubtful), and raising `chance`, raises every H_α. Whichever of τ and 1 − τ
+    is small keeps its digits.
 
     Attributes:
         untouched: At most 1 − τ.
@@ -154,12 +165,14 @@ def truncation(population: int, probability: float, cap: int, *, grows: bool) ->
         cap: B, at least 1.
         grows: Whether a neighbour may have N + 1 users, as where users are added, or N at most.
     """
-    others, more = Binomial(population - 1, probability), Binomial(population, probability)
-    least, most = others.at_least(cap)[0], (more if grows else others).at_least(cap)[1]
+    others = Binomial(population - 1, probability)
+    largest = Binomial(population, probability) if grows else others
     chance = probability * others.mean_share(min(cap, population - 1)) if population > 1 else probability
-    return Truncation(
-        untouched=float(np.nextafter(1 - most, 0)) if most > 0 else 1.0,
-        displacing=least,
-        doubtful=max(most - least, 0.0),
-        chance=min(chance, probability),
-    )
+    least, most = others.at_least(cap)[0], largest.at_least(cap)[1]
+    if least > 1 / 2:
+        untouched, seldom = largest.below(cap)[0], others.below(cap)[1]
+        displacing, doubtful = 1 - seldom, max(seldom - untouched, 0.0)
+    else:
+        untouched = float(np.nextafter(1 - most, 0)) if most > 0 else 1.0
+        displacing, doubtful = least, max(most - least, 0.0)
+    return Truncation(untouched=untouched, displacing=displacing, doubtful=doubtful, chance=min(chance, probability))

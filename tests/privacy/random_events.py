@@ -16,6 +16,7 @@ from fedsim.privacy.events import (
     MixtureOfGaussians,
     PoissonSubsampledGaussian,
     Repeated,
+    TruncatedPoissonSubsampledGaussian,
 )
 from fedsim.privacy.mechanisms.laplace.event import RandomisedScaleLaplace
 
@@ -89,6 +90,18 @@ def _fixed_size(draw: np.random.Generator, shift: float) -> Event:
     return FixedSizeSubsampledGaussian(cohort_size=cohort, population_size=users, noise_multiplier=2 * noise)
 
 
+def _truncated_poisson(draw: np.random.Generator, shift: float) -> Event:
+    users = int(10 ** draw.uniform(1, 6))
+    chance, noise = _chance(draw, shift / 2)
+    mean, deviation = users * chance, math.sqrt(users * chance * (1 - chance))
+    return TruncatedPoissonSubsampledGaussian(
+        sampling_probability=chance,
+        population_size=users,
+        most_units=max(1, round(mean + draw.uniform(-2, 8) * deviation)),
+        noise_multiplier=2 * noise,
+    )
+
+
 def _several(draw: np.random.Generator, shift: float) -> Event:
     kinds = draw.permutation(np.array([_gaussian, _poisson, _binomial, _mixture], dtype=object))[:2]
     return Composed(events=tuple(kind(draw, shift / math.sqrt(2)) for kind in kinds))
@@ -100,8 +113,12 @@ def _laplace(draw: np.random.Generator, shift: float) -> Event:
     return RandomisedScaleLaplace(law=(("point", 1.0, scale, 0.0),), sampling_probability=chance, group_size=1)
 
 
+SAMPLED = (_poisson, _binomial, _mixture, _fixed_size, _several)
 KINDS: tuple[Callable[[np.random.Generator, float], Event], ...] = (
-    *2 * (_gaussian, _poisson, _binomial, _mixture, _fixed_size, _several),
+    _gaussian,
+    *SAMPLED,
+    _truncated_poisson,
+    *SAMPLED,
     _laplace,
 )
 """In the order of the seeds."""
