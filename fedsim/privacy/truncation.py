@@ -139,8 +139,8 @@ class Truncation:
 
     Shares of rounds sum to 1, to a float's precision: in `untouched` a user is added to the sum, in `displacing` it
     takes another's place with probability `chance`, and in `doubtful` with probability q. Moving share to a later one
-    of (untouched, doubtful) or (displacing, doubtful), and raising `chance`, raises every H_α. Whichever of τ and 1 − τ
-    is small keeps its digits.
+    of (untouched, doubtful) or (displacing, doubtful), and raising `chance`, raises every H_α. The smaller of τ and
+    1 − τ keeps its digits.
 
     Attributes:
         untouched: At most 1 − τ.
