@@ -7,7 +7,6 @@ from experiments.account import bands
 from fedsim.privacy.bounds import shown_above, shown_below
 from fedsim.privacy.comparisons import Comparison
 
-
 PARAMETERS = (
     "noise_multiplier", "steps", "sampling_probability", "group_size", "cohort_size", "population_size", "most_units",
 )  # fmt: skip

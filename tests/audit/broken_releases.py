@@ -60,7 +60,9 @@ CAPPED = ("--plan.sampling", "truncated-poisson", "--plan.sampling-options", "mo
 def _(patch: pytest.MonkeyPatch) -> None:
     draw = Poisson.draw
     patch.setattr(
-        TruncatedPoisson, "draw", lambda self, *arguments: draw(Poisson(), *arguments)[: self.cap(arguments[0].size, arguments[1])]
+        TruncatedPoisson,
+        "draw",
+        lambda self, *arguments: draw(Poisson(), *arguments)[: self.cap(arguments[0].size, arguments[1])],
     )
 
 
@@ -74,7 +76,9 @@ def _(patch: pytest.MonkeyPatch) -> None:
 def _(patch: pytest.MonkeyPatch) -> None:
     draw = Poisson.draw
 
-    def again(self: TruncatedPoisson, population: Population, probability: float, round: int, streams: Any) -> np.ndarray:
+    def again(
+        self: TruncatedPoisson, population: Population, probability: float, round: int, streams: Any
+    ) -> np.ndarray:
         generator = streams(round)
         while True:
             drawn = draw(Poisson(), population, probability, round, lambda *_: generator)

@@ -3,11 +3,13 @@
 import json
 import math
 import shlex
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
+from small_flags import LOCAL, SMALL
 
 from experiments.run import main
 from fedsim.config import PlanConfig
@@ -100,9 +102,9 @@ def test_groups_have_no_event() -> None:
 @pytest.mark.parametrize("cap", [0, 8, 11])
 def test_the_options_of_account_find_the_same_epsilon(cap: int, capsys: pytest.CaptureFixture[str]) -> None:
     capped = plan(cap)
-    options = capped.account_options()
+    options = capped.sampling.account_options(40, 0.25)
     assert options is not None
-    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    words = ["--noise-multiplier", "1.5"] + [word for name, value in options.items() for word in (f"--{name}", value)]
     assert main(["account", *words, "--steps", "7", "--delta", "1e-5", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["epsilon"]
     assert (found["lower"], found["upper"]) == (capped.epsilon().lower, capped.epsilon().upper)
@@ -148,3 +150,24 @@ def test_in_words_account_names_the_cap(capsys: pytest.CaptureFixture[str]) -> N
     said = capsys.readouterr().out
     assert "population-size 1234567" in said
     assert "most-units 60" in said
+
+
+def test_a_run_states_its_cap_and_the_second_method_confirms_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capped = ["--plan.sampling", "truncated-poisson", "--plan.sampling-options", "most-units=66"]
+    folder = str(tmp_path / "run")
+    assert main(["train", *SMALL, *LOCAL, *capped, "--plan.rounds", "2", "--output", folder]) == 0
+    stated = json.loads((tmp_path / "run" / "privacy.json").read_text(encoding="utf-8"))
+    assert "of more than 66 that join 66 are kept" in stated["in_words"]
+    rounds = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    sizes = [one["units"] for one in rounds if "units" in one]
+    assert len(sizes) == 2
+    assert max(sizes) <= 66
+    capsys.readouterr()
+    assert main(["account", "--check", folder]) == 0
+    assert "confirmed: ε ≤" in capsys.readouterr().out
+    assert main(shlex.split(stated["recompute"])[3:]) == 0
+    assert json.loads(capsys.readouterr().out)["epsilon"] == stated["epsilon"]
