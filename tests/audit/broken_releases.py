@@ -49,7 +49,9 @@ def _(patch: pytest.MonkeyPatch) -> None:
 def _(patch: pytest.MonkeyPatch) -> None:
     draw = Poisson.draw
     patch.setattr(
-        Poisson, "draw", lambda self, population, *rest: np.union1d(draw(self, population, *rest), [population - 1])
+        Poisson,
+        "draw",
+        lambda self, population, *rest: np.union1d(draw(self, population, *rest), [population.size - 1]),
     )
 
 
