@@ -172,10 +172,12 @@ class PrivacyStatement:
         if not self._as_planned:
             how += " Releases of other kinds were charged as well: the ledger lists them, and ε counts them all."
         upper, lower = shown_above(self.epsilon.upper), shown_below(self.epsilon.lower)
+        tight = all(event.tight for event in flatten(self.event))
+        exact = f"the exact value for this mechanism is{'' if tight else ', as far as it is accounted for here,'}"
         return (
             f"The models of this run alone are user-level differentially private with ε = {upper}, δ = {plan.delta:g}"
             f": {NEIGHBOURS[plan.adjacency]} changes the probability of any outcome by a factor of at most e^ε, up to "
-            f"δ. The ε is a certified upper bound; the exact value for this mechanism is at least {lower}. {how}{made}"
+            f"δ. The ε is a certified upper bound; {exact} at least {lower}. {how}{made}"
             f" What this does not cover: {' '.join(self.not_covered)}"
         )
 

@@ -27,9 +27,11 @@ class Event:
 
     Attributes:
         kind: Its name in JSON.
+        tight: Whether some users' data attain its dominating pair, so that bounds from below bound the release itself.
     """
 
     kind: ClassVar[str]
+    tight: ClassVar[bool] = False
 
 
 EVENTS: Registry[Event] = Registry("kind", "kind", imports=False)
@@ -46,6 +48,7 @@ class Gaussian(Event):
     """
 
     kind: ClassVar[str] = "gaussian"
+    tight: ClassVar[bool] = True
     noise_multiplier: float
 
     def __post_init__(self) -> None:
@@ -63,6 +66,7 @@ class PoissonSubsampledGaussian(Event):
     """
 
     kind: ClassVar[str] = "poisson-subsampled-gaussian"
+    tight: ClassVar[bool] = True
     sampling_probability: float
     noise_multiplier: float
 
@@ -85,6 +89,7 @@ class BinomialMixtureGaussian(Event):
     """
 
     kind: ClassVar[str] = "binomial-mixture-gaussian"
+    tight: ClassVar[bool] = True
     group_size: int
     sampling_probability: float
     noise_multiplier: float
@@ -107,6 +112,7 @@ class MixtureOfGaussians(Event):
     """
 
     kind: ClassVar[str] = "mixture-of-gaussians"
+    tight: ClassVar[bool] = True
     sensitivities: tuple[float, ...]
     probabilities: tuple[float, ...]
     noise_multiplier: float
