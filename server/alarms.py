@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.plan import Plan
+from fedsim.privacy.mechanisms.banded.workload import summed_noise
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,8 @@ class Alarms:
 
 
 def noise_to_signal(plan: Plan, size: int) -> float:
-    """Expected length of the run's summed noise over the longest that its summed mean updates can be, σ√P/(M√T).
+    """Expected length of the run's summed noise over the longest that its summed mean updates can be: σ√P/(M√T), and
+    less where noise is correlated over rounds.
 
     Made of public numbers. For sums clipped in L1 the two are not comparable, and 0 is returned.
 
@@ -119,7 +121,8 @@ def noise_to_signal(plan: Plan, size: int) -> float:
     """
     if plan.mechanism.norm_order != 2:
         return 0.0
-    return plan.sum_noise_multiplier * math.sqrt(size) / (plan.normaliser * math.sqrt(plan.steps))
+    summed = plan.sum_noise_multiplier * summed_noise(plan.noise_coefficients, plan.steps) * math.sqrt(size)
+    return summed / (plan.normaliser * plan.steps)
 
 
 def as_json(alarms: Alarms) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from fedsim.privacy.ledger import Ledger
 from fedsim.release import Release, ReleaseLog, ReleasesLost
 from fedsim.resources import Resources, open_resources
 from fedsim.statement import NoiseOrigin, PrivacyStatement, privacy_statement
-from fedsim.terminal import speak
+from fedsim.terminal import say, speak
 from fedsim.versions import versions
 from server.alarms import as_json
 from server.checkpoint import Checkpoint, CheckpointWriter, read_latest
@@ -217,7 +217,7 @@ def _begin(folder: RunFolder, config: RunConfig, resources: Resources) -> tuple[
     plan = config.plan_for(sizes)
     if forecasts := config.bands_forecasts(sizes):
         words = in_words(forecasts, plan.bands, config.optimizer.name, plan.steps)
-        logger.info("%s", words)
+        say(words)
         write_json(folder.bands, {"in_words": words, "forecasts": [asdict(one) for one in forecasts]})
     identity = identity_of(config, plan, resources)
     seeds.store(folder.secret)

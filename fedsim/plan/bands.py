@@ -12,7 +12,7 @@ from fedsim.plan.plan import Plan
 from fedsim.privacy.calibration import calibrate_noise_multiplier
 from fedsim.privacy.events import Adjacency, Event
 from fedsim.privacy.mechanisms.banded.coefficients import optimal_coefficients
-from fedsim.privacy.mechanisms.banded.workload import Workload
+from fedsim.privacy.mechanisms.banded.workload import Workload, release_noise
 from fedsim.sampling import CyclicPoisson, Poisson
 
 AUTO: Literal["auto"] = "auto"
@@ -33,6 +33,7 @@ class BandsForecast:
         error: σ times the noise that the workload makes of ‖c‖₂·x: root mean square over rounds of the standard
             deviation on one coordinate of the parameters, for a clip norm, a divisor and a learning rate of 1.
         ratio: That over the same for independent noise at the same target.
+        release_ratio: Noise of a single release over that of independent noise: above 1 the more, the more cancels.
     """
 
     bands: int
@@ -40,6 +41,7 @@ class BandsForecast:
     noise_multiplier: float
     error: float
     ratio: float
+    release_ratio: float
 
 
 def forecasts(
@@ -73,6 +75,7 @@ def forecasts(
             tolerance=tolerance,
         ).value
         error = noise * workload.error(fitted[bands])
+        single = noise * release_noise(fitted[bands], workload.rounds)
         found.append(
             BandsForecast(
                 bands=bands,
@@ -80,6 +83,7 @@ def forecasts(
                 noise_multiplier=noise,
                 error=error,
                 ratio=error / found[0].error if found else 1.0,
+                release_ratio=single / found[0].noise_multiplier if found else 1.0,
             )
         )
     return found
@@ -106,10 +110,14 @@ def in_words(found: Sequence[BandsForecast], used: int, optimizer: str, rounds: 
     each = f"Noise in what {optimizer} makes of {rounds} rounds' releases, predicted at the same ε by bands ({others})"
     if used == 1:
         return f"{each}: noise is independent from round to round, for no other number of bands promises less."
-    ratio = next(one.ratio for one in found if one.bands == used)
-    return (
-        f"{each}: noise is correlated over {used} rounds, which promises {ratio:.2f} times that of independent noise."
-    )
+    chosen = next(one for one in found if one.bands == used)
+    words = f"{each}: noise is correlated over {used} rounds, which promises {chosen.ratio:.2f} times as much."
+    if optimizer == "adam":
+        words += (
+            f" A single release carries {chosen.release_ratio:.1f} times as much, and Adam divides by that: a "
+            "learning rate that was best with independent noise is too small."
+        )
+    return words
 
 
 def candidates_for(probability: float, rounds: int) -> list[int]:

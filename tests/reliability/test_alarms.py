@@ -13,6 +13,9 @@ from fedsim.config import OptimizerConfig
 from fedsim.models.export import ExportMismatch
 from fedsim.plan import UlsPlan
 from fedsim.privacy.ledger import read_entries
+from fedsim.release import Release
+from fedsim.sampling import CyclicPoisson
+from fedsim.terminal import speak
 from server import app
 from server.alarms import HOPELESS, NOT_PRIVATE, Alarms, noise_to_signal
 from server.checkpoint import read_latest
@@ -23,6 +26,12 @@ PLAN = UlsPlan(
 )
 QUIET = {"units": 60.0, "clipped_units": 20.0, "nonfinite_units": 0.0, "empty_units": 0.0}
 USERS = np.arange(101) * 3
+
+
+@pytest.fixture(autouse=True)
+def speaking() -> None:
+    """As in a program: warnings are printed."""
+    speak()
 
 
 def alarms(*, size: int = 1000, private_too: bool = True) -> Alarms:
@@ -79,11 +88,16 @@ def test_noise_that_drowns_everything_is_said_before_training_with_what_helps() 
     assert "4 times fewer parameters" in words
 
 
-def test_the_ratio_is_that_of_simulated_noise() -> None:
-    generator = np.random.default_rng(0)
-    noise = sum(generator.standard_normal(5000) * PLAN.noise_std / PLAN.normaliser for _ in range(PLAN.steps))
-    signal = PLAN.steps * PLAN.clip_norm  # every expected user pulls the same way, at full length
-    assert np.linalg.norm(noise) / signal == pytest.approx(noise_to_signal(PLAN, 5000), rel=0.05)
+@pytest.mark.parametrize("coefficients", [(1.0,), (1.0, 0.6, 0.4)])
+def test_the_ratio_is_that_of_simulated_noise(coefficients: tuple[float, ...]) -> None:
+    turns = CyclicPoisson(groups=len(coefficients))
+    plan = dataclasses.replace(PLAN, noise_coefficients=coefficients, sampling=turns, sampling_probability=0.1)
+    release = Release(plan, {"w": 5000}, 0)
+    rounds = (
+        release.noised_mean(np.zeros(5000, dtype=np.float32), release.clip, number) for number in range(plan.steps)
+    )
+    signal = plan.steps * plan.clip_norm  # every expected user pulls the same way, at full length
+    assert np.linalg.norm(sum(rounds)) / signal == pytest.approx(noise_to_signal(plan, 5000), rel=0.05)
 
 
 def test_users_with_one_example_are_counted_and_marked() -> None:

@@ -230,6 +230,12 @@ def release_noise(coefficients: Sequence[float] | np.ndarray, rounds: int) -> fl
     return float(np.linalg.norm(coefficients) * math.sqrt(np.cumsum(inverse**2).mean()))
 
 
+def summed_noise(coefficients: Sequence[float] | np.ndarray, rounds: int) -> float:
+    """Standard deviation of the noise in the sum of all rounds, at noise multiplier 1: √rounds for (1,)."""
+    inverse = lfilter([1.0], np.asarray(coefficients, dtype=np.float64), _impulse(rounds))
+    return float(np.linalg.norm(coefficients) * np.linalg.norm(np.cumsum(inverse)))
+
+
 def _impulse(rounds: int) -> np.ndarray:
     impulse: np.ndarray = np.zeros(rounds)
     impulse[0] = 1.0
