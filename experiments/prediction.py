@@ -7,19 +7,21 @@ from typing import Any
 from experiments.plan.words import (
     change_of_mind,
     choice,
+    correlated_in_words,
     from_private_data,
     in_words,
     private_statistics,
     verdict_json,
 )
 from fedsim.config import RunConfig
-from fedsim.plan import ALGORITHMS, UserSizes
+from fedsim.plan import ALGORITHMS, Plan, UserSizes
 from fedsim.planner import (
     ALIGNED,
     ORTHOGONAL,
     NormCurve,
     Target,
     Verdict,
+    best_bands,
     calibrated_plans,
     compare,
     default_group_sizes,
@@ -37,12 +39,14 @@ class Prediction:
         advice: The group sizes that the planner would choose, under the same curves.
         private_statistics: What was read from the data to be protected; for the privacy statement.
         turning_points: At which gradient norms the advice would change.
+        correlated: What correlating the noise of each arm promises, where that is asked for.
     """
 
     arms: list[Verdict]
     advice: list[Verdict]
     private_statistics: list[str]
     turning_points: list[str]
+    correlated: list[str]
 
     def to_json(self) -> dict[str, Any]:
         """JSON values for a report."""
@@ -59,6 +63,7 @@ class Prediction:
         return [
             *(f"With the group sizes of this run. {sentence}" for sentence in _sentences(self.arms)),
             *(f"With the group sizes the planner advises. {sentence}" for sentence in _sentences(self.advice)),
+            *self.correlated,
             *([read] if read else []),
         ]
 
@@ -111,4 +116,12 @@ def predict(
         advice=advice,
         private_statistics=private_statistics(sizes),
         turning_points=change_of_mind(plans, advice[0], sizes),
+        correlated=_correlated(config, plans_of_run, target),
     )
+
+
+def _correlated(config: RunConfig, plans: Sequence[Plan], target: Target) -> list[str]:
+    if config.plan.wanted_bands == 1:
+        return []
+    bands = best_bands(plans, target, config.optimizer.workload(target.rounds))
+    return [correlated_in_words(plan, forecast) for plan, forecast in zip(plans, bands, strict=True)]
