@@ -6,6 +6,7 @@ import pytest
 
 from experiments.compare import ArmConfig, Compare
 from fedsim.config import OptimizerConfig, PlanConfig
+from fedsim.plan.bands import AUTO
 
 
 @pytest.mark.parametrize(
@@ -31,3 +32,21 @@ def test_an_average_is_the_arms_own_or_common_to_both(tmp_path: Path) -> None:
     uls, els = (compare.arm(name, tmp_path).optimizer for name in ("uls", "els"))
     assert uls == common
     assert els == OptimizerConfig(learning_rate=0.5)
+
+
+@pytest.mark.parametrize(
+    ("plan", "mechanisms", "expected"),
+    [
+        (PlanConfig(), (None,), [AUTO]),
+        (PlanConfig(bands="1"), (None,), [1]),
+        (PlanConfig(noise_multiplier=1.0), (None,), [1]),
+        (PlanConfig(), ("gaussian", "banded", "quantile-clip"), [1, AUTO, 1]),
+        (PlanConfig(bands="4"), ("gaussian", "banded"), [1, 4]),
+        (PlanConfig(bands="4"), ("gaussian", "layer-noise"), [4, 4]),
+    ],
+)
+def test_bands_are_the_best_of_each_arm_or_what_sets_mechanisms_apart(
+    tmp_path: Path, plan: PlanConfig, mechanisms: tuple[str | None, ...], expected: list[object]
+) -> None:
+    compare = Compare(plan=plan, mechanisms=tuple(name for name in mechanisms if name))
+    assert [compare.arm("uls", tmp_path, name).plan.wanted_bands for name in mechanisms] == expected
