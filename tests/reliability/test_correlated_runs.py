@@ -1,0 +1,62 @@
+"""Correlated noise beside whatever else a run can have: it trains, resumes bit for bit, and states the same ε."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from crashes import crashed, weights
+from small_runs import ROUNDS, trained
+
+from fedsim.config import EngineConfig, NoiseConfig, OptimizerConfig
+from fedsim.privacy.ledger import read_entries
+
+KINDS: dict[str, dict[str, Any]] = {
+    "els": {"plan": {"algorithm": "els", "group_size": 2}},
+    "quantile": {"plan": {"clip_quantile": 0.5, "clip_count_std": 2.0}},
+    "layer-noise": {"plan": {"mechanism": "layer-noise"}},
+    "adaptive-noise": {"plan": {"mechanism": "adaptive-noise", "clip_quantile": 0.5, "clip_count_std": 2.0}},
+    "local-steps": {"plan": {"local_steps": 2, "group_size": 2}},
+    "exact": {"engine": EngineConfig(kind="local", workers=2, exact=True)},
+    "lora": {"model": {"lora_rank": 2}},
+    "average": {"optimizer": OptimizerConfig(average="tail", schedule="linear", warmup_rounds=2)},
+    "momentum": {"optimizer": OptimizerConfig(name="momentum", learning_rate=1e-2)},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_crashes_ends_as_one_that_does_not(small_run, tmp_path: Path, monkeypatch, kind: str) -> None:
+    common, changes = small_run(""), dict(KINDS[kind])
+    changes["plan"] = dataclasses.replace(common.plan, bands="3", **changes.get("plan", {}))
+    if "model" in changes:
+        changes["model"] = dataclasses.replace(common.model, **changes["model"])
+    whole = trained(small_run(tmp_path / "whole", **changes))
+    trained(crashed(small_run(tmp_path / "run", **changes), monkeypatch))
+    files = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole/model").rglob("*.safetensors")]
+    assert files
+    for file in files:
+        assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert whole["bands"] == 3
+    statements = [json.loads((tmp_path / name / "privacy.json").read_text()) for name in ("whole", "run")]
+    assert statements[0]["epsilon"] == statements[1]["epsilon"]
+    assert "correlated over 3 rounds" in statements[1]["in_words"]
+    charged = [entry.event for entry in read_entries(tmp_path / "run/ledger.jsonl")]
+    assert [event.group for event in charged] == [round % 3 for round in range(ROUNDS)]
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_secure_noise_can_be_correlated(small_run, tmp_path: Path, monkeypatch, exact: bool) -> None:
+    plan = dataclasses.replace(small_run("").plan, bands="3", clip_quantile=0.5, clip_count_std=2.0)
+    config = small_run(
+        tmp_path,
+        plan=plan,
+        noise_seed=None,
+        noise=NoiseConfig(secure=True),
+        engine=EngineConfig(kind="local", workers=1, exact=exact),
+    )
+    summary = trained(crashed(config, monkeypatch))
+    assert summary["rounds"] == ROUNDS
+    assert len(read_entries(tmp_path / "ledger.jsonl")) == ROUNDS
+    assert weights(tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
