@@ -16,7 +16,16 @@ from fedsim.errors import InvalidInput
 from fedsim.plan import Plan
 from fedsim.privacy.accountant import epsilon_bounds, flatten
 from fedsim.privacy.bounds import Bounds, shown_above, shown_below
-from fedsim.privacy.events import Adjacency, Composed, Event, OneOf, Repeated, modules_of, to_json
+from fedsim.privacy.events import (
+    Adjacency,
+    Composed,
+    Event,
+    OneOf,
+    RandomAllocatedGaussian,
+    Repeated,
+    modules_of,
+    to_json,
+)
 from fedsim.privacy.ledger import merged
 from fedsim.privacy.mechanisms import MECHANISMS, Noise, Sizes
 from fedsim.privacy.mechanisms.banded.mechanism import correlation_in_words
@@ -264,15 +273,15 @@ def privacy_statement(
     require_at_least("steps", steps, 0)
     parts = merged((charged,))
     unprotected = plan.noise_multiplier == 0 and steps > 0
-    charges = _count(parts)
-    if not unprotected and charges < steps:
-        raise InvalidInput("steps", steps, f"at most the {charges} charges of the ledger")
+    single, of_blocks = _count(parts)
+    if not unprotected and single + of_blocks < steps:
+        raise InvalidInput("steps", steps, f"at most the {single + of_blocks} that the ledger's charges cover")
     nothing = Bounds(lower=math.inf, upper=math.inf)
     return PrivacyStatement(
         plan=plan,
         sizes=sizes,
         event=parts,
-        steps=steps if unprotected else charges,
+        steps=steps if unprotected else single + min(of_blocks, steps),
         epsilon=nothing if unprotected else epsilon_bounds(parts, plan.delta, adjacency=plan.adjacency),
         not_covered=(
             *_of_this_run(plan, seeds_given),
@@ -314,8 +323,12 @@ def _account_options(plan: Plan) -> dict[str, str] | None:
     return {"algorithm": plan.name, "group-size": str(plan.group_size), **options, **noise}
 
 
-def _count(event: Event) -> int:
-    """Charges within an event."""
+def _count(event: Event) -> tuple[int, int]:
+    """Releases that an event covers: those charged one by one, and those of whole blocks."""
     if isinstance(event, Composed | OneOf):
-        return sum(_count(part) for part in event.events)
-    return event.count * _count(event.event) if isinstance(event, Repeated) else 1
+        counts = [_count(part) for part in event.events]
+        return sum(single for single, _ in counts), sum(of_blocks for _, of_blocks in counts)
+    if isinstance(event, Repeated):
+        single, of_blocks = _count(event.event)
+        return event.count * single, event.count * of_blocks
+    return (0, event.rounds_per_block) if isinstance(event, RandomAllocatedGaussian) else (1, 0)

@@ -97,7 +97,7 @@ class Budget:
 
     def affords(self, round: int) -> bool:
         """Whether a round stays within the limit."""
-        return not self._private or self._after(self._plan.charge(round)) <= self.limit
+        return not self._private or self._after(self._charge(round)) <= self.limit
 
     def attempts(self, round: int) -> int:
         """How often a round was begun so far."""
@@ -106,8 +106,11 @@ class Budget:
     def charge(self, round: int) -> None:
         """Write the charge of a round to disk; it returns once the charge would survive a crash."""
         if self._private:
-            self.ledger.charge(self._plan.charge(round), round=round)
+            self.ledger.charge(self._charge(round), round=round)
         self._attempts[round] += 1
+
+    def _charge(self, round: int) -> Event:
+        return self._plan.charge(round, self.attempts(round))
 
     def _after(self, *more: Event) -> float:
         """Upper bound on ε once more has been charged."""

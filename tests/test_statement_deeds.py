@@ -25,7 +25,7 @@ def numbers_after(pattern: str, text: str) -> list[float]:
 
 
 CAPPED = [("uls", mechanism) for mechanism, kind in MECHANISMS.items() if kind.norm_order == 2]
-"""What a hard cap on a round's units goes with."""
+"""What a hard cap on a round's units, and random allocation, go with."""
 
 
 def plans() -> dict[str, Plan]:
@@ -34,7 +34,7 @@ def plans() -> dict[str, Plan]:
     for algorithm, kind in ALGORITHMS.items():
         for mechanism, mechanism_kind in MECHANISMS.items():
             for sampling in SAMPLINGS:
-                if sampling == "truncated-poisson" and (algorithm, mechanism) not in CAPPED:
+                if sampling in ("truncated-poisson", "random-allocation") and (algorithm, mechanism) not in CAPPED:
                     continue  # refused: no event is known of both
                 for quantile in (0.0, 0.5) if mechanism_kind.norm_order == 2 else (0.0,):
                     size = {"num_users": 40} if kind.redraws else {"num_examples": 80}
@@ -137,7 +137,10 @@ def test_a_moving_clip_norm_and_its_noised_count_are_stated(name: str) -> None:
 def test_units_are_sampled_as_stated(name: str) -> None:
     plan = PLANS[name]
     words = stated(plan, steps=0).to_json()["sampling"]["in_words"]
-    (probability,) = numbers_after("independently with probability #", words)
+    if "random-allocation" in name:
+        probability = 1 / numbers_after("exactly one of every # steps", words)[0]
+    else:
+        (probability,) = numbers_after("independently with probability #", words)
     assert ("each user joins" in words) == plan.redraws
     joined = np.zeros(plan.population)
     for number in range(400):

@@ -31,6 +31,7 @@ from fedsim.privacy.events import (
     FixedSizeSubsampledGaussian,
     Gaussian,
     PoissonSubsampledGaussian,
+    RandomAllocatedGaussian,
     TruncatedPoissonSubsampledGaussian,
     releases,
     to_json,
@@ -55,11 +56,13 @@ STEPS: dict[tuple[str, str], tuple[Callable[..., Event], tuple[str, ...]]] = {
         ("sampling_probability", "population_size", "most_units"),
     ),
     (USERS, "fixed-size"): (FixedSizeSubsampledGaussian, ("cohort_size", "population_size")),
+    (USERS, "random-allocation"): (RandomAllocatedGaussian, ("rounds_per_block",)),
     (USERS, "none"): (Gaussian, ()),
     (EXAMPLES, "poisson"): (BinomialMixtureGaussian, ("sampling_probability", "group_size")),
     (EXAMPLES, "none"): (partial(BinomialMixtureGaussian, sampling_probability=1.0), ("group_size",)),
 }
-"""What one step releases by algorithm and sampling, and the options that it depends on beside the noise."""
+"""What one step, or block of steps, releases by algorithm and sampling, and the options that it depends on beside the
+noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +77,10 @@ class Account:
     """uls samples users and clips each user's update; els samples examples and clips each example's gradient."""
     group_size: int | None = None
     """Most examples of one user in the whole run (els). Does not matter to ε for uls."""
-    sampling: Literal["poisson", "truncated-poisson", "fixed-size", "none"] = "poisson"
+    sampling: Literal["poisson", "truncated-poisson", "fixed-size", "random-allocation", "none"] = "poisson"
     """How units join a step: each independently (poisson), all of them always (none), or, for uls, each independently
-    up to a hard cap (truncated-poisson), or a cohort of fixed size drawn without replacement (fixed-size)."""
+    up to a hard cap (truncated-poisson), a cohort of fixed size drawn without replacement (fixed-size), or each user
+    in exactly one step of every block of steps, drawn uniformly and kept secret (random-allocation)."""
     sampling_probability: float | None = None
     """poisson, truncated-poisson: probability with which a user (uls) or an example (els) joins a step."""
     cohort_size: int | None = None
@@ -85,6 +89,8 @@ class Account:
     """fixed-size, truncated-poisson: users to draw from."""
     most_units: int | None = None
     """truncated-poisson: most users in a step; of more, so many are kept at random."""
+    rounds_per_block: int | None = None
+    """random-allocation: steps of a block; a last block that the steps do not fill costs as much as a whole one."""
     bands: str | None = None
     """poisson: correlate the noise over so many rounds, in which groups of users take turns; auto takes as many as
     leave the least noise in prefix sums of the releases, and needs --target-epsilon."""
@@ -169,6 +175,9 @@ class Account:
         require_at_least("steps", steps, 0)
         kind, names = STEPS[self.algorithm, self.sampling]
         values = {name: self._given(name) for name in names}
+        if self.sampling == "random-allocation":
+            require_at_least("rounds_per_block", values["rounds_per_block"], 1)
+            steps = -(-steps // values["rounds_per_block"])  # A block that is begun costs as much as a whole one.
         if self.bands is not None:
             bands = bands_from(self.bands, values["sampling_probability"], steps)
             steps = -(-steps // int(bands))
@@ -275,6 +284,7 @@ class Account:
             "sampling_probability",
             "cohort_size",
             "population_size",
+            "rounds_per_block",
             "most_units",
             "noise_multiplier",
             "steps",

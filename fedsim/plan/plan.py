@@ -277,9 +277,9 @@ class Plan(ABC):
         """What one round or step releases about those it can be of, as the accountant sees it."""
         return self.mechanism.event(self.sampled_event())
 
-    def charge(self, round: int) -> Event:
-        """What a round is charged as: step_event, and of whom it tells nothing."""
-        return self.sampling.charge(self.step_event(), round)
+    def charge(self, round: int, attempt: int = 0) -> Event:
+        """What a round, charged so often before, is charged as: step_event, and of whom it tells nothing."""
+        return self.sampling.charge(self.step_event(), round, attempt)
 
     def event(self, steps: int | None = None) -> Event:
         """What so many rounds (all by default) release together about any one user."""

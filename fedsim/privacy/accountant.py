@@ -13,7 +13,7 @@ from fedsim.privacy.bounds import Bounds
 from fedsim.privacy.certify import Question, certify
 from fedsim.privacy.delta_curve import delta_curve
 from fedsim.privacy.dominating_pairs import dominating_pair
-from fedsim.privacy.events import Adjacency, Composed, Event, OfGroup, OneOf, Repeated
+from fedsim.privacy.events import Adjacency, Composed, Event, OfBlock, OfGroup, OneOf, Repeated
 from fedsim.privacy.gaussian_curve import composed_shift, gaussian_delta, gaussian_epsilon
 from fedsim.privacy.gaussian_pairs import GaussianPair
 from fedsim.privacy.grid_plan import Pairs
@@ -199,7 +199,7 @@ def flatten(event: Event, *, least: bool = False) -> Counter[Event]:
         return Counter({inner: count * event.count for inner, count in flatten(event.event, least=least).items()})
     if isinstance(event, Composed):
         return sum((flatten(inner, least=least) for inner in event.events), Counter())
-    if isinstance(event, OfGroup):
+    if isinstance(event, OfGroup | OfBlock):
         return flatten(event.event, least=least)
     if isinstance(event, OneOf):
         counts = [flatten(one, least=least) for one in event.events]

@@ -4,11 +4,12 @@ Another mechanism joins by registering a function from its event and an adjacenc
 """
 
 from functools import singledispatch
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from fedsim.errors import InvalidInput
+from fedsim.privacy.allocated_pair import AllocatedPair
 from fedsim.privacy.events import (
     Adjacency,
     BinomialMixtureGaussian,
@@ -16,6 +17,7 @@ from fedsim.privacy.events import (
     Gaussian,
     MixtureOfGaussians,
     PoissonSubsampledGaussian,
+    RandomAllocatedGaussian,
     TruncatedPoissonSubsampledGaussian,
 )
 from fedsim.privacy.fixed_size_pair import ReplacedInFixedSize
@@ -44,6 +46,14 @@ class LossPair(Protocol):
 
     def cells(self, edges: Floats) -> LossCells:
         """Probabilities of the cells between evenly spaced losses, and of both ends, under P and under Q."""
+
+
+@runtime_checkable
+class BracketedPair(LossPair, Protocol):
+    """P against Q, known between two pairs only: `cells` are of one that dominates it."""
+
+    def cells_below(self, edges: Floats) -> LossCells:
+        """As `cells`, of a pair that it dominates."""
 
 
 @singledispatch
@@ -88,6 +98,20 @@ def _fixed_size(event: FixedSizeSubsampledGaussian, adjacency: Adjacency) -> Los
         np.array([0.0, 2.0]), _present(share), event.noise_multiplier, Adjacency.ADD_OR_REMOVE_ONE_USER
     )
     return ReplacedInFixedSize(removed) if adjacency is Adjacency.REPLACE_ONE_USER and share < 1 else removed
+
+
+@register
+def _allocated(event: RandomAllocatedGaussian, adjacency: Adjacency) -> LossPair:
+    if adjacency is Adjacency.REPLACE_ONE_USER:
+        raise InvalidInput(
+            "adjacency",
+            adjacency.value,
+            f"{Adjacency.ADD_OR_REMOVE_ONE_USER.value} with random allocation",
+            "A user who replaces another is allocated to another round; no pair for both rounds is known.",
+        )
+    if event.rounds_per_block == 1:
+        return _gaussian(Gaussian(noise_multiplier=event.noise_multiplier), adjacency)
+    return AllocatedPair(event.rounds_per_block, event.noise_multiplier)
 
 
 @register

@@ -156,6 +156,24 @@ class FixedSizeSubsampledGaussian(Event):
 
 @EVENTS.register
 @dataclass(frozen=True, kw_only=True)
+class RandomAllocatedGaussian(Event):
+    """A block of rounds, of which each user joins exactly one, drawn uniformly and kept secret: add or remove only.
+
+    Attributes:
+        rounds_per_block, noise_multiplier: t, and σ of each round, which may depend on earlier ones.
+    """
+
+    kind: ClassVar[str] = "random-allocated-gaussian"
+    rounds_per_block: int
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        require_at_least("rounds_per_block", self.rounds_per_block, 1)
+        require_positive("noise_multiplier", self.noise_multiplier)
+
+
+@EVENTS.register
+@dataclass(frozen=True, kw_only=True)
 class TruncatedPoissonSubsampledGaussian(Event):
     """ULS with a cap: each user joins independently with probability q; of more than B a uniform subset of B stays.
 
@@ -211,6 +229,20 @@ class Composed(Event):
 
     kind: ClassVar[str] = "composed"
     events: tuple[Event, ...]
+
+
+@EVENTS.register
+@dataclass(frozen=True, kw_only=True)
+class OfBlock(Event):
+    """A round of a block that counts as a whole, however many of its rounds a ledger holds; by itself it counts so.
+
+    Attributes:
+        event, block: What the whole block releases, and which of the ledger's blocks it is.
+    """
+
+    kind: ClassVar[str] = "of-block"
+    event: Event
+    block: int
 
 
 @EVENTS.register

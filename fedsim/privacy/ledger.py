@@ -23,7 +23,7 @@ import numpy as np
 from fedsim.errors import Failure, InvalidInput
 from fedsim.privacy.accountant import epsilon_bounds
 from fedsim.privacy.bounds import Bounds
-from fedsim.privacy.events import Adjacency, Composed, Event, OfGroup, OneOf, Repeated, from_json, to_json
+from fedsim.privacy.events import Adjacency, Composed, Event, OfBlock, OfGroup, OneOf, Repeated, from_json, to_json
 from fedsim.registry import NotImported
 from fedsim.validation import require_at_least
 
@@ -199,14 +199,18 @@ def merged(events: Iterable[Event]) -> Composed:
 
     Releases to groups are taken as of one assignment of users for each number of groups, as those of one ledger are,
     and become a OneOf of what each group got. A OneOf that is there already stays as it is: its users are assigned
-    independently.
+    independently. Rounds of one block are that block, once.
     """
     counts: Counter[Event] = Counter()
+    blocks: set[OfBlock] = set()
     groups: dict[int, dict[int, Counter[Event]]] = {}
     for event in events:
         for part, count in _parts(event).items():
             if isinstance(part, OfGroup):
                 groups.setdefault(part.groups, {}).setdefault(part.group, Counter())[part.event] += count
+            elif isinstance(part, OfBlock):
+                counts[part.event] += part not in blocks
+                blocks.add(part)
             else:
                 counts[part] += count
     together = [

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedsim.privacy.dominating_pairs import LossPair
+from fedsim.privacy.dominating_pairs import BracketedPair, LossPair
 from fedsim.privacy.loss_cells import Floats, GridMeasure, LossCells, LossSketch, dominated_measure, dominating_measure
 from fedsim.privacy.loss_cells import sketch as sketch_of
 
@@ -61,11 +61,13 @@ def grid_measures(
     low, high = ends
     origin, bottom = _origin(pair, spacing, low)
     count = max(int(np.ceil((high - origin) / spacing)) + 1, FEWEST_EDGES, bottom + 4)
-    cells = pair.cells(origin + spacing * np.arange(count, dtype=np.float64))
-    top = 1 + (len(cells.p) - bottom - 1) % 3
+    edges = origin + spacing * np.arange(count, dtype=np.float64)
+    above = pair.cells(edges)
+    below = pair.cells_below(edges) if isinstance(pair, BracketedPair) else above
+    top = 1 + (len(edges) - bottom) % 3
     if swapped:
-        cells, bottom, top = cells.swapped(), top, bottom
-    return dominating_measure(cells), dominated_measure(cells, bottom, top)
+        above, below, bottom, top = above.swapped(), below.swapped(), top, bottom
+    return dominating_measure(above), dominated_measure(below, bottom, top)
 
 
 def _origin(pair: LossPair, spacing: float, low: float) -> tuple[float, int]:

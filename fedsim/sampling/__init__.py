@@ -6,6 +6,7 @@
 from fedsim.sampling.cyclic_poisson import CyclicPoisson
 from fedsim.sampling.poisson import Poisson
 from fedsim.sampling.population import Population, Streams
+from fedsim.sampling.random_allocation import RandomAllocation
 from fedsim.sampling.scheme import SAMPLINGS, Sampling, sample
 from fedsim.sampling.truncated_poisson import TruncatedPoisson
 
@@ -14,6 +15,7 @@ __all__ = [
     "CyclicPoisson",
     "Poisson",
     "Population",
+    "RandomAllocation",
     "Sampling",
     "Streams",
     "TruncatedPoisson",

@@ -79,7 +79,7 @@ class CyclicPoisson(Sampling):
             group_size=group_size, sampling_probability=in_turn, noise_multiplier=noise_multiplier
         )
 
-    def charge(self, event: Event, round: int) -> Event:
+    def charge(self, event: Event, round: int, attempt: int = 0) -> Event:
         return event if self.groups == 1 else OfGroup(event=event, group=round % self.groups, groups=self.groups)
 
     def whole(self, event: Event, rounds: int) -> Event:

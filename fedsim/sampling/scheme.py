@@ -48,12 +48,13 @@ class Sampling(Choice):
             InvalidInput: Where the scheme has no event for groups.
         """
 
-    def charge(self, event: Event, round: int) -> Event:
+    def charge(self, event: Event, round: int, attempt: int = 0) -> Event:
         """What a round is charged as, of which event() is what it tells about those it can be of.
 
         Args:
             event: event(), as the mechanism releases it.
             round: The round, from 0.
+            attempt: How often the round was charged before; draw() may have drawn otherwise then.
         """
         return event
 

@@ -3,7 +3,7 @@
 It knows events, and derives their privacy losses from what they mean.
 """
 
-from fedsim.privacy.check import laplace_law  # noqa: F401
+from fedsim.privacy.check import allocation_law, laplace_law  # noqa: F401
 from fedsim.privacy.check.confirmation import BoundCheck, Confirmation, Verdict, charged, confirm, counted
 from fedsim.privacy.check.loss_laws import NotCheckable
 

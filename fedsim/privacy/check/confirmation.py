@@ -9,7 +9,7 @@ from enum import Enum
 
 from fedsim.privacy.check.contour import CheckedDelta, Laws, delta_at
 from fedsim.privacy.check.loss_laws import loss_law
-from fedsim.privacy.events import Adjacency, Composed, Event, OfGroup, OneOf, Repeated
+from fedsim.privacy.events import Adjacency, Composed, Event, OfBlock, OfGroup, OneOf, Repeated
 from fedsim.validation import require_at_least, require_between
 
 BLUR = 1e-6
@@ -132,20 +132,27 @@ def counted(event: Event) -> list[Counter[Event]]:
         return cases
     if isinstance(event, OneOf):
         return _different(case for part in event.events for case in counted(part))
-    if isinstance(event, OfGroup):
+    if isinstance(event, OfGroup | OfBlock):
         return counted(event.event)
     return [Counter({event: 1})]
 
 
 def charged(events: Iterable[Event]) -> list[Counter[Event]]:
-    """What users went through, by the charges of one ledger, in which all releases to groups are of one assignment."""
+    """What users went through, by the charges of one ledger.
+
+    All releases to groups are of one assignment, and all rounds of a block are one release of it.
+    """
     of_all: Counter[Event] = Counter()
+    blocks: set[Event] = set()
     of_groups: dict[int, dict[int, Counter[Event]]] = {}
     for event in events:
         if isinstance(event, OfGroup):
             of_groups.setdefault(event.groups, {}).setdefault(event.group, Counter()).update([event.event])
-        else:
+        elif not isinstance(event, OfBlock):
             of_all.update([event])
+        elif event not in blocks:
+            of_all.update([event.event])
+            blocks.add(event)
     cases = counted(Composed(events=tuple(Repeated(event=event, count=count) for event, count in of_all.items())))
     for groups in of_groups.values():
         cases = _different(before + group for before in cases for group in groups.values())
