@@ -13,7 +13,7 @@ from fedsim.errors import Failure, InvalidInput
 from fedsim.privacy.bounds import shown_above
 from fedsim.privacy.check import BoundCheck, NotCheckable, Verdict, charged, confirm, counted
 from fedsim.privacy.events import Adjacency, Event, from_json
-from fedsim.privacy.ledger import LedgerDamaged, read_entries
+from fedsim.privacy.ledger import NOTHING, LedgerDamaged, read_entries
 from fedsim.registry import import_module
 
 PRIVACY, LEDGER, CONFIG, SUMMARY = "privacy.json", "ledger.jsonl", "config.json", "summary.json"
@@ -115,8 +115,9 @@ def _findings(run: Path) -> Iterator[Finding]:
         yield Finding(Verdict.CONTRADICTED, f"{LEDGER} is not what was written: line {damage.line}, {damage.reason}")
         return
     cases = charged(entry.event for entry in entries)
+    count = sum(entry.event != NOTHING for entry in entries)
     same = _as_set(counted(statement.event)) == _as_set(cases)
-    yield _compared(f"{PRIVACY} counts what the {len(entries)} charges of {LEDGER} hold", same)
+    yield _compared(f"{PRIVACY} counts what the {count} charges of {LEDGER} hold", same)
     yield from _beside(run, statement)
     yield from _bounds(statement, cases)
 

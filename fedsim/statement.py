@@ -181,7 +181,9 @@ class PrivacyStatement:
         if not self._as_planned:
             how += " Releases of other kinds were charged as well: the ledger lists them, and ε counts them all."
         upper, lower = shown_above(self.epsilon.upper), shown_below(self.epsilon.lower)
-        tight = all(event.tight for event in flatten(self.event))
+        # Whoever does not know a user's group knows less than the pair of one group tells.
+        grouped = any(isinstance(part, OneOf) for part in self.event.events)
+        tight = not grouped and all(event.tight for event in flatten(self.event))
         exact = f"the exact value for this mechanism is{'' if tight else ', as far as it is accounted for here,'}"
         return (
             f"The models of this run alone are user-level differentially private with ε = {upper}, δ = {plan.delta:g}"

@@ -18,8 +18,8 @@ from fedsim.errors import Failure
 from fedsim.plan import Plan
 from fedsim.privacy.accountant import epsilon_bounds
 from fedsim.privacy.events import Composed, Event
-from fedsim.privacy.ledger import LedgerEntry, merged
-from fedsim.release import Release, ReleaseLog, ReleasesLost, under
+from fedsim.privacy.ledger import MODEL_UPDATE, NOTHING, LedgerEntry, merged
+from fedsim.release import CHAIN, LEFT, Chain, Kept, Release, ReleaseLog, ReleasesLost, under
 from fedsim.rows import UserView
 from server.dispatch import Gathered
 from server.identity import Seeds
@@ -52,8 +52,8 @@ class Charges(Protocol):
     def __len__(self) -> int:
         """How many."""
 
-    def charge(self, event: Event, *, round: int) -> object:
-        """Write down a release that is about to happen."""
+    def charge(self, event: Event, *, round: int, purpose: str = MODEL_UPDATE, note: str = "") -> object:
+        """Write down a release that is about to happen, or a note at no charge."""
 
     def event(self) -> Composed:
         """Everything charged so far."""
@@ -89,7 +89,7 @@ class Budget:
         self._plan = plan
         self._private = plan.noise_multiplier > 0
         self._known: dict[tuple[int, tuple[Event, ...]], float] = {}
-        self._attempts = Counter(entry.round for entry in ledger.entries)
+        self._attempts = Counter(entry.round for entry in ledger.entries if entry.purpose == MODEL_UPDATE)
 
     def epsilon(self) -> float:
         """Certified upper bound on the ε spent so far."""
@@ -163,6 +163,7 @@ class Round:
         self.row_tokens = row_tokens
         self.inputs = inputs
         self.log = log if release.correlated else None
+        self._known_chain: tuple[tuple[int, int], Chain] | None = None
         self._unit_ids = plan.unit_ids(users, seeds.sampling)
         self._population = plan.population_of(users, seeds.sampling)
 
@@ -187,10 +188,14 @@ class Round:
             ReleasesLost: With correlated noise, a round that may have been released, nobody knows what.
         """
         attempt = self._attempt(number)
-        if self.release.correlated and number == self._chain_begins(number):
+        begins = 0 if self.log is None else self._chain(number).begins
+        if self.release.correlated and number == begins:
             self.release.begin_chain(number, attempt)
-        if self.log is not None and (kept := self.log.find(number)) is not None:
+        if (kept := self._kept(number)) is not None:
+            if self._to_be_charged(number):
+                self.budget.charge(number)
             self.release.repeat(kept, self.parameters, number, attempt)
+            self._leave(number, kept)
             self._step(number, kept.mean)
             return {}
         units, following = self.units(number), self._following(number)
@@ -216,7 +221,7 @@ class Round:
         statistics = {**gathered.statistics, "units": float(len(units))}
         self.release.observe(mean, self.parameters, statistics, number, attempt=attempt)
         if self.log is not None:
-            self.log.keep(number, self.release.kept(mean))
+            self._leave(number, self.release.kept(mean))
         self._step(number, mean)
         return statistics
 
@@ -229,50 +234,71 @@ class Round:
         places = self.plan.sample(number, self.seeds.sampling, self._attempt(number), self._population)
         return self._unit_ids(places)
 
+    def _following(self, number: int) -> np.ndarray:
+        """The units of the round after this one, none after the last, for workers to get ready."""
+        return self.units(number + 1) if number + 1 < self.plan.steps else np.empty(0, dtype=np.int64)
+
     def _step(self, number: int, mean: np.ndarray) -> None:
         self.optimizer.step(mean)
         if not np.isfinite(self.parameters).all():
             raise Diverged(number)
 
-    def _to_be_charged(self, number: int) -> bool:
-        """Whether running a round makes a release that no charge stands for yet.
+    def _chain(self, number: int) -> Chain:
+        """The chain of correlated noise that a round is of."""
+        asked = (len(self.budget.ledger), number)
+        if self._known_chain is None or self._known_chain[0] != asked:
+            self._known_chain = asked, Chain.of(self.budget.ledger.entries, number)
+        return self._known_chain[1]
 
-        A round of correlated noise that was charged and not kept has released nothing: it may use its charge.
+    def _to_be_charged(self, number: int) -> bool:
+        """Whether no charge stands yet for what a round releases.
+
+        A round of correlated noise that was charged and has not left may use its charge.
+        """
+        return self.log is None or number not in self._chain(number).charged
+
+    def _kept(self, number: int) -> Kept | None:
+        """What a round of correlated noise released, or was about to; None where nothing of it has left.
 
         Raises:
-            ReleasesLost: A later round was charged, so this one was released, and it is not kept.
+            ReleasesLost: It left, or later ones of its chain did, and what it was is not kept.
         """
         if self.log is None:
-            return True
-        if self.log.find(number) is not None:
-            return False
-        charged = [entry.round for entry in self.budget.ledger.entries[self.log.chain(number).charges :]]
-        if any(one > number or (one == number and not self.log.keeps) for one in charged):
-            raise ReleasesLost(number, "what it released is not kept")
-        return number not in charged
+            return None
+        chain = self._chain(number)
+        found = self.log.find(chain.number, number)
+        left = chain.left.get(number)
+        if left is not None and (found is None or found[1] != left):
+            raise ReleasesLost(number, "what it released is not kept" if found is None else "what is kept is another")
+        if found is None and any(later > number for later in chain.charged):
+            raise ReleasesLost(number, "later rounds of its chain were charged")
+        return None if found is None else found[0]
+
+    def _leave(self, number: int, kept: Kept) -> None:
+        """Keep a release, and note that it leaves; it may once this has returned."""
+        assert self.log is not None
+        chain = self._chain(number)
+        digest = self.log.keep(chain.number, number, kept)
+        if number not in chain.left:
+            self.budget.ledger.charge(NOTHING, round=number, purpose=LEFT, note=digest)
 
     def require_repeatable(self, number: int) -> None:
-        """Refuse to go on from a round where later ones may have been released that nobody could repeat.
+        """Refuse to go on from a round where it or later ones have left, and nobody could repeat them.
 
         Raises:
             ReleasesLost: With correlated noise alone; any other round can be released anew.
         """
-        while self.log is not None and self.log.find(number) is not None:
+        if self.log is None:
+            return
+        chain = self._chain(number)
+        if number > chain.begins and self.release.chain_state != (chain.begins, chain.number, number - chain.begins):
+            raise ReleasesLost(number, "the state to go on from is of another chain")
+        while self._kept(number) is not None:
             number += 1
-        self._to_be_charged(number)
 
     def restart(self, number: int) -> None:
         """Begin a new chain of correlated noise with a round: a composition of its own, charged on top."""
-        if self.log is not None:
-            self.log.restart(number, len(self.budget.ledger))
-
-    def _chain_begins(self, number: int) -> int:
-        """The first round of the chain of correlated noise that a round is of."""
-        return 0 if self.log is None else self.log.chain(number).begins
-
-    def _following(self, number: int) -> np.ndarray:
-        """The units of the round after this one, none after the last, for workers to get ready."""
-        return self.units(number + 1) if number + 1 < self.plan.steps else np.empty(0, dtype=np.int64)
+        self.budget.ledger.charge(NOTHING, round=number, purpose=CHAIN)
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything a resumed run needs, as named arrays."""
@@ -292,7 +318,7 @@ class Round:
         With correlated noise a lost round repeats itself within its chain, and each chain draws anew.
         """
         if self.log is not None:
-            return self.log.chain(number).number
+            return self._chain(number).number
         return 0 if self.seeds.repeats else self.budget.attempts(number)
 
     def _costs(self, units: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from fedsim.engine.grid import error_reply
 from fedsim.engine.local import LocalGrid
 from fedsim.plan import Plan
 from fedsim.privacy.events import Composed, Event
-from fedsim.privacy.ledger import LedgerEntry, merged
+from fedsim.privacy.ledger import MODEL_UPDATE, LedgerEntry, merged
 from fedsim.release import Release
 from server.dispatch import Dispatcher
 from server.identity import Seeds
@@ -47,9 +47,9 @@ class Listed:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def charge(self, event: Event, *, round: int) -> None:
-        """Keep a charge."""
-        self._entries.append(LedgerEntry(round=round, purpose="release", event=event))
+    def charge(self, event: Event, *, round: int, purpose: str = MODEL_UPDATE, note: str = "") -> None:
+        """Keep a charge, or a note."""
+        self._entries.append(LedgerEntry(round=round, purpose=purpose, event=event, note=note))
 
     def event(self) -> Composed:
         """Everything charged so far."""

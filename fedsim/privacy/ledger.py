@@ -2,8 +2,7 @@
 
 One line of JSON a charge, appended and forced to disk before the charge returns. A crash can therefore leave a charge
 whose release never happened (over-counting), never a release without a charge. Each line carries a checksum over
-itself and the checksum before it, so that a changed, missing or moved line is found when the ledger is read. The
-checksum finds accidents; it does not stop somebody who recomputes it.
+itself and the one before, so that a changed, missing or moved line is found when read; it does not stop a forger.
 """
 
 import fcntl
@@ -27,6 +26,9 @@ from fedsim.privacy.events import Adjacency, Composed, Event, OfBlock, OfGroup, 
 from fedsim.registry import NotImported
 from fedsim.validation import require_at_least
 
+MODEL_UPDATE = "release"
+NOTHING = Composed(events=())
+"""What a note releases."""
 VERSION = 1
 HEADER = json.dumps({"format": "fedsim-ledger", "version": VERSION}).encode() + b"\n"
 
@@ -59,13 +61,15 @@ class LedgerEntry:
 
     Attributes:
         round: The round or step it belongs to, from 0; a resumed run may charge a round twice.
-        purpose: What the release was for ("release" for a model update).
+        purpose: What the release was for (MODEL_UPDATE), or what is noted at no charge.
         event: What was released.
+        note: What else belongs to it.
     """
 
     round: int
     purpose: str
     event: Event
+    note: str = ""
 
 
 class Ledger:
@@ -122,13 +126,13 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def charge(self, event: Event, *, round: int, purpose: str = "release") -> LedgerEntry:
+    def charge(self, event: Event, *, round: int, purpose: str = MODEL_UPDATE, note: str = "") -> LedgerEntry:
         """Write down a release that is about to happen. The release may leave once this has returned.
 
         Args:
             event: What will be released.
             round: The round or step it belongs to, at least 0.
-            purpose: What it is for.
+            purpose, note: As in LedgerEntry.
 
         Raises:
             InvalidInput: For a negative round, or a ledger that is closed.
@@ -138,7 +142,8 @@ class Ledger:
         require_at_least("round", round, 0)
         if self._descriptor is None:
             raise InvalidInput("ledger", str(self._path), "open", "Open it again with Ledger.open.")
-        line, checksum = _encode({"round": int(round), "purpose": purpose, "event": to_json(event)}, self._checksum)
+        values = {"round": int(round), "purpose": purpose, "event": to_json(event)} | ({"note": note} if note else {})
+        line, checksum = _encode(values, self._checksum)
         entry, _ = _decode(line, self._checksum)
         try:
             _append(self._descriptor, line)

@@ -2,28 +2,32 @@
 
 Noise that is correlated over rounds cannot be drawn anew for a round that was lost: a second release of the round with
 other noise would be one row more than the mechanism has, and one with the same noise of another sum would give both
-away. So each release is on disk before it leaves, and a run that goes on repeats what it released, bit for bit. A
-round that was charged and is not here has released nothing.
+away. So each release is on disk before it leaves, the ledger notes that it leaves, and a run that goes on repeats what
+it released, bit for bit. What the ledger does not note has not left.
 
-Where releases were lost the run can still end its chain of correlated noise and begin another, a composition of its
-own, charged on top; it says so, and does so only when it is told to.
+Where a release was lost the run can still end its chain of correlated noise and begin another, a composition of its
+own, charged on top; it says so, and does so only when it is told to. Chains are lines of the ledger too: it is what no
+run goes on without.
 """
 
-import json
+import hashlib
 import os
-import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from fedsim.errors import Failure
+from fedsim.privacy.ledger import MODEL_UPDATE, LedgerEntry
 
-CHAINS = "chains.json"
+CHAIN, LEFT = "new chain of noise", "left"
+"""Purposes of a ledger's notes: a chain begins with a round; a release leaves, its digest noted."""
 PARTIAL = ".partial"
+MEAN, STATE = "mean", "state/"
 
 
 class ReleasesLost(Failure):
@@ -48,17 +52,35 @@ class ReleasesLost(Failure):
 
 @dataclass(frozen=True, kw_only=True)
 class Chain:
-    """Rounds whose noise is correlated.
+    """Rounds whose noise is correlated, as a ledger tells of them.
 
     Attributes:
-        number: Which chain of the run, from 0.
+        number: Which chain of the run, from 0; no two share a number.
         begins: Its first round.
-        charges: Entries of the ledger that are of chains before it.
+        charged: Rounds of it that were charged.
+        left: Digests of what left, by round.
     """
 
     number: int
     begins: int
-    charges: int
+    charged: frozenset[int]
+    left: Mapping[int, str]
+
+    @classmethod
+    def of(cls, entries: Sequence[LedgerEntry], round: int) -> Self:
+        """The chain that a round belongs to: the last that began with it or before."""
+        number, begins, start = 0, 0, 0
+        chains = ((place, entry) for place, entry in enumerate(entries) if entry.purpose == CHAIN)
+        for which, (place, entry) in enumerate(chains, start=1):
+            if entry.round <= round:
+                number, begins, start = which, entry.round, place
+        own = [entry for entry in entries[start:] if entry.round >= begins]
+        return cls(
+            number=number,
+            begins=begins,
+            charged=frozenset(entry.round for entry in own if entry.purpose == MODEL_UPDATE),
+            left={entry.round: entry.note for entry in own if entry.purpose == LEFT},
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,91 +107,75 @@ class ReleaseLog:
     def __init__(self, folder: Path, *, keeps: bool = True) -> None:
         self.folder = folder
         self.keeps = keeps
-        self._chains = [Chain(number=0, begins=0, charges=0)]
-        if (folder / CHAINS).exists():
-            written = json.loads((folder / CHAINS).read_text(encoding="utf-8"))
-            self._chains = [Chain(**values) for values in written]
 
-    def chain(self, round: int) -> "Chain":
-        """The chain of noise that a round belongs to."""
-        return max((chain for chain in self._chains if chain.begins <= round), key=lambda chain: chain.number)
-
-    def restart(self, round: int, charges: int) -> None:
-        """Begin a new chain with a round; what was kept of it and later ones belongs to the chain before.
+    def keep(self, chain: int, round: int, kept: Kept) -> str:
+        """Set a release down, on disk when this returns; only then may it leave. Returns its digest.
 
         Args:
+            chain: Number of the chain of noise that it is of.
             round: The round.
-            charges: Entries that the ledger has.
+            kept: What is released.
         """
-        chain = Chain(number=1 + max(one.number for one in self._chains), begins=round, charges=charges)
-        self._chains = [one for one in self._chains if one.begins < round] + [chain]
-        self._write(CHAINS, json.dumps([asdict(one) for one in self._chains]).encode())
-        for path in self._files():
-            if int(path.stem) >= round:
-                path.unlink()
+        arrays = _arrays(kept)
+        if self.keeps:
+            self._make()
+            path = self._path(chain, round)
+            partial = path.with_name(path.name + PARTIAL)
+            partial.unlink(missing_ok=True)
+            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            try:
+                save_file(arrays, partial)
+                partial.chmod(0o600)
+            except SafetensorError as error:
+                raise OSError(str(error)) from error
+            _sync(partial)
+            partial.replace(path)
+            _sync(self.folder)
+        return _digest(arrays)
 
-    def keep(self, round: int, kept: Kept) -> None:
-        """Set a release down, on disk when this returns; only then may it leave."""
-        if not self.keeps:
-            return
-        self._make()
-        path = self._path(round)
-        partial = path.with_name(path.name + PARTIAL)
-        arrays = {"mean": kept.mean, **{f"state/{name}": np.asarray(value) for name, value in kept.state.items()}}
-        partial.unlink(missing_ok=True)
-        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        try:
-            save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, partial)
-            partial.chmod(0o600)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-        _sync(partial)
-        partial.replace(path)
-        _sync(self.folder)
-
-    def find(self, round: int) -> Kept | None:
-        """What a round released; None where it released nothing.
+    def find(self, chain: int, round: int) -> tuple[Kept, str] | None:
+        """What is kept of a round of a chain, and its digest; None where nothing is.
 
         Raises:
             ReleasesLost: Its file cannot be read.
         """
-        path = self._path(round)
+        path = self._path(chain, round)
         if not path.exists():
             return None
         try:
             arrays = load_file(path)
-            state = {name.removeprefix("state/"): value for name, value in arrays.items() if name != "mean"}
-            return Kept(mean=arrays["mean"], state=state)
+            state = {name.removeprefix(STATE): value for name, value in arrays.items() if name.startswith(STATE)}
+            return Kept(mean=arrays[MEAN], state=state), _digest(arrays)
         except (OSError, KeyError, SafetensorError) as error:
             raise ReleasesLost(round, f"{path} cannot be read ({error})") from error
 
     def forget(self, before: int) -> None:
         """Remove releases of rounds before this one: no checkpoint that is left lacks them."""
-        for path in self._files():
-            if int(path.stem) < before:
+        for path in self.folder.glob("*-*.safetensors"):
+            if int(path.stem.split("-")[1]) < before:
                 path.unlink(missing_ok=True)
 
-    def remove(self) -> None:
-        """Remove everything: the run is finished."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _files(self) -> list[Path]:
-        return [path for path in self.folder.glob("*.safetensors") if path.stem.isdigit()]
-
-    def _path(self, round: int) -> Path:
-        return self.folder / f"{round:08d}.safetensors"
+    def _path(self, chain: int, round: int) -> Path:
+        return self.folder / f"{chain:04d}-{round:08d}.safetensors"
 
     def _make(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.folder.chmod(0o700)
+        if not self.folder.exists():
+            self.folder.mkdir(mode=0o700, parents=True)
+            _sync(self.folder.parent)
 
-    def _write(self, name: str, data: bytes) -> None:
-        self._make()
-        partial = self.folder / (name + PARTIAL)
-        partial.write_bytes(data)
-        _sync(partial)
-        partial.replace(self.folder / name)
-        _sync(self.folder)
+
+def _arrays(kept: Kept) -> dict[str, np.ndarray]:
+    state = {STATE + name: np.asarray(value, order="C") for name, value in kept.state.items()}
+    return {MEAN: np.asarray(kept.mean, order="C"), **state}
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Of names, types and values."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data if array.size else b"")
+    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -1,5 +1,6 @@
 """A run's releases: the clipped sum with its noise over a public constant, and the state from one to the next."""
 
+import zlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,7 +12,7 @@ from fedsim.privacy.mechanisms import GaussianNoise, NoiseSource
 from fedsim.privacy.mechanisms.banded.filter import CorrelatedNoise, FloatFilter, GridFilter, NoiseFilter
 from fedsim.privacy.mechanisms.quantile_clip import COUNT_RESOLUTION
 from fedsim.randomness import StreamNoise, stream
-from fedsim.release.log import Kept
+from fedsim.release.log import Kept, ReleasesLost
 from fedsim.secure_noise import SecureNoise
 
 CLIP_NORM = "clip_norm"
@@ -72,6 +73,11 @@ class Release:
     def correlated(self) -> bool:
         """Whether a round's noise depends on that of earlier ones, so that it cannot be released anew if lost."""
         return self.chain is not None
+
+    @property
+    def chain_state(self) -> tuple[int, int, int]:
+        """First round and number of the chain that goes on, and rounds that it has."""
+        return self._begins, self._attempt, 0 if self.chain is None else self.chain.rounds
 
     def begin_chain(self, round: int, attempt: int) -> None:
         """Begin a chain of correlated noise with a round; nothing is left of the one before.
@@ -184,24 +190,30 @@ class Release:
         """Everything a resumed run needs, as named arrays."""
         kept = {NOISE + name: array for name, array in self.noise.state().items()}
         if self.chain is not None:
-            kept[CHAIN] = np.array([self._begins, self._attempt, self.chain.rounds])
+            kept[CHAIN] = np.array([*self.chain_state, zlib.crc32(self.chain.past.data)])
             if isinstance(self.chain, GridFilter):
                 kept[PAST] = self.chain.past
         return {CLIP_NORM: np.array(self.clip_norm), **kept}
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Continue from what state() returned; noise that a seed decides is drawn again, round after round."""
+        """Continue from what state() returned; noise that a seed decides is drawn again, round after round.
+
+        Raises:
+            ReleasesLost: It is not what was drawn then: other software draws otherwise from the same seed.
+        """
         self.clip_norm = float(arrays[CLIP_NORM])
         self.noise.load_state(under(arrays, NOISE))
         if self.chain is None:
             return
-        begins, attempt, rounds = map(int, arrays[CHAIN])
+        begins, attempt, rounds, checksum = map(int, arrays[CHAIN])
         self.begin_chain(begins, attempt)
         if isinstance(self.chain, GridFilter):
             self.chain.load(arrays[PAST], rounds)
             return
         for round in range(begins, begins + rounds):
             self.chain.correlated(self._source("noise", round, attempt)).finish(draw=True)
+        if zlib.crc32(self.chain.past.data) != checksum:
+            raise ReleasesLost(begins + rounds, "the noise of rounds before it cannot be drawn again by this software")
 
 
 def _chain(plan: Plan, size: int, secure: bool, exact: bool) -> NoiseFilter | None:

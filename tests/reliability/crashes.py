@@ -9,6 +9,7 @@ import pytest
 from small_runs import trained
 
 from fedsim.config import RunConfig
+from fedsim.privacy.ledger import MODEL_UPDATE, read_entries
 from server.round import Gather, Round
 
 
@@ -58,3 +59,8 @@ def releases(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, np.ndarray, np.
 
     monkeypatch.setattr(Round, "run", noted)
     return seen
+
+
+def charges(ledger: Path) -> list[int]:
+    """The rounds that a ledger was charged for, in order; notes at no charge are left out."""
+    return [entry.round for entry in read_entries(ledger) if entry.purpose == MODEL_UPDATE]

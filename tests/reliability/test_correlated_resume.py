@@ -1,20 +1,23 @@
 """Going on with a run whose noise is correlated over rounds: repeating what was released, or saying why not."""
 
 import dataclasses
+import itertools
 import json
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from crashes import Crash, crash_after, crashed, releases, weights
+from crashes import Crash, charges, crash_after, crashed, releases, weights
 from small_runs import ROUNDS, trained
 
 from fedsim.config import CheckpointConfig, EngineConfig, NoiseConfig, OptimizerConfig, RunConfig
 from fedsim.plan import plan_from_values
-from fedsim.privacy.ledger import read_entries
+from fedsim.randomness import StreamNoise
 from fedsim.release import ReleasesLost
+from server.round import Round
 
 
 def banded(config: RunConfig, **changes: Any) -> RunConfig:
@@ -30,7 +33,7 @@ def test_with_correlated_noise_a_lost_round_is_repeated_bit_for_bit_and_not_char
     seen = releases(monkeypatch)
     again = crashed(banded(small_run(tmp_path), noise_seed=None, noise=NoiseConfig(secure=secure)), monkeypatch)
     kept = sorted(path.name for path in (tmp_path / "releases").iterdir())
-    assert kept == [f"{round:08d}.safetensors" for round in (2, 3, 4)]  # since the older of two checkpoints
+    assert kept == [f"0000-{round:08d}.safetensors" for round in (2, 3, 4)]  # since the older of two checkpoints
     assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "releases").iterdir()} == {0o600}
     summary = trained(again)
     lost, repeated = (move for move in seen if move[0] == 4)
@@ -38,7 +41,7 @@ def test_with_correlated_noise_a_lost_round_is_repeated_bit_for_bit_and_not_char
     np.testing.assert_array_equal(lost[2], repeated[2])
     assert summary["rounds"] == ROUNDS
     # Round 5 was charged and never released: it used its charge.
-    assert [entry.round for entry in read_entries(tmp_path / "ledger.jsonl")] == list(range(ROUNDS))
+    assert charges(tmp_path / "ledger.jsonl") == list(range(ROUNDS))
     assert not (tmp_path / "releases").exists()
 
 
@@ -56,7 +59,7 @@ def test_releases_that_were_lost_are_not_made_anew_unless_told_to_and_then_charg
     small_run, tmp_path: Path, monkeypatch, caplog
 ) -> None:
     again = crashed(banded(small_run(tmp_path), noise_seed=None), monkeypatch)
-    (tmp_path / "releases/00000004.safetensors").unlink()
+    (tmp_path / "releases/0000-00000004.safetensors").unlink()
     charged = (tmp_path / "ledger.jsonl").read_bytes()
     with pytest.raises(ReleasesLost, match=r"round 4 may have been released.*--noise\.lost-releases restart"):
         trained(again)
@@ -74,24 +77,97 @@ def test_releases_that_were_lost_are_not_made_anew_unless_told_to_and_then_charg
     assert "--ledger" not in statement["recompute"]
 
 
-def test_a_second_crash_after_a_new_chain_repeats_that_chains_releases(small_run, tmp_path: Path, monkeypatch) -> None:
-    again = crashed(banded(small_run(tmp_path), noise_seed=None), monkeypatch)
-    for path in (tmp_path / "releases").iterdir():
-        path.unlink()
-    restarted = dataclasses.replace(again, noise=NoiseConfig(lost_releases="restart"))
+def interrupted(config: RunConfig, monkeypatch: pytest.MonkeyPatch, rounds: int = 5) -> RunConfig:
+    """Run, or go on, until so many rounds have run, and end there; returns how to go on."""
+    with monkeypatch.context() as patch:
+        crash_after(patch, rounds)
+        with pytest.raises(Crash):
+            trained(config)
+    return dataclasses.replace(config, resume=config.output, noise=NoiseConfig(lost_releases="refuse"))
+
+
+def lose_releases(folder: Path, config: RunConfig) -> RunConfig:
+    """How to go on once all releases are lost."""
+    shutil.rmtree(folder / "releases")
+    with pytest.raises(ReleasesLost):
+        trained(config)
+    return dataclasses.replace(config, noise=NoiseConfig(lost_releases="restart"))
+
+
+def test_a_crash_after_a_new_chain_repeats_that_chains_releases(small_run, tmp_path: Path, monkeypatch) -> None:
+    again = interrupted(banded(small_run(tmp_path), noise_seed=None), monkeypatch)
+    restarted = lose_releases(tmp_path, again)
     seen = releases(monkeypatch)
-    crash_after(monkeypatch, 1)
-    with pytest.raises(Crash):
-        trained(restarted)
-    monkeypatch.undo()
-    seen_again = releases(monkeypatch)
-    small_run(tmp_path)
-    trained(again)
-    assert [move[0] for move in seen][:1] == [4]
-    first, repeated = seen[0], seen_again[0]
-    assert repeated[0] == 4
+    trained(interrupted(restarted, monkeypatch, rounds=1))
+    (first, repeated) = (move for move in seen if move[0] == 4)
     np.testing.assert_array_equal(first[1], repeated[1])
     np.testing.assert_array_equal(first[2], repeated[2])
+    assert charges(tmp_path / "ledger.jsonl") == [0, 1, 2, 3, 4, 5, *range(4, ROUNDS)]
+
+
+def test_no_two_chains_share_cohorts_or_noise(small_run, tmp_path: Path, monkeypatch) -> None:
+    seen = releases(monkeypatch)
+    again = interrupted(banded(small_run(tmp_path), noise_seed=None), monkeypatch)
+    for rounds in (1, 3):  # lost at once, and after another checkpoint
+        again = interrupted(lose_releases(tmp_path, again), monkeypatch, rounds=rounds)
+    trained(lose_releases(tmp_path, again))
+    for number in (4, 6):
+        moves = [move for move in seen if move[0] == number]
+        assert len(moves) >= 2
+        for first, second in itertools.combinations(moves, 2):
+            assert not np.array_equal(first[1], second[1])
+            assert abs(np.corrcoef(first[2], second[2])[0, 1]) < 0.3
+
+
+def test_a_release_that_left_is_known_to_have_though_nothing_else_is_left_of_it(
+    small_run, tmp_path: Path, monkeypatch
+) -> None:
+    def once(self: Round, number: int, mean: np.ndarray) -> None:
+        if number == 4:
+            raise Crash
+        step(self, number, mean)
+
+    step = Round._step
+    again = dataclasses.replace(banded(small_run(tmp_path), noise_seed=None), resume=str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(Round, "_step", once)
+        with pytest.raises(Crash):
+            trained(dataclasses.replace(again, resume=None))
+    assert charges(tmp_path / "ledger.jsonl") == [0, 1, 2, 3, 4]
+    shutil.rmtree(tmp_path / "releases")
+    with pytest.raises(ReleasesLost, match="round 4 may have been released"):
+        trained(again)
+
+
+def test_what_is_kept_must_be_what_left(small_run, tmp_path: Path, monkeypatch) -> None:
+    again = crashed(banded(small_run(tmp_path), noise_seed=None), monkeypatch)
+    shutil.copy(tmp_path / "releases/0000-00000003.safetensors", tmp_path / "releases/0000-00000004.safetensors")
+    with pytest.raises(ReleasesLost, match="what is kept is another"):
+        trained(again)
+
+
+def test_a_release_that_the_ledger_forgot_is_charged_before_it_is_repeated(
+    small_run, tmp_path: Path, monkeypatch
+) -> None:
+    trained(banded(small_run(tmp_path / "whole")))
+    again = crashed(banded(small_run(tmp_path / "run")), monkeypatch)
+    ledger = tmp_path / "run/ledger.jsonl"
+    lines = ledger.read_text().splitlines(keepends=True)
+    ledger.write_text("".join(lines[: 1 + 2 * 4]))  # a copy of when round 3 had left
+    trained(again)
+    assert charges(ledger) == list(range(ROUNDS))
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_noise_that_other_software_would_draw_otherwise_is_not_gone_on_with(
+    small_run, tmp_path: Path, monkeypatch
+) -> None:
+    again = crashed(banded(small_run(tmp_path), noise_seed=None), monkeypatch)
+    monkeypatch.setattr(StreamNoise, "CHUNK", 100)
+    normal = StreamNoise.add_normal
+    monkeypatch.setattr(StreamNoise, "add_normal", lambda self, total, std: normal(self, total[::-1], std))
+    with pytest.raises(ReleasesLost, match="cannot be drawn again by this software"):
+        trained(again)
 
 
 def test_a_damaged_checkpoint_sends_a_run_with_correlated_noise_further_back(
@@ -102,7 +178,7 @@ def test_a_damaged_checkpoint_sends_a_run_with_correlated_noise_further_back(
     (tmp_path / "run/checkpoints/00000004/arrays.safetensors").write_bytes(b"")
     trained(again)
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
-    assert len(read_entries(tmp_path / "run/ledger.jsonl")) == ROUNDS
+    assert charges(tmp_path / "run/ledger.jsonl") == list(range(ROUNDS))
 
 
 def test_without_checkpoints_nothing_is_kept_and_a_lost_run_says_so(small_run, tmp_path: Path, monkeypatch) -> None:
@@ -111,3 +187,5 @@ def test_without_checkpoints_nothing_is_kept_and_a_lost_run_says_so(small_run, t
     assert not (tmp_path / "releases").exists()
     with pytest.raises(ReleasesLost, match="round 0 may have been released"):
         trained(again)
+    with pytest.raises(ReleasesLost, match="round 0 may have been released"):
+        trained(dataclasses.replace(again, checkpoint=CheckpointConfig(rounds=2)))

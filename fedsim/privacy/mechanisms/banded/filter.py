@@ -163,7 +163,9 @@ class GridFilter(NoiseFilter):
         if any(step != c * 2**COEFFICIENT_BITS for step, c in zip(self._steps, coefficients, strict=True)):
             raise InvalidInput("noise_coefficients", coefficients, "multiples of 2^-20 with secure noise")
         self._limit = 2.0**62 / float(np.abs(self._steps).sum())
-        # Twice the step, for the rounding of the division before it.
+        if not noise_multiplier * self.norm * np.sqrt(size) < 2.0 ** (COARSE_BITS - 2):
+            raise InvalidInput("plan.noise-multiplier", noise_multiplier, "smaller, for the grid of secure noise")
+        # Twice the step, for the rounding of the division before it, which is below a step for sums within the limit.
         self.enlarged = 1 + 2 * 2.0**-COARSE_BITS * np.sqrt(size) * noise_multiplier * self.norm
 
     def extend(self, source: NoiseSource, start: int, stop: int) -> np.ndarray:
@@ -198,7 +200,7 @@ class GridFilter(NoiseFilter):
     def add(self, part: np.ndarray, drawn: np.ndarray, std: float) -> None:
         step = std * self.norm * self.enlarged * 2.0**-COARSE_BITS
         places = np.rint(part.astype(np.float64) / step)
-        if not np.abs(places).max(initial=0.0) < 2.0**61:
+        if not np.abs(places).max(initial=0.0) < 2.0**52:
             raise Failure("the sum is too long for the grid of secure noise")
         part[:] = (places.astype(np.int64) + drawn).astype(np.float64) * step
 
