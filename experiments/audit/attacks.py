@@ -2,12 +2,15 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from experiments.audit.canaries import CanaryUsers, sizes_of
-from experiments.audit.rig import FAR, Rig, Seen, state_of
+from experiments.audit.chains import one_turn, over_turns
+from experiments.audit.rig import FAR, OnlyRound, Rig, Seen, state_of
+from experiments.audit.turns import in_every_turn, turns
 from fedsim.plan import Plan
 from fedsim.privacy.audit.claim import Claim, epsilon_free
 from fedsim.privacy.audit.one_run import guess, one_run_epsilon, one_run_gaussian_epsilon
@@ -25,15 +28,16 @@ def attacks(plan: Plan, *, trials: int, canaries: int, confidence: float, seed: 
 
     Args:
         plan: The plan.
-        trials: Rounds of each kind in the many-run audits.
+        trials: Rounds of each kind in the many-run audits; with correlated noise chains of rounds.
         canaries: Canaries of the one-run audit, at most as many as the population holds.
         confidence: Of each lower bound.
         seed: Seed of coins, sampling and noise.
     """
     everybody = always_sampled(plan)
+    kinds = ("one release", "one round") if plan.bands == 1 else ("one turn", "one turn")
     findings = [
-        many_runs("one release, canary always sampled", everybody, trials, confidence, seed),
-        many_runs("one round, sampled as planned", plan, trials, confidence, seed),
+        many_runs(f"{kinds[0]}, canary always sampled", everybody, trials, confidence, seed),
+        many_runs(f"{kinds[1]}, sampled as planned", plan, trials, confidence, seed),
     ]
     if plan.clip_rule is not None:
         findings.append(
@@ -43,14 +47,15 @@ def attacks(plan: Plan, *, trials: int, canaries: int, confidence: float, seed: 
 
 
 def always_sampled(plan: Plan) -> Plan:
-    """The plan with every unit in every round, on few users: more would take time and change nothing.
+    """The plan with every unit in every round of its turn, on few users: more would take time and change nothing.
 
     Two, or as many as keep a noised count away from the ends at which the clip norm stops following it.
     """
     rule = plan.clip_rule
-    users = 2 if rule is None else max(2, math.ceil(40 * rule.count_std))
+    users = 2 if rule is None else max(2, math.ceil(40 * rule.count_std)) * plan.sampling.separation
     owned = np.full(users, rows_each(plan))
-    return dataclasses.replace(plan.on(CanaryUsers(owned, np.zeros(owned.sum()))), sampling_probability=1.0)
+    few = plan.on(CanaryUsers(owned, np.zeros(owned.sum())))
+    return dataclasses.replace(few, sampling_probability=in_every_turn(plan))
 
 
 def rows_each(plan: Plan) -> int:
@@ -99,7 +104,10 @@ def of_the_count(plan: Plan, seen: Seen, direction: np.ndarray) -> float:
 def many_runs(
     name: str, plan: Plan, trials: int, confidence: float, seed: int, score: Score = of_the_sum
 ) -> AuditFinding:
-    """Independent rounds with and without one canary user, which has the first place in the population."""
+    """Independent rounds with and without one canary user, which has the first place in the population.
+
+    Where noise is correlated, a trial is a chain of its own, as far as it tells of the canary's first turn.
+    """
     canary, direction = worst_canary(plan)
     rig = Rig(
         plan,
@@ -108,15 +116,16 @@ def many_runs(
         sampling_seed=seed,
         noise_seed=seed + 1,
     )
+    turn = int(turns(plan, rig.users, seed)[0])
     present = {True: units_of(plan, np.array([0])), False: np.empty(0, dtype=np.int64)}
     scores: dict[bool, np.ndarray] = {}
     for inside, units in present.items():
-        round = rig.round(units)
+        round = rig.round(units, other_noise=int(plan.bands > 1 and not inside))
         start = state_of(round)
         found = []
         for trial in range(trials):
             round.load_state(start)
-            found.append(score(plan, rig.seen(round, 2 * trial + (not inside)), direction))
+            found.append(score(plan, _one_trial(rig, round, turn, 2 * trial + (not inside)), direction))
         scores[inside] = np.array(found)
     rates = attack_rates(scores[True], scores[False], confidence=confidence)
     claim = Claim(
@@ -135,6 +144,13 @@ def many_runs(
         contradicts=claim.contradicted_by(rates),
         trials=2 * trials,
     )
+
+
+def _one_trial(rig: Rig, round: OnlyRound, turn: int, place: int) -> Seen:
+    """What is seen of a round of the canary's turn; each place has noise of its own, and so has each chain."""
+    if rig.plan.bands > 1:
+        return one_turn(rig, round, turn)
+    return rig.seen(round, turn + rig.plan.sampling.separation * place)
 
 
 def worst_canary(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
@@ -171,7 +187,7 @@ def one_run_scores(plan: Plan, coins: np.ndarray, seed: int) -> np.ndarray:
     """Scores of the canaries after all the plan's steps, float64 [m]; larger means more likely in.
 
     Canary u updates coordinate u alone, far beyond the clip; its score is the sum of what was released there, in
-    units of the noise.
+    units of the noise; where users take turns, of what tells of its turns.
 
     Args:
         plan: The plan; its population must hold all canaries.
@@ -184,10 +200,19 @@ def one_run_scores(plan: Plan, coins: np.ndarray, seed: int) -> np.ndarray:
         plan, users_of(plan, 1 + np.arange(canaries)), updates, sampling_seed=seed, noise_seed=seed + 1, workers=1
     )
     round = rig.round(units_of(plan, np.flatnonzero(coins)))
-    scales = round.release.clip.scales
-    each = np.repeat([scales.get(name, 1.0) for name in rig.sizes], list(rig.sizes.values()))
-    for number in range(plan.steps):
-        round.release.clip_norm = plan.clip_norm  # where it follows a count, absent users would let it run away
-        rig.seen(round, number)
+    each = rig.units_of_noise(round) / plan.clip_norm
+    released = _whole_run(rig, round)
+    if plan.sampling.separation > 1:
+        turn = turns(plan, rig.users, seed)[:canaries]
+        return over_turns(plan.noise_coefficients, plan.sampling.separation, turn, released)
+    deque(released, maxlen=0)
     scores: np.ndarray = -round.parameters.astype(np.float64) / each
     return scores
+
+
+def _whole_run(rig: Rig, round: OnlyRound) -> Iterator[np.ndarray]:
+    """The whitened sum of each of the plan's rounds."""
+    for number in range(rig.plan.steps):
+        round.release.clip_norm = rig.plan.clip_norm  # where it follows a count, absent users would let it run away
+        each = rig.units_of_noise(round)
+        yield rig.seen(round, number).sum / each

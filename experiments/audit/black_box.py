@@ -149,7 +149,7 @@ def _train(config: RunConfig, plan: Plan, resources: Resources, copies: np.ndarr
         users,
         Seeds(sampling=seed, noise=seed + 1),
         Budget(grown, Listed(), np.inf),
-        Release(grown, layout.sizes, seed + 1),
+        Release(grown, layout.sizes, seed + 1, exact=config.engine.exact),
         ServerOptimizer(parameters, config.optimizer, grown.steps),
         exact=config.engine.exact,
         row_tokens=config.data.sequence_length,

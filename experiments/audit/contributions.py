@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.audit.canaries import CanaryUsers
 from experiments.audit.rig import FAR, USERS, WARM_UP, FaultyGrid, Rig, state_of
+from experiments.audit.turns import in_every_turn, turns
 from fedsim.clip import Clip
 from fedsim.plan import Plan
 from fedsim.release import CLIP_NORM
@@ -31,19 +32,31 @@ def contributions(plan: Plan, seed: int) -> list[str]:
     group = min(plan.group_size, MOST_ROWS)
     owned = group + SPARE_ROWS
     users = CanaryUsers(np.full(USERS, owned), np.arange(USERS * owned))
-    steps = WARM_UP + ROUNDS + 1  # so that each round announces the next one's units
-    examined = dataclasses.replace(plan, group_size=group, sampling_probability=0.5, steps=steps).on(users)
+    # What users put in does not depend on noise, and rounds may be looked at one by one where it is independent.
+    alone = dataclasses.replace(plan, noise_coefficients=(1.0,), sampling_probability=in_every_turn(plan) / 2)
+    examined = dataclasses.replace(alone, group_size=group).on(users)
+    numbers = _numbers(examined, users, seed)
+    examined = dataclasses.replace(
+        examined, steps=numbers[-1] + 2
+    )  # so that each round announces the next one's units
     # Users of very different lengths: one that is taken for part of another shows.
     lengths = FAR * plan.clip_norm * np.repeat(8.0 ** (np.arange(USERS) % 4), owned)
     updates = np.hstack([np.diag(lengths)] * 2).astype(np.float32)
     broken: list[str] = []
     for exact in (False, True):
         rig = Rig(examined, users, updates, sampling_seed=seed, noise_seed=seed + 1, exact=exact, grid=FaultyGrid)
-        broken += _contributions(rig, owned, seed)
+        broken += _contributions(rig, owned, numbers, seed)
     return broken
 
 
-def _contributions(rig: Rig, owned: int, seed: int) -> list[str]:
+def _numbers(plan: Plan, users: CanaryUsers, seed: int) -> list[int]:
+    """Rounds to look at: neighbours, or, where users take turns, rounds of every user's."""
+    apart = plan.sampling.separation
+    each = [WARM_UP] if apart == 1 else (-(-WARM_UP // apart) * apart + np.unique(turns(plan, users, seed))).tolist()
+    return [number + cycle * apart for cycle in range(-(-ROUNDS // len(each))) for number in each]
+
+
+def _contributions(rig: Rig, owned: int, numbers: list[int], seed: int) -> list[str]:
     plan = rig.plan
     kept = np.repeat(np.random.default_rng(seed).permutation(USERS) < USERS // 2, owned)
     everybody, nobody = rig.round(), rig.round(np.empty(0, dtype=np.int64))
@@ -60,7 +73,7 @@ def _contributions(rig: Rig, owned: int, seed: int) -> list[str]:
     tolerance = 1e-3 + 1e-5 * plan.sum_noise_multiplier
     least = tolerance * clip.norm / max(len(clip.limits), owned)
     broken, used = [], np.zeros(rig.users.num_rows, dtype=bool)
-    for number in range(WARM_UP, WARM_UP + ROUNDS):
+    for number in numbers:
         for round in (everybody, some, nobody):
             round.load_state(start)
         sampled = everybody.units(number)  # asked before the round: a round that runs again samples anew

@@ -1,4 +1,4 @@
-"""Whether samples, noise and counts are of the laws that are accounted.
+"""Whether noise and counts are of the laws that are accounted.
 
 Each test fails by chance less than once in ten million.
 """
@@ -7,123 +7,26 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-from scipy import sparse, stats
+from scipy import stats
 
 from experiments.audit.canaries import CanaryUsers, sizes_of
+from experiments.audit.chains import fresh
 from experiments.audit.contributions import MOST_ROWS, ROUNDS
 from experiments.audit.rig import FAR, WARM_UP, OnlyRound, Rig, state_of, without_gradients
+from experiments.audit.samples import CHANCE
+from experiments.audit.turns import in_every_turn, turns
 from fedsim.plan import Plan
-from fedsim.privacy.events import TruncatedPoissonSubsampledGaussian
 from fedsim.privacy.mechanisms import GaussianNoise, Noise
 from fedsim.privacy.mechanisms.laplace.event import RandomisedScaleLaplace
 from fedsim.privacy.mechanisms.laplace.inverse_scale import log_mgf
 from fedsim.release import CLIP_NORM
 from server.round import PARAMETERS, RELEASE
 
-SAMPLED_ROUNDS, MOST_UNITS = 50, 100_000
-"""Rounds in which units are looked at, and units that are told apart, at most."""
 NOISE_VALUES = 4096
 SINGLE_ROUNDS = 400
 """Rounds of which one value each is looked at."""
-CHANCE = 1e-7
-"""Probability with which one test of a law may fail by chance."""
 DEVIATIONS = 7
-"""The same in standard deviations, for sums of very many."""
-
-
-# Sampling -----------------------------------------------------------------------------------------------------------
-
-
-def samples(plan: Plan, seed: int) -> list[str]:
-    """How often units take part, and how often in two rounds, against the probability that is accounted.
-
-    Each round is lost once and runs again.
-    """
-    users = CanaryUsers(np.ones(plan.population, dtype=np.int64), np.zeros(plan.population))
-    round = without_gradients(plan, users, 2, seed, seed + 1).round()
-    population = min(plan.population, MOST_UNITS)
-    watched = np.sort(np.random.default_rng(seed).choice(plan.population, size=population, replace=False))
-    drawn, sizes, twice = [], [], False
-    for number in range(SAMPLED_ROUNDS):
-        for _ in range(2):
-            units = round.units(number)
-            twice |= len(np.unique(units)) != len(units)
-            drawn.append(np.flatnonzero(np.isin(watched, units)))
-            sizes.append(len(units))
-            round.budget.charge(number)
-    event = plan.step_event()
-    capped = event if isinstance(event, TruncatedPoissonSubsampledGaussian) else None
-    accounted = getattr(event, "sampling_probability", plan.normaliser / plan.population)
-    probability = accounted if capped is None else _share_taken(capped)
-    broken = []
-    if twice:
-        broken.append("a unit was sampled twice in one round")
-    counts = np.bincount(np.concatenate(drawn), minlength=population)
-    # Whatever the scheme, a unit is in a round with this probability; no scheme may pack a unit's rounds together.
-    total, trials = int(counts.sum()), len(drawn) * population
-    if _unlikely(total, trials, probability) or _unlikely(trials - total, trials, 1 - probability):
-        broken.append(f"{total / len(drawn):.4g} units a round were sampled, not {probability * population:.4g}")
-    if stats.binom.sf(counts.max() - 1, len(drawn), probability) * population < CHANCE:
-        broken.append(f"a unit was in {counts.max()} of {len(drawn)} rounds at probability {probability:.3g}")
-    if probability < 1 and _alike(drawn, population, probability):
-        broken.append("two rounds had more units in common than by chance")
-    if capped is not None:
-        broken += _beside_the_cap(capped, np.array(sizes), counts)
-    return broken
-
-
-def _share_taken(event: TruncatedPoissonSubsampledGaussian) -> float:
-    """The chance of each unit that an event with a cap stands for: E[min(X, B)]/N of X ~ Bin(N, q)."""
-    n, q, cap = event.population_size, event.sampling_probability, event.most_units
-    return float(q * stats.binom.cdf(cap - 2, n - 1, q) + cap / n * stats.binom.sf(cap - 1, n, q))
-
-
-def _beside_the_cap(event: TruncatedPoissonSubsampledGaussian, sizes: np.ndarray, counts: np.ndarray) -> list[str]:
-    """How rounds keep to a cap: never above it, at it as often as accounted, and no place preferred where it cuts.
-
-    Args:
-        event: What is accounted.
-        sizes: Units of each round.
-        counts: Rounds of each unit that was watched, in the order of their places.
-    """
-    n, q, cap = event.population_size, event.sampling_probability, event.most_units
-    broken = []
-    if sizes.max() > cap:
-        broken.append(f"a round had {sizes.max()} units, above its cap of {cap}")
-    full, share = int((sizes >= cap).sum()), float(stats.binom.sf(cap - 1, n, q))
-    if _unlikely(full, len(sizes), share) or _unlikely(len(sizes) - full, len(sizes), 1 - share):
-        broken.append(f"{full} of {len(sizes)} rounds were at their cap, at a probability of {share:.3g}")
-    half = len(counts) // 2
-    first, total, share = int(counts[:half].sum()), int(counts.sum()), half / len(counts)
-    # Of a uniform subset fewer deviate than of independent ones.
-    if _unlikely(first, total, share) or _unlikely(total - first, total, 1 - share):
-        broken.append(f"{first} of {total} sampled units were of the first half of all")
-    return broken
-
-
-def _alike(drawn: list[np.ndarray], population: int, probability: float) -> bool:
-    """Whether rounds share units: any two of them, or neighbours all together where there are few units."""
-    sizes = np.array([len(units) for units in drawn])
-    places = (np.repeat(np.arange(len(drawn)), sizes), np.concatenate(drawn))
-    held = sparse.csr_array((np.ones(sizes.sum()), places), shape=(len(drawn), population))
-    shared = (held @ held.T).toarray()
-    first, second = np.triu_indices(len(drawn), 1)
-    # Of one round's units each is in the other with the probability.
-    chances = stats.binom.sf(shared[first, second] - 1, sizes[first], probability)
-    if chances.min() * len(first) < CHANCE:
-        return True
-    for apart in (1, 2):
-        for begin in (0, apart):  # pairs that have no round in common, so that they are independent
-            left = np.arange(len(drawn) - apart)
-            left = left[left // apart % 2 == begin // apart]
-            if _unlikely(int(shared[left, left + apart].sum()), len(left) * population, probability**2):
-                return True
-    return False
-
-
-def _unlikely(hits: int, trials: int, probability: float) -> bool:
-    """Whether so many hits or more are less likely than CHANCE in independent trials."""
-    return bool(stats.binom.sf(hits - 1, trials, min(probability, 1.0)) < CHANCE)
+"""CHANCE in standard deviations, for sums of very many."""
 
 
 # Noise --------------------------------------------------------------------------------------------------------------
@@ -138,13 +41,9 @@ def noises(plan: Plan, seed: int) -> list[str]:
 
 
 def _noises(plan: Plan, seed: int, noise_seed: int | None) -> list[str]:
-    draws = []
     rig, round = _nobody(plan, 1, NOISE_VALUES, seed, noise_seed)
-    start = _warmed_up(rig, round)
-    # Every round runs once more: one that was lost must not draw the same noise again.
-    for place, number in enumerate([*range(WARM_UP, WARM_UP + ROUNDS)] * 2):
-        draws.append(_whitened_noise(rig, round, start, place, number))
-    broken = []
+    broken: list[str] = []
+    draws = _of_chains(rig, round, broken) if plan.bands > 1 else _of_rounds(rig, round)
     if any(np.count_nonzero(draw) < 0.99 * len(draw) for draw in draws):
         broken.append("some values got no noise")
         return broken
@@ -157,7 +56,8 @@ def _noises(plan: Plan, seed: int, noise_seed: int | None) -> list[str]:
         for size in rig.sizes.values():
             parts = [draw[begin : begin + size] for draw in draws]
             # All together say it most sharply; one alone may be the only one that is wrong.
-            faults = [_of_another_law(part, law, "noise") for part in (np.concatenate(parts), *parts)]
+            chance = CHANCE * min(1.0, 2 * ROUNDS / len(parts))
+            faults = [_of_another_law(part, law, "noise", chance) for part in (np.concatenate(parts), *parts)]
             broken += next(filter(None, faults), [])
             begin += size
     elif law is not None:
@@ -169,10 +69,44 @@ def _noises(plan: Plan, seed: int, noise_seed: int | None) -> list[str]:
     return broken
 
 
+def _of_rounds(rig: Rig, round: OnlyRound) -> list[np.ndarray]:
+    """Whitened noise of rounds that each run twice: one that was lost must not draw the same noise again."""
+    start = _warmed_up(rig, round)
+    numbers = [*range(WARM_UP, WARM_UP + ROUNDS)] * 2
+    return [_whitened_noise(rig, round, start, place, number) for place, number in enumerate(numbers)]
+
+
+def _of_chains(rig: Rig, round: OnlyRound, broken: list[str]) -> list[np.ndarray]:
+    """What is fresh in the noise of two chains of rounds, each of which is resumed from its state halfway."""
+    nobody = np.empty(0, dtype=np.int64)
+    c, draws, rounds = rig.plan.noise_coefficients, [], ROUNDS + 2 * rig.plan.bands
+    for chain in range(2):
+        released = [_next_noise(rig, round, number) for number in range(rounds // 2)]
+        state = state_of(round)
+        round = rig.round(nobody, round.budget.ledger)
+        round.load_state(state)
+        released += [_next_noise(rig, round, number) for number in range(rounds // 2, rounds)]
+        draws += list(fresh(c, np.array(released)) / np.linalg.norm(c))
+        if chain == 0 and round.seeds.noise is not None:
+            whole = rig.round(nobody)
+            if not np.array_equal(released, [_next_noise(rig, whole, number) for number in range(rounds)]):
+                broken.append("a chain of noise that was resumed did not go on as one that was not")
+    return draws
+
+
+def _next_noise(rig: Rig, round: OnlyRound, number: int) -> np.ndarray:
+    """The whitened noise of a chain's next round, at a clip norm of its own."""
+    round.release.clip_norm = rig.plan.clip_norm * 4.0 ** (number % 3 - 1)
+    round.parameters[:] = 0  # which leaves float32 nothing to round but the noise
+    each = rig.units_of_noise(round)
+    noise: np.ndarray = rig.seen(round, number).sum / each
+    return noise
+
+
 def _nobody(plan: Plan, users: int, size: int, seed: int, noise_seed: int | None) -> tuple[Rig, OnlyRound]:
     """Rounds of so many users' plan, of which none is there."""
     sampled = CanaryUsers(np.ones(users, dtype=np.int64), np.zeros(users))
-    alone = dataclasses.replace(plan, sampling_probability=1.0).on(sampled)
+    alone = dataclasses.replace(plan, sampling_probability=in_every_turn(plan)).on(sampled)
     rig = without_gradients(alone, sampled, size, seed, noise_seed)
     return rig, rig.round(np.empty(0, dtype=np.int64))
 
@@ -189,9 +123,9 @@ def _whitened_noise(rig: Rig, round: OnlyRound, start: dict[str, np.ndarray], pl
     """The noise of a round over its clip norm and scales. The norm is another one in each place, as it may move."""
     moved = start[RELEASE + CLIP_NORM] * 4.0 ** (place % 3 - 1)
     round.load_state(start | {RELEASE + CLIP_NORM: moved})
-    clip = round.release.clip
-    scales = np.repeat([clip.scales.get(name, 1.0) for name in rig.sizes], list(rig.sizes.values()))
-    return rig.seen(round, number).sum / (clip.norm * scales)
+    each = rig.units_of_noise(round)
+    noise: np.ndarray = rig.seen(round, number).sum / each
+    return noise
 
 
 Law = Callable[[np.ndarray], np.ndarray]
@@ -219,15 +153,15 @@ def _law(plan: Plan, noise: Noise) -> Law | None:
     return normal
 
 
-def _of_another_law(values: np.ndarray, law: Law | None, what: str) -> list[str]:
-    """Independent values that are not of the law."""
+def _of_another_law(values: np.ndarray, law: Law | None, what: str, chance: float = CHANCE) -> list[str]:
+    """Independent values that are not of the law, where that is less likely than the chance."""
     if law is None:
         return []
     normal = stats.norm.ppf(law(values))
     energy = np.mean(normal**2)
     if not abs(energy - 1) <= DEVIATIONS * np.sqrt(2 / len(normal)):
         return [f"{what} has {np.sqrt(energy):.3g} of the standard deviation that is accounted"]
-    if stats.kstest(normal, "norm").pvalue < CHANCE:
+    if stats.kstest(normal, "norm").pvalue < chance:
         return [f"{what} is not of the law that is accounted"]
     return []
 
@@ -243,13 +177,16 @@ def counts(plan: Plan, seed: int) -> list[str]:
     rule = plan.clip_rule
     assert rule is not None
     group = min(plan.group_size, MOST_ROWS)
-    users = max(64, round(40 * rule.count_std))
+    users = max(64, round(40 * rule.count_std)) * plan.sampling.separation
     tokens = np.zeros(users * group)
     tokens[:group] = 1
     updates = np.zeros((2, 2), dtype=np.float32)
     updates[1] = FAR * plan.clip_norm
     owners = CanaryUsers(np.full(users, group), tokens)
-    examined = dataclasses.replace(plan, group_size=group, sampling_probability=1.0).on(owners)
+    # Whatever the sum's noise is correlated with, the count's is not: rounds may be looked at one by one.
+    alone = dataclasses.replace(plan, noise_coefficients=(1.0,), sampling_probability=in_every_turn(plan))
+    examined = dataclasses.replace(alone, group_size=group).on(owners)
+    turn = turns(examined, owners, seed)
     each = examined.units_per_user(group)
     broken: list[str] = []
     for noise_seed in (seed + 1, None):
@@ -268,9 +205,12 @@ def counts(plan: Plan, seed: int) -> list[str]:
         if noise_seed is None:
             continue
         for user in (0, 1):  # far beyond the clip, and within
-            there = rig.round(np.arange(each) + user * each)
-            there.load_state(start)
-            moved = abs(_count(examined, rig.seen(there, 0).clip_norm) - found[0])
+            there, without = rig.round(np.arange(each) + user * each), rig.round(np.empty(0, dtype=np.int64))
+            norms = []
+            for one in (there, without):
+                one.load_state(start)
+                norms.append(rig.seen(one, int(turn[user])).clip_norm)
+            moved = abs(_count(examined, norms[0]) - _count(examined, norms[1]))
             if not moved <= each / 2 + 1e-6:
                 broken.append(f"a user of {each} units moved the count by {moved:.3g}, not by {each / 2:.3g}")
     return broken

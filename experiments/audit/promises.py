@@ -5,24 +5,22 @@ with the noise known, and fail by chance less than once in a million.
 """
 
 import dataclasses
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.audit.canaries import CanaryUsers
+from experiments.audit.charges import charges
 from experiments.audit.contributions import contributions
-from experiments.audit.laws import counts, law_known, noises, samples
-from experiments.audit.rig import FAR, USERS, WARM_UP, Rig, without_gradients
-from fedsim.engine.messages import TrainRequest
+from experiments.audit.laws import counts, law_known, noises
+from experiments.audit.rig import FAR, USERS, WARM_UP, Rig
+from experiments.audit.samples import samples
+from experiments.audit.turns import in_every_turn
 from fedsim.errors import Failure, InvalidInput
 from fedsim.plan import Plan
-from fedsim.privacy.ledger import Ledger, read_entries
 from fedsim.release import Release
-from server.dispatch import Gathered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +53,15 @@ def promises(plan: Plan, seed: int) -> list[Promise]:
         seed: Seed of sampling and noise.
     """
     law = "of the law that is accounted" if law_known(plan) else "whose law the audit does not know"
+    apart = plan.sampling.separation
+    in_turn = f", and no user in two rounds less than {apart} apart" if apart > 1 else ""
+    again = ", and not again where a release is repeated" if plan.bands > 1 else ""
     checks: dict[str, Callable[[Plan, int], list[str]]] = {
         "a user puts in no more than clip and group size allow, if sampled, whoever else is there": contributions,
-        "units are sampled as often as accounted, anew in every round and whenever one runs again": samples,
+        f"units are sampled as often as accounted, anew in every round and whenever one runs again{in_turn}": samples,
         f"every sum gets noise of its own, {law}": noises,
         "what a round does depends on earlier ones through what they released alone": states,
-        "a round is charged, on disk, before anybody is asked": charges,
+        f"a round is charged, on disk, before anybody is asked{again}": charges,
     }
     if plan.clip_rule is not None:
         checks["the count that moves the clip norm is of halves, and gets the noise that is accounted"] = counts
@@ -78,7 +79,7 @@ def _faults(check: Callable[[Plan, int], list[str]], plan: Plan, seed: int) -> t
 def states(plan: Plan, seed: int) -> list[str]:
     """A mechanism that learns only what was released knows as much as the round's own, clip norm apart."""
     users = CanaryUsers(np.ones(USERS, dtype=np.int64), np.arange(USERS))
-    examined = dataclasses.replace(plan, sampling_probability=0.5).on(users)
+    examined = dataclasses.replace(plan, sampling_probability=in_every_turn(plan) / 2).on(users)
     updates = (FAR * plan.clip_norm * np.eye(USERS)).astype(np.float32)
     rig = Rig(examined, users, updates, sampling_seed=seed, noise_seed=seed + 1)
     round, outsider = rig.round(), Release(examined, rig.sizes, seed + 1)
@@ -97,27 +98,3 @@ def states(plan: Plan, seed: int) -> list[str]:
 
 def _size(values: np.ndarray) -> float:
     return float(np.abs(values).max(initial=0.0))
-
-
-def charges(plan: Plan, seed: int) -> list[str]:
-    """What the ledger on disk holds at the moment when workers are asked; one round is lost and runs again."""
-    users = CanaryUsers(np.ones(2, dtype=np.int64), np.zeros(2))
-    examined = dataclasses.replace(plan.on(users), sampling_probability=1.0)
-    rig = without_gradients(examined, users, 2, seed, seed + 1)
-    broken: list[str] = []
-    begun: list[int] = []
-    with tempfile.TemporaryDirectory() as folder, Ledger.open(Path(folder) / "ledger.jsonl") as ledger:
-        round, gather = rig.round(charges=ledger), rig.gather
-
-        def asked(request: TrainRequest, costs: np.ndarray, **following: Any) -> Gathered:
-            entries = read_entries(ledger.path)
-            if [entry.round for entry in entries] != begun:
-                broken.append("a round was asked for without being charged")
-            if any(entry.event != rig.plan.step_event() for entry in entries):
-                broken.append("a round was charged as something else than the plan's step")
-            return gather(request, costs, **following)
-
-        for number in (0, 1, 1):
-            begun.append(number)
-            round.run(number, asked)
-    return broken

@@ -4,6 +4,7 @@ Users' updates are prescribed; sampling, contribution bounding, clipping, summin
 optimizer are the code that trains. What an adversary sees of a round is what it does to the parameters.
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from fedsim.engine.local import LocalGrid
 from fedsim.plan import Plan
 from fedsim.privacy.events import Composed, Event
 from fedsim.privacy.ledger import MODEL_UPDATE, LedgerEntry, merged
-from fedsim.release import Release
+from fedsim.release import Release, ReleaseLog
 from server.dispatch import Dispatcher
 from server.identity import Seeds
 from server.optimizer import ServerOptimizer
@@ -139,26 +140,45 @@ class Rig:
         self._seeds = Seeds(sampling=sampling_seed, noise=noise_seed)
         self._exact = exact
 
-    def round(self, present: np.ndarray | None = None, charges: Charges | None = None) -> OnlyRound:
+    def round(
+        self,
+        present: np.ndarray | None = None,
+        charges: Charges | None = None,
+        *,
+        log: ReleaseLog | None = None,
+        other_noise: int = 0,
+    ) -> OnlyRound:
         """The plan's round, from parameters of zero, stepping by the released mean itself.
 
         Args:
             present: The units that are there; None for all.
             charges: Where rounds are charged.
+            log: Where releases with correlated noise are kept; where there is none, one that runs again, in order
+                from round 0, draws sample and noise anew.
+            other_noise: Added to the seed of the noise.
         """
+        seeds = self._seeds
+        if seeds.noise is not None:
+            seeds = dataclasses.replace(seeds, noise=seeds.noise + other_noise)
         parameters = np.zeros(sum(self.sizes.values()), dtype=np.float32)
         step = OptimizerConfig(name="sgd", learning_rate=1.0)
         made = OnlyRound(
             self.plan,
             self.users,
-            self._seeds,
+            seeds,
             Budget(self.plan, Listed() if charges is None else charges, np.inf),
-            Release(self.plan, self.sizes, self._seeds.noise),
+            Release(self.plan, self.sizes, seeds.noise, exact=self._exact),
             ServerOptimizer(parameters, step, self.plan.steps),
             exact=self._exact,
+            log=log,
         )
         made.present = present
         return made
+
+    def units_of_noise(self, round: Round) -> np.ndarray:
+        """Clip norm times scale of each value in the coming round, float64 [P]: a sum over this is whitened."""
+        clip = round.release.clip
+        return clip.norm * np.repeat([clip.scales.get(name, 1.0) for name in self.sizes], list(self.sizes.values()))
 
     def seen(self, round: Round, number: int) -> Seen:
         """What one more round shows."""

@@ -218,11 +218,10 @@ def merged(events: Iterable[Event]) -> Composed:
                 blocks.add(part)
             else:
                 counts[part] += count
-    together = [
-        event if isinstance(event, OneOf) and count == 1 else Repeated(event=event, count=count)
-        for event, count in counts.items()
-        if count
-    ]
+    together: list[Event] = []
+    for event, count in counts.items():
+        # Equal alternatives stay apart: a user may be in another of them each time.
+        together += [event] * count if isinstance(event, OneOf) else [Repeated(event=event, count=count)] * (count > 0)
     apart = [OneOf(events=tuple(_composed(group) for group in parts.values())) for parts in groups.values()]
     return Composed(events=(*together, *apart))
 

@@ -51,7 +51,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         Poisson,
         "draw",
-        lambda self, population, *rest: np.union1d(draw(self, population, *rest), [population.size - 1]),
+        lambda self, units, *rest: np.union1d(draw(self, units, *rest), [units.size - 1]),
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 
 ELS = ("--plan.algorithm", "els")
 QUANTILE = ("--plan.clip-quantile", "0.5")
+BANDS = ("--plan.bands", "3")
 
 
 def mechanism(name: str) -> tuple[str, str]:
@@ -26,21 +27,25 @@ class Build:
         break_it: Replaces the project's code.
         found: What the audit says of it: words of a promise's fault, or the name of an attack.
         options: The plan, beside what all share.
+        attacked: Whether attacks are tried too; where a promise tells, they take time and say nothing more.
     """
 
     break_it: Callable[[pytest.MonkeyPatch], None]
     found: str
     options: tuple[str, ...] = ()
+    attacked: bool = True
 
 
 BROKEN: dict[str, Build] = {}
 """The builds by name."""
 
 
-def build(name: str, found: str, *options: str) -> Callable[[Callable[[pytest.MonkeyPatch], None]], None]:
+def build(
+    name: str, found: str, *options: str, attacked: bool = True
+) -> Callable[[Callable[[pytest.MonkeyPatch], None]], None]:
     """Register a function that breaks the project."""
 
     def register(break_it: Callable[[pytest.MonkeyPatch], None]) -> None:
-        BROKEN[name] = Build(break_it=break_it, found=found, options=options)
+        BROKEN[name] = Build(break_it=break_it, found=found, options=options, attacked=attacked)
 
     return register

@@ -19,7 +19,9 @@ from experiments.audit.attacks import (
     worst_canary,
 )
 from experiments.audit.canaries import CanaryUsers
+from experiments.audit.chains import fresh, one_turn, over_turns
 from experiments.audit.rig import Rig, state_of
+from experiments.audit.turns import turns
 from fedsim.clip import Clip
 from fedsim.config import PlanConfig
 from fedsim.plan import ElsPlan, Plan, UlsPlan
@@ -27,6 +29,7 @@ from fedsim.planner import UserSizes
 from fedsim.privacy.audit.claim import epsilon_free
 from fedsim.privacy.audit.rates import attack_rates
 from fedsim.privacy.mechanisms import GaussianNoise, RandomisedLaplace
+from fedsim.privacy.mechanisms.banded.filter import FloatFilter
 from fedsim.privacy.mechanisms.laplace.mechanism import LaplaceNoise
 from fedsim.privacy.mechanisms.laplace.scalar import privacy_loss, pure_epsilon, sample_noise
 
@@ -161,3 +164,86 @@ def test_the_scalar_laplace_claim_on_an_l2_clip_is_contradicted(monkeypatch: pyt
     claimed = pure_epsilon(law)
     assert claimed < 1.1
     assert epsilon_free(rates, 0.0) > claimed
+
+
+def in_bands(algorithm: str, **changes: Any) -> Plan:
+    options = {"gradients_per_round": 20, "rounds": 6, "bands": "3", "algorithm": algorithm}
+    return planned(**options | changes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"mechanism": "matrix-noise", "clip_quantile": 0.5}])
+@pytest.mark.parametrize("algorithm", ["uls", "els"])
+def test_a_chain_shows_one_turn_at_exactly_its_noise(algorithm: str, changes: dict[str, Any]) -> None:
+    plan = always_sampled(in_bands(algorithm, **changes))
+    assert plan.step_event().sampling_probability == 1.0  # type: ignore[attr-defined]
+    canary, direction = worst_canary(plan)
+    users = users_of(plan, np.array([CANARY]))
+    rig = Rig(plan, users, np.stack([0 * canary, canary]), sampling_seed=1, noise_seed=2)
+    turn = int(turns(plan, users, 1)[0])
+    inside, outside = rig.round(units_of(plan, np.array([0]))), rig.round(np.empty(0, dtype=np.int64))
+    each, start, found = rig.units_of_noise(outside), state_of(outside), []
+    for _ in range(60):
+        for round in (inside, outside):
+            round.load_state(start)
+        there, gone = one_turn(rig, inside, turn), one_turn(rig, outside, turn)
+        # All of the canary is in what is looked at, and nothing of it is left out.
+        shift = of_the_sum(plan, there, direction) - of_the_sum(plan, gone, direction)
+        assert shift == pytest.approx(plan.units_per_user(3) * plan.clip_norm, rel=1e-3)
+        if plan.clip_rule is not None:
+            counted = of_the_count(plan, there, direction) - of_the_count(plan, gone, direction)
+            assert counted == pytest.approx(plan.units_per_user(3) / 2, abs=1e-6)
+        found.append(gone.sum / each)
+    values = np.array(found)
+    assert values.std() == pytest.approx(plan.sum_noise_multiplier, rel=5 / np.sqrt(2 * values.size))
+    assert len(np.unique(values)) == values.size  # each chain has noise of its own
+    nobody = np.empty(0, dtype=np.int64)
+    other = one_turn(rig, rig.round(nobody, other_noise=1), turn)
+    assert not np.isin(other.sum / each, values).any()
+    # The likelihood ratio's statistic, from dense matrices.
+    round, released = rig.round(nobody), []
+    for number in range(turn + plan.bands):
+        round.release.clip_norm = plan.clip_norm
+        released.append(rig.seen(round, number).sum / each)
+    c = np.array(plan.noise_coefficients)
+    dense = sum(value * np.eye(len(released), k=-lag) for lag, value in enumerate(c))
+    expected = dense[:, turn] @ dense @ np.array(released) / (c @ c)
+    np.testing.assert_allclose(one_turn(rig, rig.round(nobody), turn).sum / each, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("bands", [1, 2, 3])
+def test_what_is_seen_of_a_chain_is_what_dense_matrices_make_of_it(bands: int) -> None:
+    generator = np.random.default_rng(3)
+    c, rounds, apart = [1.0, 0.5, -0.25][:bands], 11, 3
+    released, turn = generator.standard_normal((rounds, 6)), np.array([0, 1, 2, 0, 1, 2])
+    dense = sum(value * np.eye(rounds, k=-lag) for lag, value in enumerate(c))
+    np.testing.assert_allclose(fresh(c, released), dense @ released)
+    own = np.arange(rounds)[:, None] % apart == turn
+    expected = (own * (dense.T @ dense @ released)).sum(axis=0)
+    np.testing.assert_allclose(over_turns(c, apart, turn, released), expected)
+
+
+@pytest.mark.parametrize("algorithm", ["uls", "els"])
+def test_canaries_of_one_run_are_seen_in_their_turns(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FloatFilter, "add", lambda self, part, drawn, std: None)
+    plan = in_bands(algorithm)
+    plan = dataclasses.replace(plan, sampling_probability=always_sampled(plan).sampling_probability, steps=7)
+    coins = np.random.default_rng(0).random(40) < 0.5
+    users = users_of(plan, np.arange(40))
+    turn = turns(plan, users, 1)
+    assert set(turn) == {0, 1, 2}
+    c = np.array(plan.noise_coefficients)
+    # Of the last two rounds of all, fewer rows tell.
+    seen = np.array([sum((c[: 7 - t] ** 2).sum() for t in range(first, 7, 3)) for first in turn])
+    scores = one_run_scores(plan, coins, 1) / plan.units_per_user(3)
+    np.testing.assert_allclose(scores, np.where(coins, seen, 0.0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_user_of_several_examples_has_one_turn() -> None:
+    plan = in_bands("els", group_size=3)
+    users = users_of(plan, np.arange(4))
+    assert plan.units_per_user(3) == 3
+    everybody = dataclasses.replace(plan, sampling_probability=always_sampled(plan).sampling_probability)
+    for round, units in enumerate(everybody.sample(t, 9, population=plan.population_of(users, 9)) for t in range(6)):
+        owners = np.unique(units // 3)
+        assert len(units) == 3 * len(owners)
+        assert (turns(plan, users, 9)[owners] == round % 3).all()

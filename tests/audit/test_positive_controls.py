@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
-import broken_contributions  # noqa: F401 - its builds register themselves
+import broken_chains  # noqa: F401 - its builds register themselves
+import broken_contributions  # noqa: F401
 import broken_releases  # noqa: F401
 import pytest
-from builds import BROKEN, ELS, QUANTILE
+from builds import BANDS, BROKEN, ELS, QUANTILE, mechanism
 
+import experiments.audit.command
 from experiments.run import main
 
 SMALL = (
@@ -30,13 +32,22 @@ def test_a_broken_build_is_caught_for_what_it_breaks(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     BROKEN[name].break_it(monkeypatch)
+    if not BROKEN[name].attacked:
+        monkeypatch.setattr(experiments.audit.command, "attacks", lambda *_, **__: [])
     code, found = audited(tmp_path / "audit.json", 1, BROKEN[name].options)
     assert (code, BROKEN[name].found in found) == (1, True), found
 
 
 CORRECT = [(options, 1) for options in sorted({broken.options for broken in BROKEN.values()})]
+OTHERS = [
+    ((), 2),
+    ((), 3),
+    ((*ELS, *QUANTILE), 4),
+    ((*BANDS, *QUANTILE, *mechanism("layer-noise")), 5),
+    ((*ELS, *BANDS, *QUANTILE), 6),
+]
 
 
-@pytest.mark.parametrize(("options", "seed"), [*CORRECT, ((), 2), ((), 3), ((*ELS, *QUANTILE), 4)])
+@pytest.mark.parametrize(("options", "seed"), [*CORRECT, *OTHERS])
 def test_the_correct_build_passes(options: tuple[str, ...], seed: int, tmp_path: Path) -> None:
     assert audited(tmp_path / "audit.json", seed, options) == (0, "")

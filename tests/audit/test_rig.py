@@ -18,6 +18,7 @@ from fedsim.data.config import DataConfig
 from fedsim.models.config import ModelConfig, SmallModelConfig
 from fedsim.plan import ElsPlan, Plan, UlsPlan, UserSizes
 from fedsim.resources import open_resources
+from fedsim.sampling import CyclicPoisson
 
 PLAN = UlsPlan(
     num_users=3, sampling_probability=1.0, group_size=1, clip_norm=1.0, noise_multiplier=0.0, steps=2, delta=1e-5
@@ -56,6 +57,12 @@ SMALLEST: list[Plan] = [
         steps=2,
         delta=1e-5,
     ),
+]
+SMALLEST += [
+    dataclasses.replace(
+        plan, sampling=CyclicPoisson(groups=2), sampling_probability=0.5, noise_coefficients=(1.0, 0.5)[:bands]
+    )
+    for plan, bands in zip(SMALLEST, (2, 1), strict=True)
 ]
 
 
