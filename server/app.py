@@ -149,6 +149,7 @@ def _job(
     layout = ParameterLayout.of(resources.loaded.model)
     seeds = Seeds.read(folder.secret)
     parameters = layout.flatten(resources.loaded.model).cpu().numpy()
+    optimizer = config.optimizer_for(plan, UserSizes.of_users(resources.store.split("train")))
     roster = Roster(grid, config.engine.start_seconds)
     every, engine, measure = config.checkpoint, config.engine, config.evaluation
     log = ReleaseLog(folder.releases, keeps=every.rounds > 0 or every.minutes > 0)
@@ -159,7 +160,7 @@ def _job(
             seeds,
             Budget(plan, ledger, config.plan.epsilon),
             Release(plan, layout.sizes, seeds.noise, exact=engine.exact),
-            ServerOptimizer(parameters, config.optimizer, plan.steps),
+            ServerOptimizer(parameters, optimizer, plan.steps),
             exact=engine.exact,
             row_tokens=config.data.sequence_length,
             inputs=resources.inputs,

@@ -11,7 +11,7 @@ from fedsim.errors import InvalidInput
 from fedsim.plan import Plan, UserSizes, plan_from_json
 from fedsim.plan.bands import AUTO, best, candidates_for, forecasts_for, in_words
 from fedsim.privacy.events import PoissonSubsampledGaussian, Repeated
-from fedsim.privacy.mechanisms.banded.workload import Workload
+from fedsim.privacy.mechanisms.banded.workload import Workload, release_noise
 from fedsim.sampling import CyclicPoisson, Poisson
 
 SIZES = UserSizes.of_quantiles(3000, {0.5: 4})
@@ -117,3 +117,20 @@ def test_forecasts_are_relative_to_independent_noise_at_the_same_epsilon() -> No
     assert four.noise_multiplier == planned(bands="4").noise_multiplier
     assert four.ratio == pytest.approx(four.error / alone.error)
     assert four.release_ratio > four.noise_multiplier / alone.noise_multiplier
+
+
+def test_adams_steps_keep_their_size_with_correlated_noise() -> None:
+    run = RunConfig(plan=PlanConfig(**SMALL, bands="auto"), optimizer=OptimizerConfig(learning_rate=2e-3))
+    plan = run.plan_for(SIZES)
+    (larger,) = (one.release_ratio for one in run.bands_forecasts(SIZES) if one.bands == plan.bands)
+    assert larger > 1.2
+    assert run.optimizer_for(plan, SIZES) == dataclasses.replace(run.optimizer, learning_rate=2e-3 * larger)
+    # What is released in a round is as much larger as that, beside independent noise.
+    alone = planned()
+    single = plan.noise_multiplier * release_noise(plan.noise_coefficients, plan.steps)
+    assert single / alone.noise_multiplier == pytest.approx(larger, rel=0.01)
+    sgd = dataclasses.replace(run, optimizer=OptimizerConfig(name="sgd"))
+    assert sgd.optimizer_for(plan, SIZES) == sgd.optimizer
+    assert run.optimizer_for(alone, SIZES) == run.optimizer
+    given = dataclasses.replace(run, plan=PlanConfig(**SMALL, bands="4", noise_multiplier=1.0))
+    assert given.optimizer_for(given.plan_for(SIZES), SIZES) == given.optimizer

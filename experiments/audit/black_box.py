@@ -18,7 +18,7 @@ from fedsim.config import RunConfig
 from fedsim.engine.local import LocalGrid
 from fedsim.gradients import ParameterLayout
 from fedsim.models.evaluate import evaluate_rows
-from fedsim.plan import Plan
+from fedsim.plan import Plan, UserSizes
 from fedsim.privacy.audit.claim import epsilon_free
 from fedsim.privacy.audit.membership import AttackArea, attack_area
 from fedsim.privacy.audit.rates import attack_rates
@@ -144,13 +144,14 @@ def _train(config: RunConfig, plan: Plan, resources: Resources, copies: np.ndarr
     grown = plan.on(users)
     worker = Worker(model, resources.loaded.objective, users, Computing.of(config))
     parameters = np.array(layout.flatten(model).cpu(), dtype=np.float32)
+    optimizer = config.optimizer_for(plan, UserSizes.of_users(store.split("train")))
     round = Round(
         grown,
         users,
         Seeds(sampling=seed, noise=seed + 1),
         Budget(grown, Listed(), np.inf),
         Release(grown, layout.sizes, seed + 1, exact=config.engine.exact),
-        ServerOptimizer(parameters, config.optimizer, grown.steps),
+        ServerOptimizer(parameters, optimizer, grown.steps),
         exact=config.engine.exact,
         row_tokens=config.data.sequence_length,
     )

@@ -28,7 +28,8 @@ class OptimizerConfig:
     name: Literal["sgd", "momentum", "adam"] = "adam"
     """The update rule."""
     learning_rate: float = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate. Where noise is correlated over rounds (--plan.bands), Adam's is multiplied by how much more
+    noise a single release then carries, which Adam divides by: its steps keep their size."""
     schedule: Schedule = "constant"
     """How the learning rate falls to zero after the warm-up, over the rounds; constant does not fall."""
     warmup_rounds: int = 0
@@ -234,6 +235,23 @@ class RunConfig:
     def bands_forecasts(self, sizes: UserSizes) -> tuple[BandsForecast, ...]:
         """What bands of noise promise on users of these sizes, at this run's ε; nothing where none were asked for."""
         return self.plan.forecasts(self.plan.draft(sizes), self.optimizer.workload(self.plan.rounds))
+
+    def optimizer_for(self, plan: Plan, sizes: UserSizes) -> OptimizerConfig:
+        """The optimizer of this run, at the learning rate that its steps keep their size with.
+
+        Adam divides by the size of single releases, which correlated noise makes larger the more of it cancels in
+        sums. Its learning rate is multiplied by as much; it stays where the noise multiplier was given, and so nothing
+        was predicted.
+
+        Args:
+            plan: The run's plan.
+            sizes: The users.
+        """
+        if self.optimizer.name != "adam" or plan.bands == 1:
+            return self.optimizer
+        larger = [one.release_ratio for one in self.bands_forecasts(sizes) if one.bands == plan.bands]
+        rate = self.optimizer.learning_rate * (larger[0] if larger else 1.0)
+        return dataclasses.replace(self.optimizer, learning_rate=rate)
 
     @property
     def writes_training_metrics(self) -> bool:

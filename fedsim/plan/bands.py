@@ -114,8 +114,8 @@ def in_words(found: Sequence[BandsForecast], used: int, optimizer: str, rounds: 
     words = f"{each}: noise is correlated over {used} rounds, which promises {chosen.ratio:.2f} times as much."
     if optimizer == "adam":
         words += (
-            f" A single release carries {chosen.release_ratio:.1f} times as much, and Adam divides by that: a "
-            "learning rate that was best with independent noise is too small."
+            f" A single release carries {chosen.release_ratio:.2f} times as much, and Adam divides by that: its "
+            "learning rate is multiplied by as much, so that its steps keep their size."
         )
     return words
 
