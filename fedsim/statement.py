@@ -28,7 +28,6 @@ from fedsim.privacy.events import (
 )
 from fedsim.privacy.ledger import merged
 from fedsim.privacy.mechanisms import MECHANISMS, Noise, Sizes
-from fedsim.privacy.mechanisms.banded.mechanism import correlation_in_words
 from fedsim.sampling import SAMPLINGS
 from fedsim.validation import require_at_least
 
@@ -59,6 +58,15 @@ FLOATING = (
 PSEUDO_RANDOM_SAMPLING = (
     "Who takes part is drawn by Philox, which is no cryptographic generator, under a key of 128 bits: that "
     "nobody predicts it, on which amplification by sampling rests, is assumed."
+)
+KNOWN_SAMPLING = (
+    "The sampling seed was fixed in the configuration: from whoever knows it the sampling hides nobody, and ε is "
+    "larger."
+)
+KNOWN_TURNS = (
+    "The sampling seed was fixed in the configuration, and turns and examples are drawn by users' places in the data "
+    "set: from whoever knows it ε hides what a user's data is, but not that a user was added before others, which "
+    "moves their places."
 )
 NoiseOrigin = Literal["statistical", "statistical-exact", "secure", "secure-exact"]
 NOT_COVERED_BY_ORIGIN: Mapping[NoiseOrigin, tuple[str, ...]] = {
@@ -132,8 +140,8 @@ class PrivacyStatement:
         """What is added to the sum, in words, and what else is released."""
         words = self._noise.in_words(self._clip)
         rule = self.plan.clip_rule
-        if self.plan.bands > 1 and self.plan.noise_multiplier > 0:
-            words += correlation_in_words(self.plan.noise_coefficients)
+        if (correlation := self.plan.correlation) is not None and self.plan.noise_multiplier > 0:
+            words += correlation.in_words()
         if rule is None:
             return words
         moves = rule.in_words(self.plan.clip_norm, private=self.plan.noise_multiplier > 0)
@@ -183,7 +191,8 @@ class PrivacyStatement:
         upper, lower = shown_above(self.epsilon.upper), shown_below(self.epsilon.lower)
         # Whoever does not know a user's group knows less than the pair of one group tells.
         grouped = any(isinstance(part, OneOf) for part in self.event.events)
-        tight = not grouped and all(event.tight for event in flatten(self.event))
+        # Nor do turns of a run that ended early release all that buffers charge them as.
+        tight = not grouped and not self.plan.noise_buffers and all(event.tight for event in flatten(self.event))
         exact = f"the exact value for this mechanism is{'' if tight else ', as far as it is accounted for here,'}"
         return (
             f"The models of this run alone are user-level differentially private with ε = {upper}, δ = {plan.delta:g}"
@@ -219,6 +228,7 @@ class PrivacyStatement:
             "mechanism_name": MECHANISMS.name_of(type(plan.mechanism)),
             "noise_multiplier": plan.noise_multiplier,
             "noise_coefficients": list(plan.noise_coefficients),
+            "noise_buffers": [list(pair) for pair in plan.noise_buffers],
             "steps": self.steps,
             "post_processing": list(self.post_processing),
             "not_covered": list(self.not_covered),
@@ -288,7 +298,11 @@ def privacy_statement(
         not_covered=(
             *_of_this_run(plan, seeds_given),
             *ALWAYS_NOT_COVERED,
-            *NOT_COVERED_BY_ORIGIN[noise_origin],
+            *(
+                sentence
+                for sentence in NOT_COVERED_BY_ORIGIN[noise_origin]
+                if plan.sampling.amplifies or sentence is not PSEUDO_RANDOM_SAMPLING
+            ),
         ),
         versions=versions,
         ledger=ledger,
@@ -309,10 +323,7 @@ def _of_this_run(plan: Plan, seeds_given: tuple[str, ...]) -> list[str]:
             "whoever knows it can subtract the noise, so these models must not be released.",
         )
     if "sampling" in seeds_given:
-        sentences.append(
-            "The sampling seed was fixed in the configuration: from whoever knows it the sampling hides nobody, and ε "
-            "is larger."
-        )
+        sentences.append(KNOWN_SAMPLING if plan.sampling.amplifies else KNOWN_TURNS)
     return sentences
 
 

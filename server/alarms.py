@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from fedsim.plan import Plan
-from fedsim.privacy.mechanisms.banded.workload import summed_noise
 
 log = logging.getLogger(__name__)
 
@@ -121,8 +120,9 @@ def noise_to_signal(plan: Plan, size: int) -> float:
     """
     if plan.mechanism.norm_order != 2:
         return 0.0
-    summed = plan.sum_noise_multiplier * summed_noise(plan.noise_coefficients, plan.steps) * math.sqrt(size)
-    return summed / (plan.normaliser * plan.steps)
+    correlation = plan.correlation
+    summed = math.sqrt(plan.steps) if correlation is None else correlation.summed_noise(plan.steps)
+    return plan.sum_noise_multiplier * summed * math.sqrt(size) / (plan.normaliser * plan.steps)
 
 
 def as_json(alarms: Alarms) -> list[dict[str, Any]]:

@@ -239,7 +239,7 @@ def _resumed(folder: RunFolder, config: RunConfig, resources: Resources) -> tupl
 def _predicted_noise(folder: RunFolder, plan: Plan) -> dict[str, Any]:
     """What correlating noise promised, for the summary: in words, and as a ratio to independent noise."""
     if not folder.bands.exists():
-        return {"predicted_noise_ratio": 1.0 if plan.bands == 1 else None}
+        return {"predicted_noise_ratio": 1.0 if plan.correlation is None else None}
     promised = json.loads(folder.bands.read_text(encoding="utf-8"))
     ratios = {one["bands"]: float(one["ratio"]) for one in promised["forecasts"]}
     return {"predicted_noise_ratio": ratios[plan.bands], "bands_in_words": promised["in_words"]}
@@ -254,6 +254,7 @@ def summarise(plan: Plan, config: RunConfig, outcome: Outcome, seconds: float) -
         "delta": plan.delta,
         "noise_multiplier": plan.noise_multiplier,
         "bands": plan.bands,
+        "buffers": len(plan.noise_buffers),
         "clip_norm": plan.clip_norm,
         "group_size": plan.group_size,
         "units_per_round": plan.normaliser,

@@ -139,12 +139,16 @@ def test_units_are_sampled_as_stated(name: str) -> None:
     words = stated(plan, steps=0).to_json()["sampling"]["in_words"]
     if "random-allocation" in name:
         probability = 1 / numbers_after("exactly one of every # steps", words)[0]
+    elif not plan.sampling.amplifies:
+        probability = 1 / numbers_after("every user is in one of # groups", words)[0]
     else:
         (probability,) = numbers_after("independently with probability #", words)
-    assert ("each user joins" in words) == plan.redraws
+    of_users = "each user joins" if plan.sampling.amplifies else "in its group's turn every user takes part"
+    assert (of_users in words) == plan.redraws
     joined = np.zeros(plan.population)
+    population = plan.population_of(CanaryUsers(np.full(40, 2), np.zeros(80)), 5)
     for number in range(400):
-        joined[plan.sample(number, 5)] += 1
+        joined[plan.sample(number, 5, population=population)] += 1
     assert joined.mean() / 400 == pytest.approx(probability, rel=0.05)
     assert joined.max() < 400 * probability + 7 * math.sqrt(400 * probability)
 

@@ -1,11 +1,11 @@
 """`account --bands`: what noise correlated over rounds costs, and how much of it is left in sums of releases."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from fedsim.errors import InvalidInput
-from fedsim.plan.bands import AUTO, BandsForecast, best, candidates_for, forecasts
+from fedsim.plan.bands import AUTO, BandsForecast, best, forecasts
 from fedsim.privacy.events import Adjacency, Event
 from fedsim.privacy.mechanisms.banded.workload import Workload
 
@@ -13,11 +13,21 @@ ROUGH = 0.01
 """Relative tolerance on ε where numbers of bands are compared."""
 
 
-def bands_from(text: str, probability: float, steps: int) -> int | Literal["auto"]:
+def most_bands(probability: float) -> int:
+    """As many groups of users as suffice for rounds that take a unit with this probability on average."""
+    return math.floor(1 / probability * (1 + 1e-12))
+
+
+def bands_from(text: str, most: int, steps: int) -> int | Literal["auto"]:
     """A number of bands, or AUTO.
 
+    Args:
+        text: What was asked for.
+        most: Groups of users that take turns, or that there are users for.
+        steps: T.
+
     Raises:
-        InvalidInput: For anything else, or more bands than there are steps or users for.
+        InvalidInput: For anything else, or more bands than there are steps or groups for.
     """
     if text == AUTO:
         return AUTO
@@ -26,17 +36,15 @@ def bands_from(text: str, probability: float, steps: int) -> int | Literal["auto
     bands = int(text)
     if bands > steps:
         raise InvalidInput("bands", bands, f"at most the {steps} steps there are")
-    if bands * probability > 1 + 1e-12:
-        most = math.floor(1 / probability * (1 + 1e-12))
-        raise InvalidInput(
-            "bands", bands, f"at most {most}, one over the sampling probability", "A round takes users of one group."
-        )
+    if bands > most:
+        allowed = f"at most {most}: one over the sampling probability, or --groups with --sampling none"
+        raise InvalidInput("bands", bands, allowed, "A round takes users of one group.")
     return bands
 
 
 def least_noise(
     make_event: Callable[[int, float], Event],
-    probability: float,
+    candidates: Sequence[int],
     steps: int,
     *,
     epsilon: float,
@@ -46,14 +54,14 @@ def least_noise(
 
     Args:
         make_event: What all steps release, from bands and noise multiplier.
-        probability: Of a unit to join a step, on average.
+        candidates: Numbers of bands to look at.
         steps: T.
         epsilon, delta: The target.
     """
     return best(
         forecasts(
             make_event,
-            candidates_for(probability, steps),
+            candidates,
             Workload.prefix_sums(steps),
             epsilon=epsilon,
             delta=delta,

@@ -8,12 +8,12 @@ from json import dumps
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.account.bands import bands_from, least_noise, noise_left
-from experiments.account.words import as_row, dashed, finite, in_words, shown
+from experiments.account.bands import bands_from, least_noise, most_bands, noise_left
+from experiments.account.words import PARAMETERS, as_row, dashed, finite, in_words, shown
 from experiments.confirmation import confirm_folder
 from fedsim.errors import InvalidInput
 from fedsim.plan import ALGORITHMS, Algorithm
-from fedsim.plan.bands import AUTO
+from fedsim.plan.bands import AUTO, candidates_for, candidates_within
 from fedsim.privacy.accountant import epsilon_bounds
 from fedsim.privacy.bounds import Bounds
 from fedsim.privacy.calibration import (
@@ -78,9 +78,9 @@ class Account:
     group_size: int | None = None
     """Most examples of one user in the whole run (els). Does not matter to ε for uls."""
     sampling: Literal["poisson", "truncated-poisson", "fixed-size", "random-allocation", "none"] = "poisson"
-    """How units join a step: each independently (poisson), all of them always (none), or, for uls, each independently
-    up to a hard cap (truncated-poisson), a cohort of fixed size drawn without replacement (fixed-size), or each user
-    in exactly one step of every block of steps, drawn uniformly and kept secret (random-allocation)."""
+    """How units join a step: each independently (poisson), all of them always or in turn (none), or, for uls, each
+    independently up to a hard cap (truncated-poisson), a cohort of fixed size drawn without replacement (fixed-size),
+    or each user in exactly one step of every block of steps, drawn uniformly and kept secret (random-allocation)."""
     sampling_probability: float | None = None
     """poisson, truncated-poisson: probability with which a user (uls) or an example (els) joins a step."""
     cohort_size: int | None = None
@@ -91,9 +91,12 @@ class Account:
     """truncated-poisson: most users in a step; of more, so many are kept at random."""
     rounds_per_block: int | None = None
     """random-allocation: steps of a block; a last block that the steps do not fill costs as much as a whole one."""
+    groups: int = 1
+    """none: groups of users that take turns, everybody of a group in its turn."""
     bands: str | None = None
-    """poisson: correlate the noise over so many rounds, in which groups of users take turns; auto takes as many as
-    leave the least noise in prefix sums of the releases, and needs --target-epsilon."""
+    """Correlate the noise over so many rounds, in which groups of users take turns: as many groups as bands (poisson),
+    or those of --groups (none). auto takes as many as leave the least noise in prefix sums of the releases, and needs
+    --target-epsilon."""
     noise_multiplier: float | None = None
     """Noise standard deviation over the clip norm."""
     steps: int | None = None
@@ -175,14 +178,21 @@ class Account:
         require_at_least("steps", steps, 0)
         kind, names = STEPS[self.algorithm, self.sampling]
         values = {name: self._given(name) for name in names}
+        apart = self.groups
         if self.sampling == "random-allocation":
-            require_at_least("rounds_per_block", values["rounds_per_block"], 1)
-            steps = -(-steps // values["rounds_per_block"])  # A block that is begun costs as much as a whole one.
+            apart = values["rounds_per_block"]  # A block that is begun costs as much as a whole one.
+            require_at_least("rounds_per_block", apart, 1)
         if self.bands is not None:
-            bands = bands_from(self.bands, values["sampling_probability"], steps)
-            steps = -(-steps // int(bands))
-            values["sampling_probability"] = min(1.0, int(bands) * values["sampling_probability"])
+            bands = int(bands_from(self.bands, self._most_bands(), steps))
+            if "sampling_probability" in values:
+                apart = bands
+                values["sampling_probability"] = min(1.0, bands * values["sampling_probability"])
+        steps = -(-steps // apart)
         return releases(kind, steps, noise_multiplier=self._given("noise_multiplier"), **values)
+
+    def _most_bands(self) -> int:
+        """As many as there are groups, or users for so many."""
+        return self.groups if self.sampling == "none" else most_bands(self._given("sampling_probability"))
 
     def _banded_event(self, bands: int, noise_multiplier: float) -> Event:
         return dataclasses.replace(self, bands=str(bands), noise_multiplier=noise_multiplier).event()
@@ -191,14 +201,18 @@ class Account:
         """The plan with a number of bands in place of auto."""
         if self.bands is None:
             return self
-        probability, steps = self._given("sampling_probability"), self._given("steps")
-        if bands_from(self.bands, probability, steps) != AUTO:
+        steps = self._given("steps")
+        if bands_from(self.bands, self._most_bands(), steps) != AUTO:
             return self
         if calibrated != "noise_multiplier":
             hint = "Or say how many bands."
             raise InvalidInput("bands", AUTO, "given with --target-epsilon and without --noise-multiplier", hint)
+        if self.sampling == "none":
+            candidates = candidates_within(self.groups, steps)
+        else:
+            candidates = candidates_for(self._given("sampling_probability"), steps)
         found = least_noise(
-            self._banded_event, probability, steps, epsilon=self.target_epsilon or 0.0, delta=self.delta
+            self._banded_event, candidates, steps, epsilon=self.target_epsilon or 0.0, delta=self.delta
         )
         return dataclasses.replace(self, bands=str(found.bands))
 
@@ -230,7 +244,8 @@ class Account:
 
     def _needed(self) -> list[str]:
         """The options that the plan is made of."""
-        return ["noise_multiplier", "steps", *STEPS[self.algorithm, self.sampling][1]]
+        turns = ["groups"] if self.sampling == "none" else []
+        return ["noise_multiplier", "steps", *STEPS[self.algorithm, self.sampling][1], *turns]
 
     def _left_out(self) -> str | None:
         """The one option to calibrate."""
@@ -273,26 +288,17 @@ class Account:
         if (self.algorithm, self.sampling) not in STEPS:
             allowed = " or ".join(sampling for algorithm, sampling in STEPS if algorithm == self.algorithm)
             raise InvalidInput("sampling", self.sampling, f"{allowed} for {self.algorithm}")
-        if self.bands is not None:
-            if self.sampling != "poisson" or self.ledger is not None:
-                raise InvalidInput("bands", self.bands, "used with --sampling poisson, and without --ledger")
-            if Adjacency(self.adjacency) is Adjacency.REPLACE_ONE_USER:
-                hint = "Who takes a user's place may be of another group of users."
-                raise InvalidInput("adjacency", self.adjacency, "add-or-remove-one-user with --bands", hint)
-        plan_options = (
-            "group_size",
-            "sampling_probability",
-            "cohort_size",
-            "population_size",
-            "rounds_per_block",
-            "most_units",
-            "noise_multiplier",
-            "steps",
-        )
+        require_at_least("groups", self.groups, 1)
+        if self.bands is not None and (self.sampling not in ("poisson", "none") or self.ledger is not None):
+            raise InvalidInput("bands", self.bands, "used with --sampling poisson or none, and without --ledger")
+        if Adjacency(self.adjacency) is Adjacency.REPLACE_ONE_USER and (self.bands is not None or self.groups > 1):
+            hint = "Who takes a user's place may be of another group of users."
+            beside = "--groups" if self.bands is None else "--bands"
+            raise InvalidInput("adjacency", self.adjacency, f"add-or-remove-one-user with {beside}", hint)
         used = [*self._needed(), "group_size"] if self.ledger is None else []
-        for name in plan_options:
+        for name in PARAMETERS:
             value = getattr(self, name)
-            if value is not None and name not in used:
+            if value != getattr(Account, name) and name not in used:
                 beside = f"--sampling {self.sampling}" if self.ledger is None else "--ledger"
                 raise InvalidInput(dashed(name), value, f"left out with {beside}")
         if self.ledger is None and self.modules:

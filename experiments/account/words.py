@@ -9,7 +9,7 @@ from fedsim.privacy.comparisons import Comparison
 
 PARAMETERS = (
     "noise_multiplier", "steps", "sampling_probability", "group_size", "cohort_size", "population_size", "most_units",
-    "rounds_per_block",
+    "rounds_per_block", "groups",
 )  # fmt: skip
 """Of a plan, in the order in which they are named."""
 

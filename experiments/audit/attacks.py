@@ -34,7 +34,8 @@ def attacks(plan: Plan, *, trials: int, canaries: int, confidence: float, seed: 
         seed: Seed of coins, sampling and noise.
     """
     everybody = always_sampled(plan)
-    kinds = ("one release", "one round") if plan.bands == 1 else ("one turn", "one turn")
+    plan = dataclasses.replace(plan, sampling=plan.scheme)
+    kinds = ("one release", "one round") if plan.correlation is None else ("one turn", "one turn")
     findings = [
         many_runs(f"{kinds[0]}, canary always sampled", everybody, trials, confidence, seed),
         many_runs(f"{kinds[1]}, sampled as planned", plan, trials, confidence, seed),
@@ -52,7 +53,7 @@ def always_sampled(plan: Plan) -> Plan:
     Two, or as many as keep a noised count away from the ends at which the clip norm stops following it.
     """
     rule = plan.clip_rule
-    users = 2 if rule is None else max(2, math.ceil(40 * rule.count_std)) * plan.sampling.separation
+    users = 2 if rule is None else max(2, math.ceil(40 * rule.count_std)) * plan.scheme.separation
     owned = np.full(users, rows_each(plan))
     few = plan.on(CanaryUsers(owned, np.zeros(owned.sum())))
     return dataclasses.replace(few, sampling_probability=in_every_turn(plan))
@@ -120,7 +121,7 @@ def many_runs(
     present = {True: units_of(plan, np.array([0])), False: np.empty(0, dtype=np.int64)}
     scores: dict[bool, np.ndarray] = {}
     for inside, units in present.items():
-        round = rig.round(units, other_noise=int(plan.bands > 1 and not inside))
+        round = rig.round(units, other_noise=int(plan.correlation is not None and not inside))
         start = state_of(round)
         found = []
         for trial in range(trials):
@@ -148,9 +149,9 @@ def many_runs(
 
 def _one_trial(rig: Rig, round: OnlyRound, turn: int, place: int) -> Seen:
     """What is seen of a round of the canary's turn; each place has noise of its own, and so has each chain."""
-    if rig.plan.bands > 1:
+    if rig.plan.correlation is not None:
         return one_turn(rig, round, turn)
-    return rig.seen(round, turn + rig.plan.sampling.separation * place)
+    return rig.seen(round, turn + rig.plan.scheme.separation * place)
 
 
 def worst_canary(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
@@ -202,9 +203,11 @@ def one_run_scores(plan: Plan, coins: np.ndarray, seed: int) -> np.ndarray:
     round = rig.round(units_of(plan, np.flatnonzero(coins)))
     each = rig.units_of_noise(round) / plan.clip_norm
     released = _whole_run(rig, round)
-    if plan.sampling.separation > 1:
+    correlation = plan.correlation
+    if correlation is not None or plan.scheme.separation > 1:
         turn = turns(plan, rig.users, seed)[:canaries]
-        return over_turns(plan.noise_coefficients, plan.sampling.separation, turn, released)
+        c = np.ones(1) if correlation is None else correlation.coefficients_of(plan.steps)
+        return over_turns(c, plan.scheme.separation, plan.steps, turn, released)
     deque(released, maxlen=0)
     scores: np.ndarray = -round.parameters.astype(np.float64) / each
     return scores

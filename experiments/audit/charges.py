@@ -37,7 +37,7 @@ def _charges(plan: Plan, users: CanaryUsers, seed: int, noise_seed: int | None) 
     rig = without_gradients(plan, users, 2, seed, noise_seed)
     with tempfile.TemporaryDirectory() as folder, Ledger.open(Path(folder) / "ledger.jsonl") as ledger:
         asking = Asking(rig, ledger)
-        if plan.bands > 1:
+        if plan.correlation is not None:
             _of_a_chain(asking, Path(folder) / "releases")
         else:
             round = rig.round(charges=ledger)

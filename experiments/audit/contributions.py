@@ -9,6 +9,7 @@ import dataclasses
 import numpy as np
 
 from experiments.audit.canaries import CanaryUsers
+from experiments.audit.chains import independent
 from experiments.audit.rig import FAR, USERS, WARM_UP, FaultyGrid, Rig, state_of
 from experiments.audit.turns import in_every_turn, turns
 from fedsim.clip import Clip
@@ -33,7 +34,7 @@ def contributions(plan: Plan, seed: int) -> list[str]:
     owned = group + SPARE_ROWS
     users = CanaryUsers(np.full(USERS, owned), np.arange(USERS * owned))
     # What users put in does not depend on noise, and rounds may be looked at one by one where it is independent.
-    alone = dataclasses.replace(plan, noise_coefficients=(1.0,), sampling_probability=in_every_turn(plan) / 2)
+    alone = dataclasses.replace(independent(plan), sampling_probability=in_every_turn(plan) / 2)
     examined = dataclasses.replace(alone, group_size=group).on(users)
     numbers = _numbers(examined, users, seed)
     examined = dataclasses.replace(
@@ -51,7 +52,7 @@ def contributions(plan: Plan, seed: int) -> list[str]:
 
 def _numbers(plan: Plan, users: CanaryUsers, seed: int) -> list[int]:
     """Rounds to look at: neighbours, or, where users take turns, rounds of every user's."""
-    apart = plan.sampling.separation
+    apart = plan.scheme.separation
     each = [WARM_UP] if apart == 1 else (-(-WARM_UP // apart) * apart + np.unique(turns(plan, users, seed))).tolist()
     return [number + cycle * apart for cycle in range(-(-ROUNDS // len(each))) for number in each]
 

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from experiments.audit.canaries import CanaryUsers, sizes_of
-from experiments.audit.chains import fresh
+from experiments.audit.chains import fresh, independent, strength
 from experiments.audit.contributions import MOST_ROWS, ROUNDS
 from experiments.audit.rig import FAR, WARM_UP, OnlyRound, Rig, state_of, without_gradients
 from experiments.audit.samples import CHANCE
@@ -35,7 +35,7 @@ DEVIATIONS = 7
 def noises(plan: Plan, seed: int) -> list[str]:
     """Rounds in which nobody is: what is released is the noise."""
     broken = _noises(plan, seed, seed + 1)
-    if plan.mechanism.secure:
+    if plan.mechanism.secure and not plan.noise_buffers:
         broken += [f"{fault} (secure noise)" for fault in _noises(plan, seed, None)]
     return broken
 
@@ -43,7 +43,7 @@ def noises(plan: Plan, seed: int) -> list[str]:
 def _noises(plan: Plan, seed: int, noise_seed: int | None) -> list[str]:
     rig, round = _nobody(plan, 1, NOISE_VALUES, seed, noise_seed)
     broken: list[str] = []
-    draws = _of_chains(rig, round, broken) if plan.bands > 1 else _of_rounds(rig, round)
+    draws = _of_chains(rig, round, broken) if plan.correlation is not None else _of_rounds(rig, round)
     if any(np.count_nonzero(draw) < 0.99 * len(draw) for draw in draws):
         broken.append("some values got no noise")
         return broken
@@ -79,14 +79,16 @@ def _of_rounds(rig: Rig, round: OnlyRound) -> list[np.ndarray]:
 def _of_chains(rig: Rig, round: OnlyRound, broken: list[str]) -> list[np.ndarray]:
     """What is fresh in the noise of two chains of rounds, each of which is resumed from its state halfway."""
     nobody = np.empty(0, dtype=np.int64)
-    c, draws, rounds = rig.plan.noise_coefficients, [], ROUNDS + 2 * rig.plan.bands
+    correlation, draws, rounds = rig.plan.correlation, [], ROUNDS + 2 * rig.plan.bands
+    assert correlation is not None
+    c = correlation.coefficients_of(rounds)
     for chain in range(2):
         released = [_next_noise(rig, round, number) for number in range(rounds // 2)]
         state = state_of(round)
         round = rig.round(nobody, round.budget.ledger)
         round.load_state(state)
         released += [_next_noise(rig, round, number) for number in range(rounds // 2, rounds)]
-        draws += list(fresh(c, np.array(released)) / np.linalg.norm(c))
+        draws += list(fresh(c, np.array(released)) / strength(rig.plan))
         if chain == 0 and round.seeds.noise is not None:
             whole = rig.round(nobody)
             if not np.array_equal(released, [_next_noise(rig, whole, number) for number in range(rounds)]):
@@ -177,14 +179,14 @@ def counts(plan: Plan, seed: int) -> list[str]:
     rule = plan.clip_rule
     assert rule is not None
     group = min(plan.group_size, MOST_ROWS)
-    users = max(64, round(40 * rule.count_std)) * plan.sampling.separation
+    users = max(64, round(40 * rule.count_std)) * plan.scheme.separation
     tokens = np.zeros(users * group)
     tokens[:group] = 1
     updates = np.zeros((2, 2), dtype=np.float32)
     updates[1] = FAR * plan.clip_norm
     owners = CanaryUsers(np.full(users, group), tokens)
     # Whatever the sum's noise is correlated with, the count's is not: rounds may be looked at one by one.
-    alone = dataclasses.replace(plan, noise_coefficients=(1.0,), sampling_probability=in_every_turn(plan))
+    alone = dataclasses.replace(independent(plan), sampling_probability=in_every_turn(plan))
     examined = dataclasses.replace(alone, group_size=group).on(owners)
     turn = turns(examined, owners, seed)
     each = examined.units_per_user(group)

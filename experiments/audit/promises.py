@@ -52,10 +52,11 @@ def promises(plan: Plan, seed: int) -> list[Promise]:
         plan: The plan.
         seed: Seed of sampling and noise.
     """
+    plan = dataclasses.replace(plan, sampling=plan.scheme)
     law = "of the law that is accounted" if law_known(plan) else "whose law the audit does not know"
-    apart = plan.sampling.separation
+    apart = plan.scheme.separation
     in_turn = f", and no user in two rounds less than {apart} apart" if apart > 1 else ""
-    again = ", and not again where a release is repeated" if plan.bands > 1 else ""
+    again = ", and not again where a release is repeated" if plan.correlation is not None else ""
     checks: dict[str, Callable[[Plan, int], list[str]]] = {
         "a user puts in no more than clip and group size allow, if sampled, whoever else is there": contributions,
         f"units are sampled as often as accounted, anew in every round and whenever one runs again{in_turn}": samples,

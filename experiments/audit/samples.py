@@ -31,7 +31,7 @@ def samples(plan: Plan, seed: int) -> list[str]:
 
     Each round is lost once and runs again.
     """
-    if plan.sampling.separation > 1:
+    if plan.scheme.separation > 1:
         return _samples_in_turn(plan, seed)
     users = CanaryUsers(np.ones(plan.population, dtype=np.int64), np.zeros(plan.population))
     round = without_gradients(plan, users, 2, seed, seed + 1).round()
@@ -96,7 +96,7 @@ def _samples_in_turn(plan: Plan, seed: int) -> list[str]:
 
     Whose turn is when is drawn for the whole run; given that, units join a round of their user's turn by themselves.
     """
-    apart = plan.sampling.separation
+    apart = plan.scheme.separation
     users = _owning_several(plan)
     round = without_gradients(plan, users, 2, seed, seed + 1).round()
     owner, turn = owners(plan, users, np.arange(plan.population)), turns(plan, users, seed)
@@ -132,6 +132,8 @@ def _joining(plan: Plan, drawn: list[list[np.ndarray]], places: list[np.ndarray]
     """
     average = plan.normaliser / plan.population
     probability = getattr(plan.step_event(), "sampling_probability", len(drawn) * average)
+    if not plan.sampling.amplifies:
+        probability = 1.0
     rounds = np.array([len(of_turn) for of_turn in drawn])
     together = [np.concatenate(of_turn) for of_turn in drawn]
     total, trials = sum(map(len, together)), int(sum(rounds * [len(units) for units in places]))

@@ -11,7 +11,7 @@ from fedsim.plan import Plan
 
 def in_every_turn(plan: Plan) -> float:
     """The sampling probability with which every unit is in each round of its turn; 1 where nobody waits for a turn."""
-    apart = plan.sampling.separation
+    apart = plan.scheme.separation
     probability = 1 / apart
     return probability if apart * probability >= 1 else math.nextafter(probability, 1.0)
 
@@ -30,10 +30,10 @@ def turns(plan: Plan, users: CanaryUsers, seed: int) -> np.ndarray:
         seed: Seed of the sampling, which decides who has which turn.
     """
     found = np.zeros(users.num_users, dtype=np.int64)
-    if plan.sampling.separation == 1:
+    if plan.scheme.separation == 1:
         return found
     everybody = dataclasses.replace(plan, sampling_probability=in_every_turn(plan))
     population, unit_ids = plan.population_of(users, seed), plan.unit_ids(users, seed)
-    for number in range(plan.sampling.separation):
+    for number in range(plan.scheme.separation):
         found[owners(plan, users, unit_ids(everybody.sample(number, seed, population=population)))] = number
     return found

@@ -10,8 +10,10 @@ import tyro
 from fedsim.errors import InvalidInput
 from fedsim.plan import ALGORITHMS, Algorithm, Plan, Selection, UserSizes, Weighting
 from fedsim.plan.bands import AUTO, BandsForecast, best, forecasts_for, wanted_bands, with_bands
+from fedsim.plan.limits import require_turns
 from fedsim.privacy.events import Adjacency
 from fedsim.privacy.mechanisms import MECHANISMS, Mechanism
+from fedsim.privacy.mechanisms.banded.blt import MOST_BUFFERS, BufferedToeplitz
 from fedsim.privacy.mechanisms.banded.coefficients import optimal_coefficients
 from fedsim.privacy.mechanisms.banded.workload import Workload
 from fedsim.registry import Registry
@@ -74,6 +76,9 @@ class PlanConfig:
     """Correlate the noise over so many rounds, so that it cancels in part in what training makes of them, at the same
     ε; auto takes as many as promise the least noise for the optimizer. Users then take turns (cyclic-poisson). By
     default 1, independent noise, except with --plan.mechanism banded, where it is auto."""
+    buffers: int = 0
+    """With --plan.sampling none: correlate the noise over all rounds through so many buffers (BLT), which take as much
+    memory as one more band each; one or two are enough. Instead of bands."""
     clip_quantile: float = 0.0
     """Let the clip norm follow the norm that this share of the units do not exceed, by a noised count that the plan
     accounts for; 0 keeps the clip norm."""
@@ -130,6 +135,13 @@ class PlanConfig:
 
     def _check_bands(self, mechanism: type[Mechanism]) -> None:
         bands = self.wanted_bands
+        if self.buffers:
+            if not 0 < self.buffers <= MOST_BUFFERS:
+                raise InvalidInput("plan.buffers", self.buffers, f"a whole number from 0 to {MOST_BUFFERS}")
+            if bands != 1:
+                raise InvalidInput("plan.buffers", self.buffers, f"0 with --plan.bands {bands}", "Choose one of both.")
+            plain = mechanism.norm_order == 2
+            require_turns(self.sampling_scheme(), self.buffers, 1, plain=plain, mechanism=self.mechanism)
         if bands == AUTO and self.noise_multiplier is not None and self.noise_multiplier > 0:
             hint = "Say how many bands, or leave the noise multiplier to be found."
             raise InvalidInput("plan.noise-multiplier", self.noise_multiplier, "left out with --plan.bands auto", hint)
@@ -146,7 +158,8 @@ class PlanConfig:
     @property
     def wanted_bands(self) -> int | Literal["auto"]:
         """How many bands of noise, or AUTO."""
-        return wanted_bands(self.bands, by_default=AUTO if MECHANISMS.named(self.mechanism).correlates else "1")
+        asks = MECHANISMS.named(self.mechanism).correlates and not self.buffers
+        return wanted_bands(self.bands, by_default=AUTO if asks else "1")
 
     @property
     def examples_per_user(self) -> int:
@@ -236,8 +249,12 @@ class PlanConfig:
         return forecasts_for(draft, self.wanted_bands, workload, epsilon=self.epsilon, tolerance=ROUGH)
 
     def _banded(self, draft: Plan, workload: Workload) -> Plan:
-        """The draft with as many bands of noise as are wanted."""
+        """The draft with as many bands or buffers of noise as are wanted."""
         bands = self.wanted_bands
+        if self.buffers:
+            apart = draft.scheme.separation
+            noise = BufferedToeplitz.optimal(self.buffers, workload, apart, -(-draft.steps // apart))
+            return dataclasses.replace(draft, noise_buffers=noise.pairs)
         if bands == AUTO:
             found = self.forecasts(draft, workload)
             return with_bands(draft, best(found).bands, best(found).coefficients) if found else draft

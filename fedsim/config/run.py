@@ -209,6 +209,9 @@ class RunConfig:
             raise InvalidInput("noise-seed", self.noise_seed, "unset with --noise.secure", "Secure noise has no seed.")
         if self.noise.secure and not MECHANISMS.named(self.plan.mechanism).secure:
             raise InvalidInput("noise.secure", True, f"off with --plan.mechanism {self.plan.mechanism}")
+        if self.noise.secure and self.plan.buffers:
+            hint = "Buffers are not applied in integers; bands are."
+            raise InvalidInput("plan.buffers", self.plan.buffers, "0 with --noise.secure", hint)
         if (average := self.optimizer.average) != "none" and self.optimizer.averaged_rounds(self.plan.rounds) < 2:
             hint = "Over one it is the last weights: raise --plan.rounds or --optimizer.average-share."
             raise InvalidInput("optimizer.average", average, "an average over two rounds or more", hint)

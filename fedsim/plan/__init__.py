@@ -60,6 +60,7 @@ def plan_from_values(values: Mapping[str, Any]) -> Plan:
     given["mechanism"] = MECHANISMS.from_values(given["mechanism"])
     given["adjacency"] = Adjacency(given["adjacency"])
     given.setdefault("noise_coefficients", (1.0,))  # before noise could be correlated, plans named none
+    given.setdefault("noise_buffers", ())
     kind = ALGORITHMS[algorithm]
     unknown = set(given) ^ {item.name for item in fields(kind)}
     if unknown:

@@ -131,6 +131,12 @@ def candidates_for(probability: float, rounds: int) -> list[int]:
     return [1 << power for power in range(most.bit_length())]
 
 
+def candidates_within(separation: int, rounds: int) -> list[int]:
+    """The same where rounds of one user are so far apart anyway: up to that many, bands cost nothing."""
+    most = min(MOST_BANDS, rounds, separation)
+    return [*(bands for bands in candidates_for(1 / separation, rounds) if bands < most), most]
+
+
 def wanted_bands(given: str | None, *, by_default: str) -> int | Literal["auto"]:
     """A number of bands, or AUTO, from an option's text.
 
@@ -148,7 +154,7 @@ def wanted_bands(given: str | None, *, by_default: str) -> int | Literal["auto"]
 def with_bands(plan: Plan, bands: int, coefficients: tuple[float, ...]) -> Plan:
     """The plan with noise correlated over so many rounds; users of a Poisson plan take turns as that needs."""
     sampling = plan.sampling
-    if bands > sampling.separation and isinstance(sampling, Poisson | CyclicPoisson):
+    if bands > plan.scheme.separation and isinstance(sampling, Poisson | CyclicPoisson):
         sampling = CyclicPoisson(groups=bands)
     return dataclasses.replace(plan, sampling=sampling, noise_coefficients=coefficients)
 
@@ -176,7 +182,7 @@ def forecasts_for(
         if plan.adjacency is Adjacency.REPLACE_ONE_USER or not plan.shares_its_noise():
             fits = [1]
         elif not isinstance(plan.sampling, Poisson):
-            fits = [count for count in fits if count <= plan.sampling.separation]
+            fits = candidates_within(plan.scheme.separation, plan.steps)
     else:
         fits = [bands]
     plain = (1.0,)

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from fedsim.errors import InvalidInput
+from fedsim.plan.correlation import Correlation, correlation_of
 from fedsim.plan.limits import require_compute, require_separation
 from fedsim.plan.sizes import UserSizes
 from fedsim.privacy.accountant import epsilon_bounds
@@ -52,6 +53,8 @@ class Plan(ABC):
         noise_coefficients: c_0 = 1, c_1, … of noise correlated over as many rounds (bands): round t's is σ‖c‖₂ times
             x_t = ξ_t − Σ c_j·x_{t−j}, ξ standard normal, which costs what σ costs where rounds of one user are at
             least so many apart. (1,) is independent noise.
+        noise_buffers: (weight, decay) of each buffer of noise correlated over all rounds, for users that take turns
+            without sampling; () where there are none.
         clip_quantile: Share of units that the clip norm should leave unclipped, which it then follows; 0 keeps it.
         clip_count_std: Standard deviation of the noise on the count that it follows, in units.
         clip_learning_rate: How fast it follows.
@@ -78,6 +81,7 @@ class Plan(ABC):
     sampling: Sampling = field(default_factory=Poisson)
     mechanism: Mechanism = field(default_factory=Gaussian)
     noise_coefficients: tuple[float, ...] = (1.0,)
+    noise_buffers: tuple[tuple[float, float], ...] = ()
     clip_quantile: float = 0.0
     clip_count_std: float = 0.0
     clip_learning_rate: float = 0.2
@@ -92,13 +96,9 @@ class Plan(ABC):
         if self.clip_quantile and not self.shares_its_noise():
             raise InvalidInput("plan.clip-quantile", self.clip_quantile, f"0 with {self.mechanism.name}")
         object.__setattr__(self, "noise_coefficients", tuple(map(float, self.noise_coefficients)))
-        require_separation(
-            self.sampling,
-            self.noise_coefficients,
-            self.adjacency,
-            plain=self.shares_its_noise(),
-            mechanism=self.mechanism.name,
-        )
+        object.__setattr__(self, "noise_buffers", tuple((float(one), float(two)) for one, two in self.noise_buffers))
+        plain, noise = self.shares_its_noise(), (self.noise_coefficients, self.noise_buffers)
+        require_separation(self.scheme, *noise, self.adjacency, plain=plain, mechanism=self.mechanism.name)
 
     # What a unit is ---------------------------------------------------------------------------------------------
 
@@ -146,26 +146,16 @@ class Plan(ABC):
     def rows_of(
         self, users: UserView, units: np.ndarray, round: int, seed: int | bytes
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The rows that units compute on in a round.
+        """The rows that units (ids, int64 [U]) compute on in a round; other arguments as for unit_ids.
 
-        Args:
-            users: The training split.
-            units: Unit ids, int64 [U].
-            round: The round.
-            seed: Seed of the sampling.
-
-        Returns:
-            (row indices int64 [R], position of each row's unit in units, int64 [R]).
+        Returns (row indices int64 [R], position of each row's unit in units, int64 [R]).
         """
 
     @abstractmethod
     def costs(self, users: UserView, units: np.ndarray, row_tokens: int) -> np.ndarray:
-        """Predicted tokens of units, float64 [U].
+        """Predicted tokens of units (ids, int64 [U]) of the training split, float64 [U].
 
-        Args:
-            users: The training split.
-            units: Unit ids, int64 [U].
-            row_tokens: Tokens of a row, where it is not known which rows a unit will draw.
+        row_tokens: Tokens of a row, where it is not known which rows a unit will draw.
         """
 
     @property
@@ -184,6 +174,11 @@ class Plan(ABC):
         """Most units of one user; None where a user is a unit."""
 
     # Sampling ---------------------------------------------------------------------------------------------------
+
+    @property
+    def scheme(self) -> Sampling:
+        """How units join a round, with nothing left open."""
+        return self.sampling.at(self.sampling_probability)
 
     @property
     def normaliser(self) -> float:
@@ -254,8 +249,13 @@ class Plan(ABC):
 
     @property
     def bands(self) -> int:
-        """Rounds over which the noise is correlated; 1 where it is independent."""
+        """Rounds over which the noise is correlated; 1 where it is independent, or has buffers."""
         return len(self.noise_coefficients)
+
+    @property
+    def correlation(self) -> Correlation | None:
+        """How the noise of a round depends on that of earlier ones; None where it does not."""
+        return correlation_of(self.noise_coefficients, self.noise_buffers, self.scheme, self.steps)
 
     def shares_its_noise(self) -> bool:
         """Whether other noise can be charged together with the sum's: plain Gaussian noise, accounted as such."""
@@ -279,11 +279,11 @@ class Plan(ABC):
 
     def charge(self, round: int, attempt: int = 0) -> Event:
         """What a round, charged so often before, is charged as: step_event, and of whom it tells nothing."""
-        return self.sampling.charge(self.step_event(), round, attempt)
+        return self.scheme.charge(self.step_event(), round, attempt)
 
     def event(self, steps: int | None = None) -> Event:
         """What so many rounds (all by default) release together about any one user."""
-        return self.sampling.whole(self.step_event(), self.steps if steps is None else steps)
+        return self.scheme.whole(self.step_event(), self.steps if steps is None else steps)
 
     def epsilon(self, steps: int | None = None) -> Bounds:
         """Certified bounds on the user-level ε at delta after steps steps (all of them by default)."""

@@ -9,7 +9,7 @@ from fedsim.clip import Clip
 from fedsim.errors import Failure, InvalidInput
 from fedsim.plan import Plan
 from fedsim.privacy.mechanisms import GaussianNoise, NoiseSource
-from fedsim.privacy.mechanisms.banded.filter import CorrelatedNoise, FloatFilter, GridFilter, NoiseFilter
+from fedsim.privacy.mechanisms.banded.filter import BufferFilter, CorrelatedNoise, FloatFilter, GridFilter, NoiseFilter
 from fedsim.privacy.mechanisms.quantile_clip import COUNT_RESOLUTION
 from fedsim.randomness import StreamNoise, stream
 from fedsim.release.log import Kept, ReleasesLost
@@ -218,8 +218,13 @@ class Release:
 
 def _chain(plan: Plan, size: int, secure: bool, exact: bool) -> NoiseFilter | None:
     """What correlates the noise of rounds; None where it is independent."""
-    if plan.bands == 1 or plan.noise_multiplier == 0:
+    if (correlation := plan.correlation) is None or plan.noise_multiplier == 0:
         return None
+    if (buffered := correlation.buffered) is not None:
+        if secure:
+            hint = "Its decays have no grid that integers could apply them on: take --plan.bands."
+            raise InvalidInput("plan.buffers", len(buffered.decays), "0 with secure noise", hint)
+        return BufferFilter(buffered, correlation.norm, size, wide=exact)
     if secure:
         return GridFilter(plan.noise_coefficients, size, plan.sum_noise_multiplier)
     return FloatFilter(plan.noise_coefficients, size, wide=exact)

@@ -9,6 +9,7 @@ from fedsim.sampling.population import Population, Streams
 from fedsim.sampling.random_allocation import RandomAllocation
 from fedsim.sampling.scheme import SAMPLINGS, Sampling, sample
 from fedsim.sampling.truncated_poisson import TruncatedPoisson
+from fedsim.sampling.turns import Turns
 
 __all__ = [
     "SAMPLINGS",
@@ -19,5 +20,6 @@ __all__ = [
     "Sampling",
     "Streams",
     "TruncatedPoisson",
+    "Turns",
     "sample",
 ]

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -17,7 +18,23 @@ class Sampling(Choice):
     """How units join a round. A scheme is a frozen dataclass of this, registered by `SAMPLINGS.register`.
 
     Its fields are its options, set by `--plan.sampling-options name=value`.
+
+    Attributes:
+        amplifies: Whether a round costs a user less than taking part for certain: then the guarantee rests on nobody's
+            knowing who takes part.
     """
+
+    amplifies: ClassVar[bool] = True
+
+    def at(self, probability: float) -> Self:
+        """The scheme where units take part with this probability: what its options leave open is decided.
+
+        The plan asks it before charge(), whole() and separation, which are told no probability.
+
+        Raises:
+            InvalidInput: For options that do not go with the probability.
+        """
+        return self
 
     @abstractmethod
     def draw(self, population: Population, probability: float, round: int, streams: Streams) -> np.ndarray:

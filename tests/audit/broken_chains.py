@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builds import BANDS, ELS, build
+from builds import BANDS, BUFFERS, ELS, TURNS, build
 
 from fedsim.plan import ElsPlan
 from fedsim.privacy.events import Event, PoissonSubsampledGaussian
+from fedsim.privacy.mechanisms.banded.blt import BufferedToeplitz
 from fedsim.privacy.mechanisms.banded.filter import GridFilter, NoiseFilter
 from fedsim.release import Release, ReleaseLog
-from fedsim.sampling import CyclicPoisson, Poisson, Population
+from fedsim.sampling import CyclicPoisson, Poisson, Population, Turns
 from server.round import Round
 
 caught = partial(build, attacked=False)
@@ -56,7 +57,20 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(CyclicPoisson, "event", averaged)
 
 
+@caught("all take part in every turn", "a user was in rounds 1 apart", *TURNS)
+def _(patch: pytest.MonkeyPatch) -> None:
+    def everybody(self: Turns, population: Population, *place: Any) -> np.ndarray:
+        return np.arange(population.size)
+
+    patch.setattr(Turns, "draw", everybody)
+
+
 # Noise ------------------------------------------------------------------------------------------------------------
+
+
+@caught("noise with buffers, no stronger than independent noise", "of the standard deviation", *BUFFERS)
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(BufferedToeplitz, "norm", lambda self, separation, turns: 1.0)
 
 
 @build("correlated noise at σ alone", "of the standard deviation that is accounted", *ELS, *BANDS)

@@ -12,6 +12,8 @@ import pytest
 ELS = ("--plan.algorithm", "els")
 QUANTILE = ("--plan.clip-quantile", "0.5")
 BANDS = ("--plan.bands", "3")
+TURNS = ("--plan.sampling", "none")
+BUFFERS = (*TURNS, "--plan.buffers", "1")
 
 
 def mechanism(name: str) -> tuple[str, str]:

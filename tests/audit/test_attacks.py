@@ -210,16 +210,17 @@ def test_a_chain_shows_one_turn_at_exactly_its_noise(algorithm: str, changes: di
     np.testing.assert_allclose(one_turn(rig, rig.round(nobody), turn).sum / each, expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("bands", [1, 2, 3])
+@pytest.mark.parametrize("bands", [1, 2, 3, 11])
 def test_what_is_seen_of_a_chain_is_what_dense_matrices_make_of_it(bands: int) -> None:
     generator = np.random.default_rng(3)
-    c, rounds, apart = [1.0, 0.5, -0.25][:bands], 11, 3
+    rounds, apart = 11, 3
+    c = [1.0, 0.5, -0.25][:bands] if bands <= apart else (0.7 ** np.arange(bands)).tolist()
     released, turn = generator.standard_normal((rounds, 6)), np.array([0, 1, 2, 0, 1, 2])
     dense = sum(value * np.eye(rounds, k=-lag) for lag, value in enumerate(c))
     np.testing.assert_allclose(fresh(c, released), dense @ released)
     own = np.arange(rounds)[:, None] % apart == turn
     expected = (own * (dense.T @ dense @ released)).sum(axis=0)
-    np.testing.assert_allclose(over_turns(c, apart, turn, released), expected)
+    np.testing.assert_allclose(over_turns(c, apart, rounds, turn, released), expected)
 
 
 @pytest.mark.parametrize("algorithm", ["uls", "els"])

@@ -7,7 +7,7 @@ import broken_chains  # noqa: F401 - its builds register themselves
 import broken_contributions  # noqa: F401
 import broken_releases  # noqa: F401
 import pytest
-from builds import BANDS, BROKEN, ELS, QUANTILE, mechanism
+from builds import BANDS, BROKEN, BUFFERS, ELS, QUANTILE, TURNS, mechanism
 
 import experiments.audit.command
 from experiments.run import main
@@ -45,6 +45,8 @@ OTHERS = [
     ((*ELS, *QUANTILE), 4),
     ((*BANDS, *QUANTILE, *mechanism("layer-noise")), 5),
     ((*ELS, *BANDS, *QUANTILE), 6),
+    ((*TURNS, *ELS, "--plan.bands", "2"), 7),
+    ((*BUFFERS, *ELS, *QUANTILE), 8),
 ]
 
 

@@ -62,6 +62,44 @@ def test_bands_cost_as_many_releases_as_a_users_turns(capsys: pytest.CaptureFixt
     assert found["epsilon"]["upper"] == pytest.approx(printed(capsys, *turns)["epsilon"]["upper"], rel=1e-9)
 
 
+TURNS = ("--sampling", "none", "--groups", "111", "--steps", "200")
+
+
+@pytest.mark.parametrize(("groups", "turns"), [("1", "200"), ("111", "2"), ("8", "25"), ("9", "23")])
+def test_without_sampling_each_turn_costs_a_release(groups: str, turns: str, capsys) -> None:
+    options = ("--sampling", "none", "--noise-multiplier", "2")
+    found = printed(capsys, *options, "--groups", groups, "--steps", "200")
+    assert found["groups"] == int(groups)
+    assert found["epsilon"] == printed(capsys, *options, "--steps", turns)["epsilon"]
+    of_group = (*options, "--algorithm", "els", "--group-size", "3")
+    examples = printed(capsys, *of_group, "--groups", groups, "--steps", "200")
+    assert examples["epsilon"] == printed(capsys, *of_group, "--steps", turns)["epsilon"]
+
+
+def test_without_sampling_bands_cost_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    alone = printed(capsys, *TURNS, "--target-epsilon", "8")
+    found = printed(capsys, *TURNS, "--target-epsilon", "8", "--bands", "auto")
+    assert found["noise_multiplier"] == pytest.approx(alone["noise_multiplier"], rel=1e-3)
+    assert found["prefix_sum_noise_ratio"] < 0.27
+    assert 64 <= found["bands"] <= 111
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        (("--sampling", "none", "--groups", "0"), "groups"),
+        (("--sampling", "none", "--groups", "4", "--bands", "5"), "bands"),
+        (("--sampling", "none", "--groups", "4", "--adjacency", "replace-one-user"), "adjacency"),
+        (("--sampling-probability", "0.1", "--groups", "4"), "groups"),
+        (("--sampling", "fixed-size", "--cohort-size", "2", "--population-size", "9", "--bands", "2"), "bands"),
+    ],
+)
+def test_groups_that_cannot_be_are_refused(more: tuple[str, ...], field: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        tyro.cli(Account, args=["--steps", "20", "--noise-multiplier", "1", *more]).result()
+    assert refused.value.field == field
+
+
 @pytest.mark.parametrize(
     ("more", "field"),
     [

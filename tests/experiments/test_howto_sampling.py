@@ -18,7 +18,7 @@ from fedsim.plan import Plan, plan_from_json
 from fedsim.planner import UserSizes
 from fedsim.privacy.events import FixedSizeSubsampledGaussian
 from fedsim.randomness import stream
-from fedsim.sampling import SAMPLINGS
+from fedsim.sampling import SAMPLINGS, Population
 
 PAGE, NAME = "howto-sampling", "fixed_size:fixed-size"
 
@@ -93,8 +93,9 @@ def test_what_is_drawn_is_what_is_accounted_and_divided_by() -> None:
 def test_a_cohort_is_never_empty_and_may_be_everybody() -> None:
     scheme = SAMPLINGS.named(NAME)()
     streams = partial(stream, 1, "cohort")
-    assert len(scheme.draw(90, 1e-6, 0, streams)) == scheme.expected_units(90, 1e-6) == 1
-    assert scheme.draw(5, 1.0, 0, streams).tolist() == [0, 1, 2, 3, 4]
+    population = Population.of_users
+    assert len(scheme.draw(population(90), 1e-6, 0, streams)) == scheme.expected_units(90, 1e-6) == 1
+    assert scheme.draw(population(5), 1.0, 0, streams).tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.usefixtures("importable")

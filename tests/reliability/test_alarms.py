@@ -14,7 +14,7 @@ from fedsim.models.export import ExportMismatch
 from fedsim.plan import UlsPlan
 from fedsim.privacy.ledger import read_entries
 from fedsim.release import Release
-from fedsim.sampling import CyclicPoisson
+from fedsim.sampling import CyclicPoisson, Poisson, Turns
 from fedsim.terminal import speak
 from server import app
 from server.alarms import HOPELESS, NOT_PRIVATE, Alarms, noise_to_signal
@@ -88,10 +88,16 @@ def test_noise_that_drowns_everything_is_said_before_training_with_what_helps() 
     assert "4 times fewer parameters" in words
 
 
-@pytest.mark.parametrize("coefficients", [(1.0,), (1.0, 0.6, 0.4)])
-def test_the_ratio_is_that_of_simulated_noise(coefficients: tuple[float, ...]) -> None:
-    turns = CyclicPoisson(groups=len(coefficients))
-    plan = dataclasses.replace(PLAN, noise_coefficients=coefficients, sampling=turns, sampling_probability=0.1)
+@pytest.mark.parametrize(
+    "noise",
+    [
+        {"sampling": Poisson()},
+        {"sampling": CyclicPoisson(groups=3), "noise_coefficients": (1.0, 0.6, 0.4)},
+        {"sampling": Turns(), "noise_buffers": ((0.6, 0.9),)},
+    ],
+)
+def test_the_ratio_is_that_of_simulated_noise(noise: dict[str, Any]) -> None:
+    plan = dataclasses.replace(PLAN, sampling_probability=0.1, **noise)
     release = Release(plan, {"w": 5000}, 0)
     rounds = (
         release.noised_mean(np.zeros(5000, dtype=np.float32), release.clip, number) for number in range(plan.steps)

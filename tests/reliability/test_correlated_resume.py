@@ -55,6 +55,25 @@ def test_noise_goes_on_as_it_would_have_where_a_run_was_not_interrupted(
         assert weights(tmp_path / f"run-{exact}") == weights(tmp_path / f"whole-{exact}")
 
 
+@pytest.mark.parametrize("buffers", [0, 2])
+def test_without_sampling_a_run_goes_on_as_it_would_have(small_run, tmp_path: Path, monkeypatch, buffers: int) -> None:
+    def turns(folder: Path) -> RunConfig:
+        config = small_run(folder)
+        plan = dataclasses.replace(config.plan, sampling="none", bands=None if buffers else "3", buffers=buffers)
+        return dataclasses.replace(config, plan=plan)
+
+    trained(turns(tmp_path / "whole"))
+    trained(crashed(turns(tmp_path / "run"), monkeypatch))
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    assert charges(tmp_path / "run/ledger.jsonl") == list(range(ROUNDS))
+    statement = json.loads((tmp_path / "run/privacy.json").read_text())
+    # 48 training users in three groups: four turns of one of them.
+    plan = plan_from_values(json.loads((tmp_path / "run/config.json").read_text())["plan"])
+    assert (plan.scheme.separation, len(plan.noise_buffers)) == (3, buffers)
+    assert statement["epsilon"]["upper"] == plan.epsilon().upper
+    assert "--sampling none --groups 3" in statement["recompute"]
+
+
 def test_releases_that_were_lost_are_not_made_anew_unless_told_to_and_then_charged_on_top(
     small_run, tmp_path: Path, monkeypatch, caplog
 ) -> None:

@@ -7,7 +7,14 @@ buffer for each j in place of one vector for each band:
 
 (Dvijotham et al. 2024, arXiv 2404.16706; for users who come back, McMahan et al. 2024, arXiv 2408.08868). It is for
 cohorts that cannot be sampled: nothing is amplified, a user takes part at most k times, with a least distance between
-any two, and one Gaussian release of `participation_sensitivity` is accounted for the whole run.
+any two, and the whole run is one Gaussian release of `participation_sensitivity`.
+
+Where users take turns, every g rounds, this can be charged turn by turn. Let S_j be the squared sensitivity of j turns
+in their j·g rounds. In the l-th block of g rounds a user moves row m by Σ_{i≤l} c_{m+ig}, which grows with l since no
+c is below 0; so S_j is a sum of j terms that do not fall, and S_j ≤ (j/k)·S_k. Noise of √(S_k/k) clip norms (`norm`)
+times σ makes whatever a user's first j ≤ k turns have released, wherever the run ends before the next, a Gaussian
+release with shift at most √j/σ: no more than j releases at σ. After a lost round a new chain begins, whose turns are
+counted on top.
 
 With ω_j > 0 and 0 < θ_j < 1, c falls from c_1 on, and falls altogether if Σ ω_j ≤ 1. The stronger Σ ω_j/θ_j < 1 is
 asked for here. In u = 1/z, c(z) is 1 + Σ_j ω_j/(u − θ_j): it falls between its poles, so that its zeros lie one
@@ -17,7 +24,9 @@ between any two neighbouring θ and one below them all, and this one is above 0 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
 import numpy as np
@@ -62,6 +71,16 @@ class BufferedToeplitz:
         if not (min(self.weights) > 0 and sum(w / d for w, d in zip(self.weights, self.decays, strict=True)) < 1):
             raise InvalidInput("weights", self.weights, "numbers above 0 whose sum, each over its decay, is below 1")
 
+    @classmethod
+    def of_pairs(cls, pairs: Sequence[tuple[float, float]]) -> Self:
+        """From (weight, decay) of each buffer."""
+        return cls(weights=tuple(one for one, _ in pairs), decays=tuple(two for _, two in pairs))
+
+    @property
+    def pairs(self) -> tuple[tuple[float, float], ...]:
+        """(weight, decay) of each buffer."""
+        return tuple(zip(self.weights, self.decays, strict=True))
+
     def coefficients(self, rounds: int) -> np.ndarray:
         """c, float64 [rounds], non-negative and non-increasing from c_0 = 1."""
         lags = np.arange(rounds - 1)
@@ -72,6 +91,13 @@ class BufferedToeplitz:
         """`participation_sensitivity` in clip norms, rounded up past the rounding of the coefficients."""
         sensitivity = participation_sensitivity(self.coefficients(rounds), rounds, separation, participations)
         return sensitivity * (1 + CLOSE)
+
+    def norm(self, separation: int, turns: int) -> float:
+        """√(S_k/k), rounded up: standard deviation over σ of the fresh noise, in clip norms.
+
+        At it each of a user's k turns, every `separation` rounds, costs no more than a release at σ.
+        """
+        return _norm(self, separation, turns)
 
     def error(self, workload: Workload, separation: int, participations: int) -> float:
         """Root mean square over the rounds of the noise's standard deviation in the parameters, one coordinate.
@@ -90,10 +116,28 @@ class BufferedToeplitz:
             fresh: ξ, [P].
             buffers: B, [number of buffers, P], zeros before the first round; moved on in place.
         """
-        x: np.ndarray = fresh - np.array(self.weights, dtype=buffers.dtype) @ buffers
-        buffers *= np.array(self.decays, dtype=buffers.dtype)[:, None]
-        buffers += x
+        # Value by value, so that the bits do not depend on which values are computed together.
+        x, number = fresh.copy(), buffers.dtype.type
+        for weight, buffer in zip(self.weights, buffers, strict=True):
+            x -= number(weight) * buffer
+        for decay, buffer in zip(self.decays, buffers, strict=True):
+            buffer *= number(decay)
+            buffer += x
         return x
+
+    def in_words(self, norm: float) -> str:
+        """What this noise is beside independent noise, as an addition to a sentence that says which noise is added.
+
+        Args:
+            norm: How many times as strong the fresh noise is.
+        """
+        weights, decays = (", ".join(f"{value:.4g}" for value in values) for values in (self.weights, self.decays))
+        return (
+            f", {norm:.4g} times as strong as that and correlated over all rounds through buffers: a round's "
+            f"noise, in units of its own clip, is fresh noise less {weights} times the buffers, which are then "
+            f"{decays} times what they were, and that noise; so that all rounds together release what fresh noise "
+            "hides"
+        )
 
     @classmethod
     def optimal(cls, buffers: int, workload: Workload, separation: int, participations: int) -> Self:
@@ -130,6 +174,13 @@ class BufferedToeplitz:
         weights, decays = _parameters(min(runs, key=lambda run: float(run.fun)).x)
         order = np.argsort(decays)
         return cls(weights=tuple(weights[order].tolist()), decays=tuple(decays[order].tolist()))
+
+
+@lru_cache(maxsize=16)
+def _norm(noise: BufferedToeplitz, separation: int, turns: int) -> float:
+    sensitivity = noise.sensitivity(separation * turns, separation, turns)
+    # CLOSE again, which is more than what root and quotient round.
+    return sensitivity / math.sqrt(turns) * (1 + CLOSE)
 
 
 def _parameters(free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

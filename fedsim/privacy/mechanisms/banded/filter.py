@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 from fedsim.errors import Failure, InvalidInput
+from fedsim.privacy.mechanisms.banded.blt import BufferedToeplitz
 from fedsim.privacy.mechanisms.banded.coefficients import norm_above
 from fedsim.privacy.mechanisms.noise import NoiseSource
 from fedsim.secure_noise import SecureNoise
@@ -30,17 +31,17 @@ class NoiseFilter(ABC):
     """The noise of one chain of rounds, in order and without gaps.
 
     Args:
-        coefficients: c, of at least two bands.
+        norm: How many times as strong fresh noise is as independent noise.
+        kept: Vectors that are kept of earlier rounds' noise.
         size: Values of a sum.
-        dtype: Of one value of the noise of an earlier round.
+        dtype: Of one value of such a vector.
     """
 
-    def __init__(self, coefficients: tuple[float, ...], size: int, dtype: type[np.generic]) -> None:
-        self.coefficients = coefficients
+    def __init__(self, norm: float, kept: int, size: int, dtype: type[np.generic]) -> None:
         self.size = size
         self.rounds = 0
-        self.norm = norm_above(coefficients)
-        self.past = _zeros(len(coefficients) - 1, size, dtype)
+        self.norm = norm
+        self.past = _zeros(kept, size, dtype)
 
     def restart(self) -> None:
         """Begin a new chain, which shares nothing with the one before."""
@@ -57,12 +58,7 @@ class NoiseFilter(ABC):
 
     @abstractmethod
     def add(self, part: np.ndarray, drawn: np.ndarray, std: float) -> None:
-        """part + std·‖c‖₂·x, in place."""
-
-    def _lagged(self) -> list[tuple[float, int]]:
-        """Each coefficient beyond the first, and the row where the noise of so many rounds before lies."""
-        rows = len(self.past)
-        return [(c, (self.rounds - lag) % rows) for lag, c in enumerate(self.coefficients[1:], start=1)]
+        """part + std·norm·x, in place."""
 
 
 class CorrelatedNoise:
@@ -78,7 +74,7 @@ class CorrelatedNoise:
         self._place = 0
 
     def add_normal(self, total: np.ndarray, std: float) -> None:
-        """Add noise of standard deviation std·‖c‖₂·√E[x²] to the next values of the sum, in place."""
+        """Add noise of standard deviation std·norm·√E[x²] to the next values of the sum, in place."""
         for start in range(0, len(total), CHUNK):
             part = total[start : start + CHUNK]
             self._chain.add(part, self._next(len(part)), std)
@@ -89,7 +85,7 @@ class CorrelatedNoise:
         Raises:
             InvalidInput: Always.
         """
-        raise InvalidInput("plan.bands", len(self._chain.coefficients), "1 with noise that is not Gaussian")
+        raise InvalidInput("plan.bands", "correlated noise", "1 with noise that is not Gaussian")
 
     def finish(self, *, draw: bool = False) -> None:
         """End the round.
@@ -112,28 +108,58 @@ class CorrelatedNoise:
         return self._chain.extend(self._source, start, self._place)
 
 
-class FloatFilter(NoiseFilter):
-    """In floating point, from a pseudo-random stream.
+class FloatNoise(NoiseFilter):
+    """In floating point, from a pseudo-random stream."""
+
+    def _fresh(self, source: NoiseSource, count: int) -> np.ndarray:
+        """ξ of so many values, as past noise is kept."""
+        drawn = np.zeros(count, dtype=self.past.dtype)
+        source.add_normal(drawn, 1.0)
+        return drawn
+
+    def add(self, part: np.ndarray, drawn: np.ndarray, std: float) -> None:
+        part += part.dtype.type(std * self.norm) * drawn.astype(part.dtype, copy=False)
+
+
+class FloatFilter(FloatNoise):
+    """Banded noise in floating point.
 
     Args:
-        coefficients: c.
+        coefficients: c, of at least two bands.
         size: Values of a sum.
         wide: Whether sums are float64, as exact ones are.
     """
 
     def __init__(self, coefficients: tuple[float, ...], size: int, *, wide: bool = False) -> None:
-        super().__init__(coefficients, size, np.float64 if wide else np.float32)
+        dtype = np.float64 if wide else np.float32
+        super().__init__(norm_above(coefficients), len(coefficients) - 1, size, dtype)
+        self.coefficients = coefficients
 
     def extend(self, source: NoiseSource, start: int, stop: int) -> np.ndarray:
-        drawn = np.zeros(stop - start, dtype=self.past.dtype)
-        source.add_normal(drawn, 1.0)
-        for coefficient, row in self._lagged():
-            drawn -= self.past.dtype.type(coefficient) * self.past[row, start:stop]
-        self.past[self.rounds % len(self.past), start:stop] = drawn
+        drawn, rows = self._fresh(source, stop - start), len(self.past)
+        # Value by value, so that the bits do not depend on which values are computed together.
+        for lag, coefficient in enumerate(self.coefficients[1:], start=1):
+            drawn -= self.past.dtype.type(coefficient) * self.past[(self.rounds - lag) % rows, start:stop]
+        self.past[self.rounds % rows, start:stop] = drawn
         return drawn
 
-    def add(self, part: np.ndarray, drawn: np.ndarray, std: float) -> None:
-        part += part.dtype.type(std * self.norm) * drawn.astype(part.dtype, copy=False)
+
+class BufferFilter(FloatNoise):
+    """Buffered noise in floating point: correlated over all rounds.
+
+    Args:
+        noise: Weights and decays of the buffers.
+        norm: As `BufferedToeplitz.norm` gives it.
+        size: Values of a sum.
+        wide: Whether sums are float64, as exact ones are.
+    """
+
+    def __init__(self, noise: BufferedToeplitz, norm: float, size: int, *, wide: bool = False) -> None:
+        super().__init__(norm, len(noise.decays), size, np.float64 if wide else np.float32)
+        self.noise = noise
+
+    def extend(self, source: NoiseSource, start: int, stop: int) -> np.ndarray:
+        return self.noise.correlate(self._fresh(source, stop - start), self.past[:, start:stop])
 
 
 class GridFilter(NoiseFilter):
@@ -158,7 +184,7 @@ class GridFilter(NoiseFilter):
     """
 
     def __init__(self, coefficients: tuple[float, ...], size: int, noise_multiplier: float) -> None:
-        super().__init__(coefficients, size, np.int64)
+        super().__init__(norm_above(coefficients), len(coefficients) - 1, size, np.int64)
         self._steps = np.array([round(c * 2**COEFFICIENT_BITS) for c in coefficients], dtype=np.int64)
         if any(step != c * 2**COEFFICIENT_BITS for step, c in zip(self._steps, coefficients, strict=True)):
             raise InvalidInput("noise_coefficients", coefficients, "multiples of 2^-20 with secure noise")
@@ -172,8 +198,8 @@ class GridFilter(NoiseFilter):
         if not isinstance(source, SecureNoise):
             raise InvalidInput("noise.secure", False, "a cryptographic source, which this noise is made for")
         drawn = source.normal_steps(stop - start, FINE_BITS)
-        for step, (_, row) in zip(self._steps[1:], self._lagged(), strict=True):
-            earlier = self.past[row, start:stop]
+        for lag, step in enumerate(self._steps[1:], start=1):
+            earlier = self.past[(self.rounds - lag) % len(self.past), start:stop]
             if float(np.abs(earlier).max(initial=0)) >= self._limit:
                 raise Failure("correlated noise is beyond what its grid holds")
             drawn -= step * earlier
