@@ -14,7 +14,7 @@ from typing import Any, Literal
 from fedsim.clip import Clip
 from fedsim.errors import InvalidInput
 from fedsim.plan import Plan
-from fedsim.privacy.accountant import epsilon_bounds, flatten
+from fedsim.privacy.accountant import epsilon_bounds, flatten, is_tight
 from fedsim.privacy.bounds import Bounds, shown_above, shown_below
 from fedsim.privacy.events import (
     Adjacency,
@@ -189,10 +189,7 @@ class PrivacyStatement:
         if not self._as_planned:
             how += " Releases of other kinds were charged as well: the ledger lists them, and ε counts them all."
         upper, lower = shown_above(self.epsilon.upper), shown_below(self.epsilon.lower)
-        # Whoever does not know a user's group knows less than the pair of one group tells.
-        grouped = any(isinstance(part, OneOf) for part in self.event.events)
-        # Nor do turns of a run that ended early release all that buffers charge them as.
-        tight = not grouped and not self.plan.noise_buffers and all(event.tight for event in flatten(self.event))
+        tight = is_tight(self.event) and not self.plan.noise_buffers
         exact = f"the exact value for this mechanism is{'' if tight else ', as far as it is accounted for here,'}"
         return (
             f"The models of this run alone are user-level differentially private with ε = {upper}, δ = {plan.delta:g}"

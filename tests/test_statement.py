@@ -19,6 +19,7 @@ from fedsim.privacy.events import (
 )
 from fedsim.privacy.ledger import merged
 from fedsim.privacy.mechanisms import MECHANISMS
+from fedsim.sampling import CyclicPoisson
 
 # ε is the ledger's --------------------------------------------------------------------------------------------------
 
@@ -78,6 +79,15 @@ def test_a_bound_from_below_is_of_the_mechanism_only_where_the_pair_is() -> None
     words = stated(ULS, Repeated(event=looser, count=3)).in_words()
     assert exact not in words
     assert "as far as it is accounted for here, at least" in words
+
+
+def test_turns_that_nobody_knows_hide_more_than_one_groups_pair_tells() -> None:
+    turns = dataclasses.replace(ULS, sampling=CyclicPoisson(groups=3))
+    statement = stated(turns, merged(turns.charge(round) for round in range(3)))
+    assert statement.steps == 3
+    assert statement.epsilon.upper == turns.epsilon().upper
+    assert "the exact value for this mechanism is at least" not in statement.in_words()
+    assert "--bands 3" in str(statement.recompute)
 
 
 def test_els_and_replacement_in_words() -> None:

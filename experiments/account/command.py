@@ -14,7 +14,7 @@ from experiments.confirmation import confirm_folder
 from fedsim.errors import InvalidInput
 from fedsim.plan import ALGORITHMS, Algorithm
 from fedsim.plan.bands import AUTO, candidates_for, candidates_within
-from fedsim.privacy.accountant import epsilon_bounds
+from fedsim.privacy.accountant import epsilon_bounds, is_tight
 from fedsim.privacy.bounds import Bounds
 from fedsim.privacy.calibration import (
     calibrate_group_size,
@@ -150,6 +150,7 @@ class Account:
         result = plan._described(event) | {
             "epsilon": {"upper": finite(epsilon.upper), "lower": finite(epsilon.lower)},
             "tolerance": {"asked": self.tolerance, "gap": epsilon.gap, "met": epsilon.met},
+            "tight": is_tight(event) and plan.bands in (None, "1") and plan.groups in (None, 1),
             "calibrated": calibrated,
         }
         if plan.bands is not None:

@@ -18,7 +18,8 @@ def in_words(result: dict[str, Any]) -> str:
     """A result for people."""
     epsilon = result["epsilon"]
     at = f"at δ = {result['delta']:g} ({result['adjacency']})"
-    least = f"it is at least {shown_below(epsilon['lower'] or 0.0)}"
+    accounted = "" if result["tight"] else ", as far as it is accounted for here,"
+    least = f"it is{accounted} at least {shown_below(epsilon['lower'] or 0.0)}"
     if epsilon["upper"] is None:
         lines = [f"user-level ε could not be bounded {at}", f"{least}, which is certified"]
     else:

@@ -209,6 +209,18 @@ def flatten(event: Event, *, least: bool = False) -> Counter[Event]:
     return Counter({event: 1})
 
 
+def is_tight(event: Event) -> bool:
+    """Whether bounds from below bound the release itself, and not only what it is accounted as.
+
+    Whoever does not know which of several events a user is in knows less than any of their pairs tells.
+    """
+    if isinstance(event, Repeated):
+        return is_tight(event.event)
+    if isinstance(event, Composed):
+        return all(map(is_tight, event.events))
+    return event.tight
+
+
 def _require_known_groups(event: Event, adjacency: Adjacency) -> None:
     """Refuse groups of users where one may be replaced by another, who may be of another group."""
     if isinstance(event, OfGroup | OneOf) and adjacency is Adjacency.REPLACE_ONE_USER:

@@ -115,3 +115,13 @@ def test_bands_that_cannot_be_are_refused(more: tuple[str, ...], field: str) -> 
     with pytest.raises(InvalidInput) as refused:
         tyro.cli(Account, args=[*SETTINGS["uls"], *more]).result()
     assert refused.value.field == field
+
+
+def test_a_bound_from_below_is_of_the_accounting_alone_where_nobody_knows_whose_turn_it_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for more, tight in (((), True), (("--bands", "1"), True), (("--bands", "4"), False)):
+        options = [*SETTINGS["uls"], "--noise-multiplier", "0.7", *more]
+        assert printed(capsys, *options)["tight"] == tight
+        assert main(["account", *options]) == 0
+        assert ("as far as it is accounted for here" in capsys.readouterr().out) == (not tight)
