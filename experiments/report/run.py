@@ -99,8 +99,8 @@ def label(summary: dict[str, Any]) -> str:
     if summary.get("epsilon", 0.0) is None:
         return f"{title} without privacy"
     bands = summary.get("bands", 1)
-    over = f" over {bands} rounds" if bands > 1 else ""
-    return title if mechanism == "gaussian" and bands == 1 else f"{title} {mechanism}{over}"
+    named = title if mechanism == "gaussian" else f"{title} {mechanism}"
+    return named if bands == 1 else f"{named} with {bands} bands"
 
 
 def verdict(summaries: list[dict[str, Any]]) -> str:
