@@ -96,7 +96,7 @@ class Compare(RunConfig):
         )
         if mechanism is not None:
             plan = self._released_by(plan, mechanism)
-        elif plan.bands is None and plan.noise_multiplier is None:
+        elif plan.bands is None and plan.noise_multiplier is None and not plan.buffers:
             plan = dataclasses.replace(plan, bands=AUTO)
         learning_rate = tuned.own("learning_rate", self.optimizer.learning_rate)
         averaging = self.optimizer.averaging(tuned.own("average", self.optimizer.average))

@@ -110,6 +110,7 @@ def train(grid: Grid, config: RunConfig) -> dict[str, Any]:
     summary: dict[str, Any] = without_infinities(summarise(plan, config, outcome, time.perf_counter() - started))
     summary["alarms"] = as_json(training.alarms)
     summary |= _predicted_noise(folder, plan)
+    summary["peak_learning_rate"] = job.round.optimizer.peak_learning_rate  # what ran, where it is not what was set
     write_json(folder.summary, summary)
     folder.remove_unfinished()
     return summary

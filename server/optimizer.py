@@ -37,6 +37,11 @@ class ServerOptimizer:
         return self.parameters if self.average.values is None else self.average.values
 
     @property
+    def peak_learning_rate(self) -> float:
+        """The largest learning rate of the schedule."""
+        return self._config.learning_rate
+
+    @property
     def learning_rate(self) -> float:
         """The learning rate that the next step will use."""
         chosen = self._config

@@ -109,7 +109,7 @@ def in_words(found: Sequence[BandsForecast], used: int, optimizer: str, rounds: 
     others = ", ".join(f"{one.bands}: {one.ratio:.2f}" for one in found)
     each = f"Noise in what {optimizer} makes of {rounds} rounds' releases, predicted at the same ε by bands ({others})"
     if used == 1:
-        return f"{each}: noise is independent from round to round, for no other number of bands promises less."
+        return f"{each}: noise is independent from round to round, for more bands promise hardly less, or more."
     chosen = next(one for one in found if one.bands == used)
     words = f"{each}: noise is correlated over {used} rounds, which promises {chosen.ratio:.2f} times as much."
     if optimizer == "adam":

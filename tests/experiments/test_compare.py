@@ -40,6 +40,7 @@ def test_an_average_is_the_arms_own_or_common_to_both(tmp_path: Path) -> None:
         (PlanConfig(), (None,), [AUTO]),
         (PlanConfig(bands="1"), (None,), [1]),
         (PlanConfig(noise_multiplier=1.0), (None,), [1]),
+        (PlanConfig(sampling="none", buffers=1), (None,), [1]),
         (PlanConfig(), ("gaussian", "banded", "quantile-clip"), [1, AUTO, 1]),
         (PlanConfig(bands="4"), ("gaussian", "banded"), [1, 4]),
         (PlanConfig(bands="4"), ("gaussian", "layer-noise"), [4, 4]),

@@ -45,6 +45,18 @@ def test_a_run_that_crashes_ends_as_one_that_does_not(small_run, tmp_path: Path,
     assert [event.group for event in charged if event != NOTHING] == [round % 3 for round in range(ROUNDS)]
 
 
+def test_the_learning_rate_that_ran_is_in_the_summary_and_the_metrics(small_run, tmp_path: Path) -> None:
+    plan = dataclasses.replace(small_run("").plan, noise_multiplier=None, epsilon=8.0, bands="3")
+    summary = trained(small_run(tmp_path, plan=plan, optimizer=OptimizerConfig(learning_rate=2e-3)))
+    promised = json.loads((tmp_path / "bands.json").read_text())["forecasts"]
+    (larger,) = (one["release_ratio"] for one in promised if one["bands"] == 3)
+    assert larger > 1.1
+    assert summary["learning_rate"] == 2e-3
+    assert summary["peak_learning_rate"] == pytest.approx(2e-3 * larger)
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["learning_rate"] == summary["peak_learning_rate"]
+
+
 @pytest.mark.parametrize("exact", [False, True])
 def test_secure_noise_can_be_correlated(small_run, tmp_path: Path, monkeypatch, exact: bool) -> None:
     plan = dataclasses.replace(small_run("").plan, bands="3", clip_quantile=0.5, clip_count_std=2.0)
