@@ -10,10 +10,12 @@ class Size:
     """A model shape, and the batch that is measured on it by default.
 
     Attributes:
-        kind: "gpt2" or "llama-lora".
+        kind: "gpt2", all of whose parameters train, or "llama-lora", whose adapters do.
         width, layers, heads, vocabulary: The model's shape.
         length: Tokens a row.
         users: Users of the ULS cases; the ELS case has four times as many examples.
+        key_value_heads, intermediate, rank: Of a Llama, and of its adapters.
+        base: Dtype of the frozen parameters.
     """
 
     kind: str
@@ -22,26 +24,41 @@ class Size:
     heads: int
     vocabulary: int
     length: int
-    users: int
+    users: int = 64
+    key_value_heads: int = 4
+    intermediate: int = 0
+    rank: int = 16
+    base: torch.dtype = torch.float32
 
 
 SIZES = {
-    "tiny": Size(kind="gpt2", width=128, layers=4, heads=4, vocabulary=4096, length=64, users=64),
-    "124m": Size(kind="gpt2", width=768, layers=12, heads=12, vocabulary=50257, length=128, users=64),
-    "350m": Size(kind="gpt2", width=1024, layers=24, heads=16, vocabulary=50257, length=128, users=64),
-    "1.1b-lora": Size(kind="llama-lora", width=2048, layers=22, heads=32, vocabulary=32000, length=128, users=64),
-}
+    "tiny": Size(kind="gpt2", width=128, layers=4, heads=4, vocabulary=4096, length=64),
+    "124m": Size(kind="gpt2", width=768, layers=12, heads=12, vocabulary=50257, length=128),
+    "350m": Size(kind="gpt2", width=1024, layers=24, heads=16, vocabulary=50257, length=128),
+    "tiny-lora": Size(
+        kind="llama-lora", width=64, layers=2, heads=4, vocabulary=512, length=32, intermediate=128, rank=4,
+        base=torch.bfloat16,
+    ),
+    "1.1b-lora": Size(
+        kind="llama-lora", width=2048, layers=22, heads=32, vocabulary=32000, length=128, intermediate=5632
+    ),
+    "7b-lora": Size(
+        kind="llama-lora", width=4096, layers=32, heads=32, vocabulary=32000, length=128, key_value_heads=32,
+        intermediate=11008, base=torch.bfloat16,
+    ),
+}  # fmt: skip
 
 
 def build(size: Size, device: torch.device, checkpointing: bool, linear_layers: bool = False) -> torch.nn.Module:
-    """The model in float32, without dropout.
+    """The model, without dropout; trainable parameters are float32.
 
     Args:
         checkpointing: Recompute activations in the backward pass (training mode, as Hugging Face wants for it).
         linear_layers: Replace Hugging Face's Conv1D by torch's Linear, which Opacus has fast rules for.
     """
     torch.manual_seed(0)
-    model = _gpt2(size) if size.kind == "gpt2" else _llama_with_lora(size)
+    with device:  # large models are made where they are used
+        model = _gpt2(size) if size.kind == "gpt2" else _llama_with_lora(size)
     if linear_layers:
         _replace_conv1d(model)
     if checkpointing:
@@ -70,18 +87,23 @@ def _gpt2(size: Size) -> torch.nn.Module:
 
 def _llama_with_lora(size: Size) -> torch.nn.Module:
     from peft import LoraConfig, get_peft_model
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(
         hidden_size=size.width,
-        intermediate_size=5632,
+        intermediate_size=size.intermediate,
         num_hidden_layers=size.layers,
         num_attention_heads=size.heads,
-        num_key_value_heads=4,
+        num_key_value_heads=size.key_value_heads,
         vocab_size=size.vocabulary,
         max_position_embeddings=2048,
     )
-    return get_peft_model(LlamaForCausalLM(config), LoraConfig(r=8, target_modules="all-linear"))
+    model = AutoModelForCausalLM.from_config(config, dtype=size.base)
+    adapted = get_peft_model(model, LoraConfig(r=size.rank, target_modules="all-linear"))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:  # zero at first, which would leave half of the gradients zero
+            torch.nn.init.normal_(parameter, std=0.02)
+    return adapted
 
 
 def _replace_conv1d(model: torch.nn.Module) -> None:

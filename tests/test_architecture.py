@@ -148,7 +148,8 @@ def test_rooms_stay_small() -> None:
     long = [f"{path.relative_to(ROOT)}: {count}" for path, count in lengths() if count > 350]
     assert not long
     for folder in ("fedsim/gradients", "server"):
-        assert len(files(folder)) <= 12, folder
+        own = [path for path in files(folder) if path.parent == ROOT / folder]  # a folder below is a room of its own
+        assert len(own) <= 12, folder
 
 
 def lengths() -> Iterator[tuple[Path, int]]:

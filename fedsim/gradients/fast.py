@@ -24,7 +24,7 @@ from fedsim.gradients.objective import CausalLanguageModel, Objective, RowLosses
 from fedsim.gradients.reference import unit_gradient
 from fedsim.gradients.tape import Forms, GroupGradients, Record, Tape, recording
 from fedsim.gradients.unit_gradients import FACTOR_BITS
-from fedsim.gradients.units import Units, groups_of, pack_units
+from fedsim.gradients.units import Units, groups_of, measured_pass, pack_units
 from fedsim.rows import TokenRows
 
 
@@ -102,7 +102,8 @@ class FastSum:
         while pending:
             units = pending.pop()
             try:
-                pass_ = self.passed(units)
+                with measured_pass(self.model, self.device, self.padded(units), self.autocast):
+                    pass_ = self.passed(units)
             except torch.OutOfMemoryError:
                 if len(units) == 1:
                     raise
@@ -111,9 +112,16 @@ class FastSum:
                 pending += [units[len(units) // 2 :], units[: len(units) // 2]]
                 continue
             self._add(pass_)
+            del pass_  # else its activations would lie beside the next one's
         for unit in alone:
             self.add_alone(unit)
         return self.result()
+
+    def padded(self, units: np.ndarray) -> int:
+        """Tokens of a pass over the units, padding included."""
+        rows = self.units.counts[units]
+        longest = max(self.units.lengths[self.units.offsets[u] : self.units.offsets[u + 1]].max() for u in units)
+        return int(rows.sum() * longest)
 
     def kinds(self) -> dict[str, str]:
         """The kind of rule of each layer with trainable parameters, by the layer's name."""

@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from fedsim.gradients.kernels import loss_gradient_, usable
 from fedsim.gradients.model import compute_dtype
 from fedsim.gradients.objective import Batch, RowLosses, causal_logits
 from fedsim.gradients.tape import Tape
@@ -14,8 +15,10 @@ from fedsim.gradients.unit_gradients import add_product, batched_outer, holds_gr
 from fedsim.gradients.units import Group
 from fedsim.rows import IGNORED_LABEL
 
-CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
+CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}
 """Logits of one chunk: 4 MiB of float32 on a CPU, which stay in its cache."""
+VOCABULARY_STEP = 64
+"""On a GPU a head is filled up with zeros to a multiple of so many tokens."""
 
 _plain_heads: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
@@ -127,8 +130,14 @@ class _Head:
         labels: torch.Tensor,
         coefficients: torch.Tensor,
     ) -> None:
-        self.hidden, self.weight = hidden, weight.detach().to(hidden.dtype)
+        self.hidden, self.width, self.by_kernel = hidden, len(weight), usable(hidden)
+        self.weight = weight.detach().to(hidden.dtype)
         self.bias = None if bias is None else bias.detach().to(hidden.dtype)
+        if self.by_kernel and self.width % VOCABULARY_STEP:
+            # A vocabulary of 50,257 would keep every product of the head on a GPU's slowest path.
+            more = -self.width % VOCABULARY_STEP
+            self.weight = torch.nn.functional.pad(self.weight, (0, 0, 0, more))
+            self.bias = None if self.bias is None else torch.nn.functional.pad(self.bias, (0, more))
         self.labels, self.coefficients = labels, coefficients
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         self.losses = torch.zeros(len(hidden), dtype=wide, device=hidden.device)
@@ -142,8 +151,8 @@ class _Head:
     def run(self, want_weight: bool, want_bias: bool) -> None:
         """Losses and gradients of everything for autograd."""
         if want_weight:
-            self.weight_gradient = torch.zeros(self.weight.shape, dtype=self.losses.dtype, device=self.weight.device)
-        bias = torch.zeros(len(self.weight), dtype=self.losses.dtype, device=self.weight.device)
+            self.weight_gradient = self.losses.new_zeros(self.width, self.weight.shape[1])
+        bias = torch.zeros(self.width, dtype=self.losses.dtype, device=self.weight.device)
         for start in range(0, len(self.hidden), self.chunk_rows):
             rows = slice(start, start + self.chunk_rows)
             gradient = self.logit_gradient(rows)
@@ -157,15 +166,18 @@ class _Head:
         """The same, with the weight's and the bias's gradients left on the tape, for each unit."""
         for number, group in enumerate(tape.groups):
             tokens = group.rows_per_unit * self.hidden.shape[1]
-            if holds_gradient(tokens, len(self.weight), self.hidden.shape[-1], self.hidden.element_size()):
+            if holds_gradient(tokens, self.width, self.hidden.shape[-1], self.hidden.element_size()):
                 tape.at(number, head.weight).add_held(self._unit_gradients(tape, head, number))
             else:
-                kept = self.hidden.new_empty(group.size * group.rows_per_unit, self.hidden.shape[1], len(self.weight))
+                kept = self._room(group.size * group.rows_per_unit)
                 for rows in self._chunks(group):
                     place = slice(rows.start - group.rows.start, rows.stop - group.rows.start)
                     self._recorded(tape, head, number, rows, kept[place])
                 tape.at(number, head.weight).outers.append(
-                    (kept.view(group.size, tokens, -1), self.weighted(group.rows).view(group.size, tokens, -1))
+                    (
+                        kept.view(group.size, tokens, -1)[..., : self.width],
+                        self.weighted(group.rows).view(group.size, tokens, -1),
+                    )
                 )
 
     def weighted(self, rows: slice) -> torch.Tensor:
@@ -179,6 +191,29 @@ class _Head:
         """
         labels = self.labels[rows]
         scored = labels != IGNORED_LABEL
+        gradient = (self._in_place if self.by_kernel else self._chunk_gradient)(rows, labels, scored, out)
+        torch.matmul(gradient, self.weight, out=self.hidden_gradient[rows])
+        self.hidden_gradient[rows] *= self.coefficients[rows, None, None].to(self.hidden.dtype)
+        return gradient[..., : self.width]
+
+    def _in_place(
+        self, rows: slice, labels: torch.Tensor, scored: torch.Tensor, out: torch.Tensor | None
+    ) -> torch.Tensor:
+        """In two passes over the logits, which are never copied."""
+        gradient = self._room(len(labels)) if out is None else out
+        flat, hidden = gradient.flatten(0, 1), self.hidden[rows].flatten(0, 1)
+        if self.bias is None:
+            torch.mm(hidden, self.weight.t(), out=flat)
+        else:
+            torch.addmm(self.bias, hidden, self.weight.t(), out=flat)
+        losses, right = loss_gradient_(flat[:, : self.width], labels.flatten())
+        self.losses[rows] = losses.view(labels.shape).sum(1)
+        self.correct[rows] = right.view(labels.shape).sum(1)
+        return gradient
+
+    def _chunk_gradient(
+        self, rows: slice, labels: torch.Tensor, scored: torch.Tensor, out: torch.Tensor | None
+    ) -> torch.Tensor:
         place = labels.clamp(min=0).unsqueeze(-1)
         logits = torch.nn.functional.linear(self.hidden[rows], self.weight, self.bias).to(self.losses.dtype)
         right = (logits.gather(-1, place) >= logits.amax(-1, keepdim=True))[..., 0]
@@ -195,9 +230,11 @@ class _Head:
         gradient = gradient.to(self.hidden.dtype)
         if out is not None and not in_place:
             out.copy_(gradient)
-        torch.matmul(gradient, self.weight, out=self.hidden_gradient[rows])
-        self.hidden_gradient[rows] *= self.coefficients[rows, None, None].to(self.hidden.dtype)
         return gradient
+
+    def _room(self, rows: int) -> torch.Tensor:
+        """For the logits of rows, and of what the weight was filled up with."""
+        return self.hidden.new_empty(rows, self.hidden.shape[1], len(self.weight))
 
     def _chunks(self, group: Group) -> Iterator[slice]:
         """Row chunks of a group: of whole units, or of rows of one unit."""
@@ -211,7 +248,7 @@ class _Head:
     def _unit_gradients(self, tape: Tape, head: Any, number: int) -> torch.Tensor:
         """The weight's gradients, [units of the group, V, d]."""
         group = tape.groups[number]
-        held = torch.zeros(group.size, *self.weight.shape, dtype=self.losses.dtype, device=self.weight.device)
+        held = self.losses.new_zeros(group.size, self.width, self.weight.shape[1])
         for rows in self._chunks(group):
             gradient = self._recorded(tape, head, number, rows)
             first = (rows.start - group.rows.start) // group.rows_per_unit

@@ -117,7 +117,7 @@ def unit_gradient(
     parameters = list(trainable_parameters(model).values())
     gradient = torch.zeros(layout.size, dtype=accumulation_dtype(model), device=device)
     loss = torch.zeros((), dtype=gradient.dtype, device=device)
-    budget = token_budget(model, device, max_tokens)
+    budget = token_budget(model, device, max_tokens, autocast)
     for part in split_rows(units, unit, budget):
         batch = objective.collate(rows, units.rows[part], device, pad_token_of(model))
         coefficients = torch.as_tensor(units.coefficients[part], dtype=gradient.dtype, device=device)

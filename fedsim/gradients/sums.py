@@ -15,7 +15,7 @@ from fedsim.gradients.model import check_deterministic, exact_products, keeps_ha
 from fedsim.gradients.objective import Objective
 from fedsim.gradients.reference import LocalSteps, clipped_units, reference_sum, unit_gradient
 from fedsim.gradients.tape import Forms
-from fedsim.gradients.units import make_units, pack_units, token_budget
+from fedsim.gradients.units import make_units, measured_pass, pack_units, token_budget
 from fedsim.rows import TokenRows
 
 log = logging.getLogger(__name__)
@@ -82,9 +82,10 @@ def clipped_sum(
         if method == "fast" and clip.order == 2 and local_steps is None and _shortest(clip) >= SMALLEST_LIMIT:
             check_deterministic(model)
             units = make_units(rows, unit_ids, objective, weighting, weights)
-            budget = token_budget(model, model_device(model), max_tokens)
+            budget = token_budget(model, model_device(model), max_tokens, autocast)
             asked = FastSum(model, rows, units, objective, clip, budget, autocast)
             if not why_reference(asked):
+                asked.budget = token_budget(model, model_device(model), max_tokens, autocast)  # measured by now
                 try:
                     return asked.run()
                 except (torch.OutOfMemoryError, MemoryError, InvalidInput, Failure):
@@ -208,7 +209,8 @@ def _part(row: TokenRows, piece: slice) -> TokenRows:
 def _difference(trial: FastSum, chosen: np.ndarray) -> str | None:
     """In what the fast path differs from plain autograd on the chosen units; None if those are not finite."""
     try:
-        pass_ = trial.passed(chosen)
+        with measured_pass(trial.model, trial.device, trial.padded(chosen), trial.autocast):
+            pass_ = trial.passed(chosen)
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:

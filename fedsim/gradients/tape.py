@@ -57,9 +57,9 @@ class GroupGradients:
         for name, gradients in self.matrices.items():
             block, power = self.clip.block[name], self.clip.inverse[name] ** 2
             squares, spreads = gradients.squared_norms()
-            squared.setdefault(block, []).append(squares * power)
+            squared.setdefault(block, []).append(squares if power == 1 else squares * power)
             if spreads is not None:
-                spread.setdefault(block, []).append(spreads * power)
+                spread.setdefault(block, []).append(spreads if power == 1 else spreads * power)
         sums = {block: torch.stack(parts).sum(0, dtype=torch.float64) for block, parts in squared.items()}
         return {
             block: (

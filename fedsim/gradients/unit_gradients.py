@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
+from fedsim.gradients.kernels import gram_norms, usable, weighted_product
+
 GRAM_ELEMENTS = 2**24
 """Elements of one batch of Gram matrices at most: 64 MiB of float32."""
 GRAM_BLOCK = 128
@@ -87,6 +89,9 @@ def squared_row_norms(rows: torch.Tensor) -> torch.Tensor:
 
 def add_outer(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor, factors: torch.Tensor) -> None:
     """target [p, q] += Σ_u factors[u] · left[u]^T right[u], for left [u, n, p] and right [u, n, q]."""
+    if usable(left, right):
+        weighted_product(target, left, right, factors)
+        return
     scale_left = left.shape[-1] <= right.shape[-1]  # the smaller one is cheaper to scale
     for scaled in _scaled(left if scale_left else right, factors):
         one, other = (scaled, right) if scale_left else (left, scaled)
@@ -232,6 +237,8 @@ class UnitGradients:
         # Bytes may favour factors (bfloat16) where arithmetic favours the gradient: then it is formed and dropped.
         gram = n * (p + q) <= p * q
         self.paths.add("Gram norm" if gram else "direct norm")
+        if gram and usable(left, right):
+            return gram_norms(left, right)
         chunk = max(1, GRAM_ELEMENTS // (n * n if gram else p * q))
         squared, spread = [], []
         for start in range(0, u, chunk):

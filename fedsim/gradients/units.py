@@ -1,14 +1,18 @@
 """Which rows form a unit, which units share a micro-batch, and whose are vectors without an axis of rows."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
 from fedsim.errors import InvalidInput
+from fedsim.gradients.model import keeps_half
 from fedsim.gradients.objective import Objective
 from fedsim.rows import TokenRows
 
@@ -91,14 +95,22 @@ def make_units(
 
 CPU_TOKENS = 1024
 """On a CPU larger micro-batches fall out of its caches and gain nothing."""
-GPU_TOKENS = 65536
+GPU_TOKENS = 32768
+SHARE = 0.7
+"""Of a GPU's free memory that a pass may take."""
 
 
-def token_budget(model: torch.nn.Module, device: torch.device, max_tokens: int | None) -> int:
+_measured: WeakKeyDictionary[torch.nn.Module, dict[torch.dtype | None, float]] = WeakKeyDictionary()
+"""Bytes that a token of a pass took at most, by model and autocast: the least of the passes so far."""
+
+
+def token_budget(
+    model: torch.nn.Module, device: torch.device, max_tokens: int | None, autocast: torch.dtype | None = None
+) -> int:
     """Tokens, padding included, that one micro-batch may hold.
 
-    On a GPU the choice is half of the free memory by a generous estimate of what a token leaves behind; should it
-    still be too much, the fast path halves it and goes on.
+    On a GPU the choice is SHARE of the free memory by what the model's passes have taken so far (`measured_pass`), and
+    before the first by an estimate; should it still be too much, the fast path halves it and goes on.
 
     Raises:
         InvalidInput: max_tokens below 1.
@@ -111,14 +123,36 @@ def token_budget(model: torch.nn.Module, device: torch.device, max_tokens: int |
         return CPU_TOKENS
     free, _ = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(min(GPU_TOKENS, max(1, free / 2 / token_bytes(model))))
+    each = _measured.get(model, {}).get(autocast) or token_bytes(model, autocast)
+    # A power of 2, so that the same units meet in a micro-batch from round to round.
+    return 1 << int(math.log2(min(GPU_TOKENS, max(1, SHARE * free / each))))
 
 
-def token_bytes(model: torch.nn.Module) -> int:
-    """A generous estimate of the bytes that one token's activations and their gradients take in a pass."""
+def token_bytes(model: torch.nn.Module, autocast: torch.dtype | None) -> int:
+    """An estimate of the bytes that one token's activations and their gradients take in a pass."""
     widths = sum(sum(p.shape) for p in model.parameters() if p.ndim == 2)
     # Inputs, outputs and their gradients, and about as much again in functions without parameters.
-    return 4 * 4 * widths
+    return 4 * (2 if keeps_half(model, autocast) else 4) * widths
+
+
+@contextmanager
+def measured_pass(
+    model: torch.nn.Module, device: torch.device, tokens: int, autocast: torch.dtype | None
+) -> Iterator[None]:
+    """Around a pass of so many tokens: remembers what memory it took at most, a token.
+
+    What a pass takes whatever its size (weights cast to bfloat16, the largest gradient) counts as the tokens' too, so
+    that the figure falls as micro-batches grow and errs to the safe side.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    yield
+    each = (torch.cuda.max_memory_allocated(device) - before) / tokens
+    known = _measured.setdefault(model, {})
+    known[autocast] = min(each, known.get(autocast, each))
 
 
 def split_rows(units: Units, unit: int, budget: int) -> list[np.ndarray]:

@@ -1,0 +1,1 @@
+"""What a GPU makes of the clipped sum: `python -m benchmarks.gpu`."""

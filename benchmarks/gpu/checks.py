@@ -1,0 +1,89 @@
+"""Whether the clip holds on this device: sums against float64, and copies of one unit against the bound."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from benchmarks.gradient_models import Size, build
+from fedsim.clip import Clip
+from fedsim.gradients import CausalLanguageModel, ClippedSum, clipped_sum
+from fedsim.rows import TokenRows
+
+SHAPES = (
+    Size(kind="gpt2", width=64, layers=2, heads=4, vocabulary=509, length=64),
+    Size(kind="gpt2", width=192, layers=2, heads=4, vocabulary=128, length=256),
+    Size(kind="llama-lora", width=64, layers=2, heads=4, vocabulary=512, length=64, intermediate=160, rank=4),
+    Size(
+        kind="llama-lora", width=128, layers=1, heads=4, vocabulary=512, length=128, intermediate=256, rank=16,
+        base=torch.bfloat16,
+    ),
+)  # fmt: skip
+"""Between them: tied and untied heads, gradients held and not, Gram norms and direct ones, adapters on either base."""
+
+
+def clip_checks(device: torch.device, number: int) -> Iterator[dict[str, object]]:
+    """`number` checks on random ragged units, half of them each in float32 and in bfloat16.
+
+    In float32 the sum is compared with that of float64 on the CPU. In either, copies of one unit are added up: their
+    sum, its norm taken in float64, must reach no further than so many clip norms, and fall short of it by no more than
+    the margin and, in bfloat16, the rounding of the factor.
+    """
+    for i in range(number):
+        size, half = SHAPES[i // 2 % len(SHAPES)], bool(i % 2)
+        rng = np.random.default_rng(1000 + i)
+        model = build(size, device, False)
+        autocast = torch.bfloat16 if half else None
+        rows, ids = _units(size, rng, int(rng.integers(2, 9)))
+        share = float(rng.uniform(0.05, 0.9))
+        norms = _sum(model, rows, ids, Clip(norm=1e9), autocast).norms
+        clip = Clip(norm=float(norms.quantile(share)) * (1 + 1e-3))
+        line: dict[str, object] = {"check": i, "shape": f"{size.kind} {size.width}", "bfloat16": half}
+        if not half and size.base == torch.float32:
+            line["against_float64"] = _against_float64(model, rows, ids, clip)
+        line |= _copies(model, rows, ids, Clip(norm=float(norms.max()) * share), autocast)
+        line["held"] = line["reach"] <= 1 and line["reach"] > 1 - 2**-7 and line.get("against_float64", 0) < 1e-5  # type: ignore[operator]
+        yield line
+
+
+def _units(size: Size, rng: np.random.Generator, units: int) -> tuple[TokenRows, np.ndarray]:
+    counts = rng.integers(1, 6, units)
+    lengths = rng.integers(2, size.length + 1, counts.sum())
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    few = int(rng.choice([2, size.vocabulary]))  # tokens said over and over cancel and add up most
+    return TokenRows(tokens=rng.integers(0, few, offsets[-1]), offsets=offsets), np.repeat(np.arange(units), counts)
+
+
+def _sum(
+    model: torch.nn.Module,
+    rows: TokenRows,
+    ids: np.ndarray,
+    clip: Clip,
+    autocast: torch.dtype | None,
+    method: str = "fast",
+) -> ClippedSum:
+    return clipped_sum(model, rows, ids, clip, objective=CausalLanguageModel(), method=method, autocast=autocast)  # type: ignore[arg-type]
+
+
+def _against_float64(model: torch.nn.Module, rows: TokenRows, ids: np.ndarray, clip: Clip) -> float:
+    """‖sum − reference‖ / ‖reference‖."""
+    device = next(model.parameters()).device
+    ours = _sum(model, rows, ids, clip, None).total.cpu().double()
+    exact = _sum(model.double().cpu(), rows, ids, clip, None, "reference").total
+    model.float().to(device)
+    return float((ours - exact).norm() / exact.norm())
+
+
+def _copies(
+    model: torch.nn.Module, rows: TokenRows, ids: np.ndarray, clip: Clip, autocast: torch.dtype | None
+) -> dict[str, object]:
+    """How far copies of the unit of largest norm reach, in clip norms a copy."""
+    norms = _sum(model, rows, ids, clip, autocast).norms
+    unit = np.flatnonzero(ids == int(norms.argmax()))
+    copies = 3
+    repeated = rows.take(np.tile(unit, copies))
+    together = _sum(model, repeated, np.repeat(np.arange(copies), len(unit)), clip, autocast)
+    clipped = bool((together.norms > clip.norm).all())
+    reach = float(together.total.double().norm()) / (copies * clip.norm)
+    return {"reach": reach if clipped and math.isfinite(reach) else float("nan")}
