@@ -23,7 +23,6 @@ from benchmarks.gpu.steps import (
     padded_batches,
     plain_step,
     ragged_case,
-    sizes_up_to,
     uniform_case,
 )
 from benchmarks.gradient_models import SIZES, Size, build
@@ -31,6 +30,8 @@ from benchmarks.gradient_models import SIZES, Size, build
 MODELS = ("350m", "1.1b-lora", "7b-lora", "124m")
 CELLS = ("ceilings", "clips", *MODELS)
 """In order of worth."""
+SMALL_AND_LARGE = {False: (8192, 32768), True: (2048, 8192)}
+"""Tokens of the micro-batches that are tried, for models of up to a billion parameters and for wider ones."""
 
 
 def main() -> None:
@@ -128,24 +129,25 @@ def ways_of(
 ) -> list[Way]:
     """All ways of doing a case's step, at several micro-batches."""
     rows = len(case.rows)
-    largest = {"gpt2": 32768, "llama-lora": 16384 if size.width > 2048 else 32768}[size.kind]
-    clip = median_clip(model, case, autocast, largest // 4)
+    small, large = SMALL_AND_LARGE[size.width > 2048]
+    clip = median_clip(model, case, autocast, small)
     ours = partial(clipped_step, model, case, clip, autocast)
     ways = [Way("loop", 0, partial(ours, "reference", None)), Way("ours, size chosen", 0, partial(ours, "fast", None))]
-    for tokens in sizes_up_to(len(case.rows) * size.length, largest):
+    for tokens in {min(n, len(case.rows) * size.length): None for n in (large, small)}:
         batches = padded_batches(case, tokens, device)
         ways.append(Way("ours", tokens, partial(ours, "fast", tokens)))
         ways.append(Way("non-private", tokens, partial(plain_step, model, batches, rows, autocast)))
         ways.append(Way("non-private, fused loss", tokens, partial(fused_step, model, batches, rows, autocast)))
-        if compiled is not None and tokens == min(8192, len(case.rows) * size.length):
+        if compiled is not None and tokens <= small:
             ways.append(Way("non-private, compiled", tokens, partial(plain_step, compiled, batches, rows, autocast)))
     return ways
 
 
 def write_table(path: Path, table: list[tuple[str, int, float]]) -> None:
-    """Kernels by name: milliseconds, launches, name."""
+    """Kernels by name, the longest first: milliseconds, launches, name; the sum of all above them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [f"{milliseconds:10.3f} ms {number:6d}  {name[:150]}" for name, number, milliseconds in table]
+    lines = [f"{sum(ms for *_, ms in table):10.3f} ms {sum(n for _, n, _ in table):6d}  all kernels"]
+    lines += [f"{milliseconds:10.3f} ms {number:6d}  {name[:150]}" for name, number, milliseconds in table[:25]]
     path.write_text("\n".join(lines) + "\n")
 
 

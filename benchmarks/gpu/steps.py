@@ -1,6 +1,6 @@
 """One training step done in several ways on ragged rows: clipped by unit, without privacy, and as rivals do it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,11 +124,3 @@ def out_of_memory(step: Step) -> bool:
         torch.cuda.empty_cache()
         return True
     return False
-
-
-def sizes_up_to(tokens: int, largest: int) -> Iterator[int]:
-    """Micro-batches to try: powers of 4 down from the largest, in tokens, none above what the step has."""
-    size = min(tokens, largest)
-    while size >= largest // 16:
-        yield size
-        size //= 4

@@ -282,11 +282,14 @@ def _merged(index: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     other are off by 6 · 10⁻⁵, and by another amount when they are scaled first.
     """
     place = index + torch.arange(len(index), device=index.device)[:, None] * (index.max() + 1)
-    met, where = torch.unique(place.flatten(), return_inverse=True)
-    positions = torch.arange(len(where), device=index.device)
-    first = torch.full_like(met, len(where)).scatter_reduce_(0, where, positions, "amin")
+    # Sorted rather than made unique, whose number of places a GPU would have to be waited for.
+    ordered, positions = torch.sort(place.flatten(), stable=True)
+    changes = torch.diff(ordered, prepend=ordered[:1]) != 0
+    run = changes.cumsum(0)
+    first = torch.full_like(positions, len(positions)).scatter_reduce_(0, run, positions, "amin")
+    where = torch.empty_like(positions).scatter_(0, positions, first[run])
     wide = rows.to(_wide(rows.dtype)).flatten(0, 1)
-    return torch.zeros_like(wide).index_add_(0, first[where], wide).view(rows.shape)
+    return torch.zeros_like(wide).index_add_(0, where, wide).view(rows.shape)
 
 
 def _cross(left: torch.Tensor, right: torch.Tensor, index: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
