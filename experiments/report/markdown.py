@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-GAINS = ("", "ε", "B", "bands", "noise, predicted", "loss, independent", "loss, correlated", "gain")
+GAINS = (
+    *("", "ε", "B", "bands", "noise, predicted", "loss, independent", "loss, correlated"),
+    *("gain, predicted", "gain", "half the noise is worth"),
+)
 """What correlated noise promised and gained."""
 
 

@@ -149,8 +149,14 @@ def gain_row(gain: dict[str, Any]) -> list[str]:
         f"{gain['predicted_noise_ratio']:.2f}",
         f"{gain['loss_of_independent_noise']:.4f}",
         f"{gain['loss']:.4f}",
+        _signed(gain["predicted_gain"]),
         f"{gain['gain']:+.4f}{half}",
+        _signed(gain["loss_saved_by_half_the_noise"]),
     ]
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.4f}"
 
 
 def privacy_cost(cost: Together | None, free: int) -> dict[str, Any]:

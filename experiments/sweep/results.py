@@ -45,6 +45,7 @@ def collect(folder: Path) -> list[dict[str, Any]]:
                 "test_accuracy": summary["test_accuracy_after"],
                 "epsilon_spent": summary["epsilon"],
                 "noise_multiplier": summary["noise_multiplier"],
+                "noise": summary["noise_multiplier"] * point.clip_norm / summary["units_per_round"],
                 "seconds": summary["seconds"],
             }
         )
@@ -82,7 +83,7 @@ def setting_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Seeds of one setting together: mean test loss and the half-width of its 95 % interval (Student's t)."""
     losses = np.array([row["test_loss"] for row in rows])
     return {
-        **{name: rows[0][name] for name in (*SETTING, "bands_used", "predicted_noise_ratio")},
+        **{name: rows[0][name] for name in (*SETTING, "bands_used", "predicted_noise_ratio", "noise")},
         "seeds": len(rows),
         "validation_loss": float(np.mean([row["validation_loss"] for row in rows])),
         "loss": float(losses.mean()),
@@ -94,31 +95,60 @@ def setting_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def gains_of_bands(cells: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """What correlating noise over rounds gained: each number of bands at its best other settings, beside one band.
 
-    By cell, in nats of test loss, with the half-width of its 95 % interval (None for single seeds), and the noise that
-    was predicted relative to that of independent noise. Nothing of cells that lack one band, or others.
+    By cell, in nats of test loss, with the half-width of its 95 % interval (None for single seeds); the noise that was
+    predicted relative to that of independent noise, and the gain that follows from it and from `loss_per_noise`, which
+    correlated noise had no part in (None where one ε alone was run). Nothing of cells that lack one band, or others.
     """
+    cells = list(cells)
+    independent = [(cell, setting) for cell in cells if (setting := _best_of_bands(cell, "1"))]
     gains = []
-    for cell in cells:
-        best = {bands: _best([s for s in cell["settings"] if s["bands"] == bands]) for bands in _bands_of(cell)}
-        if "1" not in best:
-            continue
-        for bands, setting in best.items():
-            if bands == "1":
+    for cell, reference in independent:
+        alike = [setting for other, setting in independent if _place(other) == _place(cell)]
+        slope = loss_per_noise(alike)
+        for bands in _bands_of(cell):
+            setting = _best_of_bands(cell, bands)
+            if bands == "1" or setting is None:
                 continue
-            difference, half = lead(setting, best["1"])
+            difference, half = lead(setting, reference)
+            ratio = setting["predicted_noise_ratio"]
             gains.append(
                 {name: cell[name] for name in ("arm", "epsilon", "gradients_per_round")}
                 | {
                     "bands": bands,
                     "bands_used": setting["bands_used"],
-                    "predicted_noise_ratio": setting["predicted_noise_ratio"],
+                    "predicted_noise_ratio": ratio,
+                    "predicted_gain": None if slope is None else -slope * math.log(ratio),
+                    "loss_saved_by_half_the_noise": None if slope is None else slope * math.log(2),
                     "loss": setting["loss"],
-                    "loss_of_independent_noise": best["1"]["loss"],
+                    "loss_of_independent_noise": reference["loss"],
                     "gain": difference,
                     "half_width": half,
                 }
             )
     return gains
+
+
+def loss_per_noise(settings: Iterable[dict[str, Any]]) -> float | None:
+    """By how much loss grows as the logarithm of the noise does, by least squares; None for noise of one size alone.
+
+    Args:
+        settings: The best of independent noise at several ε, all else being equal. Where this is small, it is not
+            noise that limits training, and less of it gains little.
+    """
+    points = [(math.log(setting["noise"]), setting["loss"]) for setting in settings if setting["noise"] > 0]
+    if len({noise for noise, _ in points}) < 2:
+        return None
+    noises, losses = np.array(points).T
+    return float(np.cov(noises, losses)[0, 1] / noises.var(ddof=1))
+
+
+def _place(cell: dict[str, Any]) -> tuple[str, int]:
+    return cell["arm"], cell["gradients_per_round"]
+
+
+def _best_of_bands(cell: dict[str, Any], bands: str) -> dict[str, Any] | None:
+    tried = [setting for setting in cell["settings"] if setting["bands"] == bands]
+    return _best(tried) if tried else None
 
 
 def _bands_of(cell: dict[str, Any]) -> list[str]:

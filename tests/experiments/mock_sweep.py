@@ -62,6 +62,7 @@ class FakeTraining:
             "test_accuracy_after": 0.2,
             "epsilon": config.plan.epsilon if config.plan.epsilon < math.inf else None,
             "noise_multiplier": 1.0,
+            "units_per_round": 64.0,
             "seconds": 0.1,
         }
         write_json(folder / "summary.json", summary)

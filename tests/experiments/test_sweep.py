@@ -176,11 +176,19 @@ def test_a_value_that_is_not_allowed_is_found_before_anything_runs(training: Fak
 
 
 def row(
-    arm: str, group: int, seed: int, validation: float, test: float, bands: str = "1", average: str = "none"
+    arm: str,
+    group: int,
+    seed: int,
+    validation: float,
+    test: float,
+    bands: str = "1",
+    average: str = "none",
+    epsilon: float = 8.0,
+    noise: float = 0.01,
 ) -> dict[str, Any]:
     return {
         "arm": arm,
-        "epsilon": 8.0,
+        "epsilon": epsilon,
         "gradients_per_round": 64,
         "group_size": group,
         "learning_rate": 0.001,
@@ -188,6 +196,7 @@ def row(
         "bands": bands,
         "bands_used": 8 if bands == "auto" else int(bands),
         "predicted_noise_ratio": 1.0 if bands == "1" else 0.6,
+        "noise": noise,
         "average": average,
         "seed": seed,
         "validation_loss": validation,
@@ -215,6 +224,20 @@ def test_what_bands_gained_is_told_at_the_best_setting_of_each() -> None:
     assert (gain["arm"], gain["bands"], gain["bands_used"], gain["predicted_noise_ratio"]) == ("uls", "auto", 8, 0.6)
     assert gain["gain"] == pytest.approx(0.2)
     assert gain["half_width"] == pytest.approx(2.7764 * 0.1 * np.sqrt(2 / 3), rel=1e-3)
+
+
+def test_the_gain_that_less_noise_promises_follows_from_independent_noise_alone() -> None:
+    rows = [row("uls", 1, 0, 3.0, 3.5), row("uls", 1, 0, 3.0, 3.8, epsilon=2.0, noise=0.02)]
+    rows += [row("uls", 1, 0, 2.9, 3.1, "auto"), row("els", 1, 0, 3.0, 3.5), row("els", 1, 0, 3.0, 3.4, "auto")]
+    rows += [row("uls", 1, 0, 2.9, 1.0, "auto", epsilon=2.0)]
+    found = {(gain["arm"], gain["epsilon"]): gain for gain in gains_of_bands(cells_of(rows))}
+    assert found["uls", 8.0]["loss_saved_by_half_the_noise"] == pytest.approx(0.3)
+    assert found["uls", 8.0]["predicted_gain"] == pytest.approx(-0.3 * np.log2(0.6))
+    assert found["uls", 2.0]["predicted_gain"] == pytest.approx(-0.3 * np.log2(0.6)), (
+        "whatever correlated noise gained"
+    )
+    assert found["els", 8.0]["predicted_gain"] is None, "run at one ε alone"
+    assert found["els", 8.0]["gain"] == pytest.approx(0.1)
 
 
 def test_intervals_need_two_seeds_and_cover() -> None:
