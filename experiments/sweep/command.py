@@ -16,7 +16,7 @@ from rich.text import Text
 
 from experiments.prediction import Prediction, predict
 from experiments.sweep.points import ARM_TITLES, Point, SweepConfig, content_of, points_of
-from experiments.sweep.results import cells_of, collect
+from experiments.sweep.results import cells_of, collect, worth_repeating
 from experiments.sweep.run import Finished, is_finished, run_here, run_on_ray
 from fedsim.config import RunConfig
 from fedsim.errors import InvalidInput
@@ -56,7 +56,7 @@ class Sweep(RunConfig):
             point.config(common, folder)  # a value that is not allowed is found before anything runs
         self._claim(folder)
         try:
-            failures = self._run_points(points, common, folder)
+            points, failures = self._run_all(points, common, folder)
         except Stopped as stopped:
             print(f"stopped after a round of {Path(stopped.folder).stem}; {HOW_TO_GO_ON}", file=sys.stderr)
             return stopped.exit_code
@@ -69,6 +69,17 @@ class Sweep(RunConfig):
         print(json.loads((folder / RESULTS).read_text(encoding="utf-8"))["privacy_cost"]["in_words"])
         print(f"report: {report}")
         return 1 if failures else 0
+
+    def _run_all(self, points: list[Point], common: RunConfig, folder: Path) -> tuple[list[Point], dict[str, str]]:
+        """Run all points, or each combination once and the best of each arm again; returns those, and failures."""
+        if self.sweep.repeat == "all":
+            return points, self._run_points(points, common, folder)
+        once = [point for point in points if point.seed == 0]
+        failures = self._run_points(once, common, folder)
+        names = {point.name for point in once}
+        best = worth_repeating(row for row in collect(folder) if row["point"] in names)
+        again = [point for point in points if point.seed and dataclasses.replace(point, seed=0).name in best]
+        return once + again, failures | self._run_points(again, common, folder)
 
     def _claim(self, folder: Path) -> None:
         """Write the common settings, or refuse a folder whose points came from other ones."""

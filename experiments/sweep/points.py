@@ -50,6 +50,9 @@ class SweepConfig:
     seeds: int = 3
     """Repetitions of every combination. No two points share a seed: those of a point's sampling and noise are derived
     from --sampling-seed and --noise-seed (0 where they are not given), its number and all of its settings."""
+    repeat: Literal["all", "best"] = "all"
+    """Which combinations are run with more than the first seed: all; or, of each algorithm, ε, compute, bands and
+    average, the one whose first seed had the least loss on validation users."""
     nonprivate: bool = True
     """Also fine-tune without noise or clipping, as the end that privacy is measured against."""
     slots: int = 0

@@ -13,6 +13,8 @@ from experiments.sweep.points import Point
 from experiments.together import FinishedRun, Together
 from server.run_folder import RunFolder
 
+ARM = ("arm", "gradients_per_round", "epsilon", "bands", "average")
+"""What is compared; all else is tuned for each."""
 SETTING = ("group_size", "learning_rate", "clip_norm", "bands", "average")
 
 
@@ -77,6 +79,16 @@ def cells_of(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return cells
+
+
+def worth_repeating(rows: Iterable[dict[str, Any]]) -> set[str]:
+    """Of each ARM the point of least validation loss, by name."""
+    best: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ARM)
+        if key not in best or row["validation_loss"] < best[key]["validation_loss"]:
+            best[key] = row
+    return {row["point"] for row in best.values()}
 
 
 def setting_of(rows: list[dict[str, Any]]) -> dict[str, Any]:

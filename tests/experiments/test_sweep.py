@@ -169,6 +169,29 @@ def test_a_folder_of_other_settings_is_refused_and_a_larger_grid_is_not(
     assert len(training.trained) == 14 + 6
 
 
+def test_only_the_best_of_each_arm_is_repeated_where_that_is_asked_for(training: FakeTraining, tmp_path: Path) -> None:
+    asked = SweepConfig(
+        epsilons=(2.0, 8.0), uls_group_sizes=(2, 1, 4), els_group_sizes=(4,), bands=("1", "2"), seeds=3, repeat="best"
+    )
+    training.failing = {"uls-B256-eps2-G1-C1-lr0.001-seed0"}
+    assert small_sweep(tmp_path, sweep=asked).run() == 1
+    once = [name for name in training.trained if name.endswith("seed0")]
+    again = [name for name in training.trained if not name.endswith("seed0")]
+    assert training.trained == once + again
+    assert len(once) == 2 * 2 * (3 + 1) + 1 - 1  # without privacy there is one; one failed, and is not tried twice
+    assert len(again) == 2 * (2 * 2 * (1 + 1) + 1)
+    uls = {name.rsplit("-", 1)[0] for name in again if name.startswith("uls")}
+    assert {name for name in uls if "eps8" in name} == {
+        "uls-B256-eps8-G1-C1-lr0.001", "uls-B256-eps8-G1-C1-bands-2-lr0.001"
+    }  # fmt: skip
+    assert "uls-B256-eps2-G2-C1-lr0.001" in uls, "the best of those that did not fail"
+    training.failing = set()
+    training.trained.clear()
+    assert small_sweep(tmp_path, sweep=asked).run() == 0
+    assert training.trained[0] == "uls-B256-eps2-G1-C1-lr0.001-seed0"
+    assert len(training.trained) == 1 + 2, "it is the best, now that it ran"
+
+
 def test_a_value_that_is_not_allowed_is_found_before_anything_runs(training: FakeTraining, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="epsilon"):
         small_sweep(tmp_path, sweep=SweepConfig(epsilons=(2.0, -1.0))).run()
