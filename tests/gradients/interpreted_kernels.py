@@ -1,0 +1,284 @@
+"""Each kernel against float64, on shapes that no tile divides; `test_kernels` runs this in Triton's interpreter."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedsim.gradients import kernels
+from fedsim.gradients.unit_gradients import UnitGradients, add_outer, gram_inner
+from fedsim.rows import IGNORED_LABEL
+
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+
+HALF = torch.bfloat16
+SHAPES = [(1, 1, 1, 1), (2, 300, 33, 17), (135, 1, 5, 9), (3, 65, 130, 260), (2, 128, 128, 256)]
+"""Units, tokens, and the widths of both factors: a single value, more tokens than two tiles hold, more units than
+programs, more than one tile of the target each way, and exactly one."""
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles so small that few values make many, and so that a running sum ends within a row."""
+    from fedsim.gradients.kernels import gram, loss, weighted
+
+    for module, sizes in (
+        (weighted, {"ROWS": 16, "COLUMNS": 16, "TOKENS": 16, "PROGRAMS": 24}),
+        (gram, {"TILE": 16, "FEATURES": 16, "PIECE": 32}),
+        (loss, {"BLOCK": 16}),
+    ):
+        for name, size in sizes.items():
+            monkeypatch.setattr(module, name, size)
+
+
+def factors(units: int, tokens: int, p: int, q: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Left and right, each unit of another size."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.logspace(-2, 2, units)[:, None, None]
+    left = torch.randn(units, tokens, p, generator=generator) + torch.randn(p, generator=generator)
+    return (left * sizes).to(HALF), torch.randn(units, tokens, q, generator=generator).to(HALF)
+
+
+def laid_out(factor: torch.Tensor, how: str) -> torch.Tensor:
+    """The same values at other addresses and distances."""
+    units, tokens, width = factor.shape
+    if how == "padded":  # as logits of a vocabulary that was filled up
+        room = factor.new_full((units, tokens, width + -width % 8 + 64), float("nan"))
+        room[..., :width] = factor
+        return room[..., :width]
+    if how == "odd distances":
+        room = factor.new_full((units, tokens, width + 1 + width % 2), float("nan"))
+        room[..., :width] = factor
+        return room[..., :width]
+    if how == "odd address":
+        room = factor.new_full((factor.numel() + 1,), float("nan"))
+        room[1:] = factor.flatten()
+        return room[1:].view(factor.shape)
+    if how == "units far apart":
+        room = factor.new_full((units, tokens + 3, width), float("nan"))
+        room[:, :tokens] = factor
+        return room[:, :tokens]
+    return factor.contiguous()
+
+
+LAYOUTS = ("contiguous", "padded", "odd distances", "odd address", "units far apart")
+
+
+def exact(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Each unit's gradient, float64."""
+    return left.double().transpose(1, 2) @ right.double()
+
+
+def assert_weighted(left: torch.Tensor, right: torch.Tensor) -> None:
+    torch.manual_seed(1)
+    weights = torch.rand(len(left)) / left.double().norm(dim=(1, 2)).float()
+    added = (weights.double()[:, None, None] * exact(left, right)).sum(0)
+    # Of the sum's own size: its rounding counts too, and hides nothing.
+    target = torch.randn(added.shape) * float(added.square().mean().sqrt())
+    expected = target.double() + added
+    kernels.weighted_product(target, left, right, weights)
+    assert float((target - expected).norm()) < 1e-6 * min(float(added.norm()), float(expected.norm()))
+
+
+def assert_norms(left: torch.Tensor, right: torch.Tensor) -> None:
+    squared, spread = kernels.gram_norms(left, right)
+    assert squared.dtype == spread.dtype == torch.float64
+    expected = exact(left, right).flatten(1).square().sum(1)
+    assert float((squared / expected - 1).abs().max()) < 1e-5
+    _, known = gram_inner(left, right)
+    assert float((spread / known - 1).abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_sums_and_norms_are_those_of_float64(shape: tuple[int, int, int, int]) -> None:
+    left, right = factors(*shape)
+    assert kernels.usable(left, right)
+    assert_weighted(left, right)
+    assert_norms(left, right)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("seed", range(6))
+def test_sums_and_norms_are_those_of_float64_over_many_tiles(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than 8 tiles of the target's rows, sums longer than a piece, and 1, some or many parts of the units."""
+    from fedsim.gradients.kernels import weighted
+
+    rng = np.random.default_rng(seed)
+    monkeypatch.setattr(weighted, "PROGRAMS", (1, 24, 400)[seed % 3])
+    shape = (rng.integers(2, 7), rng.integers(1, 50), (30, 150)[seed % 2] + rng.integers(1, 30), rng.integers(1, 40))
+    left, right = factors(*map(int, shape), seed=seed)
+    left, right = laid_out(left, LAYOUTS[seed % 5]), laid_out(right, LAYOUTS[(seed + seed // 5) % 5])
+    assert_weighted(left, right)
+    assert_norms(left, right)
+
+
+@pytest.mark.parametrize("how", LAYOUTS)
+def test_factors_may_lie_anywhere(how: str) -> None:
+    """What lies between them is not a number, and would show."""
+    left, right = factors(2, 130, 21, 13)
+    left, right = laid_out(left, how), laid_out(right, how)
+    assert kernels.usable(left, right)
+    assert_weighted(left, right)
+    assert_norms(left, right)
+
+
+def test_tokens_that_cancel_or_repeat_are_seen_in_the_spread() -> None:
+    left, right = factors(3, 200, 40, 40)
+    left[1] = left[1, :1]  # one token, 200 times
+    right[1] = right[1, :1]
+    left[2, 100:], right[2, 100:] = left[2, :100], -right[2, :100]  # nothing is left of them
+    squared, spread = kernels.gram_norms(left, right)
+    known, known_spread = gram_inner(left, right)
+    assert float((spread / known_spread - 1).abs().max()) < 1e-3
+    assert float(spread[1]) == pytest.approx(float(squared[1]), rel=1e-3)
+    assert abs(float(squared[2])) < 1e-6 * float(spread[2])
+    torch.testing.assert_close(squared[:2], known[:2].double(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("programs", [1, 2, 132])
+def test_a_factor_of_zero_adds_exactly_zero_and_the_others_as_without_the_unit(
+    programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedsim.gradients.kernels import weighted
+
+    monkeypatch.setattr(weighted, "PROGRAMS", programs)
+    left, right = factors(4, 20, 30, 40)
+    weights = torch.tensor([0.5, 0.0, 0.25, 0.0])
+    start = torch.randn(30, 40)
+    found, expected = start.clone(), start.clone()
+    kernels.weighted_product(found, left, right, weights)
+    kernels.weighted_product(expected, *(factor * (weights > 0).view(-1, 1, 1) for factor in (left, right)), weights)
+    assert torch.equal(found, expected)
+    before = found.clone()
+    kernels.weighted_product(found, left, right, torch.zeros(4))
+    assert torch.equal(found, before)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_what_is_not_finite_stays_in_its_unit(value: float) -> None:
+    left, right = factors(3, 140, 20, 30)
+    clean, spreads = kernels.gram_norms(left, right)
+    left[1, 137, 4] = value
+    squared, spread = kernels.gram_norms(left, right)
+    assert not torch.isfinite(squared[1])
+    assert torch.equal(squared[::2], clean[::2])
+    assert torch.equal(spread[::2], spreads[::2])
+
+    gradients = UnitGradients(torch.Size((20, 30)))
+    gradients.outers.append((left, right))
+    gradients.zero(torch.tensor([False, True, False]))
+    found = torch.zeros(20, 30)
+    gradients.add_weighted(found, torch.tensor([1.0, 0.0, 1.0]))
+    assert torch.isfinite(found).all()
+    only = exact(left[::2], right[::2]).sum(0)
+    assert float((found - only).norm()) < 1e-6 * float(only.norm())
+
+
+def test_the_callers_take_the_kernels_where_they_may_and_only_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    left, right = factors(2, 6, 40, 50)
+    taken: list[str] = []
+    names = ("weighted_product", "gram_norms")
+    for name in names:
+        monkeypatch.setattr(f"fedsim.gradients.unit_gradients.{name}", lambda *a, name=name: taken.append(name))
+
+    def calls(one: torch.Tensor, other: torch.Tensor) -> list[str]:
+        taken.clear()
+        add_outer(torch.zeros(40, 50), one, other, torch.ones(2))
+        gradients = UnitGradients(torch.Size((40, 50)))
+        gradients.outers.append((one, other))
+        gradients._outer_norms(one, other)
+        return list(taken)
+
+    assert calls(left, right) == list(names)
+    assert calls(left.float(), right.float()) == []
+    assert calls(left.transpose(1, 2).contiguous().transpose(1, 2), right) == []
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert calls(left, right) == []
+
+
+def expected_loss(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Losses, gradients and hits in float64."""
+    exact, place, scored = logits.double(), labels.clamp(min=0)[:, None], labels >= 0
+    logs = torch.log_softmax(exact, -1)
+    gradient = logs.exp().scatter_add(-1, place, -torch.ones_like(place, dtype=torch.float64))
+    right = (exact.gather(-1, place) >= exact.amax(-1, keepdim=True))[:, 0]
+    losses = -logs.gather(-1, place)[:, 0]
+    return losses.where(scored, 0), gradient.where(scored[:, None], 0), right & scored
+
+
+def assert_loss(logits: torch.Tensor, labels: torch.Tensor) -> None:
+    losses, gradient, right = expected_loss(logits, labels)
+    found, hits = kernels.loss_gradient_(logits, labels)
+    torch.testing.assert_close(found.double(), losses, rtol=2e-6, atol=2e-6)
+    assert torch.equal(hits, right)
+    # The interpreter cuts a float32 short where a GPU rounds it to bfloat16.
+    torch.testing.assert_close(logits.double(), gradient, rtol=2**-7, atol=1e-7)
+    assert torch.equal(logits[labels < 0], torch.zeros_like(logits[labels < 0]))
+    assert not found[labels < 0].any()
+
+
+def some_logits(rows: int, width: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, width, (rows,), generator=generator)
+    return (torch.randn(rows, width, generator=generator) * 4).to(HALF), labels
+
+
+@pytest.mark.parametrize("width", [1, 7, 4096, 4097, 9000])
+def test_losses_and_their_gradients_are_those_of_float64(width: int) -> None:
+    logits, labels = some_logits(5, width, width)
+    labels[2] = IGNORED_LABEL
+    labels[3] = width - 1
+    logits[4, labels[4]] = 50.0  # sure, and right
+    assert_loss(logits, labels)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("width", [15, 16, 17, 50])
+def test_logits_of_minus_infinity_and_ties(width: int) -> None:
+    logits, labels = some_logits(6, width, width)
+    logits[0, : min(width - 1, 20)] = -float("inf")  # the first block and more, whole
+    labels[0] = width - 1
+    logits[1, ::3] = -float("inf")
+    labels[1] = 1
+    logits[2] = -float("inf")
+    logits[2, width // 2], labels[2] = 3.0, width // 2  # all the mass in one place
+    logits[3, [0, width - 1]] = 30.0  # the label is one of two that are the highest
+    labels[3] = width - 1
+    logits[4] = 0.5  # all alike
+    labels[5], logits[5, 0] = 1, 40.0  # wrong
+    assert_loss(logits, labels)
+
+
+def test_a_label_that_cannot_be_has_an_infinite_loss_and_a_finite_gradient() -> None:
+    logits, labels = some_logits(2, 9, 0)
+    logits[0, labels[0]] = -float("inf")
+    losses, _ = kernels.loss_gradient_(logits, labels)
+    assert losses[0] == float("inf")
+    assert torch.isfinite(losses[1])
+    assert torch.isfinite(logits).all()
+    assert float(logits[0, labels[0]]) == -1
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_logits_that_are_not_finite_spoil_their_row_if_it_is_scored(value: float) -> None:
+    logits, labels = some_logits(4, 40, 1)
+    logits[1, 3] = logits[2, 3] = value
+    labels[2] = IGNORED_LABEL
+    clean, known = logits.clone(), labels.clone()
+    losses, _ = kernels.loss_gradient_(logits, labels)
+    assert not torch.isfinite(logits[1]).all()
+    assert not torch.isfinite(losses[1])
+    assert not logits[2].any()
+    assert losses[2] == 0
+    torch.testing.assert_close(losses[::3].double(), expected_loss(clean[::3], known[::3])[0], rtol=2e-6, atol=2e-6)
+    assert torch.isfinite(logits[::3]).all()
+
+
+def test_what_lies_between_rows_is_left_as_it_is() -> None:
+    logits, labels = some_logits(6, 50, 3)
+    room = torch.full((6, 64), 7.0, dtype=HALF)
+    room[:, :50] = logits
+    labels[4] = IGNORED_LABEL
+    kernels.loss_gradient_(logits, labels)
+    kernels.loss_gradient_(room[:, :50], labels)
+    assert torch.equal(room[:, :50], logits)
+    assert (room[:, 50:] == 7).all()

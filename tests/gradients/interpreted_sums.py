@@ -1,0 +1,156 @@
+"""The clipped sum with kernels for what is bfloat16: that of plain torch, within the clip, on small models."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedsim.clip import Clip
+from fedsim.gradients import CausalLanguageModel, ClippedSum, clipped_sum, head, layer_paths, unit_gradients
+from fedsim.gradients.model import ParameterLayout
+from fedsim.rows import TokenRows
+
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+
+VOCABULARY = 70
+"""No multiple of what a head is filled up to."""
+KERNELS = {"weighted_product": unit_gradients, "gram_norms": unit_gradients, "loss_gradient_": head}
+
+
+class HeadWithBias(torch.nn.Module):
+    """Tokens, a layer, and a head that has a bias; the last layer's output is the logits."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.token = torch.nn.Embedding(VOCABULARY, width)
+        self.layer = torch.nn.Linear(width, width)
+        self.head = torch.nn.Linear(width, VOCABULARY)
+        self.eval()
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return self.head
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        places = torch.arange(1, input_ids.shape[1] + 1).view(1, -1, 1)
+        return self.head(torch.tanh(self.layer(self.token(input_ids).cumsum(1) / places)))
+
+
+def gpt2() -> torch.nn.Module:
+    """Its head is tied to its tokens."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(
+        GPT2Config(
+            n_embd=40, n_layer=1, n_head=2, vocab_size=VOCABULARY, n_positions=16, resid_pdrop=0.0, embd_pdrop=0.0,
+            attn_pdrop=0.0, bos_token_id=0, eos_token_id=0, initializer_range=0.2,
+        )
+    ).eval()  # fmt: skip
+
+
+def adapted_llama() -> torch.nn.Module:
+    """Adapters on a bfloat16 base."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=40, intermediate_size=72, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=VOCABULARY, max_position_embeddings=16, initializer_range=0.2,
+    )  # fmt: skip
+    model = get_peft_model(LlamaForCausalLM(config).to(torch.bfloat16), LoraConfig(r=24, target_modules="all-linear"))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # zero at first, which would leave half of the gradients zero
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+MODELS = {"tied GPT-2": gpt2, "head with bias": lambda: HeadWithBias(48), "LoRA on a Llama": adapted_llama}
+
+
+@pytest.fixture(params=MODELS)
+def model(request: pytest.FixtureRequest) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return MODELS[request.param]()
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The kernels that ran."""
+    names: set[str] = set()
+    for name, module in KERNELS.items():
+        kernel = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, name=name, kernel=kernel: names.add(name) or kernel(*a))
+    return names
+
+
+def ragged(few: int = VOCABULARY) -> tuple[TokenRows, np.ndarray]:
+    """Units of one to three rows, of few tokens: Gram norms are the cheaper ones."""
+    rng = np.random.default_rng(0)
+    counts, lengths = np.array([1, 1, 2, 3, 1]), np.array([3, 9, 5, 4, 2, 5, 2, 14])
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return TokenRows(tokens=rng.integers(0, few, offsets[-1]), offsets=offsets), np.repeat(np.arange(5), counts)
+
+
+def half_sum(model: torch.nn.Module, rows: TokenRows, ids: np.ndarray, clip: Clip) -> ClippedSum:
+    return clipped_sum(model, rows, ids, clip, objective=CausalLanguageModel(), autocast=torch.bfloat16)
+
+
+def test_the_sum_is_that_of_plain_torch(
+    model: torch.nn.Module, taken: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Per parameter, up to bfloat16."""
+    rows, ids = ragged()
+    with monkeypatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "0")
+        norms = half_sum(model, rows, ids, Clip(norm=1e9)).norms
+        clip = Clip(norm=float(norms.median()) * 1.01)
+        expected = half_sum(model, rows, ids, clip)
+    assert not taken
+    found = half_sum(model, rows, ids, clip)
+    assert taken == set(KERNELS)
+    torch.testing.assert_close(found.norms, expected.norms, rtol=2**-6, atol=0)
+    torch.testing.assert_close(found.losses, expected.losses, rtol=1e-3, atol=0)
+    layout, whole = ParameterLayout.of(model), float(expected.total.norm())
+    for (name, ours), theirs in zip(
+        layout.views(found.total).items(), layout.views(expected.total).values(), strict=True
+    ):
+        assert float((ours - theirs).norm()) <= 2**-6 * float(theirs.norm()) + 2**-9 * whole, name
+
+
+@pytest.mark.parametrize("few", [2, VOCABULARY])
+def test_copies_of_a_unit_reach_no_further_than_so_many_clip_norms(
+    model: torch.nn.Module, taken: set[str], few: int
+) -> None:
+    """The sum's norm taken in float64; it falls short by the margin and the rounding of the factor at most."""
+    rows, ids = ragged(few)
+    copies = 3
+    for unit in (1, 3):  # one row, and three that are padded
+        own = np.flatnonzero(ids == unit)
+        repeated, whose = rows.take(np.tile(own, copies)), np.repeat(np.arange(copies), len(own))
+        norms = half_sum(model, repeated, whose, Clip(norm=1e9)).norms
+        for share in (0.9, 0.3137):
+            clip = Clip(norm=float(norms.min()) * share)
+            reach = float(half_sum(model, repeated, whose, clip).total.double().norm()) / (copies * clip.norm)
+            assert 1 - 2**-7 < reach <= 1
+    assert any("Gram norm" in path for path in layer_paths(model).values())
+    assert taken == set(KERNELS)
+
+
+def test_a_unit_with_an_infinity_adds_exactly_zero(taken: set[str]) -> None:
+    torch.manual_seed(0)
+    model = HeadWithBias(48)
+    rows, ids = ragged()
+    rows.tokens[:] = np.maximum(rows.tokens, 1)
+    clip = Clip(norm=1e-2)
+    others = ids != 1
+    half_sum(model, rows, ids, clip)  # tried by now
+    taken.clear()
+    with torch.no_grad():
+        model.token.weight[0] = float("inf")
+        model.layer.weight.abs_()  # else inf − inf hides what an infinity alone does
+    rows.tokens[rows.offsets[1] + 8] = 0  # the last token of unit 1's only row; the labels score it
+    rows.tokens[rows.offsets[1] + 4] = 0
+    found = half_sum(model, rows, ids, clip)
+    expected = half_sum(model, rows.take(np.flatnonzero(others)), ids[others], clip)
+    assert found.finite.tolist() == [True, False, True, True, True]
+    assert torch.isfinite(found.total).all()
+    assert taken == set(KERNELS)
+    torch.testing.assert_close(found.total, expected.total, rtol=1e-5, atol=1e-5 * float(expected.total.abs().max()))
