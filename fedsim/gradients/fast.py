@@ -101,12 +101,14 @@ class FastSum:
         pending = together[::-1]
         while pending:
             units = pending.pop()
+            pass_ = None
             try:
                 with measured_pass(self.model, self.device, self.padded(units), self.autocast):
                     pass_ = self.passed(units)
             except torch.OutOfMemoryError:
                 if len(units) == 1:
                     raise
+            if pass_ is None:  # by now the error is gone, and with it what the pass had taken
                 torch.cuda.empty_cache()
                 self.budget //= 2
                 pending += [units[len(units) // 2 :], units[: len(units) // 2]]
