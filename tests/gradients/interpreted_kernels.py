@@ -11,7 +11,7 @@ from fedsim.rows import IGNORED_LABEL
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 
 HALF = torch.bfloat16
-SHAPES = [(1, 1, 1, 1), (2, 300, 33, 17), (135, 1, 5, 9), (3, 65, 130, 260), (2, 128, 128, 256)]
+SHAPES = [(1, 1, 1, 1), (1, 300, 33, 17), (135, 1, 5, 9), (3, 65, 130, 260), (2, 128, 128, 256)]
 """Units, tokens, and the widths of both factors: a single value, more tokens than two tiles hold, more units than
 programs, more than one tile of the target each way, and exactly one."""
 

@@ -143,9 +143,14 @@ def test_a_pass_counts_only_what_it_took_itself(memory: Memory) -> None:
 def test_a_pass_that_ran_out_of_memory_tells_nothing(memory: Memory) -> None:
     model = torch.nn.Linear(8, 8)
     before = token_budget(model, CUDA, None)
-    with pytest.raises(torch.OutOfMemoryError), measured_pass(model, CUDA, 10, None):
-        memory.use(2**36)
-        raise torch.OutOfMemoryError
+
+    def run_out() -> None:
+        with measured_pass(model, CUDA, 10, None):
+            memory.use(2**36)
+            raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        run_out()
     assert token_budget(model, CUDA, None) == before
 
 
