@@ -71,6 +71,7 @@ def exact(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 def assert_weighted(left: torch.Tensor, right: torch.Tensor) -> None:
     torch.manual_seed(1)
     weights = torch.rand(len(left)) / left.double().norm(dim=(1, 2)).float()
+    weights = torch.cat([weights, torch.full((8,), float("nan"))])[: len(left)]  # of no unit
     added = (weights.double()[:, None, None] * exact(left, right)).sum(0)
     # Of the sum's own size: its rounding counts too, and hides nothing.
     target = torch.randn(added.shape) * float(added.square().mean().sqrt())
