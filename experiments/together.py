@@ -85,16 +85,17 @@ class Together:
     seeds_known: tuple[str, ...]
 
     @classmethod
-    def of(cls, runs: Iterable[FinishedRun], *, tolerance: float = 1e-3) -> Self:
+    def of(cls, runs: Iterable[FinishedRun], *, tolerance: float = 1e-3, unclaimed: str = "") -> Self:
         """Compose the ledgers of runs, if they are independent and each has a guarantee.
 
         Args:
             runs: At least one.
+            unclaimed: Why nothing may be claimed, where the caller knows a reason that the runs do not show.
             tolerance: Largest relative distance of the bounds on ε.
         """
         runs = tuple(runs)
         delta = max(run.plan.delta for run in runs)
-        unclaimed = _without_guarantee(runs) or _at_odds(runs) or _sharing(runs)
+        unclaimed = unclaimed or _without_guarantee(runs) or _at_odds(runs) or _sharing(runs)
         epsilon = None
         if not unclaimed:
             everything = Composed(events=tuple(run.charged for run in runs))

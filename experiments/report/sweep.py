@@ -30,6 +30,7 @@ def write_sweep_report(
     finished: list[dict[str, Any]],
     predictions: dict[tuple[float, int], Prediction],
     failures: dict[str, str],
+    chosen: bool = False,
 ) -> Path:
     """Write results.json, the figures, report.md and report.html into the sweep's folder; returns the page.
 
@@ -39,10 +40,11 @@ def write_sweep_report(
         finished: All finished points of the folder, those of an earlier, other grid too: somebody has seen them.
         predictions: The planner's, by (ε, gradients a round).
         failures: Last line of the traceback of each failed point, by name.
+        chosen: Whether some points were trained because of what others gave.
     """
     cells = cells_of(rows)
     pretrained = sum(row["test_loss_before"] for row in rows) / len(rows)
-    cost = cost_of_sweep(folder, finished)
+    cost = cost_of_sweep(folder, finished, chosen)
     free = sum(row["arm"] == "nonprivate" for row in finished)
     compared = [outcome(cells, key, prediction) for key, prediction in sorted(predictions.items())]
     outcomes = [item for item in compared if item is not None]

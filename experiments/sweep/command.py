@@ -65,7 +65,8 @@ class Sweep(RunConfig):
         if not rows:
             raise RuntimeError(f"No point finished; see {folder / 'failures'}.")
         predictions = self._predict(common, points)
-        report = write_sweep_report(folder, rows, finished, predictions, failures)
+        chosen = self.sweep.repeat == "best"
+        report = write_sweep_report(folder, rows, finished, predictions, failures, chosen)
         print(json.loads((folder / RESULTS).read_text(encoding="utf-8"))["privacy_cost"]["in_words"])
         print(f"report: {report}")
         return 1 if failures else 0

@@ -52,7 +52,8 @@ class SweepConfig:
     from --sampling-seed and --noise-seed (0 where they are not given), its number and all of its settings."""
     repeat: Literal["all", "best"] = "all"
     """Which combinations are run with more than the first seed: all; or, of each algorithm, ε, compute, bands and
-    average, the one whose first seed had the least loss on validation users."""
+    average, the one whose first seed had the least loss on validation users. That seed counts among the others, so
+    that its luck, for which it was chosen, is in their mean."""
     nonprivate: bool = True
     """Also fine-tune without noise or clipping, as the end that privacy is measured against."""
     slots: int = 0

@@ -82,10 +82,12 @@ def cells_of(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def worth_repeating(rows: Iterable[dict[str, Any]]) -> set[str]:
-    """Of each ARM the point of least validation loss, by name."""
+    """Of each ARM the point of least validation loss, by name; none of an arm of which no point has a finite one."""
     best: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         key = tuple(row[name] for name in ARM)
+        if not math.isfinite(row["validation_loss"]):
+            continue
         if key not in best or row["validation_loss"] < best[key]["validation_loss"]:
             best[key] = row
     return {row["point"] for row in best.values()}
@@ -144,7 +146,7 @@ def loss_per_noise(settings: Iterable[dict[str, Any]]) -> float | None:
     """By how much loss grows as the logarithm of the noise does, by least squares; None for noise of one size alone.
 
     Args:
-        settings: The best of independent noise at several ε, all else being equal. Where this is small, it is not
+        settings: The best of independent noise at several ε, each tuned for itself. Where this is small, it is not
             noise that limits training, and less of it gains little.
     """
     points = [(math.log(setting["noise"]), setting["loss"]) for setting in settings if setting["noise"] > 0]
@@ -198,14 +200,27 @@ def lead(uls: dict[str, Any], els: dict[str, Any]) -> tuple[float, float | None]
     return difference, float(student.ppf(0.975, degrees) * math.sqrt(total))
 
 
-def cost_of_sweep(folder: Path, rows: list[dict[str, Any]]) -> Together | None:
+def cost_of_sweep(folder: Path, rows: list[dict[str, Any]], chosen: bool = False) -> Together | None:
     """What the models of all private points of a sweep cost together; None where there is no private point.
+
+    Args:
+        folder: The sweep's folder.
+        rows: Its finished points.
+        chosen: Whether some were trained because of what others gave. What that costs is the composition of what ran
+            only if whatever might have been chosen releases the same: composition is of mechanisms fixed beforehand.
 
     Raises:
         InvalidInput: When a point's folder lacks its configuration or its ledger.
         LedgerDamaged: When a ledger is not what was written.
     """
-    private = [row["point"] for row in rows if row["arm"] != "nonprivate"]
+    private = [row for row in rows if row["arm"] != "nonprivate"]
     if not private:
         return None
-    return Together.of((FinishedRun.read(name, folder / name) for name in private), tolerance=0.01)
+    groups: dict[tuple[Any, ...], set[int]] = {}
+    for row in private:
+        groups.setdefault(tuple(row[name] for name in ARM), set()).add(row["group_size"])
+    unclaimed = ""
+    if chosen and any(len(sizes) > 1 for sizes in groups.values()):
+        unclaimed = "results decided which of several group sizes were trained again, and so what was released"
+    runs = (FinishedRun.read(row["point"], folder / row["point"]) for row in private)
+    return Together.of(runs, tolerance=0.01, unclaimed=unclaimed)

@@ -15,7 +15,7 @@ from fedsim.gradients.unit_gradients import add_product, batched_outer, holds_gr
 from fedsim.gradients.units import Group
 from fedsim.rows import IGNORED_LABEL
 
-CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}
+CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 """Logits of one chunk: 4 MiB of float32 on a CPU, which stay in its cache."""
 VOCABULARY_STEP = 64
 """On a GPU a head is filled up with zeros to a multiple of so many tokens."""
@@ -191,14 +191,14 @@ class _Head:
         """
         labels = self.labels[rows]
         scored = labels != IGNORED_LABEL
-        gradient = (self._in_place if self.by_kernel else self._chunk_gradient)(rows, labels, scored, out)
+        gradient = (
+            self._in_place(rows, labels, out) if self.by_kernel else self._chunk_gradient(rows, labels, scored, out)
+        )
         torch.matmul(gradient, self.weight, out=self.hidden_gradient[rows])
         self.hidden_gradient[rows] *= self.coefficients[rows, None, None].to(self.hidden.dtype)
         return gradient[..., : self.width]
 
-    def _in_place(
-        self, rows: slice, labels: torch.Tensor, scored: torch.Tensor, out: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _in_place(self, rows: slice, labels: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
         """In two passes over the logits, which are never copied."""
         gradient = self._room(len(labels)) if out is None else out
         flat, hidden = gradient.flatten(0, 1), self.hidden[rows].flatten(0, 1)

@@ -234,8 +234,13 @@ def _difference(trial: FastSum, chosen: np.ndarray) -> str | None:
                 f"{float(found[worst]):.6g} in one pass"
             )
         expected += gradient
-    for group in pass_.groups:
-        group.add_weighted(trial.views, torch.ones_like(pass_.norms[:, group.units]))
+    try:
+        for group in pass_.groups:
+            group.add_weighted(trial.views, torch.ones_like(pass_.norms[:, group.units]))
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        return str(error) or type(error).__name__
     scale = float(expected.norm())
     sums = trial.layout.views(trial.total)
     for name, view in trial.layout.views(expected).items():

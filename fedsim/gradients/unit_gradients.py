@@ -89,7 +89,7 @@ def squared_row_norms(rows: torch.Tensor) -> torch.Tensor:
 
 def add_outer(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor, factors: torch.Tensor) -> None:
     """target [p, q] += Σ_u factors[u] · left[u]^T right[u], for left [u, n, p] and right [u, n, q]."""
-    if usable(left, right):
+    if target.dtype == torch.float32 and usable(left, right):
         weighted_product(target, left, right, factors)
         return
     scale_left = left.shape[-1] <= right.shape[-1]  # the smaller one is cheaper to scale

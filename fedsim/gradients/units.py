@@ -96,12 +96,12 @@ def make_units(
 CPU_TOKENS = 1024
 """On a CPU larger micro-batches fall out of its caches and gain nothing."""
 GPU_TOKENS = 32768
-SHARE = 0.7
+SHARE = 0.6
 """Of a GPU's free memory that a pass may take."""
 
 
-_measured: WeakKeyDictionary[torch.nn.Module, dict[torch.dtype | None, float]] = WeakKeyDictionary()
-"""Bytes that a token of a pass took at most, by model and autocast: the least of the passes so far."""
+_measured: WeakKeyDictionary[torch.nn.Module, dict[torch.dtype | None, tuple[int, float]]] = WeakKeyDictionary()
+"""Of the largest pass so far, by model and autocast: its tokens, and the bytes that one of them took at the peak."""
 
 
 def token_budget(
@@ -123,7 +123,8 @@ def token_budget(
         return CPU_TOKENS
     free, _ = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    each = _measured.get(model, {}).get(autocast) or token_bytes(model, autocast)
+    _, measured = _measured.get(model, {}).get(autocast, (0, 0.0))
+    each = measured or token_bytes(model, autocast)
     # A power of 2, so that the same units meet in a micro-batch from round to round.
     return 1 << int(math.log2(min(GPU_TOKENS, max(1, SHARE * free / each))))
 
@@ -139,20 +140,20 @@ def token_bytes(model: torch.nn.Module, autocast: torch.dtype | None) -> int:
 def measured_pass(
     model: torch.nn.Module, device: torch.device, tokens: int, autocast: torch.dtype | None
 ) -> Iterator[None]:
-    """Around a pass of so many tokens: remembers what memory it took at most, a token.
+    """Around a pass of so many tokens: remembers what memory a token took, if no pass before was as large.
 
     What a pass takes whatever its size (weights cast to bfloat16, the largest gradient) counts as the tokens' too, so
-    that the figure falls as micro-batches grow and errs to the safe side.
+    that the figure falls as micro-batches grow, and errs to the safe side. torch's peak statistics begin anew with
+    each pass that is measured.
     """
-    if device.type != "cuda":
+    known = _measured.setdefault(model, {})
+    if device.type != "cuda" or tokens <= known.get(autocast, (0, 0.0))[0]:
         yield
         return
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     yield
-    each = (torch.cuda.max_memory_allocated(device) - before) / tokens
-    known = _measured.setdefault(model, {})
-    known[autocast] = min(each, known.get(autocast, each))
+    known[autocast] = tokens, (torch.cuda.max_memory_allocated(device) - before) / tokens
 
 
 def split_rows(units: Units, unit: int, budget: int) -> list[np.ndarray]:

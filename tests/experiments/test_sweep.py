@@ -190,6 +190,14 @@ def test_only_the_best_of_each_arm_is_repeated_where_that_is_asked_for(training:
     assert small_sweep(tmp_path, sweep=asked).run() == 0
     assert training.trained[0] == "uls-B256-eps2-G1-C1-lr0.001-seed0"
     assert len(training.trained) == 1 + 2, "it is the best, now that it ran"
+    cost = json.loads(next(tmp_path.rglob("results.json")).read_text(encoding="utf-8"))["privacy_cost"]
+    assert cost["epsilon"] is None
+    assert "results decided which of several group sizes" in cost["in_words"]
+    one = dataclasses.replace(asked, uls_group_sizes=(2,), learning_rates=(1e-3, 1e-2))
+    assert small_sweep(tmp_path / "rates", sweep=one).run() == 0
+    cost = json.loads(next((tmp_path / "rates").rglob("results.json")).read_text(encoding="utf-8"))["privacy_cost"]
+    assert cost["private_points"] == 2 * 2 * (2 + 2) + 2 * 2 * (2 + 2)
+    assert cost["unclaimed"] is None, "whatever rate is chosen, it releases the same"
 
 
 def test_a_value_that_is_not_allowed_is_found_before_anything_runs(training: FakeTraining, tmp_path: Path) -> None:

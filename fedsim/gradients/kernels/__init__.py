@@ -1,38 +1,52 @@
 """Kernels for what a GPU should do in one go: weighted products, norms and losses of bfloat16 factors.
 
 Each has a counterpart in plain torch beside its caller, which the tests compare it with and which does the work
-elsewhere: on a CPU, for other dtypes, without Triton. With TRITON_INTERPRET=1 they run on CPU tensors, for tests.
+elsewhere: on a CPU, for other dtypes, without Triton, on a device where the kernels fail their own check. With
+TRITON_INTERPRET=1 they run on CPU tensors, for tests.
 """
 
 import functools
+import logging
 import os
-from types import ModuleType
 
 import torch
 
+log = logging.getLogger(__name__)
+
 
 def usable(*tensors: torch.Tensor) -> bool:
-    """Whether the kernels may take these tensors: bfloat16, rows of the last axis contiguous, and Triton there."""
-    return all(
-        t.dtype == torch.bfloat16 and t.stride(-1) == 1 and (t.is_cuda or _interpreted()) for t in tensors
-    ) and (_module("weighted") is not None)
+    """Whether the kernels may take these tensors: bfloat16, the last axis contiguous, a device where they are right.
+
+    The first time a device is asked for they are tried there (`check.fault_of`), and a device on which they fail, or
+    are wrong, is left to plain torch with a warning.
+    """
+    fitting = all(t.dtype == torch.bfloat16 and t.stride(-1) == 1 for t in tensors)
+    # Interpreted kernels take a GPU's bfloat16 for integers.
+    return fitting and all(t.is_cuda != _interpreted() for t in tensors) and _right_on(tensors[0].device)
 
 
 def weighted_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor, factors: torch.Tensor) -> None:
     """`weighted.weighted_product`, for tensors that are `usable`."""
-    _of("weighted").weighted_product(target, left, right, factors)
+    from fedsim.gradients.kernels import weighted
+
+    with torch.cuda.device_of(left):  # Triton launches on the device that is current
+        weighted.weighted_product(target, left, right, factors)
 
 
 def gram_norms(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`gram.gram_norms`, for tensors that are `usable`."""
-    found: tuple[torch.Tensor, torch.Tensor] = _of("gram").gram_norms(left, right)
-    return found
+    from fedsim.gradients.kernels import gram
+
+    with torch.cuda.device_of(left):
+        return gram.gram_norms(left, right)
 
 
 def loss_gradient_(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`loss.loss_gradient_`, for tensors that are `usable`."""
-    found: tuple[torch.Tensor, torch.Tensor] = _of("loss").loss_gradient_(logits, labels)
-    return found
+    from fedsim.gradients.kernels import loss
+
+    with torch.cuda.device_of(logits):
+        return loss.loss_gradient_(logits, labels)
 
 
 def _interpreted() -> bool:
@@ -40,17 +54,14 @@ def _interpreted() -> bool:
 
 
 @functools.cache
-def _module(name: str) -> ModuleType | None:
-    """A module of kernels; None where Triton is not installed. Triton is large, so it is imported when it is used."""
-    import importlib
-
+def _right_on(device: torch.device) -> bool:
+    """Whether the kernels run on a device and are right there. Triton is large, so it is imported when it is used."""
     try:
-        return importlib.import_module(f"fedsim.gradients.kernels.{name}")
+        from fedsim.gradients.kernels.check import fault_of
     except ImportError:
-        return None
-
-
-def _of(name: str) -> ModuleType:
-    module = _module(name)
-    assert module is not None  # callers ask `usable` first
-    return module
+        return False
+    with torch.cuda.device_of(torch.empty(0, device=device)):
+        fault = fault_of(device)
+    if fault:
+        log.warning("Sums on %s are computed without kernels of our own, which is slower: %s", device, fault)
+    return not fault

@@ -56,7 +56,7 @@ def _inner(
     return whole
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "first", "pieces"])
 def _gram(
     left, right, own, sums, p, q, tokens, first, pieces,
     DIAGONAL: tl.constexpr, TILE: tl.constexpr, FEATURES: tl.constexpr, PIECE: tl.constexpr, EXACT: tl.constexpr,

@@ -15,7 +15,7 @@ def loss_gradient_(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Te
 
     Args:
         logits: bfloat16 [N, V], rows at any distance; overwritten.
-        labels: int64 [N], below zero where nothing is scored.
+        labels: int64 [N], below zero where nothing is scored; of one that is V or more the loss is nan.
 
     Returns:
         −log p(label), float32 [N], 0 where nothing is scored, and whether no logit is above the label's, bool [N].
@@ -31,7 +31,8 @@ def _loss(logits, labels, losses, right, width, stride, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     label = tl.load(labels + row)
     start = logits + row * stride
-    own = tl.load(start + tl.maximum(label, 0)).to(tl.float32)
+    # A label beyond the vocabulary makes the loss, and with it the unit, not finite.
+    own = tl.load(start + tl.maximum(label, 0), mask=label < width, other=float("nan")).to(tl.float32)
     step = tl.arange(0, BLOCK)
     largest = tl.full((BLOCK,), -float("inf"), tl.float32)
     mass = tl.zeros((BLOCK,), tl.float32)
