@@ -31,4 +31,4 @@ def test_kernels_do_on_a_cpu_what_their_counterparts_in_plain_torch_do() -> None
     assert child.returncode == 0, child.stdout + child.stderr
     assert re.search(r"\[100%\]|\d+ passed", child.stdout), child.stdout
     assert "skipped" not in child.stdout
-    assert len(files) == 2
+    assert len(files) == 3

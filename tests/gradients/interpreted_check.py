@@ -1,0 +1,82 @@
+"""The check of the kernels on a device; `test_kernels` runs this in Triton's interpreter."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from fedsim.gradients import kernels
+from fedsim.gradients.kernels import check
+
+CPU = torch.device("cpu")
+
+
+def off_by_a_little(function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the kernel of that name be right but for a 2⁻¹⁴ of what it gives."""
+
+    def wrong(*arguments: torch.Tensor) -> Any:
+        before = arguments[0].clone()
+        given = function(*arguments)
+        if given is None:  # added in place
+            arguments[0].add_(arguments[0] - before, alpha=2.0**-14)
+            return None
+        return given[0] * (1 + 2.0**-14), given[1]
+
+    monkeypatch.setattr(check, function.__name__, wrong)
+
+
+def test_kernels_that_are_right_have_no_fault() -> None:
+    assert check.fault_of(CPU) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("weighted_product", "weighted sum"), ("gram_norms", "squared norm"), ("loss_gradient_", "a loss")],
+)
+def test_a_kernel_that_is_off_by_more_than_a_clip_allows_for_is_found(
+    name: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    off_by_a_little(getattr(check, name), monkeypatch)
+    assert words in check.fault_of(CPU)
+
+
+def test_a_device_that_cannot_run_them_is_left_to_plain_torch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    half = torch.zeros(1, 2, 3, dtype=torch.bfloat16)
+    assert kernels.usable(half)
+
+    def lacking(*arguments: torch.Tensor) -> None:
+        raise RuntimeError("out of resource: shared memory")
+
+    monkeypatch.setattr(check, "weighted_product", lacking)
+    kernels._right_on.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert not kernels.usable(half)
+        assert not kernels.usable(half)
+    kernels._right_on.cache_clear()
+    assert [record.message for record in caplog.records] == [
+        "Sums on cpu are computed without kernels of our own, which is slower: RuntimeError: out of resource: shared "
+        "memory"
+    ]
+
+
+def test_a_factor_that_is_the_same_for_every_token_is_copied() -> None:
+    torch.manual_seed(0)
+    left = torch.randn(2, 1, 24).to(torch.bfloat16).expand(2, 40, 24)
+    right = torch.randn(2, 40, 16).to(torch.bfloat16)
+    assert left.stride(1) == 0
+    target, expected = torch.zeros(24, 16), (left.double().transpose(1, 2) @ right.double()).sum(0)
+    kernels.weighted_product(target, left, right, torch.ones(2))
+    assert float((target - expected).norm()) < 1e-6 * float(expected.norm())
+    from fedsim.gradients.kernels.weighted import blocks_of
+
+    assert 0 not in blocks_of(left, 16, 16).base.stride()
+
+
+def test_a_label_beyond_the_vocabulary_has_no_loss() -> None:
+    logits = torch.randn(2, 30).to(torch.bfloat16)
+    losses, _ = kernels.loss_gradient_(logits, torch.tensor([30, 3]))
+    assert losses.isnan().tolist() == [True, False]
