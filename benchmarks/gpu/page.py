@@ -13,8 +13,8 @@ SHOWN = ("ours", "ours, size chosen", "loop", BASELINE, "non-private, fused loss
 EXPLANATION = """\
 A case is the units of a step by the rows of each: `64x4` are 64 users with four full rows, `256x1` as many users or
 examples with one, `ragged` 64 users with one to seven rows of all lengths. Times are medians of five steps by the
-device's clock, of the quicker of the micro-batches tried (in tokens); `size chosen` leaves these to the library. Memory
-is the peak above what was there before the step, the model. "non-private" is the ordinary step in bfloat16
+device's clock, of the quicker of the micro-batches tried (in tokens); `size chosen` leaves these to the library.
+Memory is the peak above what was there before the step, the model. "non-private" is the ordinary step in bfloat16
 autocast, "fused loss" the same with our chunked loss, "compiled" the ordinary one under `torch.compile`.
 """
 
