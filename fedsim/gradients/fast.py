@@ -9,7 +9,8 @@ import torch
 
 from fedsim.clip import Clip
 from fedsim.gradients.clipping import CLIP_MARGIN, ClippedSum, ModelClip, is_finite, rounded_down
-from fedsim.gradients.head import fused_loss, plain_head
+from fedsim.gradients.compiled import CompiledPass
+from fedsim.gradients.head import fused_loss, head_loss, plain_head
 from fedsim.gradients.layers import rule_for
 from fedsim.gradients.model import (
     ParameterLayout,
@@ -20,7 +21,7 @@ from fedsim.gradients.model import (
     pad_token_of,
     trainable_parameters,
 )
-from fedsim.gradients.objective import CausalLanguageModel, Objective, RowLosses
+from fedsim.gradients.objective import Batch, CausalLanguageModel, Objective, RowLosses
 from fedsim.gradients.reference import unit_gradient
 from fedsim.gradients.tape import Forms, GroupGradients, Record, Tape, recording
 from fedsim.gradients.unit_gradients import FACTOR_BITS
@@ -81,6 +82,7 @@ class FastSum:
         self.paths: dict[str, set[str]] = {}
         self.allowed: Forms | None = None
         self.forms: Forms = {}
+        self.compiled: CompiledPass | None = None
         dtype = accumulation_dtype(model)
         self.layers = self._layers()
         self.total = torch.zeros(self.layout.size, dtype=dtype, device=self.device)
@@ -182,6 +184,10 @@ class FastSum:
         batch = self.objective.collate(self.rows, self.units.rows[positions], self.device, pad_token_of(self.model))
         coefficients = torch.as_tensor(self.units.coefficients[positions], dtype=self.total.dtype, device=self.device)
         tape = Tape(groups_of(self.units.counts[units]), self.parameters.values(), self.allowed)
+        if self.compiled is not None:
+            with frozen(list(self.parameters.values())):
+                row_losses = self._compiled_backward(self.compiled, tape, batch, coefficients)
+            return tape, row_losses, coefficients
         with frozen(list(self.parameters.values())), recording(tape, self.layers):
             with autocasting(self.device, self.autocast):
                 if self.head is not None:
@@ -192,6 +198,17 @@ class FastSum:
             torch.autograd.backward(loss)
         self.forms = tape.forms
         return tape, row_losses, coefficients
+
+    def _compiled_backward(
+        self, compiled: CompiledPass, tape: Tape, batch: Batch, coefficients: torch.Tensor
+    ) -> RowLosses:
+        """The same by compiled graphs."""
+        assert self.head is not None
+        with autocasting(self.device, self.autocast):
+            hidden, inputs, probes = compiled.hidden(batch)
+            loss, row_losses = head_loss(hidden, self.head, batch, coefficients, tape)
+        compiled.record(tape, inputs, torch.autograd.grad(loss, probes))
+        return row_losses
 
     def _layers(self) -> dict[torch.nn.Module, tuple[str, Record]]:
         """Every module with trainable parameters of its own, its name and rule; the fused head records by itself."""

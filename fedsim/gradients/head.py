@@ -61,6 +61,13 @@ def fused_loss(
     """
     with _returning(head, lambda hidden: hidden):
         hidden = causal_logits(model, batch)
+    return head_loss(hidden, head, batch, coefficients, tape)
+
+
+def head_loss(
+    hidden: torch.Tensor, head: torch.nn.Linear, batch: Batch, coefficients: torch.Tensor, tape: Tape | None = None
+) -> tuple[torch.Tensor, RowLosses]:
+    """`fused_loss` from the head's input on, [R, T, d]."""
     # The last position predicts nothing. It is carried along, unscored: matrix products of T rows a unit, often a
     # power of two, are quicker on a CPU than those of T - 1.
     labels = torch.nn.functional.pad(batch.labels, (0, 1), value=IGNORED_LABEL)

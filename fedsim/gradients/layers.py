@@ -79,20 +79,27 @@ def embedding(tape: Tape, module: Any, inputs: tuple[torch.Tensor, ...], gradien
 @layer("normalisation", _is_layer_norm)
 def layer_norm(tape: Tape, module: Any, inputs: tuple[torch.Tensor, ...], gradient: torch.Tensor) -> None:
     """y = w · x̂ + b. Weight: the sum of gradient · x̂. Bias: the sum of gradient."""
-    normal = torch.nn.functional.layer_norm(inputs[0].to(gradient.dtype), module.normalized_shape, eps=module.eps)
-    tape.summed(module.weight, tape.by_row(gradient * normal))
+    tape.summed(module.weight, tape.by_row(gradient * normal_of(module, inputs[0], gradient.dtype)))
     tape.summed(module.bias, tape.by_row(gradient))
 
 
 @layer("normalisation", _is_rms_norm)
 def rms_norm(tape: Tape, module: Any, inputs: tuple[torch.Tensor, ...], gradient: torch.Tensor) -> None:
-    """The output is affine in the weight, so x̂ is its difference between weights of 1 and 0.
+    """y = w · x̂, or (1 + w) · x̂. Weight: the sum of gradient · x̂."""
+    tape.summed(module.weight, tape.by_row(gradient * normal_of(module, inputs[0], gradient.dtype)))
 
-    Asking the module keeps its own rounding and its own convention: some multiply by w, some by 1 + w.
+
+def normal_of(module: Any, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What a normalisation of either kind multiplies by its weight: x̂, of x's shape.
+
+    The output of the many classes named RMSNorm is affine in the weight, so x̂ is its difference between weights of 1
+    and 0. Asking the module keeps its own rounding and its own convention: some multiply by w, some by 1 + w.
     """
-    one = functional_call(module, {"weight": torch.ones_like(module.weight)}, inputs)
-    zero = functional_call(module, {"weight": torch.zeros_like(module.weight)}, inputs)
-    tape.summed(module.weight, tape.by_row(gradient * (one - zero)))
+    if _is_layer_norm(module):
+        return torch.nn.functional.layer_norm(x.to(dtype), module.normalized_shape, eps=module.eps)
+    one: torch.Tensor = functional_call(module, {"weight": torch.ones_like(module.weight)}, (x,))
+    zero: torch.Tensor = functional_call(module, {"weight": torch.zeros_like(module.weight)}, (x,))
+    return one - zero
 
 
 def generic(tape: Tape, module: Any, inputs: tuple[torch.Tensor, ...], gradient: torch.Tensor) -> None:

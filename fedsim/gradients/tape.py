@@ -199,6 +199,11 @@ class Tape:
         for number, group in enumerate(self.groups):
             self.at(number, parameter).add_held(group.by_unit(gradient).sum(1, dtype=wide))
 
+    def summed_rows(self, parameter: torch.nn.Parameter, gradient: torch.Tensor) -> None:
+        """The same of what is added up over tokens already, gradient [rows, *shape]."""
+        for number, group in enumerate(self.groups):
+            self.at(number, parameter).add_held(group.by_unit(gradient[:, None]).sum(1))
+
 
 Record = Callable[[Tape, Any, tuple[torch.Tensor, ...], torch.Tensor], None]
 """A layer's rule: from its inputs and its output's gradient to terms of its parameters' gradients."""

@@ -1,0 +1,256 @@
+"""The fast path's forward and backward pass as one compiled graph each, which also keep what the clipped sum needs."""
+
+import copy
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fedsim.gradients.layers import normal_of, rule_for
+from fedsim.gradients.model import compute_dtype
+from fedsim.gradients.objective import Batch, causal_logits
+from fedsim.gradients.tape import Forms, RowsMixedError, Tape
+
+log = logging.getLogger(__name__)
+
+BACKEND = "inductor"
+"""Of torch.compile."""
+KINDS = ("linear", "embedding", "normalisation")
+"""Layers that a compiled pass may hold, as `rule_for` names them."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer within the forward pass.
+
+    Attributes:
+        name, module, kind: Of the layer; the module is the caller's own.
+        form: How its argument holds the rows, as of `Tape.forms`.
+        features: Of its output.
+        dtype: Of its output.
+        probes: What autograd is asked for, in order: "gradient" is the output's, [rows, tokens, features]; "weight" and
+            "bias" are these parameters', [rows, features], already added up over tokens.
+    """
+
+    name: str
+    module: Any
+    kind: str
+    form: tuple[str, ...]
+    features: int
+    dtype: torch.dtype
+    probes: tuple[str, ...]
+
+
+class CompiledPass:
+    """A model's body, up to its last hidden states, compiled.
+
+    What hooks keep in the ordinary pass are further outputs here: each layer's inputs, and as gradients of probes, which
+    are zeros that cost nothing, its output's gradients. So all elementwise work is fused, that of the normalisations'
+    and biases' gradients included. A graph cannot be hooked from outside and the caller's model must stay as it is:
+    the hooks are those of a copy that shares its parameters and buffers.
+
+    Args:
+        model: The caller's.
+        layers: Its layers whose gradients are wanted, by name; the head is not among them.
+        wanted: Ids of the parameters whose gradients are wanted.
+        head: What `plain_head` returned.
+
+    Raises:
+        RowsMixedError: A layer of a kind that a compiled pass does not hold.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, layers: dict[str, torch.nn.Module], wanted: set[int], head: torch.nn.Module
+    ) -> None:
+        shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+        self.model = copy.deepcopy(model, shared)
+        self.parameters = [id(p) for p in model.parameters()]
+        self._wanted = wanted
+        body = dict(self.model.named_modules())
+        names = {module: name for name, module in model.named_modules()}
+        body[names[head]].forward = lambda hidden: hidden
+        for name, module in layers.items():
+            kind = rule_for(module)[0]
+            if kind not in KINDS:
+                raise RowsMixedError(f"{name} is {kind}, which a compiled pass does not hold")
+            body[name].register_forward_hook(self._hook(kind, name, module), with_kwargs=True)
+        self.calls: list[Call] = []
+        self._finding = False
+        self._rows = 0
+        self._inputs: list[torch.Tensor] = []
+        self._probes: list[torch.Tensor] = []
+        self._place = 0
+        self._compiled = torch.compile(self._run, backend=BACKEND, fullgraph=True)
+        self._seen: set[tuple[int, ...]] = set()
+
+    def forms(self) -> Forms:
+        """In which forms the layers are called, as of `Tape`."""
+        found: Forms = {}
+        for call in self.calls:
+            found.setdefault(call.name, set()).add(call.form)
+        return found
+
+    def hidden(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+        """The last hidden states [rows, tokens, d], each call's input, and the probes, end to end in order of calls."""
+        ids = batch.input_ids
+        if not self.calls:
+            self._find_calls(ids)
+        probes = [probe for call in self.calls for probe in self._probes_of(call, ids)]
+        new, start = ids.shape not in self._seen, time.perf_counter()
+        if new:
+            log.info("compiling the pass of %d rows of %d tokens", *ids.shape)
+        hidden, inputs = self._compiled(ids, probes)
+        if new:
+            self._seen.add(tuple(ids.shape))
+            log.info("compiled its forward pass in %.0f s", time.perf_counter() - start)
+        return hidden, inputs, probes
+
+    def record(self, tape: Tape, inputs: list[torch.Tensor], gradients: tuple[torch.Tensor, ...]) -> None:
+        """Write to the tape what the pass left."""
+        left = iter(gradients)
+        for call, kept in zip(self.calls, inputs, strict=True):
+            found = {probe: next(left) for probe in call.probes}
+            module = call.module
+            if call.kind == "embedding":
+                rule_for(module)[1](tape, module, (kept,), found["gradient"])
+                continue
+            if "gradient" in found:
+                one, other = (kept, found["gradient"]) if _input_first(module) else (found["gradient"], kept)
+                tape.outer(module.weight, one, other)
+            for which in ("weight", "bias"):
+                if which in found:
+                    tape.summed_rows(getattr(module, which), found[which])
+
+    def _run(self, ids: torch.Tensor, probes: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        self._inputs, self._probes, self._place, self._rows = [], probes, 0, ids.shape[0]
+        hidden = causal_logits(self.model, Batch(input_ids=ids, attention_mask=None, labels=ids))
+        return hidden.to(compute_dtype(hidden)), self._inputs
+
+    def _find_calls(self, ids: torch.Tensor) -> None:
+        """Which layers are called, and how: a forward pass as it is, without gradients."""
+        self._finding = True
+        try:
+            with torch.no_grad():
+                self._run(ids, [])
+        except RowsMixedError:
+            self.calls = []
+            raise
+        finally:
+            self._finding = False
+            self._inputs = []
+
+    def _probes_of(self, call: Call, ids: torch.Tensor) -> list[torch.Tensor]:
+        shapes = {"gradient": (*ids.shape, call.features)}
+        found = []
+        for probe in call.probes:
+            dtype = call.dtype if probe == "gradient" else torch.float32
+            zero = torch.zeros((), dtype=dtype, device=ids.device)
+            found.append(zero.expand(shapes.get(probe, (len(ids), call.features))).requires_grad_())
+        return found
+
+    def _hook(self, kind: str, name: str, module: Any) -> Callable[..., torch.Tensor]:
+        whole = kind != "normalisation" and id(module.weight) in self._wanted
+        weight = kind == "normalisation" and id(module.weight) in self._wanted
+        bias = id(getattr(module, "bias", None)) in self._wanted
+
+        def hook(copied: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> torch.Tensor:
+            (given,) = args
+            if kind == "embedding" and len(output) == 1 < self._rows:
+                output = output.expand(self._rows, *output.shape[1:])
+            if self._finding:
+                self._found(kind, name, module, given, output, (whole, weight, bias))
+                return output  # type: ignore[no-any-return]
+            probes = self._probes
+            if kind == "normalisation":
+                self._inputs.append(output.new_empty(0))
+                # Of the caller's own module, which has no hooks.
+                normal = normal_of(module, given.detach(), output.dtype)
+                first = self._place
+                self._place += weight + bias
+                return _normalised(  # type: ignore[no-any-return]
+                    output, normal, probes[first] if weight else None, probes[first + weight] if bias else None
+                )
+            self._inputs.append((given if kind == "embedding" else given.to(output.dtype)).detach())
+            first = self._place
+            self._place += whole + bias
+            return _kept(output, probes[first] if whole else None, probes[first + whole] if bias else None)  # type: ignore[no-any-return]
+
+        return hook
+
+    def _found(
+        self,
+        kind: str,
+        name: str,
+        module: Any,
+        given: torch.Tensor,
+        output: torch.Tensor,
+        wanted: tuple[bool, bool, bool],
+    ) -> None:
+        if given.ndim < (3 if given.is_floating_point() else 2) or len(output) != self._rows:
+            raise RowsMixedError(f"{name} is called with {tuple(given.shape)} vectors of unknown rows")
+        if wanted[0] and output.ndim != 3:
+            raise RowsMixedError(f"{name} returns {tuple(output.shape)}, which a compiled pass does not hold")
+        form = "rows" if len(given) == self._rows else "whole"
+        probes = tuple(p for p, is_wanted in zip(("gradient", "weight", "bias"), wanted, strict=True) if is_wanted)
+        self.calls.append(Call(name, module, kind, (form,), output.shape[-1], output.dtype, probes))
+
+
+def _input_first(module: Any) -> bool:
+    """Whether the layer's weight is [in, out]."""
+    return type(module).__name__ == "Conv1D"
+
+
+class _Kept(torch.autograd.Function):
+    """The identity; its output's gradient is its second argument's too, and summed over tokens its third's."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, output: torch.Tensor, whole: torch.Tensor | None, summed: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.wanted = whole is not None, summed is not None
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        whole, summed = ctx.wanted
+        return gradient, gradient if whole else None, _over_tokens(gradient) if summed else None
+
+
+class _Normalised(torch.autograd.Function):
+    """The identity on a normalisation's output w · x̂ + b, which leaves per row the gradients of w and b."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        output: torch.Tensor,
+        normal: torch.Tensor,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+    ) -> torch.Tensor:
+        ctx.wanted = weight is not None, bias is not None
+        ctx.save_for_backward(normal)
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        weight, bias = ctx.wanted
+        (normal,) = ctx.saved_tensors
+        return (
+            gradient,
+            None,
+            _over_tokens(gradient * normal) if weight else None,
+            _over_tokens(gradient) if bias else None,
+        )
+
+
+def _over_tokens(gradient: torch.Tensor) -> torch.Tensor:
+    """[rows, …, d] added up to float32 [rows, d]."""
+    return gradient.flatten(1, -2).sum(1, dtype=torch.float32)
+
+
+_kept: Callable[..., Any] = _Kept.apply
+_normalised: Callable[..., Any] = _Normalised.apply
+"""torch leaves the calls untyped."""
