@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 BACKEND = "inductor"
 """Of torch.compile."""
+MODE = None
 KINDS = ("linear", "embedding", "normalisation")
 """Layers that a compiled pass may hold, as `rule_for` names them."""
 
@@ -83,7 +84,8 @@ class CompiledPass:
         self._inputs: list[torch.Tensor] = []
         self._probes: list[torch.Tensor] = []
         self._place = 0
-        self._compiled = torch.compile(self._run, backend=BACKEND, fullgraph=True)
+        self._compiled = torch.compile(self._run, backend=BACKEND, fullgraph=True, mode=MODE)
+        self._probes_by_shape: dict[torch.Size, list[torch.Tensor]] = {}  # of the last shape
         self._seen: set[tuple[int, ...]] = set()
 
     def forms(self) -> Forms:
@@ -98,7 +100,9 @@ class CompiledPass:
         ids = batch.input_ids
         if not self.calls:
             self._find_calls(ids)
-        probes = [probe for call in self.calls for probe in self._probes_of(call, ids)]
+        if ids.shape not in self._probes_by_shape:
+            self._probes_by_shape = {ids.shape: [p for call in self.calls for p in self._probes_of(call, ids)]}
+        probes = self._probes_by_shape[ids.shape]
         new, start = ids.shape not in self._seen, time.perf_counter()
         if new:
             log.info("compiling the pass of %d rows of %d tokens", *ids.shape)

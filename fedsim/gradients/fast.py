@@ -17,13 +17,14 @@ from fedsim.gradients.model import (
     accumulation_dtype,
     autocasting,
     keeps_half,
-    model_device,
+    device_of,
     pad_token_of,
     trainable_parameters,
 )
 from fedsim.gradients.objective import Batch, CausalLanguageModel, Objective, RowLosses
 from fedsim.gradients.reference import unit_gradient
-from fedsim.gradients.tape import Forms, GroupGradients, Record, Tape, recording
+from fedsim.gradients.group_gradients import GroupGradients
+from fedsim.gradients.tape import Forms, Record, Tape, recording
 from fedsim.gradients.unit_gradients import FACTOR_BITS
 from fedsim.gradients.units import Units, groups_of, measured_pass, pack_units
 from fedsim.rows import TokenRows
@@ -74,16 +75,16 @@ class FastSum:
     ) -> None:
         self.model, self.rows, self.units, self.objective = model, rows, units, objective
         self.budget, self.autocast = budget, autocast
-        self.layout = ParameterLayout.of(model)
-        self.clip = ModelClip(clip, self.layout)
         self.parameters = trainable_parameters(model)
-        self.device = model_device(model)
+        self.layout = ParameterLayout.of_parameters(self.parameters)
+        self.clip = ModelClip(clip, self.layout)
+        self.device = device_of(self.parameters.values())
         self.head = plain_head(model) if type(objective) is CausalLanguageModel else None
         self.paths: dict[str, set[str]] = {}
         self.allowed: Forms | None = None
         self.forms: Forms = {}
         self.compiled: CompiledPass | None = None
-        dtype = accumulation_dtype(model)
+        dtype = accumulation_dtype(self.parameters.values())
         self.layers = self._layers()
         self.total = torch.zeros(self.layout.size, dtype=dtype, device=self.device)
         self.views = self.layout.views(self.total)
@@ -216,7 +217,7 @@ class FastSum:
         return {
             module: (name, rule_for(module)[1])
             for name, module in self.model.named_modules()
-            if module is not self.head and any(id(p) in wanted for p in module.parameters(recurse=False))
+            if module is not self.head and any(id(p) in wanted for p in module._parameters.values())
         }
 
     def _norms(self, groups: list[GroupGradients], number: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -177,7 +177,9 @@ class _Head:
                 tape.at(number, head.weight).add_held(self._unit_gradients(tape, head, number))
             else:
                 kept = self._room(group.size * group.rows_per_unit)
-                for rows in self._chunks(group):
+                # What is kept whole is made whole, unless something of its size would be made beside it.
+                whole = self.by_kernel and not tape.wants(head.bias)
+                for rows in [group.rows] if whole else self._chunks(group):
                     place = slice(rows.start - group.rows.start, rows.stop - group.rows.start)
                     self._recorded(tape, head, number, rows, kept[place])
                 tape.at(number, head.weight).outers.append(

@@ -47,8 +47,10 @@ def _is_layer_norm(module: Any) -> bool:
 
 def _is_rms_norm(module: Any) -> bool:
     """Any of the many classes of that name in model libraries."""
+    if "RMSNorm" not in type(module).__name__:
+        return False
     parameters = dict(module.named_parameters())
-    return "RMSNorm" in type(module).__name__ and list(parameters) == ["weight"] and parameters["weight"].ndim == 1
+    return list(parameters) == ["weight"] and parameters["weight"].ndim == 1
 
 
 @layer("linear", lambda module: type(module).forward is torch.nn.Linear.forward)

@@ -1,7 +1,7 @@
 """What the engine takes of a model: the layout of its trainable parameters, its device, its precision."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +37,11 @@ class ParameterLayout:
         Raises:
             InvalidInput: The model has no trainable parameter.
         """
-        named = trainable_parameters(model)
+        return cls.of_parameters(trainable_parameters(model))
+
+    @classmethod
+    def of_parameters(cls, named: dict[str, torch.nn.Parameter]) -> "ParameterLayout":
+        """The same of the result of `trainable_parameters`."""
         offsets = [0]
         for parameter in named.values():
             offsets.append(offsets[-1] + parameter.numel())
@@ -251,15 +255,20 @@ def model_device(model: torch.nn.Module) -> torch.device:
     Raises:
         InvalidInput: They lie on several devices.
     """
-    devices = {p.device for p in model.parameters() if p.requires_grad}
+    return device_of(p for p in model.parameters() if p.requires_grad)
+
+
+def device_of(parameters: Iterable[torch.nn.Parameter]) -> torch.device:
+    """The same of parameters; the CPU where there are none."""
+    devices = {p.device for p in parameters}
     if len(devices) > 1:
         raise InvalidInput("model", sorted(map(str, devices)), "on one device")
     return devices.pop() if devices else torch.device("cpu")
 
 
-def accumulation_dtype(model: torch.nn.Module) -> torch.dtype:
-    """float64 for a model whose trainable parameters are float64, else float32."""
-    dtypes = {p.dtype for p in model.parameters() if p.requires_grad}
+def accumulation_dtype(parameters: Iterable[torch.nn.Parameter]) -> torch.dtype:
+    """float64 for trainable parameters that are float64, else float32."""
+    dtypes = {p.dtype for p in parameters}
     return torch.float64 if dtypes == {torch.float64} else torch.float32
 
 

@@ -115,7 +115,7 @@ def unit_gradient(
     """
     device = model_device(model)
     parameters = list(trainable_parameters(model).values())
-    gradient = torch.zeros(layout.size, dtype=accumulation_dtype(model), device=device)
+    gradient = torch.zeros(layout.size, dtype=accumulation_dtype(parameters), device=device)
     loss = torch.zeros((), dtype=gradient.dtype, device=device)
     budget = token_budget(model, device, max_tokens, autocast)
     for part in split_rows(units, unit, budget):

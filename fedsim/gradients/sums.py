@@ -14,13 +14,15 @@ from fedsim.gradients.fast import FastSum
 from fedsim.gradients.model import check_deterministic, exact_products, keeps_half, model_device
 from fedsim.gradients.objective import Objective
 from fedsim.gradients.reference import LocalSteps, clipped_units, reference_sum, unit_gradient
-from fedsim.gradients.tape import Forms
+from fedsim.gradients.compiled import CompiledPass
+from fedsim.gradients.tape import Forms, RowsMixedError
 from fedsim.gradients.units import make_units, measured_pass, pack_units, token_budget
 from fedsim.rows import TokenRows
 
 log = logging.getLogger(__name__)
 
 _verdicts: WeakKeyDictionary[torch.nn.Module, dict[tuple[object, ...], tuple[str, Forms]]] = WeakKeyDictionary()
+_compiled: WeakKeyDictionary[torch.nn.Module, dict[tuple[object, ...], CompiledPass | None]] = WeakKeyDictionary()
 _paths: WeakKeyDictionary[torch.nn.Module, dict[str, str]] = WeakKeyDictionary()
 
 
@@ -37,6 +39,7 @@ def clipped_sum(
     max_tokens: int | None = None,
     autocast: torch.dtype | None = None,
     local_steps: LocalSteps | None = None,
+    compiled: bool | None = None,
 ) -> ClippedSum:
     """Σ over units u of g_u, clipped: the gradient of the unit's weighted mean loss, brought to within the clip.
 
@@ -78,14 +81,17 @@ def clipped_sum(
     """
     if method not in ("fast", "reference"):
         raise InvalidInput("method", method, "'fast' or 'reference'")
-    with exact_products(model_device(model)):
+    device = model_device(model)
+    with exact_products(device):
         if method == "fast" and clip.order == 2 and local_steps is None and _shortest(clip) >= SMALLEST_LIMIT:
             check_deterministic(model)
             units = make_units(rows, unit_ids, objective, weighting, weights)
-            budget = token_budget(model, model_device(model), max_tokens, autocast)
+            budget = token_budget(model, device, max_tokens, autocast)
             asked = FastSum(model, rows, units, objective, clip, budget, autocast)
             if not why_reference(asked):
-                asked.budget = token_budget(model, model_device(model), max_tokens, autocast)  # measured by now
+                asked.budget = token_budget(model, device, max_tokens, autocast)  # measured by now
+                if compiled or (compiled is None and asked.device.type == "cuda"):
+                    asked.compiled = compiled_pass(asked)
                 try:
                     return asked.run()
                 except (torch.OutOfMemoryError, MemoryError, InvalidInput, Failure):
@@ -106,6 +112,23 @@ def clipped_sum(
                 local_steps=local_steps,
             )
         )
+
+
+def compiled_pass(asked: FastSum) -> CompiledPass | None:
+    """The model's pass as compiled graphs; None where it cannot be."""
+    if asked.head is None or asked.model.training:
+        return None
+    known = _compiled.setdefault(asked.model, {})
+    key = (asked.layout, asked.autocast, tuple(map(id, asked.model.parameters())))
+    if key not in known:
+        layers = {name: module for module, (name, _) in asked.layers.items()}
+        wanted = {id(p) for p in asked.parameters.values()}
+        try:
+            known[key] = CompiledPass(asked.model, layers, wanted, asked.head)
+        except RowsMixedError as error:
+            log.info("%s is not compiled: %s", type(asked.model).__name__, error)
+            known[key] = None
+    return known[key]
 
 
 def layer_paths(model: torch.nn.Module) -> dict[str, str]:

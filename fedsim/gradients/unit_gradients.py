@@ -1,10 +1,10 @@
 """Gradients of units, kept as factors where those are smaller than the gradients themselves."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
-from fedsim.gradients.kernels import gram_norms, usable, weighted_product
+from fedsim.gradients.kernels import gram_norms_of, usable, weighted_products
 
 GRAM_ELEMENTS = 2**24
 """Elements of one batch of Gram matrices at most: 64 MiB of float32."""
@@ -90,7 +90,7 @@ def squared_row_norms(rows: torch.Tensor) -> torch.Tensor:
 def add_outer(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor, factors: torch.Tensor) -> None:
     """target [p, q] += Σ_u factors[u] · left[u]^T right[u], for left [u, n, p] and right [u, n, q]."""
     if target.dtype == torch.float32 and usable(left, right):
-        weighted_product(target, left, right, factors)
+        weighted_products([target], [(left, right)], factors)
         return
     scale_left = left.shape[-1] <= right.shape[-1]  # the smaller one is cheaper to scale
     for scaled in _scaled(left if scale_left else right, factors):
@@ -179,6 +179,32 @@ class UnitGradients:
         else:
             self._hold_lookup(index, rows)
 
+    def only_held(self) -> bool:
+        """Whether the gradients themselves are all there is."""
+        return self.held is not None and not self.outers and not self.lookups
+
+    def held_elements(self) -> int:
+        """Values of the gradients held."""
+        return 0 if self.held is None else self.held.numel()
+
+    def take_held(self) -> torch.Tensor:
+        """The gradients held, [u, *shape], which are the caller's from now on."""
+        assert self.held is not None
+        held, self.held = self.held, None
+        return held
+
+    def gram_pair(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The factors of which a kernel is to find the norm in Gram form; None where another way is right."""
+        if self.held is not None or self.lookups or not self.outers or not all(usable(*pair) for pair in self.outers):
+            return None
+        if len(self.outers) > 1:
+            self.outers = [pair for pair in (_concatenated(self.outers),) if pair is not None]
+        left, right = self.outers[0]
+        if not gram_form(left, right):
+            return None
+        self.paths.add("Gram norm")
+        return left, right
+
     def squared_norms(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Squared norms [u], and their spreads [u]: how far rounding errors can reach (`gram_inner`, `fast.unsure`).
 
@@ -209,12 +235,19 @@ class UnitGradients:
             spread = (spread.double().sqrt() + gathered.sqrt()).square()
         return squared, spread
 
-    def add_weighted(self, target: torch.Tensor, factors: torch.Tensor) -> None:
-        """target [*shape] += Σ over units of factors [u] · gradient."""
+    def add_weighted(
+        self, target: torch.Tensor, factors: torch.Tensor, added: Callable[..., bool] | None = None
+    ) -> None:
+        """target [*shape] += Σ over units of factors [u] · gradient.
+
+        Args:
+            added: Says of the target and a pair of factors whether the caller has added it; None: it has added none.
+        """
         if self.held is not None:
             target.view(-1).addmv_(self.held.flatten(1).t(), factors.to(self.held.dtype))
         for left, right in self.outers:
-            add_outer(target, left, right, factors)
+            if added is None or not added(target, (left, right)):
+                add_outer(target, left, right, factors)
         for index, rows in self.lookups:
             target.index_add_(0, index.flatten(), (rows * factors[:, None, None]).to(target.dtype).flatten(0, 1))
 
@@ -234,27 +267,36 @@ class UnitGradients:
 
     def _outer_norms(self, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         (u, n, p), q = left.shape, right.shape[2]
-        # Bytes may favour factors (bfloat16) where arithmetic favours the gradient: then it is formed and dropped.
-        gram = n * (p + q) <= p * q
+        gram = gram_form(left, right)
         self.paths.add("Gram norm" if gram else "direct norm")
         if gram and usable(left, right):
-            return gram_norms(left, right)
+            squared, spread = gram_norms_of([(left, right)])
+            return squared[0], spread[0]
         chunk = max(1, GRAM_ELEMENTS // (n * n if gram else p * q))
-        squared, spread = [], []
+        squares, spreads = [], []
         for start in range(0, u, chunk):
             a, b = left[start : start + chunk], right[start : start + chunk]
             if gram:
                 products, diagonal = gram_inner(a, b)
-                squared.append(products)
-                spread.append(diagonal)
+                squares.append(products)
+                spreads.append(diagonal)
             else:
                 # As add_outer adds it up, so that the sum is of what the norm is of.
                 gradient = sum(batched_outer(c, d) for c, d in token_pieces(a, b))
                 assert isinstance(gradient, torch.Tensor)
-                squared.append(squared_row_norms(gradient.flatten(1)))
+                squares.append(squared_row_norms(gradient.flatten(1)))
                 lengths = [torch.linalg.vector_norm(x, dim=2, dtype=_wide(x.dtype)) for x in (a, b)]
-                spread.append((lengths[0] * lengths[1]).square().sum(1))
-        return torch.cat(squared), torch.cat(spread)
+                spreads.append((lengths[0] * lengths[1]).square().sum(1))
+        return torch.cat(squares), torch.cat(spreads)
+
+
+def gram_form(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether the norm is found with less arithmetic from Gram matrices than from the gradients.
+
+    Bytes may favour factors (bfloat16) where arithmetic favours the gradient: then it is formed and dropped.
+    """
+    n, p, q = left.shape[1], left.shape[2], right.shape[2]
+    return n * (p + q) <= p * q
 
 
 def holds(left: torch.Tensor, right: torch.Tensor) -> bool:

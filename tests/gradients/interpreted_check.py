@@ -16,11 +16,12 @@ CPU = torch.device("cpu")
 def off_by_a_little(function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the kernel of that name be right but for a 2⁻¹⁴ of what it gives."""
 
-    def wrong(*arguments: torch.Tensor) -> Any:
-        before = arguments[0].clone()
+    def wrong(*arguments: Any) -> Any:
+        added = function.__name__ == "weighted_products"
+        before = arguments[0][0].clone() if added else None
         given = function(*arguments)
-        if given is None:  # added in place
-            arguments[0].add_(arguments[0] - before, alpha=2.0**-14)
+        if added:
+            arguments[0][0].add_(arguments[0][0] - before, alpha=2.0**-14)
             return None
         return given[0] * (1 + 2.0**-14), given[1]
 
@@ -33,7 +34,7 @@ def test_kernels_that_are_right_have_no_fault() -> None:
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("weighted_product", "weighted sum"), ("gram_norms", "squared norm"), ("loss_gradient_", "a loss")],
+    [("weighted_products", "weighted sum"), ("gram_norms_of", "squared norm"), ("loss_gradient_", "a loss")],
 )
 def test_a_kernel_that_is_off_by_more_than_a_clip_allows_for_is_found(
     name: str, words: str, monkeypatch: pytest.MonkeyPatch
@@ -48,10 +49,10 @@ def test_a_device_that_cannot_run_them_is_left_to_plain_torch(
     half = torch.zeros(1, 2, 3, dtype=torch.bfloat16)
     assert kernels.usable(half)
 
-    def lacking(*arguments: torch.Tensor) -> None:
+    def lacking(*arguments: object) -> None:
         raise RuntimeError("out of resource: shared memory")
 
-    monkeypatch.setattr(check, "weighted_product", lacking)
+    monkeypatch.setattr(check, "weighted_products", lacking)
     kernels._right_on.cache_clear()
     with caplog.at_level(logging.WARNING):
         assert not kernels.usable(half)
@@ -69,11 +70,11 @@ def test_a_factor_that_is_the_same_for_every_token_is_copied() -> None:
     right = torch.randn(2, 40, 16).to(torch.bfloat16)
     assert left.stride(1) == 0
     target, expected = torch.zeros(24, 16), (left.double().transpose(1, 2) @ right.double()).sum(0)
-    kernels.weighted_product(target, left, right, torch.ones(2))
+    kernels.weighted_products([target], [(left, right)], torch.ones(2))
     assert float((target - expected).norm()) < 1e-6 * float(expected.norm())
-    from fedsim.gradients.kernels.weighted import blocks_of
+    from fedsim.gradients.kernels.tables import aligned
 
-    assert 0 not in blocks_of(left, 16, 16).base.stride()
+    assert 0 not in aligned(left).stride()
 
 
 def test_a_label_beyond_the_vocabulary_has_no_loss() -> None:

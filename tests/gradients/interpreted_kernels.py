@@ -63,6 +63,15 @@ def laid_out(factor: torch.Tensor, how: str) -> torch.Tensor:
 LAYOUTS = ("contiguous", "padded", "odd distances", "odd address", "units far apart")
 
 
+def weighted_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor, weights: torch.Tensor) -> None:
+    kernels.weighted_products([target], [(left, right)], weights)
+
+
+def gram_norms(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    squared, spread = kernels.gram_norms_of([(left, right)])
+    return squared[0], spread[0]
+
+
 def exact(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Each unit's gradient, float64."""
     return left.double().transpose(1, 2) @ right.double()
@@ -76,12 +85,12 @@ def assert_weighted(left: torch.Tensor, right: torch.Tensor) -> None:
     # Of the sum's own size: its rounding counts too, and hides nothing.
     target = torch.randn(added.shape) * float(added.square().mean().sqrt())
     expected = target.double() + added
-    kernels.weighted_product(target, left, right, weights)
+    weighted_product(target, left, right, weights)
     assert float((target - expected).norm()) < 1e-6 * min(float(added.norm()), float(expected.norm()))
 
 
 def assert_norms(left: torch.Tensor, right: torch.Tensor) -> None:
-    squared, spread = kernels.gram_norms(left, right)
+    squared, spread = gram_norms(left, right)
     assert squared.dtype == spread.dtype == torch.float64
     expected = exact(left, right).flatten(1).square().sum(1)
     assert float((squared / expected - 1).abs().max()) < 1e-5
@@ -112,6 +121,29 @@ def test_sums_and_norms_are_those_of_float64_over_many_tiles(seed: int, monkeypa
     assert_norms(left, right)
 
 
+def test_many_products_at_once_are_each_of_its_own_factors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one shape and of several, some of them at other distances, into views of one vector."""
+    from fedsim.gradients.kernels import weighted
+
+    monkeypatch.setattr(weighted, "PROGRAMS", 4)  # those of one shape in one part, others in several
+    shapes = [(3, 70, 30, 20), (3, 70, 30, 20), (3, 20, 9, 8), (3, 70, 30, 20), (3, 70, 20, 30), (3, 300, 5, 7)]
+    pairs = [factors(*shape, seed=seed) for seed, shape in enumerate(shapes)]
+    pairs[1] = laid_out(pairs[1][0], "padded"), laid_out(pairs[1][1], "units far apart")
+    weights = torch.tensor([0.5, 0.0, 0.25])
+    flat = torch.zeros(sum(p * q for *_, p, q in shapes))
+    views = torch.split(flat, [p * q for *_, p, q in shapes])
+    targets = [view.view(p, q) for view, (*_, p, q) in zip(views, shapes, strict=True)]
+    kernels.weighted_products(targets, pairs, weights)
+    squared, spread = kernels.gram_norms_of(pairs)
+    assert squared.shape == spread.shape == (len(shapes), 3)
+    for number, (left, right) in enumerate(pairs):
+        each = exact(left, right)
+        expected = (weights.double()[:, None, None] * each).sum(0)
+        assert float((targets[number] - expected).norm()) < 1e-6 * float(expected.norm())
+        assert float((squared[number] / each.flatten(1).square().sum(1) - 1).abs().max()) < 1e-5
+        assert float((spread[number] / gram_inner(left, right)[1] - 1).abs().max()) < 1e-3
+
+
 @pytest.mark.parametrize("how", LAYOUTS)
 def test_factors_may_lie_anywhere(how: str) -> None:
     """What lies between them is not a number, and would show."""
@@ -127,7 +159,7 @@ def test_tokens_that_cancel_or_repeat_are_seen_in_the_spread() -> None:
     left[1] = left[1, :1]  # one token, 200 times
     right[1] = right[1, :1]
     left[2, 100:], right[2, 100:] = left[2, :100], -right[2, :100]  # nothing is left of them
-    squared, spread = kernels.gram_norms(left, right)
+    squared, spread = gram_norms(left, right)
     known, known_spread = gram_inner(left, right)
     assert float((spread / known_spread - 1).abs().max()) < 1e-3
     assert float(spread[1]) == pytest.approx(float(squared[1]), rel=1e-3)
@@ -146,20 +178,20 @@ def test_a_factor_of_zero_adds_exactly_zero_and_the_others_as_without_the_unit(
     weights = torch.tensor([0.5, 0.0, 0.25, 0.0])
     start = torch.randn(30, 40)
     found, expected = start.clone(), start.clone()
-    kernels.weighted_product(found, left, right, weights)
-    kernels.weighted_product(expected, *(factor * (weights > 0).view(-1, 1, 1) for factor in (left, right)), weights)
+    weighted_product(found, left, right, weights)
+    weighted_product(expected, *(factor * (weights > 0).view(-1, 1, 1) for factor in (left, right)), weights)
     assert torch.equal(found, expected)
     before = found.clone()
-    kernels.weighted_product(found, left, right, torch.zeros(4))
+    weighted_product(found, left, right, torch.zeros(4))
     assert torch.equal(found, before)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_what_is_not_finite_stays_in_its_unit(value: float) -> None:
     left, right = factors(3, 140, 20, 30)
-    clean, spreads = kernels.gram_norms(left, right)
+    clean, spreads = gram_norms(left, right)
     left[1, 137, 4] = value
-    squared, spread = kernels.gram_norms(left, right)
+    squared, spread = gram_norms(left, right)
     assert not torch.isfinite(squared[1])
     assert torch.equal(squared[::2], clean[::2])
     assert torch.equal(spread[::2], spreads[::2])
@@ -177,9 +209,9 @@ def test_what_is_not_finite_stays_in_its_unit(value: float) -> None:
 def test_the_callers_take_the_kernels_where_they_may_and_only_there(monkeypatch: pytest.MonkeyPatch) -> None:
     left, right = factors(2, 6, 40, 50)
     taken: list[str] = []
-    names = ("weighted_product", "gram_norms")
+    names = ("weighted_products", "gram_norms_of")
     for name in names:
-        monkeypatch.setattr(f"fedsim.gradients.unit_gradients.{name}", lambda *a, name=name: taken.append(name))
+        monkeypatch.setattr(f"fedsim.gradients.unit_gradients.{name}", lambda *a, name=name: taken.append(name) or torch.zeros(2, 1, 2))
 
     def calls(one: torch.Tensor, other: torch.Tensor) -> list[str]:
         taken.clear()

@@ -10,6 +10,7 @@ from fedsim.gradients import (
     CausalLanguageModel,
     ClippedSum,
     clipped_sum,
+    group_gradients,
     head,
     layer_paths,
     unit_gradients,
@@ -21,7 +22,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:Runtim
 
 VOCABULARY = 70
 """No multiple of what a head is filled up to."""
-KERNELS = {"weighted_product": unit_gradients, "gram_norms": unit_gradients, "loss_gradient_": head}
+KERNELS = {
+    "weighted_products": (group_gradients, unit_gradients),
+    "gram_norms_of": (group_gradients, unit_gradients),
+    "loss_gradient_": (head,),
+}
 
 
 class HeadWithBias(torch.nn.Module):
@@ -85,9 +90,10 @@ def model(request: pytest.FixtureRequest) -> torch.nn.Module:
 def taken(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The kernels that ran."""
     names: set[str] = set()
-    for name, module in KERNELS.items():
-        kernel = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *a, name=name, kernel=kernel: names.add(name) or kernel(*a))
+    for name, modules in KERNELS.items():
+        for module in modules:
+            kernel = getattr(module, name)
+            monkeypatch.setattr(module, name, lambda *a, name=name, kernel=kernel: names.add(name) or kernel(*a))
     return names
 
 

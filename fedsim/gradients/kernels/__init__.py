@@ -8,6 +8,7 @@ TRITON_INTERPRET=1 they run on CPU tensors, for tests.
 import functools
 import logging
 import os
+from collections.abc import Sequence
 
 import torch
 
@@ -25,20 +26,22 @@ def usable(*tensors: torch.Tensor) -> bool:
     return fitting and all(t.is_cuda != _interpreted() for t in tensors) and _right_on(tensors[0].device)
 
 
-def weighted_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor, factors: torch.Tensor) -> None:
-    """`weighted.weighted_product`, for tensors that are `usable`."""
+def weighted_products(
+    targets: Sequence[torch.Tensor], pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], factors: torch.Tensor
+) -> None:
+    """`weighted.weighted_products`, for tensors that are `usable`."""
     from fedsim.gradients.kernels import weighted
 
-    with torch.cuda.device_of(left):  # Triton launches on the device that is current
-        weighted.weighted_product(target, left, right, factors)
+    with torch.cuda.device_of(factors):  # Triton launches on the device that is current
+        weighted.weighted_products(targets, pairs, factors)
 
 
-def gram_norms(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`gram.gram_norms`, for tensors that are `usable`."""
+def gram_norms_of(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """`gram.gram_norms_of`, for tensors that are `usable`."""
     from fedsim.gradients.kernels import gram
 
-    with torch.cuda.device_of(left):
-        return gram.gram_norms(left, right)
+    with torch.cuda.device_of(pairs[0][0]):
+        return gram.gram_norms_of(pairs)
 
 
 def loss_gradient_(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,9 +2,9 @@
 
 import torch
 
-from fedsim.gradients.kernels.gram import gram_norms
+from fedsim.gradients.kernels.gram import gram_norms_of
 from fedsim.gradients.kernels.loss import loss_gradient_
-from fedsim.gradients.kernels.weighted import weighted_product
+from fedsim.gradients.kernels.weighted import weighted_products
 
 TOLERANCE = 2.0**-18
 """Of a norm, relatively: a quarter of the margin of a clip."""
@@ -37,7 +37,7 @@ def _sums_fault(left: torch.Tensor, right: torch.Tensor, factors: torch.Tensor) 
             0, torch.tensor([unit], device=left.device), factors[unit : unit + 1]
         )
         total = torch.zeros(left.shape[2], right.shape[2], device=left.device)
-        weighted_product(total, left, right, alone)
+        weighted_products([total], [(left, right)], alone)
         expected = each[unit] * alone[unit].double()
         off = float((total - expected).norm())
         if not off <= TOLERANCE * float(expected.norm()):
@@ -47,7 +47,7 @@ def _sums_fault(left: torch.Tensor, right: torch.Tensor, factors: torch.Tensor) 
 
 def _norms_fault(left: torch.Tensor, right: torch.Tensor) -> str:
     expected = (left.double().transpose(1, 2) @ right.double()).square().sum((1, 2))
-    found, _ = gram_norms(left, right)
+    found, _ = gram_norms_of([(left, right)])
     off = float((found / expected - 1).abs().max())
     return "" if off <= 8 * TOLERANCE else f"a squared norm is off by {off:.3g}, relatively"
 

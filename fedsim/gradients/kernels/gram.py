@@ -1,10 +1,12 @@
 """‖L_u^T R_u‖² of each unit from Gram matrices that are never stored."""
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 
-from fedsim.gradients.kernels.weighted import blocks_of
+from fedsim.gradients.kernels.tables import Pair, addresses, by_shape, make_room
 
 TILE = 128
 """Tokens of a side of the piece of a Gram matrix that one program forms."""
@@ -14,27 +16,39 @@ PIECE = 1024
 """Features that one running sum of the matrix units adds up; sums of pieces are added in float32, to the nearest."""
 
 
-def gram_norms(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squared norms [u] and spreads [u] as of `unit_gradients.gram_inner`, float64 sums of float32 pieces.
+def gram_norms_of(pairs: Sequence[Pair]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Squared norms and spreads as of `unit_gradients.gram_inner`, float64 sums of float32 pieces; one launch for all
+    pairs of a shape, and another where a unit has more tokens than a tile.
 
     Args:
-        left, right: bfloat16 [u, n, p] and [u, n, q], the last axis contiguous.
+        pairs: bfloat16, of equally many units, the last axis contiguous.
+
+    Returns:
+        Both [pairs, u].
     """
-    (units, tokens, p), q = left.shape, right.shape[2]
-    one, other = (blocks_of(factor, TILE, FEATURES) for factor in (left, right))
-    side = triton.cdiv(tokens, TILE)
-    below = side * (side - 1) // 2
-    own = torch.empty(units, tokens, device=left.device, dtype=torch.float32)
-    sums = torch.empty(2, units, side + below, device=left.device, dtype=torch.float32)
-    for diagonal, first, pieces in ((True, 0, side), (False, side, below)):  # these need what those left
-        if pieces:
-            _gram[(units, pieces)](
-                one, other, own, sums, p, q, tokens, first, side + below,
-                DIAGONAL=diagonal, TILE=TILE, FEATURES=FEATURES, PIECE=PIECE, EXACT=not left.is_cuda,
-                num_warps=8, num_stages=4,
-            )  # fmt: skip
-    squared, spread = sums.sum(2, dtype=torch.float64)
-    return squared, spread
+    device, units = pairs[0][0].device, len(pairs[0][0])
+    make_room(device)
+    found = torch.empty(2, len(pairs), units, device=device, dtype=torch.float64)
+    for shape, members in by_shape(pairs).items():
+        items = len(members)
+        table = addresses([pair for _, pair in members])
+        side = triton.cdiv(shape.tokens, TILE)
+        below = side * (side - 1) // 2
+        own = torch.empty(items, units, shape.tokens, device=device, dtype=torch.float32)
+        sums = torch.empty(2, items, units, side + below, device=device, dtype=torch.float32)
+        for diagonal, first, pieces in ((True, 0, side), (False, side, below)):  # these need what those left
+            if pieces:
+                _gram[(items * units, pieces)](
+                    table, own, sums, shape.p, shape.q, units, shape.tokens, first, side + below, *shape.distances,
+                    DIAGONAL=diagonal, TILE=TILE, FEATURES=FEATURES, PIECE=PIECE, EXACT=not own.is_cuda,
+                    num_warps=8, num_stages=4,
+                )  # fmt: skip
+        added = sums.sum(3, dtype=torch.float64)
+        numbers = [number for number, _ in members]
+        if numbers == list(range(len(pairs))):
+            return added[0], added[1]
+        found[:, numbers] = added
+    return found[0], found[1]
 
 
 @triton.jit
@@ -56,12 +70,20 @@ def _inner(
     return whole
 
 
-@triton.jit(do_not_specialize=["tokens", "first", "pieces"])
+@triton.jit(do_not_specialize=["units", "tokens", "first", "pieces", "left_unit", "right_unit"])
 def _gram(
-    left, right, own, sums, p, q, tokens, first, pieces,
+    table, own, sums, p, q, units, tokens, first, pieces, left_unit, left_token, right_unit, right_token,
     DIAGONAL: tl.constexpr, TILE: tl.constexpr, FEATURES: tl.constexpr, PIECE: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    unit, number = tl.program_id(0), tl.program_id(1)
+    place, number = tl.program_id(0), tl.program_id(1)
+    item, unit = place // units, place % units
+    half = tl.pointer_type(tl.bfloat16)
+    left = tl.make_tensor_descriptor(
+        tl.load(table + 2 * item).to(half), [units, tokens, p], [left_unit, left_token, 1], [1, TILE, FEATURES]
+    )
+    right = tl.make_tensor_descriptor(
+        tl.load(table + 2 * item + 1).to(half), [units, tokens, q], [right_unit, right_token, 1], [1, TILE, FEATURES]
+    )
     if DIAGONAL:
         i, j = number, number
     else:  # number counts the pieces below the diagonal, row after row
@@ -73,7 +95,7 @@ def _gram(
     up, down = i * TILE + tl.arange(0, TILE), j * TILE + tl.arange(0, TILE)
     products = _inner(left, p, unit, i * TILE, j * TILE, DIAGONAL, TILE, FEATURES, PIECE, EXACT)
     products *= _inner(right, q, unit, i * TILE, j * TILE, DIAGONAL, TILE, FEATURES, PIECE, EXACT)
-    base = unit * tokens
+    base = place * tokens
     if DIAGONAL:
         square = tl.where(tl.arange(0, TILE)[:, None] == tl.arange(0, TILE)[None, :], products, 0.0)
         mine, theirs = tl.sum(square, 1), tl.sum(square, 0)
@@ -85,6 +107,6 @@ def _gram(
     shrink = tl.rsqrt(tl.sqrt(tl.maximum(mine, tiny)))[:, None] * tl.rsqrt(tl.sqrt(tl.maximum(theirs, tiny)))[None, :]
     scaled = products * shrink
     times = 1.0 if DIAGONAL else 2.0  # what lies above the diagonal is the same
-    place = sums + unit * pieces + first + number
-    tl.store(place, times * tl.sum(tl.sum(products, 1), 0))
-    tl.store(place + tl.num_programs(0) * pieces, times * tl.sum(tl.sum(scaled * scaled, 1), 0))
+    out = sums + place * pieces + first + number
+    tl.store(out, times * tl.sum(tl.sum(products, 1), 0))
+    tl.store(out + tl.num_programs(0) * pieces, times * tl.sum(tl.sum(scaled * scaled, 1), 0))

@@ -1,9 +1,12 @@
 """Σ_u f_u · L_u^T R_u in one product: each unit's part is formed by itself, scaled in float32, and added."""
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
+
+from fedsim.gradients.kernels.tables import Pair, addresses, by_shape, make_room
 
 ROWS, COLUMNS = 128, 256
 """Of the target that one program of 256 threads holds, twice: a unit's part, and the sum."""
@@ -14,56 +17,57 @@ PIECE = 4
 towards zero: a longer one would shorten what is added late, and a unit whose tokens cancel would reach too far."""
 PROGRAMS = 132
 """Programs at least, where units allow: the multiprocessors of a Hopper GPU."""
+VALUES = 1024
+"""Of a target to which one program adds what others left."""
 
 
-def weighted_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor, factors: torch.Tensor) -> None:
-    """target [p, q] += Σ_u factors[u] · left[u]^T right[u].
+def weighted_products(targets: Sequence[torch.Tensor], pairs: Sequence[Pair], factors: torch.Tensor) -> None:
+    """target [p, q] += Σ_u factors[u] · left[u]^T right[u], of each target and its pair; one launch for all of a shape.
 
     A unit's tokens are added up in the matrix units' float32, PIECE steps at a time; each piece is multiplied by the
     unit's factor and added, rounded to the nearest: a factor of any number of bits is as good as one of few. Where the
-    target is too small to keep the device busy, parts of the units are added up side by side, and their sums in order:
-    the result is the same from call to call.
+    targets are too small to keep the device busy, parts of the units are added up side by side, and their sums in
+    order: the result is the same from call to call.
 
     Args:
-        target: float32, contiguous; otherwise the call fails.
-        left, right: bfloat16 [u, n, p] and [u, n, q], the last axis contiguous.
+        targets: float32, contiguous, no two of them overlapping.
+        pairs: bfloat16, the last axis contiguous.
         factors: [u].
     """
-    assert target.dtype == torch.float32
-    assert target.is_contiguous()
-    (units, tokens, p), q = left.shape, right.shape[2]
-    tiles = triton.cdiv(p, ROWS) * triton.cdiv(q, COLUMNS)
-    share = triton.cdiv(units, max(1, min(units, PROGRAMS // tiles)))
-    parts = triton.cdiv(units, share)
-    out = target if parts == 1 else torch.empty(parts, p, q, device=target.device, dtype=torch.float32)
-    _weighted[(tiles, parts)](
-        blocks_of(left, TOKENS, ROWS), blocks_of(right, TOKENS, COLUMNS), factors.to(torch.float32), out, p, q, units,
-        tokens, share, ADD=parts == 1, ROWS=ROWS, COLUMNS=COLUMNS, TOKENS=TOKENS, PIECE=PIECE,
-        EXACT=not left.is_cuda, num_warps=8, num_stages=3,
-    )  # fmt: skip
-    if parts > 1:
-        target += out.sum(0)
+    assert all(target.dtype == torch.float32 and target.is_contiguous() for target in targets)
+    factors = factors.to(torch.float32).contiguous()
+    make_room(factors.device)
+    for shape, members in by_shape(pairs).items():
+        out = [targets[number] for number, _ in members]
+        table = addresses([(*pair, target) for (_, pair), target in zip(members, out, strict=True)])
+        tiles = triton.cdiv(shape.p, ROWS) * triton.cdiv(shape.q, COLUMNS)
+        share = triton.cdiv(shape.units, max(1, min(shape.units, PROGRAMS // (tiles * len(out)))))
+        parts = triton.cdiv(shape.units, share)
+        size = shape.p * shape.q
+        room = factors if parts == 1 else torch.empty(len(out), parts, size, device=factors.device)
+        _weighted[(tiles, parts, len(out))](
+            table, factors, room, shape.p, shape.q, shape.units, shape.tokens, share, *shape.distances,
+            ADD=parts == 1, ROWS=ROWS, COLUMNS=COLUMNS, TOKENS=TOKENS, PIECE=PIECE, EXACT=not factors.is_cuda,
+            num_warps=8, num_stages=3,
+        )  # fmt: skip
+        if parts > 1:
+            _added[(triton.cdiv(size, VALUES), len(out))](table, room, size, parts, VALUES=VALUES, num_warps=4)
 
 
-def blocks_of(factor: torch.Tensor, tokens: int, features: int) -> TensorDescriptor:
-    """[u, n, d] as what a kernel may load blocks of [1, tokens, features] from; outside it they are 0.
-
-    The device's copy engine asks for addresses and distances that are multiples of 16 bytes and not 0; a factor that
-    has others is copied.
-    """
-    if factor.data_ptr() % 16 or any(distance % 8 or not distance for distance in factor.stride()[:2]):
-        width = factor.shape[2]
-        factor = torch.nn.functional.pad(factor, (0, -width % 8))[..., :width]
-    return TensorDescriptor(factor, list(factor.shape), list(factor.stride()), [1, tokens, features])
-
-
-@triton.jit(do_not_specialize=["units", "tokens", "share"])  # ragged users would have it compiled over and over
+@triton.jit(do_not_specialize=["units", "tokens", "share", "left_unit", "right_unit"])  # else ragged users recompile it
 def _weighted(
-    left, right, factors, out, p, q, units, tokens, share,
+    table, factors, room, p, q, units, tokens, share, left_unit, left_token, right_unit, right_token,
     ADD: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TOKENS: tl.constexpr, PIECE: tl.constexpr,
     EXACT: tl.constexpr,
 ):  # fmt: skip
-    tile, part_number = tl.program_id(0), tl.program_id(1)
+    tile, part_number, item = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    half = tl.pointer_type(tl.bfloat16)
+    left = tl.make_tensor_descriptor(
+        tl.load(table + 3 * item).to(half), [units, tokens, p], [left_unit, left_token, 1], [1, TOKENS, ROWS]
+    )
+    right = tl.make_tensor_descriptor(
+        tl.load(table + 3 * item + 1).to(half), [units, tokens, q], [right_unit, right_token, 1], [1, TOKENS, COLUMNS]
+    )
     down, across = tl.cdiv(p, ROWS), tl.cdiv(q, COLUMNS)
     # Programs that run at the same time take a square of tiles, so that they read the same rows of both factors.
     band = 8 * across
@@ -89,7 +93,24 @@ def _weighted(
             unit_part = tl.zeros((ROWS, COLUMNS), tl.float32)
     rows, columns = row + tl.arange(0, ROWS), column + tl.arange(0, COLUMNS)
     inside = (rows < p)[:, None] & (columns < q)[None, :]
-    places = out + (part_number.to(tl.int64) * p + rows.to(tl.int64)[:, None]) * q + columns[None, :]
+    places = rows.to(tl.int64)[:, None] * q + columns[None, :]
     if ADD:
+        places += tl.load(table + 3 * item + 2).to(tl.pointer_type(tl.float32))
         total += tl.load(places, mask=inside, other=0.0)
+    else:
+        places += room + (item.to(tl.int64) * tl.num_programs(1) + part_number) * p * q
     tl.store(places, total, mask=inside)
+
+
+@triton.jit(do_not_specialize=["parts"])
+def _added(table, room, size, parts, VALUES: tl.constexpr):
+    """target += the parts that were added up side by side, one after the other."""
+    item = tl.program_id(1)
+    place = tl.program_id(0) * VALUES + tl.arange(0, VALUES)
+    inside = place < size
+    start = room + item.to(tl.int64) * parts * size
+    total = tl.zeros((VALUES,), tl.float32)
+    for part in range(parts):
+        total += tl.load(start + part * size + place, mask=inside, other=0.0)
+    target = tl.load(table + 3 * item + 2).to(tl.pointer_type(tl.float32)) + place
+    tl.store(target, tl.load(target, mask=inside, other=0.0) + total, mask=inside)
