@@ -115,6 +115,7 @@ class CompiledPass:
     def record(self, tape: Tape, inputs: list[torch.Tensor], gradients: tuple[torch.Tensor, ...]) -> None:
         """Write to the tape what the pass left."""
         left = iter(gradients)
+        vectors: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
         for call, kept in zip(self.calls, inputs, strict=True):
             found = {probe: next(left) for probe in call.probes}
             module = call.module
@@ -124,9 +125,8 @@ class CompiledPass:
             if "gradient" in found:
                 one, other = (kept, found["gradient"]) if _input_first(module) else (found["gradient"], kept)
                 tape.outer(module.weight, one, other)
-            for which in ("weight", "bias"):
-                if which in found:
-                    tape.summed_rows(getattr(module, which), found[which])
+            vectors += [(getattr(module, which), found[which]) for which in ("weight", "bias") if which in found]
+        tape.summed_rows([parameter for parameter, _ in vectors], [gradient for _, gradient in vectors])
 
     def _run(self, ids: torch.Tensor, probes: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         self._inputs, self._probes, self._place, self._rows = [], probes, 0, ids.shape[0]

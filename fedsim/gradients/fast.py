@@ -17,6 +17,7 @@ from fedsim.gradients.model import (
     accumulation_dtype,
     autocasting,
     keeps_half,
+    on_device,
     device_of,
     pad_token_of,
     trainable_parameters,
@@ -151,7 +152,7 @@ class FastSum:
         tape, row_losses, coefficients = self._backward(units)
         groups = tape.finished(self.parameters, self.clip)
         norms, doubtful = self._norms(groups, len(units))
-        owner = torch.as_tensor(np.repeat(np.arange(len(units)), self.units.counts[units]), device=self.device)
+        owner = on_device(np.repeat(np.arange(len(units)), self.units.counts[units]), self.device)
         weighted = coefficients * row_losses.loss_sum.detach().to(coefficients.dtype)
         losses = torch.zeros_like(norms[0]).index_add_(0, owner, weighted)
         return Pass(units=units, groups=groups, losses=losses, norms=norms, unsure=doubtful)
@@ -169,7 +170,7 @@ class FastSum:
             if any_left_out:
                 group.zero(left_out[group.units])
             group.add_weighted(self.views, factors[:, group.units])
-        where = torch.as_tensor(pass_.units, device=self.device)
+        where = on_device(pass_.units, self.device)
         self.norms[where] = self.clip.unit_norms(pass_.norms)
         self.losses[where] = pass_.losses
         if any_left_out:
@@ -183,7 +184,7 @@ class FastSum:
             [np.arange(start, start + n) for start, n in zip(starts, self.units.counts[units], strict=True)]
         )
         batch = self.objective.collate(self.rows, self.units.rows[positions], self.device, pad_token_of(self.model))
-        coefficients = torch.as_tensor(self.units.coefficients[positions], dtype=self.total.dtype, device=self.device)
+        coefficients = on_device(self.units.coefficients[positions], self.device, self.total.dtype)
         tape = Tape(groups_of(self.units.counts[units]), self.parameters.values(), self.allowed)
         if self.compiled is not None:
             with frozen(list(self.parameters.values())):

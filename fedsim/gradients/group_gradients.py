@@ -10,6 +10,8 @@ from fedsim.gradients.kernels import gram_norms_of, usable, weighted_products
 from fedsim.gradients.unit_gradients import UnitGradients, squared_row_norms
 from fedsim.gradients.units import Group
 
+Pair = tuple[torch.Tensor, torch.Tensor]
+"""Left and right factors."""
 BUNDLE_ELEMENTS = 2**28
 """Values of one bundle at most: 1 GiB of float32."""
 
@@ -67,7 +69,9 @@ class GroupGradients:
         spread: dict[int, list[torch.Tensor]] = {}
         for block, bundles in self.bundles.items():
             squared[block] = [squared_row_norms(self._scaled(bundle)) for bundle in bundles]
-        for block, squares, spreads in (*self._norms_together(), *self._norms_one_by_one()):
+        pairs = {name: pair for name, g in self.matrices.items() if (pair := g.gram_pair()) is not None}
+        others = {name: g for name, g in self.matrices.items() if name not in pairs}
+        for block, squares, spreads in (*self._norms_together(pairs), *self._norms_one_by_one(others)):
             squared.setdefault(block, []).append(squares)
             if spreads is not None:
                 spread.setdefault(block, []).append(spreads)
@@ -83,15 +87,18 @@ class GroupGradients:
     def add_weighted(self, targets: dict[str, torch.Tensor], factors: torch.Tensor) -> None:
         """targets[name] += Σ over units of factors [blocks, u] of the parameter's block · gradient."""
         for block in dict.fromkeys(self.clip.block[name] for name in self.matrices):
-            members = {name: g for name, g in self.matrices.items() if self.clip.block[name] == block}
-            outers = {name: g.outers for name, g in members.items()}
-            for place in range(max(map(len, outers.values()))):  # one of each target at a time
-                found = {name: pairs[place] for name, pairs in outers.items() if len(pairs) > place}
-                found = {name: pair for name, pair in found.items() if _by_kernel(targets[name], pair)}
-                if found:
-                    weighted_products([targets[name] for name in found], list(found.values()), factors[block])
-            for name, gradients in members.items():
-                gradients.add_weighted(targets[name], factors[block], _by_kernel)
+            together: list[list[tuple[torch.Tensor, Pair]]] = []  # of each target no more than one in a list
+            for name, gradients in self.matrices.items():
+                if self.clip.block[name] != block:
+                    continue
+                target = targets[name]
+                fitting = [pair for pair in gradients.outers if target.dtype == torch.float32 and usable(*pair)]
+                gradients.add_weighted(target, factors[block], without=fitting)
+                together += [[] for _ in range(len(fitting) - len(together))]
+                for place, pair in enumerate(fitting):
+                    together[place].append((target, pair))
+            for products in together:
+                weighted_products([target for target, _ in products], [pair for _, pair in products], factors[block])
         for block, bundles in self.bundles.items():
             for bundle in bundles:
                 added = bundle.matrix.t() @ factors[block].to(bundle.matrix.dtype)
@@ -106,9 +113,8 @@ class GroupGradients:
             for bundle in bundles:
                 bundle.matrix[units] = 0
 
-    def _norms_together(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    def _norms_together(self, pairs: dict[str, Pair]) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """Blocks, squared norms and spreads of the parameters whose norms one kernel finds together."""
-        pairs = {name: pair for name, g in self.matrices.items() if (pair := g.gram_pair()) is not None}
         if not pairs:
             return
         squared, spread = gram_norms_of(list(pairs.values()))
@@ -121,13 +127,13 @@ class GroupGradients:
             if len(set(blocks)) == 1:
                 yield block, squared.sum(0), spread.sum(0)
             else:
-                places = torch.tensor([place for place, b in enumerate(blocks) if b == block], device=squared.device)
-                yield block, squared[places].sum(0), spread[places].sum(0)
+                places = [place for place, b in enumerate(blocks) if b == block]
+                yield block, *(torch.stack([part[place] for place in places]).sum(0) for part in (squared, spread))
 
-    def _norms_one_by_one(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
-        for name, gradients in self.matrices.items():
-            if gradients.gram_pair() is not None:
-                continue
+    def _norms_one_by_one(
+        self, gradients_by_name: dict[str, UnitGradients]
+    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
+        for name, gradients in gradients_by_name.items():
             block, power = self.clip.block[name], self.clip.inverse[name] ** 2
             squares, spreads = gradients.squared_norms()
             yield (
@@ -156,7 +162,3 @@ def _bundles(names: list[str], gradients: dict[str, UnitGradients]) -> Iterator[
             matrix = held[0] if len(held) == 1 else torch.cat(held, 1)
             yield Bundle(names[start : place + 1], [part.shape[1] for part in held], matrix)
             held, start, values = [], place + 1, 0
-
-
-def _by_kernel(target: torch.Tensor, pair: tuple[torch.Tensor, torch.Tensor]) -> bool:
-    return target.dtype == torch.float32 and usable(*pair)

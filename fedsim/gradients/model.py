@@ -238,6 +238,14 @@ def _try_product(device: torch.device) -> None:
     _tried.add(device.type)
 
 
+def on_device(values: np.ndarray, device: torch.device | str, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A copy of values on the device; on a GPU the caller does not wait for what was asked of it before."""
+    tensor = torch.from_numpy(values).to(dtype)
+    if torch.device(device).type != "cuda":
+        return tensor.to(device, copy=True)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def keeps_half(model: torch.nn.Module, autocast: torch.dtype | None) -> bool:
     """Whether activations may be kept in bfloat16 or float16."""
     return autocast is not None or any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())

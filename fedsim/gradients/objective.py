@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fedsim.errors import InvalidInput
+from fedsim.gradients.model import on_device
 from fedsim.rows import IGNORED_LABEL, TokenRows
 
 
@@ -75,9 +76,9 @@ class CausalLanguageModel:
         labels, _ = _padded(rows, rows.tokens if rows.labels is None else rows.labels, indices, IGNORED_LABEL)
         labels[~real] = IGNORED_LABEL
         return Batch(
-            input_ids=torch.from_numpy(input_ids).to(device),
+            input_ids=on_device(input_ids, device),
             attention_mask=None,
-            labels=torch.from_numpy(np.ascontiguousarray(labels[:, 1:])).to(device),
+            labels=on_device(np.ascontiguousarray(labels[:, 1:]), device),
         )
 
     def row_losses(self, model: torch.nn.Module, batch: Batch) -> RowLosses:
@@ -108,9 +109,9 @@ class SequenceClassification:
     def collate(self, rows: TokenRows, indices: np.ndarray, device: torch.device | str, pad_token: int = 0) -> Batch:
         input_ids, real = _padded(rows, rows.tokens, indices, pad_token)
         return Batch(
-            input_ids=torch.from_numpy(input_ids).to(device),
-            attention_mask=torch.from_numpy(real.astype(np.int64)).to(device),
-            labels=torch.from_numpy(_classes(rows)[indices].astype(np.int64)).to(device),
+            input_ids=on_device(input_ids, device),
+            attention_mask=on_device(real.astype(np.int64), device),
+            labels=on_device(_classes(rows)[indices].astype(np.int64), device),
         )
 
     def row_losses(self, model: torch.nn.Module, batch: Batch) -> RowLosses:

@@ -21,6 +21,9 @@ from fedsim.rows import TokenRows
 
 log = logging.getLogger(__name__)
 
+COMPILED_FROM = 2**26
+"""Parameters of a model, frozen ones included, from which on its pass is compiled on a GPU."""
+
 _verdicts: WeakKeyDictionary[torch.nn.Module, dict[tuple[object, ...], tuple[str, Forms]]] = WeakKeyDictionary()
 _compiled: WeakKeyDictionary[torch.nn.Module, dict[tuple[object, ...], CompiledPass | None]] = WeakKeyDictionary()
 _paths: WeakKeyDictionary[torch.nn.Module, dict[str, str]] = WeakKeyDictionary()
@@ -90,7 +93,7 @@ def clipped_sum(
             asked = FastSum(model, rows, units, objective, clip, budget, autocast)
             if not why_reference(asked):
                 asked.budget = token_budget(model, device, max_tokens, autocast)  # measured by now
-                if compiled or (compiled is None and asked.device.type == "cuda"):
+                if compiled or (compiled is None and worth_compiling(asked)):
                     asked.compiled = compiled_pass(asked)
                 try:
                     return asked.run()
@@ -112,6 +115,11 @@ def clipped_sum(
                 local_steps=local_steps,
             )
         )
+
+
+def worth_compiling(asked: FastSum) -> bool:
+    """Whether a run is likely to win back the minute that compilation takes: large models on a GPU."""
+    return asked.device.type == "cuda" and sum(p.numel() for p in asked.model.parameters()) >= COMPILED_FROM
 
 
 def compiled_pass(asked: FastSum) -> CompiledPass | None:

@@ -121,10 +121,16 @@ class Tape:
         for number, group in enumerate(self.groups):
             self.at(number, parameter).add_held(group.by_unit(gradient).sum(1, dtype=wide))
 
-    def summed_rows(self, parameter: torch.nn.Parameter, gradient: torch.Tensor) -> None:
-        """The same of what is added up over tokens already, gradient [rows, *shape]."""
+    def summed_rows(self, parameters: list[torch.nn.Parameter], gradients: list[torch.Tensor]) -> None:
+        """The same of vectors' gradients [rows, size] that are added up over tokens already; all in one go."""
+        if not parameters:
+            return
+        together = torch.cat(gradients, 1)
         for number, group in enumerate(self.groups):
-            self.at(number, parameter).add_held(group.by_unit(gradient[:, None]).sum(1))
+            each = group.by_unit(together[:, None]).sum(1) if group.rows_per_unit > 1 else together[group.rows]
+            parts = torch.split(each, [gradient.shape[1] for gradient in gradients], 1)
+            for parameter, part in zip(parameters, parts, strict=True):
+                self.at(number, parameter).add_held(part)
 
 
 Record = Callable[[Tape, Any, tuple[torch.Tensor, ...], torch.Tensor], None]

@@ -1,6 +1,6 @@
 """Gradients of units, kept as factors where those are smaller than the gradients themselves."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -236,17 +236,20 @@ class UnitGradients:
         return squared, spread
 
     def add_weighted(
-        self, target: torch.Tensor, factors: torch.Tensor, added: Callable[..., bool] | None = None
+        self,
+        target: torch.Tensor,
+        factors: torch.Tensor,
+        without: Sequence[tuple[torch.Tensor, torch.Tensor]] = (),
     ) -> None:
         """target [*shape] += Σ over units of factors [u] · gradient.
 
         Args:
-            added: Says of the target and a pair of factors whether the caller has added it; None: it has added none.
+            without: Those of `outers` that the caller adds.
         """
         if self.held is not None:
             target.view(-1).addmv_(self.held.flatten(1).t(), factors.to(self.held.dtype))
         for left, right in self.outers:
-            if added is None or not added(target, (left, right)):
+            if not any(left is pair[0] and right is pair[1] for pair in without):
                 add_outer(target, left, right, factors)
         for index, rows in self.lookups:
             target.index_add_(0, index.flatten(), (rows * factors[:, None, None]).to(target.dtype).flatten(0, 1))

@@ -219,7 +219,9 @@ class Group:
 
     def by_unit(self, batch: torch.Tensor) -> torch.Tensor:
         """The group's part of [rows of the batch, n, d] as [units, rows_per_unit · n, d]."""
-        part = batch[self.rows]
+        part = batch if len(batch) == self.rows.stop - self.rows.start else batch[self.rows]
+        if self.rows_per_unit == 1 and part.ndim == 3:
+            return part
         return part.reshape(self.size, -1, *part.shape[2:])
 
 

@@ -211,7 +211,9 @@ def test_the_callers_take_the_kernels_where_they_may_and_only_there(monkeypatch:
     taken: list[str] = []
     names = ("weighted_products", "gram_norms_of")
     for name in names:
-        monkeypatch.setattr(f"fedsim.gradients.unit_gradients.{name}", lambda *a, name=name: taken.append(name) or torch.zeros(2, 1, 2))
+        monkeypatch.setattr(
+            f"fedsim.gradients.unit_gradients.{name}", lambda *a, name=name: taken.append(name) or torch.zeros(2, 1, 2)
+        )
 
     def calls(one: torch.Tensor, other: torch.Tensor) -> list[str]:
         taken.clear()

@@ -21,9 +21,10 @@ def usable(*tensors: torch.Tensor) -> bool:
     The first time a device is asked for they are tried there (`check.fault_of`), and a device on which they fail, or
     are wrong, is left to plain torch with a warning.
     """
-    fitting = all(t.dtype == torch.bfloat16 and t.stride(-1) == 1 for t in tensors)
-    # Interpreted kernels take a GPU's bfloat16 for integers.
-    return fitting and all(t.is_cuda != _interpreted() for t in tensors) and _right_on(tensors[0].device)
+    for tensor in tensors:
+        if tensor.dtype != torch.bfloat16 or tensor.stride(-1) != 1 or not (tensor.is_cuda or _interpreted()):
+            return False
+    return _right_on(tensors[0].device)
 
 
 def weighted_products(
@@ -59,6 +60,8 @@ def _interpreted() -> bool:
 @functools.cache
 def _right_on(device: torch.device) -> bool:
     """Whether the kernels run on a device and are right there. Triton is large, so it is imported when it is used."""
+    if device.type == "cuda" and _interpreted():
+        return False  # interpreted kernels take a GPU's bfloat16 for integers
     try:
         from fedsim.gradients.kernels.check import fault_of
     except ImportError:

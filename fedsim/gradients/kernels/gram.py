@@ -28,7 +28,7 @@ def gram_norms_of(pairs: Sequence[Pair]) -> tuple[torch.Tensor, torch.Tensor]:
     """
     device, units = pairs[0][0].device, len(pairs[0][0])
     make_room(device)
-    found = torch.empty(2, len(pairs), units, device=device, dtype=torch.float64)
+    found: list[torch.Tensor] = [torch.empty(0)] * len(pairs)
     for shape, members in by_shape(pairs).items():
         items = len(members)
         table = addresses([pair for _, pair in members])
@@ -43,12 +43,10 @@ def gram_norms_of(pairs: Sequence[Pair]) -> tuple[torch.Tensor, torch.Tensor]:
                     DIAGONAL=diagonal, TILE=TILE, FEATURES=FEATURES, PIECE=PIECE, EXACT=not own.is_cuda,
                     num_warps=8, num_stages=4,
                 )  # fmt: skip
-        added = sums.sum(3, dtype=torch.float64)
-        numbers = [number for number, _ in members]
-        if numbers == list(range(len(pairs))):
-            return added[0], added[1]
-        found[:, numbers] = added
-    return found[0], found[1]
+        for (number, _), each in zip(members, sums.sum(3, dtype=torch.float64).unbind(1), strict=True):
+            found[number] = each  # an index into one tensor would have to be brought to the device, and waited for
+    squared, spread = torch.stack(found, 1)
+    return squared, spread
 
 
 @triton.jit

@@ -40,7 +40,8 @@ def by_shape(pairs: Sequence[Pair]) -> dict[Shape, list[tuple[int, Pair]]]:
 def addresses(tensors: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
     """int64 [items, tensors of an item] on their device: where each begins."""
     table = torch.tensor([[t.data_ptr() for t in item] for item in tensors], dtype=torch.int64)
-    return table.to(tensors[0][0].device, non_blocking=True)
+    first = tensors[0][0]
+    return table.pin_memory().to(first.device, non_blocking=True) if first.is_cuda else table
 
 
 def aligned(factor: torch.Tensor) -> torch.Tensor:

@@ -54,7 +54,9 @@ def weighted_products(targets: Sequence[torch.Tensor], pairs: Sequence[Pair], fa
             _added[(triton.cdiv(size, VALUES), len(out))](table, room, size, parts, VALUES=VALUES, num_warps=4)
 
 
-@triton.jit(do_not_specialize=["units", "tokens", "share", "left_unit", "right_unit"])  # else ragged users recompile it
+@triton.jit(
+    do_not_specialize=["units", "tokens", "share", "left_unit", "right_unit"]
+)  # else ragged users recompile it
 def _weighted(
     table, factors, room, p, q, units, tokens, share, left_unit, left_token, right_unit, right_token,
     ADD: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TOKENS: tl.constexpr, PIECE: tl.constexpr,
@@ -93,12 +95,13 @@ def _weighted(
             unit_part = tl.zeros((ROWS, COLUMNS), tl.float32)
     rows, columns = row + tl.arange(0, ROWS), column + tl.arange(0, COLUMNS)
     inside = (rows < p)[:, None] & (columns < q)[None, :]
-    places = rows.to(tl.int64)[:, None] * q + columns[None, :]
     if ADD:
-        places += tl.load(table + 3 * item + 2).to(tl.pointer_type(tl.float32))
-        total += tl.load(places, mask=inside, other=0.0)
+        out = tl.load(table + 3 * item + 2).to(tl.pointer_type(tl.float32))
     else:
-        places += room + (item.to(tl.int64) * tl.num_programs(1) + part_number) * p * q
+        out = room + (item.to(tl.int64) * tl.num_programs(1) + part_number) * p * q
+    places = out + (rows[:, None] * q + columns[None, :])
+    if ADD:
+        total += tl.load(places, mask=inside, other=0.0)
     tl.store(places, total, mask=inside)
 
 
