@@ -4,7 +4,8 @@ from fedsim.gradients.clipping import CLIP_MARGIN, ClippedSum
 from fedsim.gradients.model import ParameterLayout
 from fedsim.gradients.objective import Batch, CausalLanguageModel, Objective, RowLosses, SequenceClassification
 from fedsim.gradients.reference import LocalSteps, clipped_units
-from fedsim.gradients.sums import clipped_sum, layer_paths
+from fedsim.gradients.sums import clipped_sum
+from fedsim.gradients.trial import layer_paths
 
 __all__ = [
     "CLIP_MARGIN",

@@ -3,8 +3,9 @@
 import copy
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -12,13 +13,12 @@ import torch
 from fedsim.gradients.layers import normal_of, rule_for
 from fedsim.gradients.model import compute_dtype
 from fedsim.gradients.objective import Batch, causal_logits
-from fedsim.gradients.tape import Forms, RowsMixedError, Tape
+from fedsim.gradients.tape import Forms, Record, RowsMixedError, Tape
 
 log = logging.getLogger(__name__)
 
 BACKEND = "inductor"
 """Of torch.compile."""
-MODE = None
 KINDS = ("linear", "embedding", "normalisation")
 """Layers that a compiled pass may hold, as `rule_for` names them."""
 
@@ -32,8 +32,8 @@ class Call:
         form: How its argument holds the rows, as of `Tape.forms`.
         features: Of its output.
         dtype: Of its output.
-        probes: What autograd is asked for, in order: "gradient" is the output's, [rows, tokens, features]; "weight" and
-            "bias" are these parameters', [rows, features], already added up over tokens.
+        probes: What autograd is asked for, in order: "gradient" is the output's, [rows, tokens, features]; "weight"
+            and "bias" are these parameters', [rows, features], already added up over tokens.
     """
 
     name: str
@@ -48,32 +48,32 @@ class Call:
 class CompiledPass:
     """A model's body, up to its last hidden states, compiled.
 
-    What hooks keep in the ordinary pass are further outputs here: each layer's inputs, and as gradients of probes, which
-    are zeros that cost nothing, its output's gradients. So all elementwise work is fused, that of the normalisations'
-    and biases' gradients included. A graph cannot be hooked from outside and the caller's model must stay as it is:
+    What hooks keep in the ordinary pass are further outputs here: each layer's inputs, and its output's gradients as
+    those of probes, which are zeros that cost nothing. So all elementwise work is fused, that of the normalisations'
+    and biases' gradients included. A graph cannot be hooked from outside, and the caller's model must stay as it is:
     the hooks are those of a copy that shares its parameters and buffers.
 
     Args:
         model: The caller's.
-        layers: Its layers whose gradients are wanted, by name; the head is not among them.
-        wanted: Ids of the parameters whose gradients are wanted.
+        layers: Its layers with trainable parameters, with names; the head is not among them.
         head: What `plain_head` returned.
+        varied: Whether micro-batches of several shapes are to come: then the graphs are made for all from the start,
+            and otherwise for the first shape alone, as long as it stays the only one.
 
     Raises:
         RowsMixedError: A layer of a kind that a compiled pass does not hold.
     """
 
     def __init__(
-        self, model: torch.nn.Module, layers: dict[str, torch.nn.Module], wanted: set[int], head: torch.nn.Module
+        self, model: torch.nn.Module, layers: Mapping[torch.nn.Module, tuple[str, Record]], head: Any, varied: bool
     ) -> None:
-        shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+        shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
         self.model = copy.deepcopy(model, shared)
-        self.parameters = [id(p) for p in model.parameters()]
-        self._wanted = wanted
+        self._wanted = {id(p) for p in model.parameters() if p.requires_grad}
         body = dict(self.model.named_modules())
         names = {module: name for name, module in model.named_modules()}
         body[names[head]].forward = lambda hidden: hidden
-        for name, module in layers.items():
+        for module, (name, _) in layers.items():
             kind = rule_for(module)[0]
             if kind not in KINDS:
                 raise RowsMixedError(f"{name} is {kind}, which a compiled pass does not hold")
@@ -84,9 +84,12 @@ class CompiledPass:
         self._inputs: list[torch.Tensor] = []
         self._probes: list[torch.Tensor] = []
         self._place = 0
-        self._compiled = torch.compile(self._run, backend=BACKEND, fullgraph=True, mode=MODE)
+        # A function of its own: torch counts the graphs made of one piece of code, and gives up after a few.
+        code = FunctionType(CompiledPass._run.__code__.replace(), globals())
+        dynamic = True if varied else None
+        self._compiled = torch.compile(MethodType(code, self), backend=BACKEND, fullgraph=True, dynamic=dynamic)
         self._probes_by_shape: dict[torch.Size, list[torch.Tensor]] = {}  # of the last shape
-        self._seen: set[tuple[int, ...]] = set()
+        self._first = True
 
     def forms(self) -> Forms:
         """In which forms the layers are called, as of `Tape`."""
@@ -96,20 +99,19 @@ class CompiledPass:
         return found
 
     def hidden(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-        """The last hidden states [rows, tokens, d], each call's input, and the probes, end to end in order of calls."""
+        """The last hidden states [rows, tokens, d], each call's input, and the calls' probes, in order of calls."""
         ids = batch.input_ids
         if not self.calls:
             self._find_calls(ids)
         if ids.shape not in self._probes_by_shape:
             self._probes_by_shape = {ids.shape: [p for call in self.calls for p in self._probes_of(call, ids)]}
         probes = self._probes_by_shape[ids.shape]
-        new, start = ids.shape not in self._seen, time.perf_counter()
-        if new:
-            log.info("compiling the pass of %d rows of %d tokens", *ids.shape)
+        start, first, self._first = time.perf_counter(), self._first, False
+        if first:
+            log.info("compiling the forward and backward pass, once; a large model takes a minute or two")
         hidden, inputs = self._compiled(ids, probes)
-        if new:
-            self._seen.add(tuple(ids.shape))
-            log.info("compiled its forward pass in %.0f s", time.perf_counter() - start)
+        if first:
+            log.info("compiled in %.0f s", time.perf_counter() - start)
         return hidden, inputs, probes
 
     def record(self, tape: Tape, inputs: list[torch.Tensor], gradients: tuple[torch.Tensor, ...]) -> None:

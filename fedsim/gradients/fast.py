@@ -10,21 +10,21 @@ import torch
 from fedsim.clip import Clip
 from fedsim.gradients.clipping import CLIP_MARGIN, ClippedSum, ModelClip, is_finite, rounded_down
 from fedsim.gradients.compiled import CompiledPass
+from fedsim.gradients.group_gradients import GroupGradients
 from fedsim.gradients.head import fused_loss, head_loss, plain_head
 from fedsim.gradients.layers import rule_for
 from fedsim.gradients.model import (
     ParameterLayout,
     accumulation_dtype,
     autocasting,
+    device_of,
     keeps_half,
     on_device,
-    device_of,
     pad_token_of,
     trainable_parameters,
 )
 from fedsim.gradients.objective import Batch, CausalLanguageModel, Objective, RowLosses
 from fedsim.gradients.reference import unit_gradient
-from fedsim.gradients.group_gradients import GroupGradients
 from fedsim.gradients.tape import Forms, Record, Tape, recording
 from fedsim.gradients.unit_gradients import FACTOR_BITS
 from fedsim.gradients.units import Units, groups_of, measured_pass, pack_units
@@ -62,6 +62,7 @@ class FastSum:
     Attributes:
         allowed: In which forms layers may be called, as of `Tape`; None for any.
         forms: In which forms they were.
+        compiled: What does the forward and backward passes; None for the model itself.
     """
 
     def __init__(
@@ -91,6 +92,13 @@ class FastSum:
         self.views = self.layout.views(self.total)
         self.norms = torch.zeros(len(units), dtype=dtype, device=self.device)
         self.losses = torch.zeros(len(units), dtype=dtype, device=self.device)
+
+    def anew(self) -> "FastSum":
+        """The same sum, empty, with layers called as is allowed here."""
+        clip = self.clip.clip
+        other = FastSum(self.model, self.rows, self.units, self.objective, clip, self.budget, self.autocast)
+        other.allowed = self.allowed
+        return other
 
     def result(self) -> ClippedSum:
         """The sum so far."""
@@ -210,6 +218,7 @@ class FastSum:
             hidden, inputs, probes = compiled.hidden(batch)
             loss, row_losses = head_loss(hidden, self.head, batch, coefficients, tape)
         compiled.record(tape, inputs, torch.autograd.grad(loss, probes))
+        self.forms = compiled.forms()
         return row_losses
 
     def _layers(self) -> dict[torch.nn.Module, tuple[str, Record]]:

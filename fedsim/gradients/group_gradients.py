@@ -128,7 +128,8 @@ class GroupGradients:
                 yield block, squared.sum(0), spread.sum(0)
             else:
                 places = [place for place, b in enumerate(blocks) if b == block]
-                yield block, *(torch.stack([part[place] for place in places]).sum(0) for part in (squared, spread))
+                own, its = ([part[place] for place in places] for part in (squared, spread))
+                yield block, torch.stack(own).sum(0), torch.stack(its).sum(0)
 
     def _norms_one_by_one(
         self, gradients_by_name: dict[str, UnitGradients]

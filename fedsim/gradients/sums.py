@@ -2,31 +2,22 @@
 
 import logging
 from typing import Literal
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
-from fedsim.clip import Clip, ClipBlock
+from fedsim.clip import Clip
 from fedsim.errors import Failure, InvalidInput
-from fedsim.gradients.clipping import LARGEST_NORM, SMALLEST_LIMIT, ClippedSum
+from fedsim.gradients.clipping import SMALLEST_LIMIT, ClippedSum
 from fedsim.gradients.fast import FastSum
-from fedsim.gradients.model import check_deterministic, exact_products, keeps_half, model_device
+from fedsim.gradients.model import check_deterministic, exact_products, model_device
 from fedsim.gradients.objective import Objective
-from fedsim.gradients.reference import LocalSteps, clipped_units, reference_sum, unit_gradient
-from fedsim.gradients.compiled import CompiledPass
-from fedsim.gradients.tape import Forms, RowsMixedError
-from fedsim.gradients.units import make_units, measured_pass, pack_units, token_budget
+from fedsim.gradients.reference import LocalSteps, clipped_units, reference_sum
+from fedsim.gradients.trial import compiled_pass, forget_compiled, why_reference, worth_compiling
+from fedsim.gradients.units import make_units, token_budget
 from fedsim.rows import TokenRows
 
 log = logging.getLogger(__name__)
-
-COMPILED_FROM = 2**26
-"""Parameters of a model, frozen ones included, from which on its pass is compiled on a GPU."""
-
-_verdicts: WeakKeyDictionary[torch.nn.Module, dict[tuple[object, ...], tuple[str, Forms]]] = WeakKeyDictionary()
-_compiled: WeakKeyDictionary[torch.nn.Module, dict[tuple[object, ...], CompiledPass | None]] = WeakKeyDictionary()
-_paths: WeakKeyDictionary[torch.nn.Module, dict[str, str]] = WeakKeyDictionary()
 
 
 def clipped_sum(
@@ -74,6 +65,8 @@ def clipped_sum(
         max_tokens: Tokens of one micro-batch, padding included; None chooses by device and memory.
         autocast: torch.bfloat16 to run the model in mixed precision; norms and sums stay float32. None: as it is.
         local_steps: Steps that each unit takes from θ, one unit after the other; losses are those at θ. None: none.
+        compiled: Whether the fast path's pass is compiled (`torch.compile`), where the model allows it. None: of a
+            large model on a GPU, where the minute that it takes is likely to be won back.
 
     Returns:
         The sum and, for each unit, its norm before the clip, its loss and whether it was finite.
@@ -95,12 +88,9 @@ def clipped_sum(
                 asked.budget = token_budget(model, device, max_tokens, autocast)  # measured by now
                 if compiled or (compiled is None and worth_compiling(asked)):
                     asked.compiled = compiled_pass(asked)
-                try:
-                    return asked.run()
-                except (torch.OutOfMemoryError, MemoryError, InvalidInput, Failure):
-                    raise
-                except Exception as error:  # rows that cannot be told apart, or what the reference will tell in words
-                    log.warning("%s takes the reference path for this call: %s", type(model).__name__, error)
+                found = _run(asked)
+                if found is not None:
+                    return found
         return reference_sum(
             clipped_units(
                 model,
@@ -117,72 +107,19 @@ def clipped_sum(
         )
 
 
-def worth_compiling(asked: FastSum) -> bool:
-    """Whether a run is likely to win back the minute that compilation takes: large models on a GPU."""
-    return asked.device.type == "cuda" and sum(p.numel() for p in asked.model.parameters()) >= COMPILED_FROM
-
-
-def compiled_pass(asked: FastSum) -> CompiledPass | None:
-    """The model's pass as compiled graphs; None where it cannot be."""
-    if asked.head is None or asked.model.training:
+def _run(asked: FastSum) -> ClippedSum | None:
+    """The sum asked for, without a compiled pass if that fails; None if only the reference can tell why."""
+    try:
+        return asked.run()
+    except (torch.OutOfMemoryError, MemoryError, InvalidInput, Failure):
+        raise
+    except Exception as error:
+        if asked.compiled is not None:
+            forget_compiled(asked, error)
+            return _run(asked.anew())
+        # Rows that cannot be told apart, or what the reference will tell in words.
+        log.warning("%s takes the reference path for this call: %s", type(asked.model).__name__, error)
         return None
-    known = _compiled.setdefault(asked.model, {})
-    key = (asked.layout, asked.autocast, tuple(map(id, asked.model.parameters())))
-    if key not in known:
-        layers = {name: module for module, (name, _) in asked.layers.items()}
-        wanted = {id(p) for p in asked.parameters.values()}
-        try:
-            known[key] = CompiledPass(asked.model, layers, wanted, asked.head)
-        except RowsMixedError as error:
-            log.info("%s is not compiled: %s", type(asked.model).__name__, error)
-            known[key] = None
-    return known[key]
-
-
-def layer_paths(model: torch.nn.Module) -> dict[str, str]:
-    """How the last checked call formed each trainable parameter's per-unit norms, by parameter name.
-
-    "held": the unit's gradient itself. "Gram norm" and "direct norm": from activations and output gradients.
-    "gathered": table rows. "exact cross term": a tied input and output embedding. Empty before the first call.
-    """
-    return dict(_paths.get(model, {}))
-
-
-def why_reference(asked: FastSum) -> str:
-    """Why this model must take the reference path, in words; empty if the fast path is right for it.
-
-    A model may use a weight without calling the layer that owns it, mix rows in a way that no rule foresees, or see
-    the padding. So the first call for a model compares the fast path with plain autograd on two units of different
-    lengths, made of the caller's own.
-
-    Args:
-        asked: The caller's sum, still empty; it is left so, but may from now on call layers only as they were called
-            in the trial: of any other call, of a layer that was not reached then, say, the trial tells nothing.
-    """
-    known = _verdicts.setdefault(asked.model, {})
-    key = (asked.layout, asked.objective, asked.autocast, asked.model.training)
-    if key in known:
-        reason, asked.allowed = known[key]
-        return reason
-    trial = _trial(asked)
-    if trial is None:
-        return ""  # every unit is alone, and that is plain autograd
-    found = _difference(trial, np.arange(2))
-    if found is None:
-        return ""  # nothing to compare by: not finite
-    reason, asked.allowed = found, trial.forms
-    if len(set(trial.units.lengths.tolist())) > 1:  # rows of one length cannot show what padding does
-        known[key] = reason, trial.forms
-    _paths[trial.model] = {name: ", ".join(sorted(paths)) for name, paths in sorted(trial.paths.items())}
-    if reason:
-        log.warning("%s takes the reference path: %s", type(trial.model).__name__, reason)
-    else:
-        for name, path in _paths[trial.model].items():
-            log.debug("%s: %s", name, path)
-        for name, kind in trial.kinds().items():
-            if kind.startswith("generic"):
-                log.info("%s has no rule of its own: %s", name, kind)
-    return reason
 
 
 def _shortest(clip: Clip) -> float:
@@ -190,91 +127,3 @@ def _shortest(clip: Clip) -> float:
     parts = [block.parameters for block in clip.blocks] or [tuple(clip.scales)]
     least = [min((clip.scales.get(name, 1.0) for name in part), default=1.0) for part in parts]
     return min(limit * scale for limit, scale in zip(clip.limits, least, strict=True))
-
-
-def _trial(asked: FastSum) -> FastSum | None:
-    """A sum of two units of different lengths, with every parameter in a block of its own, whatever the caller's clip.
-
-    So each parameter's norms are seen, and the verdict holds for any blocks and any scales. One unit is the longest of
-    the caller's that shares a micro-batch; the other is the shortest that fits beside it, or the same once more, cut
-    to about half. None if no unit shares one.
-    """
-    units, together = asked.units, pack_units(asked.units, asked.budget)[0]
-    if not together:
-        return None
-    sharing = np.concatenate(together)  # from the shortest to the longest
-    longest = int(sharing[-1])
-    own = units.rows[units.offsets[longest] : units.offsets[longest + 1]]
-    most = int(asked.rows.lengths[own].max())
-    fits = sharing[:-1][(units.counts[sharing[:-1]] + units.counts[longest]) * most <= asked.budget]
-    shortest = int(fits[0]) if len(fits) else longest
-    other = units.rows[units.offsets[shortest] : units.offsets[shortest + 1]]
-    rows = TokenRows.joined([asked.rows.take(own), *(_cut(asked, row, most // 2 + 1) for row in other)])
-    ids = np.repeat([0, 1], [len(own), len(other)])
-    blocks = tuple(ClipBlock(parameters=(name,), share=len(asked.layout.names) ** -0.5) for name in asked.layout.names)
-    return FastSum(
-        asked.model,
-        rows,
-        make_units(rows, ids, asked.objective, "examples", None),
-        asked.objective,
-        Clip(norm=LARGEST_NORM, blocks=blocks),
-        asked.budget,
-        asked.autocast,
-    )
-
-
-def _cut(asked: FastSum, index: int, length: int) -> TokenRows:
-    """A row's first or, if these score no label, its last `length` tokens: of more than half a row, either does."""
-    row = asked.rows.take(np.array([index]))
-    first = _part(row, slice(0, length))
-    return first if asked.objective.label_counts(first).any() else _part(row, slice(-length, None))
-
-
-def _part(row: TokenRows, piece: slice) -> TokenRows:
-    """Some of the tokens of a single row."""
-    tokens, labels = row.tokens[piece], row.labels
-    labels = None if labels is None else labels[piece]
-    return TokenRows(tokens=tokens, offsets=np.array([0, len(tokens)]), labels=labels, classes=row.classes)
-
-
-def _difference(trial: FastSum, chosen: np.ndarray) -> str | None:
-    """In what the fast path differs from plain autograd on the chosen units; None if those are not finite."""
-    try:
-        with measured_pass(trial.model, trial.device, trial.padded(chosen), trial.autocast):
-            pass_ = trial.passed(chosen)
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:
-        return str(error) or type(error).__name__
-    relative, absolute = (5e-2, 2e-2) if keeps_half(trial.model, trial.autocast) else (1e-3, 1e-4)
-    expected = torch.zeros_like(trial.total)
-    for place, unit in enumerate(map(int, pass_.units)):
-        gradient, _ = unit_gradient(
-            trial.model, trial.rows, trial.units, unit, trial.objective, trial.layout, trial.budget, trial.autocast
-        )
-        norms, found = trial.clip.block_norms(trial.layout.views(gradient)), pass_.norms[:, place].double()
-        whole = float(norms.norm())
-        if not whole <= LARGEST_NORM:
-            return None
-        # Where the fast path is unsure it computes the norm as is done here.
-        off = (found - norms).abs().masked_fill(pass_.unsure[:, place], 0) - relative * norms - absolute * whole
-        worst = int(off.argmax())
-        if not off[worst] <= 0:
-            return (
-                f"a unit's norm in {trial.layout.names[worst]} is {float(norms[worst]):.6g} by autograd and "
-                f"{float(found[worst]):.6g} in one pass"
-            )
-        expected += gradient
-    try:
-        for group in pass_.groups:
-            group.add_weighted(trial.views, torch.ones_like(pass_.norms[:, group.units]))
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:
-        return str(error) or type(error).__name__
-    scale = float(expected.norm())
-    sums = trial.layout.views(trial.total)
-    for name, view in trial.layout.views(expected).items():
-        if not float((view - sums[name]).norm()) <= relative * float(view.norm()) + absolute * scale:
-            return f"the gradient of {name} differs from autograd's"
-    return ""

@@ -32,7 +32,8 @@ def by_shape(pairs: Sequence[Pair]) -> dict[Shape, list[tuple[int, Pair]]]:
     for number, (left, right) in enumerate(pairs):
         left, right = aligned(left), aligned(right)
         units, tokens, p = left.shape
-        shape = Shape(units, tokens, p, right.shape[2], (*left.stride()[:2], *right.stride()[:2]))
+        distances = left.stride(0), left.stride(1), right.stride(0), right.stride(1)
+        shape = Shape(units, tokens, p, right.shape[2], distances)
         found.setdefault(shape, []).append((number, (left, right)))
     return found
 

@@ -22,7 +22,7 @@ VALUES = 1024
 
 
 def weighted_products(targets: Sequence[torch.Tensor], pairs: Sequence[Pair], factors: torch.Tensor) -> None:
-    """target [p, q] += Σ_u factors[u] · left[u]^T right[u], of each target and its pair; one launch for all of a shape.
+    """target [p, q] += Σ_u factors[u] · left[u]^T right[u], of each target and its pair; a launch for all of a shape.
 
     A unit's tokens are added up in the matrix units' float32, PIECE steps at a time; each piece is multiplied by the
     unit's factor and added, rounded to the nearest: a factor of any number of bits is as good as one of few. Where the
@@ -30,7 +30,7 @@ def weighted_products(targets: Sequence[torch.Tensor], pairs: Sequence[Pair], fa
     order: the result is the same from call to call.
 
     Args:
-        targets: float32, contiguous, no two of them overlapping.
+        targets: float32, contiguous, of fewer than 2³¹ values, no two of them overlapping.
         pairs: bfloat16, the last axis contiguous.
         factors: [u].
     """
@@ -48,7 +48,7 @@ def weighted_products(targets: Sequence[torch.Tensor], pairs: Sequence[Pair], fa
         _weighted[(tiles, parts, len(out))](
             table, factors, room, shape.p, shape.q, shape.units, shape.tokens, share, *shape.distances,
             ADD=parts == 1, ROWS=ROWS, COLUMNS=COLUMNS, TOKENS=TOKENS, PIECE=PIECE, EXACT=not factors.is_cuda,
-            num_warps=8, num_stages=3,
+            num_warps=8, num_stages=4,
         )  # fmt: skip
         if parts > 1:
             _added[(triton.cdiv(size, VALUES), len(out))](table, room, size, parts, VALUES=VALUES, num_warps=4)
@@ -80,7 +80,15 @@ def _weighted(
     per_unit = tl.cdiv(tokens, TOKENS)
     begin = part_number * share
     end = min(begin + share, units)
-    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    rows, columns = row + tl.arange(0, ROWS), column + tl.arange(0, COLUMNS)
+    inside = (rows < p)[:, None] & (columns < q)[None, :]
+    places = rows[:, None] * q + columns[None, :]
+    if ADD:  # read first: at the end there would be no registers left for it
+        out = tl.load(table + 3 * item + 2).to(tl.pointer_type(tl.float32))
+        total = tl.load(out + places, mask=inside, other=0.0)
+    else:
+        out = room + (item.to(tl.int64) * tl.num_programs(1) + part_number) * p * q
+        total = tl.zeros((ROWS, COLUMNS), tl.float32)
     unit_part = tl.zeros((ROWS, COLUMNS), tl.float32)
     for i in range(begin * per_unit, end * per_unit):  # one loop, which the compiler can keep filled
         unit = i // per_unit
@@ -93,16 +101,7 @@ def _weighted(
         if (i % per_unit == per_unit - 1) | (i % per_unit % PIECE == PIECE - 1):
             total += tl.load(factors + unit) * unit_part
             unit_part = tl.zeros((ROWS, COLUMNS), tl.float32)
-    rows, columns = row + tl.arange(0, ROWS), column + tl.arange(0, COLUMNS)
-    inside = (rows < p)[:, None] & (columns < q)[None, :]
-    if ADD:
-        out = tl.load(table + 3 * item + 2).to(tl.pointer_type(tl.float32))
-    else:
-        out = room + (item.to(tl.int64) * tl.num_programs(1) + part_number) * p * q
-    places = out + (rows[:, None] * q + columns[None, :])
-    if ADD:
-        total += tl.load(places, mask=inside, other=0.0)
-    tl.store(places, total, mask=inside)
+    tl.store(out + places, total, mask=inside)
 
 
 @triton.jit(do_not_specialize=["parts"])
