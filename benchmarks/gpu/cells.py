@@ -136,7 +136,9 @@ def ways_of(
     ways = [Way("loop", 0, partial(ours, "reference", None)), Way("ours, size chosen", 0, partial(ours, "fast", None))]
     for tokens in {min(n, len(case.rows) * size.length): None for n in (large, small)}:
         batches = padded_batches(case, tokens, device)
-        ways.append(Way("ours", tokens, partial(ours, "fast", tokens)))
+        if tokens <= small:
+            ways.append(Way("ours", tokens, partial(ours, "fast", tokens)))
+            ways.append(Way("ours, not compiled", tokens, partial(ours, "fast", tokens, False)))
         ways.append(Way("non-private", tokens, partial(plain_step, model, batches, rows, autocast)))
         ways.append(Way("non-private, fused loss", tokens, partial(fused_step, model, batches, rows, autocast)))
         if compiled is not None and tokens <= small:

@@ -29,7 +29,7 @@ def clip_checks(device: torch.device, number: int) -> Iterator[dict[str, object]
 
     In float32 the sum is compared with that of float64 on the CPU. In either, copies of one unit are added up: their
     sum, its norm taken in float64, must reach no further than so many clip norms, and fall short of it by no more than
-    the margin and, in bfloat16, the rounding of the factor.
+    the margin and, in bfloat16, the rounding of the factor. Every twentieth takes a compiled pass.
     """
     models = [build(size, device, False) for size in SHAPES]
     for i in range(number):
@@ -41,10 +41,11 @@ def clip_checks(device: torch.device, number: int) -> Iterator[dict[str, object]
         share = float(rng.uniform(0.05, 0.9))
         norms = _sum(model, rows, ids, Clip(norm=1e9), autocast).norms
         clip = Clip(norm=float(norms.quantile(share)) * (1 + 1e-3))
+        compiled = i % 20 == 9 and device.type == "cuda"
         line: dict[str, object] = {"check": i, "shape": f"{size.kind} {size.width}", "bfloat16": half}
         if not half and size.base == torch.float32:
             line["against_float64"] = _against_float64(model, rows, ids, clip)
-        line |= _copies(model, rows, ids, Clip(norm=float(norms.max()) * share), autocast)
+        line |= _copies(model, rows, ids, Clip(norm=float(norms.max()) * share), autocast, compiled)
         line["held"] = line["reach"] <= 1 and line["reach"] > 1 - 2**-7 and line.get("against_float64", 0) < 1e-5  # type: ignore[operator]
         yield line
 
@@ -64,8 +65,11 @@ def _sum(
     clip: Clip,
     autocast: torch.dtype | None,
     method: str = "fast",
+    compiled: bool = False,
 ) -> ClippedSum:
-    return clipped_sum(model, rows, ids, clip, objective=CausalLanguageModel(), method=method, autocast=autocast)  # type: ignore[arg-type]
+    return clipped_sum(
+        model, rows, ids, clip, objective=CausalLanguageModel(), method=method, autocast=autocast, compiled=compiled  # type: ignore[arg-type]
+    )  # fmt: skip
 
 
 def _against_float64(model: torch.nn.Module, rows: TokenRows, ids: np.ndarray, clip: Clip) -> float:
@@ -76,14 +80,20 @@ def _against_float64(model: torch.nn.Module, rows: TokenRows, ids: np.ndarray, c
 
 
 def _copies(
-    model: torch.nn.Module, rows: TokenRows, ids: np.ndarray, clip: Clip, autocast: torch.dtype | None
+    model: torch.nn.Module,
+    rows: TokenRows,
+    ids: np.ndarray,
+    clip: Clip,
+    autocast: torch.dtype | None,
+    compiled: bool = False,
 ) -> dict[str, object]:
     """How far copies of the unit of largest norm reach, in clip norms a copy."""
-    norms = _sum(model, rows, ids, clip, autocast).norms
+    norms = _sum(model, rows, ids, clip, autocast, compiled=compiled).norms
     unit = np.flatnonzero(ids == int(norms.argmax()))
     copies = 3
     repeated = rows.take(np.tile(unit, copies))
-    together = _sum(model, repeated, np.repeat(np.arange(copies), len(unit)), clip, autocast)
+    whose = np.repeat(np.arange(copies), len(unit))
+    together = _sum(model, repeated, whose, clip, autocast, compiled=compiled)
     clipped = bool((together.norms > clip.norm).all())
     reach = float(together.total.double().norm()) / (copies * clip.norm)
     return {"reach": reach if clipped and math.isfinite(reach) else float("nan")}

@@ -95,12 +95,18 @@ def fused_step(model: torch.nn.Module, batches: list[Batch], rows: int, autocast
 
 
 def clipped_step(
-    model: torch.nn.Module, case: Case, clip: Clip, autocast: torch.dtype | None, method: str, max_tokens: int | None
+    model: torch.nn.Module,
+    case: Case,
+    clip: Clip,
+    autocast: torch.dtype | None,
+    method: str,
+    max_tokens: int | None,
+    compiled: bool | None = None,
 ) -> torch.Tensor:
     """Ours; returns the sum."""
     return clipped_sum(
         model, case.rows, case.unit_ids, clip, objective=CausalLanguageModel(), method=method, autocast=autocast,
-        max_tokens=max_tokens,
+        max_tokens=max_tokens, compiled=compiled,
     ).total  # fmt: skip
 
 
@@ -108,7 +114,7 @@ def median_clip(model: torch.nn.Module, case: Case, autocast: torch.dtype | None
     """A clip that bites for half of the units, as a tuned one does."""
     norms = clipped_sum(
         model, case.rows, case.unit_ids, Clip(norm=1.0), objective=CausalLanguageModel(), autocast=autocast,
-        max_tokens=max_tokens,
+        max_tokens=max_tokens, compiled=False,
     ).norms  # fmt: skip
     return Clip(norm=float(norms.median()))
 
