@@ -127,20 +127,26 @@ class Worker:
         started = time.perf_counter()
         require_same_inputs(request.inputs, self.inputs)
         plan = plan_from_json(request.plan)
+        fetching = time.perf_counter()
         rows, unit_ids = self._fetched(plan, request)
         self._fetch_ahead(plan, request)
+        loaded = time.perf_counter()
         self.layout.load(self.model, request.parameters["flat"].numpy())
         compute = self._exact if request.resolution else self._clipped
+        computing = time.perf_counter()
         if len(rows):
             result = self._with_memory_left(lambda tokens: compute(plan, request, rows, unit_ids, tokens))
         else:
             result = self._nothing(request)
-        return TrainReply(
-            round=request.round,
-            units=request.units,
-            total=result.total.cpu().numpy(),
-            statistics=_statistics(result, request, rows) | {"seconds": time.perf_counter() - started},
-        )
+        statistics = _statistics(result, request, rows)  # waits for the device, so that its time is known
+        computed = time.perf_counter()
+        total = result.total.cpu().numpy()
+        seconds = {
+            "load_seconds": loaded - fetching,
+            "compute_seconds": computed - computing,
+            "seconds": time.perf_counter() - started,
+        }
+        return TrainReply(round=request.round, units=request.units, total=total, statistics=statistics | seconds)
 
     def evaluate(self, request: EvaluateRequest) -> EvaluateReply:
         """Loss, predicted tokens and correct predictions of each row.

@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from flwr.app import Message
@@ -14,6 +15,7 @@ from fedsim.engine.messages import NO_UNITS, TRAIN, TrainReply, TrainRequest
 from fedsim.engine.replies import BadReply, check_reply, read_reply
 from fedsim.engine.same_inputs import refusal_in
 from fedsim.errors import Failure, InvalidInput
+from fedsim.phases import WORKER_SECONDS
 from server.packing import Roster, Speeds, chunks, pack
 
 log = logging.getLogger(__name__)
@@ -39,7 +41,10 @@ class Gathered:
         messages: Messages sent, those that failed included.
         failures: What went wrong and was made good, one sentence each; names the worker.
         seconds: Wall-clock seconds from the first message to the sum.
-        compute_seconds: The busiest worker's own seconds; `seconds` minus this is what the engine costs.
+        compute_seconds: The busiest worker's own seconds, or all workers' where they take turns; `seconds` minus this
+            is what the engine costs.
+        phases: What these seconds went into, by phase, as the workers measured it: rows, gradients. The rest of
+            `seconds` is transport.
     """
 
     total: np.ndarray
@@ -49,6 +54,7 @@ class Gathered:
     failures: tuple[str, ...]
     seconds: float
     compute_seconds: float
+    phases: Mapping[str, float] = field(default_factory=dict)
 
 
 class Dispatcher:
@@ -185,7 +191,7 @@ class _Gathering:
         self.refused: set[int] = set()
         self.failures: list[str] = []
         self.messages = 0
-        self.busy_seconds: dict[int, float] = {}
+        self.busy: dict[int, Counter[str]] = {}
 
     def run(self, parts: list[np.ndarray], hints: list[np.ndarray]) -> Gathered:
         """Send, receive, send again what failed, until every unit is in the sum."""
@@ -207,6 +213,7 @@ class _Gathering:
             log.warning(
                 "%d of %d messages were computed anew; the first: %s", len(self.failures), self.messages, first
             )
+        busiest = self._busiest()
         return Gathered(
             total=self.total,
             statistics=self.statistics,
@@ -214,8 +221,16 @@ class _Gathering:
             messages=self.messages,
             failures=tuple(self.failures),
             seconds=time.monotonic() - began,
-            compute_seconds=max(self.busy_seconds.values(), default=0.0),
+            compute_seconds=busiest.pop("seconds", 0.0),
+            phases=busiest,
         )
+
+    def _busiest(self) -> dict[str, float]:
+        """The seconds, by kind, of the worker that had most of them; of all where they take turns."""
+        grid = self.dispatcher.grid
+        if isinstance(grid, WaitingGrid) and grid.in_turns:
+            return dict(sum(self.busy.values(), Counter()))
+        return dict(max(self.busy.values(), key=lambda own: own["seconds"], default=Counter()))
 
     def _send(self, worker: int, positions: np.ndarray, attempt: int, next_units: np.ndarray = NO_UNITS) -> None:
         timeout = self.dispatcher.timeout
@@ -284,7 +299,9 @@ class _Gathering:
         for name, value in answer.statistics.items():
             self.statistics[name] = self.statistics.get(name, 0.0) + value
         seconds = answer.statistics.get("seconds", 0.0)
-        self.busy_seconds[asked.worker] = self.busy_seconds.get(asked.worker, 0.0) + seconds
+        own = self.busy.setdefault(asked.worker, Counter())
+        own.update({"seconds": seconds})
+        own.update({phase: answer.statistics.get(name, 0.0) for phase, name in WORKER_SECONDS.items()})
         self.dispatcher.speeds.learn(asked.worker, float(self.costs[asked.positions].sum()), seconds)
 
     def _resend(self, asked: _Asked, reason: str) -> None:

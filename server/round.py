@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fedsim import phases
 from fedsim.engine.exact import dequantise, resolution_for
 from fedsim.engine.messages import TrainRequest, parameters_record
 from fedsim.engine.same_inputs import Inputs
@@ -137,6 +138,9 @@ class Round:
         row_tokens: Tokens of a row, for predicting what units cost.
         inputs: What data and base model the round is of; None where the workers share this process's.
         log: Where releases with correlated noise are kept until no resumed run can need them; None where none resumes.
+
+    Attributes:
+        phases: Where rounds' time goes.
     """
 
     def __init__(
@@ -163,6 +167,7 @@ class Round:
         self.row_tokens = row_tokens
         self.inputs = inputs
         self.log = log if release.correlated else None
+        self.phases = phases.Phases()
         self._known_chain: tuple[tuple[int, int], Chain] | None = None
         self._unit_ids = plan.unit_ids(users, seeds.sampling)
         self._population = plan.population_of(users, seeds.sampling)
@@ -198,7 +203,9 @@ class Round:
             self._leave(number, kept)
             self._step(number, kept.mean)
             return {}
-        units, following = self.units(number), self._following(number)
+        with self.phases.of(phases.SAMPLING):
+            units, following = self.units(number), self._following(number)
+            costs, next_costs = self._costs(units), self._costs(following)
         clip = self.release.clip
         resolution = resolution_for(clip, self.plan.population) if self.exact else 0.0
         request = TrainRequest(
@@ -211,17 +218,21 @@ class Round:
             resolution=resolution,
             inputs=self.inputs,
         )
-        costs, next_costs = self._costs(units), self._costs(following)
         if self._to_be_charged(number):
-            self.budget.charge(number)  # once all is known to be right, and before anybody is asked
-        gathered = gather(request, costs, next_units=following, next_costs=next_costs)
-        total = dequantise(gathered.total, resolution) if resolution else gathered.total
-        noised = self.release.noised_mean(total, clip, number, attempt=attempt, resolution=resolution)
-        mean = noised.astype(np.float32, copy=False)
+            with self.phases.of(phases.CHARGE):
+                self.budget.charge(number)  # once all is known to be right, and before anybody is asked
+        with self.phases.of(phases.TRANSPORT):
+            gathered = gather(request, costs, next_units=following, next_costs=next_costs)
+            total = dequantise(gathered.total, resolution) if resolution else gathered.total
+        self.phases.divide(phases.TRANSPORT, gathered.seconds, gathered.phases)
         statistics = {**gathered.statistics, "units": float(len(units))}
-        self.release.observe(mean, self.parameters, statistics, number, attempt=attempt)
+        with self.phases.of(phases.NOISE):
+            noised = self.release.noised_mean(total, clip, number, attempt=attempt, resolution=resolution)
+            mean = noised.astype(np.float32, copy=False)
+            self.release.observe(mean, self.parameters, statistics, number, attempt=attempt)
         if self.log is not None:
-            self._leave(number, self.release.kept(mean))
+            with self.phases.of(phases.CHECKPOINT):
+                self._leave(number, self.release.kept(mean))
         self._step(number, mean)
         return statistics
 
@@ -239,9 +250,10 @@ class Round:
         return self.units(number + 1) if number + 1 < self.plan.steps else np.empty(0, dtype=np.int64)
 
     def _step(self, number: int, mean: np.ndarray) -> None:
-        self.optimizer.step(mean)
-        if not np.isfinite(self.parameters).all():
-            raise Diverged(number)
+        with self.phases.of(phases.OPTIMIZER):
+            self.optimizer.step(mean)
+            if not np.isfinite(self.parameters).all():
+                raise Diverged(number)
 
     def _chain(self, number: int) -> Chain:
         """The chain of correlated noise that a round is of."""

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from fedsim.errors import InvalidInput
+from fedsim.phases import CHECKPOINT, EVALUATION, OTHER, Phases, Times
 from fedsim.plan import Plan
-from fedsim.terminal import RoundProgress, waiting
+from fedsim.terminal import RoundProgress, say, waiting
 from server.alarms import Alarms
 from server.checkpoint import Checkpoint, CheckpointWriter
 from server.evaluation import HeldOut, Measurement
@@ -90,6 +91,7 @@ class Training:
         self.measured: int | None = None
         self.before: Measurement | None = None
         self.seconds = 0.0
+        self._told = Times(seconds={})  # what the lines of metrics so far told, in all
 
     def run(self) -> Outcome:
         """Train until the plan's steps are done or the budget is spent.
@@ -101,7 +103,8 @@ class Training:
         if self.before is None:
             with waiting("Evaluating the model before fine-tuning"):
                 self.before = self.job.held_out.test(self.job.round.parameters)
-        with RoundProgress(_title(self.plan), self.plan.steps) as progress, StopRequest() as stop:
+        titled = RoundProgress(_title(self.plan), self.plan.steps)
+        with titled as progress, StopRequest() as stop, self.phases.of(OTHER):
             progress.advanced(self.round, self.budget.epsilon())
             if self.measured is None:
                 self._measure(progress, {})
@@ -118,6 +121,8 @@ class Training:
             if self.round < self.plan.steps:
                 progress.stopped(self.round, self.budget.limit)
             self._keep(stop, finished=True)
+        if self.job.training_metrics and self.round:
+            say(f"{_title(self.plan)}: {self._times.in_words()} (Not private: it depends on users' text.)")
         optimizer = self.job.round.optimizer
         if (missing := optimizer.average.missing(self.round)) is not None:
             self.alarms.sound("no-average", missing)
@@ -143,6 +148,8 @@ class Training:
             "metrics_bytes": self.job.folder.metrics_size,
             "measured": self.measured,
             "seconds": self.seconds,
+            "phases": self._times.to_json(),
+            "phases_told": self._told.to_json(),
         }
         if (before := self.before) is not None:
             arrays |= {BEFORE + "users": before.users, BEFORE + "user_losses": before.user_losses}
@@ -167,10 +174,23 @@ class Training:
         self.job.round.load_state(arrays)
         self.round, self.measured = checkpoint.round, values["measured"]
         self.seconds = float(values["seconds"])
+        if "phases" in values:  # earlier checkpoints know of none: what was before them is not told
+            self.phases.load(Times.from_json(values["phases"]))
+            self._told = Times.from_json(values["phases_told"])
         if "before" in values:
             users, losses = arrays[BEFORE + "users"], arrays[BEFORE + "user_losses"]
             self.before = Measurement(**values["before"], users=users, user_losses=losses)
         folder.cut_metrics(int(values["metrics_bytes"]))
+
+    @property
+    def phases(self) -> Phases:
+        """Where the run's time goes."""
+        return self.job.round.phases
+
+    @property
+    def _times(self) -> Times:
+        """Seconds of all rounds so far."""
+        return self.phases.so_far().of_rounds(self.round)
 
     def _next_round(self) -> dict[str, float]:
         started = time.perf_counter()
@@ -187,7 +207,8 @@ class Training:
         """
         checkpoints, asked = self.job.checkpoints, stop.signal is not None
         if checkpoints is not None and (asked or finished or checkpoints.due(self.round)):
-            checkpoints.write(self.state(), wait=asked or finished)
+            with self.phases.of(CHECKPOINT):
+                checkpoints.write(self.state(), wait=asked or finished)
         if stop.signal is not None:
             raise Stopped(stop.signal, self.round, str(self.job.folder.path))
 
@@ -195,7 +216,8 @@ class Training:
         """Evaluate on validation users and write a line of metrics: of the average alone, where there is one."""
         self.measured = self.round
         optimizer = self.job.round.optimizer
-        measured = self.job.held_out.validation(optimizer.result)
+        with self.phases.of(EVALUATION):
+            measured = self.job.held_out.validation(optimizer.result)
         if not math.isfinite(measured.loss):
             self.alarms.sound("diverged", f"the held-out loss is {measured.loss}. Lower --optimizer.learning-rate.")
         epsilon = self.budget.epsilon()
@@ -211,11 +233,17 @@ class Training:
                 "gradient_evaluations": self.round * self.plan.gradients_per_round,
                 "learning_rate": optimizer.learning_rate,
                 "clip_norm": self.job.round.release.clip_norm,
-                "seconds": self.seconds,
                 # Computed from training users without noise: for debugging, never for release.
-                "not_private": _of_training_users(statistics) if self.job.training_metrics else {},
+                "not_private": self._not_private(statistics) if self.job.training_metrics else {},
             }
         )
+
+    def _not_private(self, statistics: Mapping[str, float]) -> dict[str, Any]:
+        """Means over a round's cohort, and where the time went since the line before."""
+        so_far, before = self._times, self._told
+        self._told = so_far
+        times = so_far.since(before)
+        return _of_training_users(statistics) | {"seconds": self.seconds, "phases": times.to_json()}
 
 
 def _title(plan: Plan) -> str:

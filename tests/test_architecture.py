@@ -32,6 +32,7 @@ FLOORS = (
         "fedsim.randomness",
         "fedsim.registry",
         "fedsim.schedule",
+        "fedsim.phases",
         "fedsim.secure_noise",
     ),
     ("fedsim.clip", "fedsim.versions", "fedsim.terminal", "fedsim.cache", "fedsim.hugging_face"),

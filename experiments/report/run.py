@@ -9,6 +9,7 @@ from rich.table import Table
 
 from experiments.report.curves import Curves, plot_run
 from experiments.report.page import write_page
+from experiments.report.times import times_table
 from experiments.together import FinishedRun, Together
 from fedsim.errors import InvalidInput
 from server.run_folder import RunFolder
@@ -88,6 +89,7 @@ def write_report(folder: Path) -> Path:
         together="" if together is None else together.in_words(),
         alarms=[(label(summary), alarm["in_words"]) for _, summary in runs for alarm in summary.get("alarms", [])],
         not_private=[(label(summary), _not_private(run)) for run, summary in runs],
+        times=times_table(curves),
         configs=[(label(summary), run.config.read_text(encoding="utf-8")) for run, summary in runs],
     )
 
@@ -170,7 +172,8 @@ def _not_private(run: RunFolder) -> list[str]:
     """What the folder holds that was computed from training users without noise, a sentence each."""
     lines = run.read_metrics()
     statistics: dict[str, Any] = lines[-1].get("not_private", {}) if lines else {}
-    shown = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in statistics.items())
+    numbers = {key: value for key, value in statistics.items() if key != "phases"}  # which have a table
+    shown = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in numbers.items())
     sentences = [f"last round: {shown}"] if shown else []
     for path, holder in ((run.audit_not_private, None), (run.privacy, "audit")):
         values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

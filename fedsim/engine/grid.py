@@ -29,6 +29,8 @@ class WaitingGrid(Grid):
 
     lost: dict[int, str]
     """Workers that died and could not be replaced, with the reason."""
+    in_turns = False
+    """Whether workers compute one after the other rather than at the same time."""
 
     def __init__(self) -> None:
         self.lost = {}

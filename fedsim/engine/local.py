@@ -22,6 +22,8 @@ class LocalGrid(WaitingGrid):
     nothing can stop a client that shares the process.
     """
 
+    in_turns = True
+
     def __init__(self, client_app: ClientAppSource, run_config: UserConfig | None = None, *, workers: int = 1) -> None:
         if workers < 1:
             raise InvalidInput("workers", workers, "at least 1")

@@ -90,7 +90,8 @@ class TrainReply:
         units: The request's units, echoed: the server checks that each is counted once.
         total: float32 [P], or int64 [P] in exact mode: Σ over units of the clipped update.
         statistics: Sums over the units that are private unless noised: "loss_sum", "clipped_units",
-            "nonfinite_units", "empty_units", "rows", "tokens", "seconds".
+            "nonfinite_units", "empty_units", "rows", "tokens"; and how long it took, which tells how much text the
+            units own: "seconds", of them "load_seconds" until rows were there, "compute_seconds" for gradients.
     """
 
     round: int

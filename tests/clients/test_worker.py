@@ -1,6 +1,7 @@
 """The client's worker on a real model and store: what it returns is what the plan in the message says."""
 
 import os
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -91,6 +92,17 @@ def test_rows_fetched_ahead_are_the_ones_that_would_be_drawn(worker: Worker) -> 
     worker.train(ask(worker, plan, np.arange(4), next_units=following))
     assert worker._ahead[1] is not None
     np.testing.assert_array_equal(worker.train(ask(worker, plan, following, round=4)).total, expected)
+
+
+def test_a_reply_says_how_long_rows_and_gradients_took(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apart, and no more together than all of it."""
+    took = {"load": 0.05, "compute": 0.1}
+    fetched, clipped = worker._fetched, worker._clipped
+    monkeypatch.setattr(worker, "_fetched", lambda *asked: time.sleep(took["load"]) or fetched(*asked))
+    monkeypatch.setattr(worker, "_clipped", lambda *asked: time.sleep(took["compute"]) or clipped(*asked))
+    seconds = worker.train(ask(worker, plan_of(worker, "uls"), np.arange(2))).statistics
+    assert all(seconds[f"{phase}_seconds"] >= least for phase, least in took.items())
+    assert seconds["load_seconds"] + seconds["compute_seconds"] <= seconds["seconds"]
 
 
 def test_parameters_that_are_not_finite_add_zero_and_are_counted(worker: Worker) -> None:

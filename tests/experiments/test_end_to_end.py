@@ -85,6 +85,7 @@ def test_releasing_all_arms_costs_the_composition_of_their_ledgers(comparison: P
     assert together["unclaimed"] is None
     page = html.unescape((comparison / "report.html").read_text(encoding="utf-8"))
     assert together["in_words"] in page
+    assert "Where the time of a round went" in page
     assert "none of their models may be released" in together["in_words"], "the seeds were given"
     for arm in ("uls", "els"):
         words = read(comparison / arm / "privacy.json")["in_words"]

@@ -11,6 +11,7 @@ from experiments.report import curves, sweep_figures
 from experiments.report.command import Report
 from experiments.report.run import label, verdict
 from experiments.report.sweep import draw
+from experiments.report.times import times_table
 from fedsim.errors import InvalidInput
 
 
@@ -80,6 +81,23 @@ def cell(arm: str, epsilon: float, gradients: int, groups: tuple[int, ...]) -> d
         "best": settings[0],
         "settings": settings,
     }
+
+
+def test_the_table_of_times_adds_up_over_lines_and_leaves_out_arms_without() -> None:
+    phases = [
+        {"rounds": 3, "seconds": {"compute": 5.0, "noise": 1.0}, "noise_beside": 0.5},
+        {"rounds": 1, "seconds": {"compute": 1.0, "evaluation": 1.0}, "noise_beside": 0.0},
+    ]
+    timed = [{"not_private": {}}, *({"not_private": {"units": 3.0, "phases": one}} for one in phases)]
+    assert times_table({"ULS": timed, "ELS": [{"not_private": {}}], "old": [{}]}) == [
+        ["seconds a round", "ULS"],
+        ["compute", "1.5 (75%)"],
+        ["noise", "0.25 (12%)"],
+        ["evaluation", "0.25 (12%)"],
+        ["in all", "2 (100%)"],
+        ["noise drawn in the background, no part of the above", "0.125"],
+    ]
+    assert times_table({"ELS": [{"not_private": {}}]}) == []
 
 
 def test_an_axis_with_a_single_place_gets_no_figure(figures: dict[str, Figure]) -> None:

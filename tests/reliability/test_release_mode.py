@@ -54,9 +54,13 @@ def test_a_released_run_keeps_metrics_of_training_users_to_itself(small_run, tmp
     trained(released(small_run(tmp_path)))
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
         assert json.loads(line)["not_private"] == {}
+        assert "seconds" not in line  # rounds take as long as there is text
     # This run clips everyone, which is not said either.
     assert "not private" not in capsys.readouterr().err
-    assert json.loads((tmp_path / "summary.json").read_text())["alarms"] == []
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["alarms"] == []
+    assert summary["training_seconds"] is None
+    assert summary["seconds"] is None
     statement = json.loads((tmp_path / "privacy.json").read_text())
     assert not any("Reproducible noise" in sentence for sentence in statement["not_covered"])
 

@@ -1,13 +1,16 @@
 """The round loop, driven by mock clients whose updates are known."""
 
+import dataclasses
 import json
 import math
+import time
 
 import numpy as np
 import pytest
 from mock_training import PARAMETERS, mock_clients, sum_of_units, training, uls_plan
 
 from fedsim.engine.messages import TrainRequest
+from fedsim.phases import Times
 from server.dispatch import RoundFailed
 from server.identity import Seeds
 
@@ -133,5 +136,49 @@ def test_metrics_name_what_is_not_private(tmp_path) -> None:
     assert [line["round"] for line in lines] == [0, 2]
     assert lines[0]["epsilon"] == 0.0
     assert lines[1]["gradient_evaluations"] == pytest.approx(2 * 10 * 2)
-    assert set(lines[1]["not_private"]) == {"units", "train_loss", "clipped_fraction", "nonfinite_units"}
-    assert not {"train_loss", "clipped_fraction", "units"} & set(lines[1])
+    private = {"units", "train_loss", "clipped_fraction", "nonfinite_units", "seconds", "phases"}
+    assert set(lines[1]["not_private"]) == private
+    assert not private & set(lines[1])
+
+
+def test_lines_of_metrics_tell_where_all_of_the_time_went(tmp_path, capsys) -> None:
+    """Each since the one before; together all the time of the rounds, whatever measured it."""
+    run = training(tmp_path, uls_plan(steps=5), evaluate_every=2)
+    began = time.monotonic()
+    run.run()
+    took = time.monotonic() - began
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    told = [Times.from_json(line["not_private"]["phases"]) for line in lines]
+    assert [times.rounds for times in told] == [0, 2, 2, 1]
+    assert {"transport", "noise", "optimizer", "sampling", "charge", "evaluation", "other"} <= set(told[1].seconds)
+    assert all(seconds >= 0 for times in told for seconds in times.seconds.values())
+    assert told[1].seconds["evaluation"] > 0
+    whole = run.phases.so_far()
+    assert 0 < sum(times.whole for times in told) <= whole.whole <= took
+    assert sum(times.seconds.get("noise", 0) for times in told) == pytest.approx(whole.seconds["noise"])
+    assert run.job.round.phases is run.phases
+    assert f"ULS: {whole.of_rounds(5).in_words()} (Not private: " in " ".join(capsys.readouterr().err.split())
+
+
+def test_without_metrics_of_training_users_no_time_is_told(tmp_path, capsys) -> None:
+    """How long gradients take tells how much text was drawn."""
+    run = training(tmp_path, uls_plan(steps=2))
+    run.job = dataclasses.replace(run.job, training_metrics=False)
+    run.run()
+    assert "seconds" not in (tmp_path / "metrics.jsonl").read_text()
+    assert "A round took" not in capsys.readouterr().err
+
+
+def test_times_go_on_where_a_checkpoint_was(tmp_path) -> None:
+    run = training(tmp_path / "a", uls_plan(steps=2))
+    run.run()
+    kept = run.state()
+    again = training(tmp_path / "b", uls_plan(steps=2))
+    for number in range(2):
+        again.budget.charge(number)
+    again.load_state(kept)
+    before, now = Times.from_json(kept.values["phases"]), again.phases.so_far()
+    assert before.rounds == 2
+    assert now.of_rounds(2) == before
+    earlier = dataclasses.replace(kept, values={k: v for k, v in kept.values.items() if not k.startswith("phases")})
+    again.load_state(earlier)  # of a version that told of none
