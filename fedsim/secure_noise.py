@@ -17,6 +17,8 @@ import decimal
 import functools
 import math
 import secrets
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -35,6 +37,10 @@ UNDECIDED = 2.0**-45
 LARGEST_PART = 16
 
 decimal_context = decimal.Context(prec=80)
+
+
+_Scale = tuple[int, int]
+"""numerator·2^exponent: a standard deviation in steps of the grid."""
 
 
 class Bits(Protocol):
@@ -66,6 +72,7 @@ class SecureNoise:
     def __init__(self, resolution: float = 0.0, bits: Bits | None = None) -> None:
         self.resolution = resolution
         self.bits = CryptographicBits() if bits is None else bits
+        self._ahead: deque[tuple[_Scale, np.ndarray]] = deque()
 
     def grid_step(self, std: float) -> float:
         """The grid that values noised at this deviation lie on: a power of two that public values alone decide."""
@@ -95,15 +102,44 @@ class SecureNoise:
             ValueError: The total is too long, or the deviation too large, for the grid.
         """
         step = self.grid_step(std)
-        numerator, exponent = _rounded_up(std / step)
+        scale = _rounded_up(std / step)
         for start in range(0, len(total), CHUNK):
             part = total[start : start + CHUNK]
             # Division by a power of two is exact, and where the sum lies on the grid so is rounding.
             places = np.rint(part.astype(np.float64) / step)
             if not np.abs(places).max(initial=0.0) < 2.0**61:
                 raise ValueError("the sum is too long for the grid of secure noise")
-            noised = places.astype(np.int64) + floor_normal(self.bits, len(part), numerator, exponent)
+            noised = places.astype(np.int64) + self._steps(len(part), scale)
             part[:] = noised.astype(np.float64) * step
+
+    def draw_ahead(self, normals: Sequence[tuple[int, float]], dtype: type[np.generic], most: int) -> Iterator[None]:
+        """Draw for later calls of add_normal, piece by piece, in the order in which these would draw it.
+
+        Args:
+            normals: How many coordinates each call will be for, and the standard deviation.
+            dtype: Of their totals; steps of the grid are int64 whatever it is.
+            most: Bytes to use at most: eight a coordinate. What is beyond is drawn when it is added.
+
+        Raises:
+            ValueError: A deviation is too large, or too small, for the grid; before anything is drawn.
+        """
+        scales = [(count, _rounded_up(std / self.grid_step(std))) for count, std in normals]
+        for count, scale in scales:
+            for start in range(0, count, CHUNK):
+                size = min(CHUNK, count - start)
+                if (most := most - 8 * size) < 0:
+                    return
+                self._ahead.append((scale, floor_normal(self.bits, size, *scale)))
+                yield
+
+    def _steps(self, size: int, scale: _Scale) -> np.ndarray:
+        """Noise of so many coordinates in steps of the grid: what was drawn ahead for them, or else fresh."""
+        if self._ahead:
+            drawn_for, drawn = self._ahead.popleft()
+            if drawn_for == scale and len(drawn) == size:
+                return drawn
+            self._ahead.clear()  # drawn for something else
+        return floor_normal(self.bits, size, *scale)
 
 
 def floor_normal(bits: Bits, size: int, numerator: int, exponent: int) -> np.ndarray:
@@ -126,7 +162,7 @@ def floor_normal(bits: Bits, size: int, numerator: int, exponent: int) -> np.nda
     return np.where(negative, -magnitude - 1, magnitude)
 
 
-def _rounded_up(scale: float) -> tuple[int, int]:
+def _rounded_up(scale: float) -> _Scale:
     """scale, of at least 2^26, as numerator·2^exponent, not less, with a numerator of SCALE_BITS bits."""
     exponent = math.frexp(scale)[1] - SCALE_BITS
     if not 0 <= exponent <= 32:

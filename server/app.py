@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -160,7 +161,7 @@ def _job(
             resources.store.split("train"),
             seeds,
             Budget(plan, ledger, config.plan.epsilon),
-            Release(plan, layout.sizes, seeds.noise, exact=engine.exact),
+            Release(plan, layout.sizes, seeds.noise, exact=engine.exact, threads=torch.get_num_threads()),
             ServerOptimizer(parameters, optimizer, plan.steps),
             exact=engine.exact,
             row_tokens=config.data.sequence_length,

@@ -218,17 +218,18 @@ class Round:
             resolution=resolution,
             inputs=self.inputs,
         )
-        if self._to_be_charged(number):
-            with self.phases.of(phases.CHARGE):
-                self.budget.charge(number)  # once all is known to be right, and before anybody is asked
-        with self.phases.of(phases.TRANSPORT):
-            gathered = gather(request, costs, next_units=following, next_costs=next_costs)
-            total = dequantise(gathered.total, resolution) if resolution else gathered.total
-        self.phases.divide(phases.TRANSPORT, gathered.seconds, gathered.phases)
-        statistics = {**gathered.statistics, "units": float(len(units))}
-        with self.phases.of(phases.NOISE):
+        with self.phases.of(phases.NOISE), self.release.drawing_ahead(clip, number, attempt, resolution) as ahead:
+            if self._to_be_charged(number):
+                with self.phases.of(phases.CHARGE):
+                    self.budget.charge(number)  # once all is known to be right, and before anybody is asked
+            with self.phases.of(phases.TRANSPORT):
+                gathered = gather(request, costs, next_units=following, next_costs=next_costs)
+                total = dequantise(gathered.total, resolution) if resolution else gathered.total
+            self.phases.divide(phases.TRANSPORT, gathered.seconds, gathered.phases)
             noised = self.release.noised_mean(total, clip, number, attempt=attempt, resolution=resolution)
+            self.phases.beside(0.0 if ahead is None else ahead.seconds)
             mean = noised.astype(np.float32, copy=False)
+            statistics = {**gathered.statistics, "units": float(len(units))}
             self.release.observe(mean, self.parameters, statistics, number, attempt=attempt)
         if self.log is not None:
             with self.phases.of(phases.CHECKPOINT):

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedsim.errors import InvalidInput
 
-FORMAT = 2
+FORMAT = 3
 """Of config.json; version 0.1 wrote none. A run goes on only with the version that began it."""
 DATA = "data"
 """The data's fingerprint in what makes a resumed run the same run."""

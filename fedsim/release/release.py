@@ -1,17 +1,19 @@
 """A run's releases: the clipped sum with its noise over a public constant, and the state from one to the next."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 
 from fedsim.clip import Clip
 from fedsim.errors import Failure, InvalidInput
 from fedsim.plan import Plan
-from fedsim.privacy.mechanisms import GaussianNoise, NoiseSource
+from fedsim.privacy.mechanisms import DrawsAhead, GaussianNoise, NoiseSource
 from fedsim.privacy.mechanisms.banded.filter import BufferFilter, CorrelatedNoise, FloatFilter, GridFilter, NoiseFilter
 from fedsim.privacy.mechanisms.quantile_clip import COUNT_RESOLUTION
-from fedsim.randomness import StreamNoise, stream
+from fedsim.randomness import StreamNoise
+from fedsim.release.ahead import Ahead
 from fedsim.release.log import Kept, ReleasesLost
 from fedsim.secure_noise import SecureNoise
 
@@ -19,6 +21,10 @@ CLIP_NORM = "clip_norm"
 NOISE = "noise/"
 CHAIN, PAST = "chain", "past"
 """Of correlated noise: how the chain stands, and, where it cannot be drawn again, what earlier rounds drew."""
+
+AHEAD_BYTES = 4 << 30
+"""Bytes of noise that are drawn ahead at most. A round's takes as many as its sum, four a parameter; twice as many in
+exact mode and from the cryptographic generator; and of each band's as many again as it is kept with."""
 
 
 class Release:
@@ -33,6 +39,7 @@ class Release:
         noise_seed: Seed or secret key of the noise; None draws it from a cryptographic generator, under a new key for
             each release.
         exact: Whether sums are exact, and so float64.
+        threads: How many may draw noise at the same time; the noise is the same whatever it is.
 
     Raises:
         InvalidInput: A mechanism whose noise is none that a moving clip norm's count can share, or whose clip is not
@@ -40,12 +47,21 @@ class Release:
     """
 
     def __init__(
-        self, plan: Plan, sizes: Mapping[str, int], noise_seed: int | bytes | None, *, exact: bool = False
+        self,
+        plan: Plan,
+        sizes: Mapping[str, int],
+        noise_seed: int | bytes | None,
+        *,
+        exact: bool = False,
+        threads: int = 1,
     ) -> None:
         self.plan = plan
         self.clip_norm = plan.clip_norm
         self.clip_rule = plan.clip_rule
         self._noise_seed = noise_seed
+        self._dtype = np.float64 if exact else np.float32
+        self._threads = threads
+        self._drawn: tuple[object, NoiseSource, Ahead] | None = None
         event = plan.step_event() if plan.noise_multiplier > 0 else None
         self.noise = plan.mechanism.noise(event, plan.sum_noise_multiplier, sizes)
         self._sizes = sizes
@@ -90,6 +106,34 @@ class Release:
         if self.chain is not None:
             self.chain.restart()
 
+    @contextmanager
+    def drawing_ahead(
+        self, clip: Clip, round: int, attempt: int = 0, resolution: float = 0.0
+    ) -> Iterator[Ahead | None]:
+        """Within it a thread draws the noise of a round, which noised_mean takes if it is asked for the same.
+
+        The noise depends on nothing that workers compute; its bits are those that noised_mean would draw. The first
+        piece is drawn at once, so that a source that does not work says so before anything is charged; what goes
+        wrong later is raised by noised_mean. Noise that is not taken is forgotten, and nothing else has changed.
+
+        Args:
+            clip, round, attempt, resolution: As noised_mean will be given them.
+
+        Yields:
+            The thread's work; None where the mechanism's noise cannot be drawn ahead.
+        """
+        if not (normals := self.noise.normals(clip)):
+            yield None
+            return
+        source = self._source_of(round, attempt, resolution)
+        ahead = Ahead(source.draw_ahead(normals, self._dtype, AHEAD_BYTES))
+        self._drawn = (clip, round, attempt, resolution), source, ahead
+        try:
+            yield ahead
+        finally:
+            self._drawn = None
+            ahead.stop()
+
     def noised_mean(
         self, total: np.ndarray, clip: Clip, round: int, *, attempt: int = 0, resolution: float = 0.0
     ) -> np.ndarray:
@@ -108,13 +152,15 @@ class Release:
         Raises:
             Failure: With correlated noise, a round that is not the next of its chain.
         """
-        source = self._source("noise", round, attempt, resolution)
-        if self.chain is None:
-            self.noise.add(total, clip, source)
+        drawn, self._drawn = self._drawn, None
+        if drawn is not None and drawn[0] == (clip, round, attempt, resolution):
+            source = drawn[1]
+            drawn[2].finish()
         else:
-            correlated = self._next_of_chain(self.chain, source, round, attempt)
-            self.noise.add(total, clip, correlated)
-            correlated.finish()
+            source = self._source_of(round, attempt, resolution)
+        self.noise.add(total, clip, source)
+        if isinstance(source, CorrelatedNoise):
+            source.finish()
         total /= total.dtype.type(self.plan.normaliser)
         return total
 
@@ -142,6 +188,11 @@ class Release:
             correlated.finish(draw=True)
         self.noise.observe(kept.mean, parameters)
         self.clip_norm = float(kept.state[CLIP_NORM])
+
+    def _source_of(self, round: int, attempt: int, resolution: float) -> DrawsAhead:
+        """Where the noise of a round's sum comes from."""
+        source = self._source("noise", round, attempt, resolution)
+        return source if self.chain is None else self._next_of_chain(self.chain, source, round, attempt)
 
     def _next_of_chain(self, chain: NoiseFilter, source: NoiseSource, round: int, attempt: int) -> CorrelatedNoise:
         following = self._begins + chain.rounds
@@ -177,14 +228,15 @@ class Release:
             )
             self.clip_norm = self.clip_rule.moved(self.clip_norm, fraction)
 
-    def _source(self, purpose: str, round: int, attempt: int, resolution: float = 0.0) -> NoiseSource:
+    def _source(self, purpose: str, round: int, attempt: int, resolution: float = 0.0) -> DrawsAhead:
         """Where the noise of one release comes from; used for nothing else.
 
         resolution: Step of the public grid that the exact value lies on; 0 for float sums.
         """
         if self._noise_seed is None:
             return SecureNoise(resolution)
-        return StreamNoise(stream(self._noise_seed, purpose, *((round, attempt) if attempt else (round,))))
+        place = (round, attempt) if attempt else (round,)
+        return StreamNoise(self._noise_seed, purpose, *place, threads=self._threads)
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything a resumed run needs, as named arrays."""

@@ -13,7 +13,7 @@ from fedsim.plan import ElsPlan, Plan
 from fedsim.privacy.mechanisms import GaussianNoise, QuantileClip
 from fedsim.privacy.mechanisms.adaptive_noise import AdaptiveGaussianNoise
 from fedsim.privacy.mechanisms.laplace.mechanism import LaplaceNoise
-from fedsim.randomness import StreamNoise, stream
+from fedsim.randomness import StreamNoise
 from fedsim.release import Release
 from fedsim.sampling import Poisson, Population, TruncatedPoisson
 from fedsim.secure_noise import SecureNoise
@@ -139,7 +139,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @build("noise reused for two sums", "the noise of one sum shows in that of another")
 def _(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Release, "_source", lambda self, purpose, *_: StreamNoise(stream(self._noise_seed or 0, purpose)))
+    patch.setattr(Release, "_source", lambda self, purpose, *_: StreamNoise(self._noise_seed or 0, purpose))
 
 
 @build("noise without the scales of the clip", "of the standard deviation", *mechanism("matrix-noise"))

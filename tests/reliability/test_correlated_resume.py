@@ -182,7 +182,6 @@ def test_noise_that_other_software_would_draw_otherwise_is_not_gone_on_with(
     small_run, tmp_path: Path, monkeypatch
 ) -> None:
     again = crashed(banded(small_run(tmp_path), noise_seed=None), monkeypatch)
-    monkeypatch.setattr(StreamNoise, "CHUNK", 100)
     normal = StreamNoise.add_normal
     monkeypatch.setattr(StreamNoise, "add_normal", lambda self, total, std: normal(self, total[::-1], std))
     with pytest.raises(ReleasesLost, match="cannot be drawn again by this software"):

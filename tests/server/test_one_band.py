@@ -7,7 +7,7 @@ import pytest
 from mock_training import PARAMETERS, training, uls_plan, unit_update
 
 from fedsim.privacy.ledger import read_entries
-from fedsim.randomness import stream
+from fedsim.randomness import StreamNoise, stream
 from fedsim.sampling import CyclicPoisson, Poisson
 from server.identity import Seeds
 
@@ -26,7 +26,9 @@ def test_one_band_releases_what_it_always_did(changes: dict[str, object], seed: 
         count = int(generator.binomial(50, 0.2))
         users = np.sort(generator.choice(50, size=count, replace=False, shuffle=False))
         total = np.sum([unit_update(user) for user in users], axis=0, dtype=np.float32)
-        total += np.float32(1.0) * stream(seed, "noise", t).standard_normal(PARAMETERS, dtype=np.float32)
+        noise = np.empty(PARAMETERS, dtype=np.float32)
+        StreamNoise(seed, "noise", t).fill(noise)
+        total += noise
         expected -= total / np.float32(10.0)
     np.testing.assert_array_equal(outcome.parameters, expected)
     entries = read_entries(tmp_path / "ledger.jsonl")

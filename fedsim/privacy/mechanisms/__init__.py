@@ -9,13 +9,14 @@ from fedsim.privacy.mechanisms.equal_energy import LayerNoise, MatrixNoise
 from fedsim.privacy.mechanisms.gaussian import Gaussian
 from fedsim.privacy.mechanisms.laplace.mechanism import RandomisedLaplace
 from fedsim.privacy.mechanisms.mechanism import MECHANISMS, Mechanism
-from fedsim.privacy.mechanisms.noise import GaussianNoise, Noise, NoiseSource, Sizes
+from fedsim.privacy.mechanisms.noise import DrawsAhead, GaussianNoise, Noise, NoiseSource, Sizes
 from fedsim.privacy.mechanisms.quantile_clip import QuantileClip
 
 __all__ = [
     "MECHANISMS",
     "AdaptiveNoise",
     "Banded",
+    "DrawsAhead",
     "Gaussian",
     "GaussianNoise",
     "LayerNoise",

@@ -1,7 +1,7 @@
 """Clip and noise of a run's releases, round by round. State is made of released values alone."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +26,19 @@ class NoiseSource(Protocol):
         """A generator for other laws; InvalidInput where the source draws Gaussian noise alone."""
 
 
+class DrawsAhead(NoiseSource, Protocol):
+    """A source that can draw before the values are known that its noise is for."""
+
+    def draw_ahead(self, normals: Sequence[tuple[int, float]], dtype: type[np.generic], most: int) -> Iterator[None]:
+        """Draw for later calls of add_normal, piece by piece; they add the same bits as without.
+
+        Args:
+            normals: How many coordinates each call will be for, and the standard deviation.
+            dtype: Of their totals.
+            most: Bytes to use at most; what is beyond is drawn when it is added.
+        """
+
+
 class Noise(ABC):
     """What a mechanism does in every round of one run."""
 
@@ -36,6 +49,14 @@ class Noise(ABC):
     @abstractmethod
     def add(self, total: np.ndarray, clip: Clip, source: NoiseSource) -> None:
         """Add the noise of one release to a sum of updates clipped by `clip`, float32 or float64 [P], in place."""
+
+    def normals(self, clip: Clip) -> tuple[tuple[int, float], ...]:
+        """What `add` will ask a source for at this clip: (coordinates, standard deviation) of each call of add_normal.
+
+        So that it can be drawn while the sum is not known yet. None where that is not known or nothing is asked for:
+        then it is drawn when it is added.
+        """
+        return ()
 
     @abstractmethod
     def in_words(self, clip: Clip) -> str:
@@ -73,16 +94,18 @@ class GaussianNoise(Noise):
         self.noise_multiplier = noise_multiplier
         self.sizes = sizes
 
-    def add(self, total: np.ndarray, clip: Clip, source: NoiseSource) -> None:
+    def normals(self, clip: Clip) -> tuple[tuple[int, float], ...]:
         if self.noise_multiplier == 0:
-            return
+            return ()
         std = self.noise_multiplier * clip.norm
         if not clip.scales:
-            source.add_normal(total, std)
-            return
+            return ((sum(self.sizes.values()), std),)
+        return tuple((size, std * clip.scales[name]) for name, size in self.sizes.items())
+
+    def add(self, total: np.ndarray, clip: Clip, source: NoiseSource) -> None:
         start = 0
-        for name, size in self.sizes.items():
-            source.add_normal(total[start : start + size], std * clip.scales[name])
+        for size, std in self.normals(clip):
+            source.add_normal(total[start : start + size], std)
             start += size
 
     def in_words(self, clip: Clip) -> str:

@@ -14,7 +14,7 @@ from fedsim.privacy.mechanisms.banded import filter as filter_module
 from fedsim.privacy.mechanisms.banded.coefficients import norm_above, on_grid
 from fedsim.privacy.mechanisms.banded.filter import FloatFilter, GridFilter, NoiseFilter
 from fedsim.privacy.mechanisms.noise import NoiseSource
-from fedsim.randomness import StreamNoise, stream
+from fedsim.randomness import StreamNoise
 from fedsim.release import Release
 from fedsim.sampling import CyclicPoisson
 from fedsim.secure_noise import SecureNoise
@@ -132,7 +132,7 @@ def test_slices_and_chunks_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(filter_module, "CHUNK", chunk)
         chain = FloatFilter(COEFFICIENTS[2], SIZE)
         totals = [
-            next_round(chain, StreamNoise(stream(5, "noise", t)), np.ones(SIZE, dtype=np.float32), 2.0, slices)
+            next_round(chain, StreamNoise(5, "noise", t), np.ones(SIZE, dtype=np.float32), 2.0, slices)
             for t in range(ROUNDS)
         ]
         found.append(np.array(totals))
@@ -247,14 +247,14 @@ def test_noise_of_some_values_or_of_more_than_there_are_is_no_release() -> None:
     for count in (SIZE - 1, SIZE + 1):
         chain = FloatFilter((1.0, 0.5), SIZE)
         with pytest.raises((Failure, ValueError)):
-            next_round(chain, StreamNoise(stream(1, "noise")), np.zeros(count), 1.0)
+            next_round(chain, StreamNoise(1, "noise"), np.zeros(count), 1.0)
         assert chain.rounds == 0
 
 
 def test_a_round_that_was_released_before_is_drawn_to_its_end() -> None:
     chains = [FloatFilter(COEFFICIENTS[1], SIZE) for _ in range(2)]
-    next_round(chains[0], StreamNoise(stream(1, "noise")), np.zeros(SIZE, dtype=np.float32), 1.0)
-    chains[1].correlated(StreamNoise(stream(1, "noise"))).finish(draw=True)
+    next_round(chains[0], StreamNoise(1, "noise"), np.zeros(SIZE, dtype=np.float32), 1.0)
+    chains[1].correlated(StreamNoise(1, "noise")).finish(draw=True)
     np.testing.assert_array_equal(chains[0].past, chains[1].past)
     assert chains[1].rounds == 1
 
@@ -263,7 +263,7 @@ def test_what_the_grid_cannot_hold_is_refused() -> None:
     with pytest.raises(InvalidInput, match="noise_coefficients"):
         GridFilter((1.0, 1 / 3), SIZE, 1.0)
     with pytest.raises(InvalidInput, match=r"noise\.secure"):
-        next_round(GridFilter((1.0, 0.5), SIZE, 1.0), StreamNoise(stream(1, "noise")), np.zeros(SIZE), 1.0)
+        next_round(GridFilter((1.0, 0.5), SIZE, 1.0), StreamNoise(1, "noise"), np.zeros(SIZE), 1.0)
     with pytest.raises(Failure, match="too long"):
         next_round(GridFilter((1.0, 0.5), SIZE, 1.0), Recording(1), np.full(SIZE, 1e12), 1.0)
     with pytest.raises(InvalidInput, match=r"plan\.bands"):

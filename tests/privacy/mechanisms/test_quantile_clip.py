@@ -9,7 +9,7 @@ from fedsim.errors import InvalidInput
 from fedsim.privacy.accountant import epsilon_bounds
 from fedsim.privacy.events import Composed, Gaussian
 from fedsim.privacy.mechanisms.quantile_clip import QuantileClip
-from fedsim.randomness import StreamNoise, stream
+from fedsim.randomness import StreamNoise
 
 RULE = QuantileClip(quantile=0.5, learning_rate=0.2, count_std=4.0, expected_units=100.0)
 
@@ -39,7 +39,7 @@ def test_a_count_that_would_use_up_the_noise_is_refused() -> None:
 @pytest.mark.parametrize("start", [0.01, 100.0])
 def test_the_clip_norm_finds_the_quantile(start: float) -> None:
     generator = np.random.default_rng(0)
-    clip_norm, source = start, StreamNoise(generator)
+    clip_norm, source = start, StreamNoise(0, "count")
     for _ in range(150):
         norms = generator.lognormal(size=100)
         fraction = RULE.noised_fraction(float((norms <= clip_norm).sum()), 100.0, source, private=True)
@@ -49,6 +49,6 @@ def test_the_clip_norm_finds_the_quantile(start: float) -> None:
 
 def test_only_the_noised_sum_of_centred_bits_enters() -> None:
     """A cohort of another size with the same Σ(b − ½) gives the same release: the realised size does not leak."""
-    first = RULE.noised_fraction(60.0, 100.0, StreamNoise(stream(1, "count")), private=True)
-    second = RULE.noised_fraction(50.0, 80.0, StreamNoise(stream(1, "count")), private=True)
+    first = RULE.noised_fraction(60.0, 100.0, StreamNoise(1, "count"), private=True)
+    second = RULE.noised_fraction(50.0, 80.0, StreamNoise(1, "count"), private=True)
     assert first == second

@@ -9,6 +9,8 @@ What was drawn in earlier rounds must be known for the next: it hides what those
 
 import tempfile
 from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from fedsim.errors import Failure, InvalidInput
 from fedsim.privacy.mechanisms.banded.blt import BufferedToeplitz
 from fedsim.privacy.mechanisms.banded.coefficients import norm_above
 from fedsim.privacy.mechanisms.noise import NoiseSource
+from fedsim.randomness import StreamNoise
 from fedsim.secure_noise import SecureNoise
 
 CHUNK = 1 << 18
@@ -53,8 +56,20 @@ class NoiseFilter(ABC):
         return CorrelatedNoise(self, source)
 
     @abstractmethod
-    def extend(self, source: NoiseSource, start: int, stop: int) -> np.ndarray:
-        """Draw x_t on these coordinates, keep it, return it as it is kept."""
+    def following(self, source: NoiseSource, start: int, stop: int) -> np.ndarray:
+        """Draw x_t on these coordinates, as it is kept: of past's dtype, and not kept yet."""
+
+    def keep(self, start: int, drawn: np.ndarray) -> None:
+        """Make x_t, on the coordinates from start on, the noise of the chain's next round."""
+        self.past[self.rounds % len(self.past), start : start + len(drawn)] = drawn
+
+    def draw_ahead(self, source: NoiseSource, most: int) -> Iterator[np.ndarray | None]:
+        """x_t from the first coordinate on, piece by piece, none of it kept; no more than so many bytes."""
+        for start in range(0, self.size, CHUNK):
+            stop = min(start + CHUNK, self.size)
+            if stop * self.past.dtype.itemsize > most:
+                return
+            yield self.following(source, start, stop)
 
     @abstractmethod
     def add(self, part: np.ndarray, drawn: np.ndarray, std: float) -> None:
@@ -72,12 +87,25 @@ class CorrelatedNoise:
     def __init__(self, chain: NoiseFilter, source: NoiseSource) -> None:
         self._chain, self._source = chain, source
         self._place = 0
+        self._ahead: deque[np.ndarray] = deque()
 
     def add_normal(self, total: np.ndarray, std: float) -> None:
         """Add noise of standard deviation std·norm·√E[x²] to the next values of the sum, in place."""
-        for start in range(0, len(total), CHUNK):
-            part = total[start : start + CHUNK]
-            self._chain.add(part, self._next(len(part)), std)
+        start = 0
+        while start < len(total):
+            drawn = self._next(min(CHUNK, len(total) - start))
+            self._chain.add(total[start : start + len(drawn)], drawn, std)
+            start += len(drawn)
+
+    def draw_ahead(self, normals: Sequence[tuple[int, float]], dtype: type[np.generic], most: int) -> Iterator[None]:
+        """Draw the round's noise for later calls of add_normal, piece by piece, as far as the filter permits.
+
+        Until these calls nothing of the chain has changed. See `StreamNoise.draw_ahead`.
+        """
+        for drawn in self._chain.draw_ahead(self._source, most):
+            if drawn is not None:
+                self._ahead.append(drawn)
+            yield
 
     def generator(self) -> np.random.Generator:
         """There is none: only Gaussian noise can be correlated.
@@ -104,8 +132,17 @@ class CorrelatedNoise:
         self._chain.rounds += 1
 
     def _next(self, count: int) -> np.ndarray:
-        start, self._place = self._place, self._place + count
-        return self._chain.extend(self._source, start, self._place)
+        """The next values of x_t, kept: so many of them, or fewer."""
+        if self._ahead:
+            drawn = self._ahead.popleft()
+            if len(drawn) > count:
+                self._ahead.appendleft(drawn[count:])
+                drawn = drawn[:count]
+        else:
+            drawn = self._chain.following(self._source, self._place, self._place + count)
+        self._chain.keep(self._place, drawn)
+        self._place += len(drawn)
+        return drawn
 
 
 class FloatNoise(NoiseFilter):
@@ -135,12 +172,11 @@ class FloatFilter(FloatNoise):
         super().__init__(norm_above(coefficients), len(coefficients) - 1, size, dtype)
         self.coefficients = coefficients
 
-    def extend(self, source: NoiseSource, start: int, stop: int) -> np.ndarray:
+    def following(self, source: NoiseSource, start: int, stop: int) -> np.ndarray:
         drawn, rows = self._fresh(source, stop - start), len(self.past)
         # Value by value, so that the bits do not depend on which values are computed together.
         for lag, coefficient in enumerate(self.coefficients[1:], start=1):
             drawn -= self.past.dtype.type(coefficient) * self.past[(self.rounds - lag) % rows, start:stop]
-        self.past[self.rounds % rows, start:stop] = drawn
         return drawn
 
 
@@ -158,8 +194,17 @@ class BufferFilter(FloatNoise):
         super().__init__(norm, len(noise.decays), size, np.float64 if wide else np.float32)
         self.noise = noise
 
-    def extend(self, source: NoiseSource, start: int, stop: int) -> np.ndarray:
+    def following(self, source: NoiseSource, start: int, stop: int) -> np.ndarray:
         return self.noise.correlate(self._fresh(source, stop - start), self.past[:, start:stop])
+
+    def keep(self, start: int, drawn: np.ndarray) -> None:
+        """Nothing: buffers are what is kept, and `following` moved them on."""
+
+    def draw_ahead(self, source: NoiseSource, most: int) -> Iterator[np.ndarray | None]:
+        """Fresh noise alone: buffers are changed where they lie, and must stay as they are until the round's noise is
+        added."""
+        if isinstance(source, StreamNoise):
+            yield from source.draw_ahead([(self.size, 1.0)], self.past.dtype.type, most)
 
 
 class GridFilter(NoiseFilter):
@@ -194,7 +239,7 @@ class GridFilter(NoiseFilter):
         # Twice the step, for the rounding of the division before it, which is below a step for sums within the limit.
         self.enlarged = 1 + 2 * 2.0**-COARSE_BITS * np.sqrt(size) * noise_multiplier * self.norm
 
-    def extend(self, source: NoiseSource, start: int, stop: int) -> np.ndarray:
+    def following(self, source: NoiseSource, start: int, stop: int) -> np.ndarray:
         if not isinstance(source, SecureNoise):
             raise InvalidInput("noise.secure", False, "a cryptographic source, which this noise is made for")
         drawn = source.normal_steps(stop - start, FINE_BITS)
@@ -205,7 +250,6 @@ class GridFilter(NoiseFilter):
             drawn -= step * earlier
         drawn += 1 << (COEFFICIENT_BITS - 1)
         drawn >>= COEFFICIENT_BITS
-        self.past[self.rounds % len(self.past), start:stop] = drawn
         return drawn
 
     def latest(self) -> np.ndarray:
