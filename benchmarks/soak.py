@@ -35,7 +35,7 @@ def client_app() -> ClientApp:
         if generator.random() < float(context.run_config["death-probability"]):
             os._exit(1)
         request = TrainRequest.from_record(message.content)
-        total = np.zeros(request.parameters["flat"].shape[0], dtype=np.float32)
+        total = np.zeros(request.parameters.shape[0], dtype=np.float32)
         statistics = {"loss_sum": 1.0, "clipped_units": 1.0, "nonfinite_units": 0.0, "seconds": 0.01}
         reply = TrainReply(round=request.round, units=request.units, total=total, statistics=statistics)
         return Message(reply.to_record(), reply_to=message)

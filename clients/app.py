@@ -8,8 +8,8 @@ from flwr.clientapp import ClientApp
 
 from clients.worker import Worker, resident_worker
 from fedsim.engine.evaluation_messages import EvaluateReply, EvaluateRequest
-from fedsim.engine.messages import TrainReply, TrainRequest
-from fedsim.engine.same_inputs import InputsDiffer, refusal_record
+from fedsim.engine.messages import TrainReply, TrainRequest, refusal_record
+from fedsim.engine.same_inputs import InputsDiffer
 from fedsim.engine.slices import TrialRequest, timed
 
 
@@ -25,13 +25,13 @@ def app_of(worker_for: Callable[[Mapping[str, Any]], Worker]) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         """The clipped sum of the updates of the units that the message names."""
         worker = worker_for(context.run_config)
-        return _answer(message, lambda content: worker.train(TrainRequest.from_record(content)))
+        return _answer(message, lambda asked: TrainReply.of(worker.train(TrainRequest.from_record(asked))))
 
     @client.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         """Losses of held-out rows."""
         worker = worker_for(context.run_config)
-        return _answer(message, lambda content: worker.evaluate(EvaluateRequest.from_record(content)))
+        return _answer(message, lambda asked: EvaluateReply.of(worker.evaluate(EvaluateRequest.from_record(asked))))
 
     @client.query("trial")
     def trial(message: Message, context: Context) -> Message:

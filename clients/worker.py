@@ -14,10 +14,9 @@ import torch
 
 from fedsim.clip import Clip
 from fedsim.config import RunConfig, from_flat
-from fedsim.engine.evaluation_messages import EvaluateReply, EvaluateRequest
 from fedsim.engine.exact import quantise
-from fedsim.engine.messages import TrainReply, TrainRequest
 from fedsim.engine.same_inputs import Inputs, require_same_inputs
+from fedsim.engine.work import Done, HeldOutDone, HeldOutWork, Work
 from fedsim.gradients import (
     ClippedSum,
     LocalSteps,
@@ -30,7 +29,7 @@ from fedsim.gradients import (
 from fedsim.gradients.clipping import LARGEST_NORM
 from fedsim.models.evaluate import evaluate_rows
 from fedsim.plan import Plan, plan_from_json
-from fedsim.resources import open_resources
+from fedsim.resources import computing_device, open_resources
 from fedsim.rows import Splits, TokenRows
 
 logger = logging.getLogger(__name__)
@@ -94,7 +93,7 @@ class Worker:
         vocabulary: int = 1,
         inputs: Inputs | None = None,
     ) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = computing_device()
         self.model = model.to(self.device)
         self.objective = objective
         self.store = store
@@ -118,8 +117,8 @@ class Worker:
         computing, vocabulary = Computing.of(config), len(loaded.tokenizer)
         return cls(loaded.model, loaded.objective, resources.store, computing, vocabulary, inputs)
 
-    def train(self, request: TrainRequest) -> TrainReply:
-        """The clipped sum over the request's units.
+    def train(self, request: Work) -> Done:
+        """The clipped sum over the request's units: a tensor on the worker's device where the parameters are a tensor.
 
         Raises:
             InputsDiffer: The units or the parameters are of other data or another model than this worker holds.
@@ -131,7 +130,7 @@ class Worker:
         rows, unit_ids = self._fetched(plan, request)
         self._fetch_ahead(plan, request)
         loaded = time.perf_counter()
-        self.layout.load(self.model, request.parameters["flat"].numpy())
+        self.layout.load(self.model, request.parameters)
         compute = self._exact if request.resolution else self._clipped
         computing = time.perf_counter()
         if len(rows):
@@ -140,15 +139,15 @@ class Worker:
             result = self._nothing(request)
         statistics = _statistics(result, request, rows)  # waits for the device, so that its time is known
         computed = time.perf_counter()
-        total = result.total.cpu().numpy()
+        total = result.total if isinstance(request.parameters, torch.Tensor) else result.total.cpu().numpy()
         seconds = {
             "load_seconds": loaded - fetching,
             "compute_seconds": computed - computing,
             "seconds": time.perf_counter() - started,
         }
-        return TrainReply(round=request.round, units=request.units, total=total, statistics=statistics | seconds)
+        return Done(round=request.round, units=request.units, total=total, statistics=statistics | seconds)
 
-    def evaluate(self, request: EvaluateRequest) -> EvaluateReply:
+    def evaluate(self, request: HeldOutWork) -> HeldOutDone:
         """Loss, predicted tokens and correct predictions of each row.
 
         Raises:
@@ -156,9 +155,9 @@ class Worker:
         """
         require_same_inputs(request.inputs, self.inputs)
         rows = self.store.split(request.split).take(request.rows)
-        self.layout.load(self.model, request.parameters["flat"].numpy())
+        self.layout.load(self.model, request.parameters)
         losses = evaluate_rows(self.model, rows, self.objective, device=self.device)
-        return EvaluateReply(
+        return HeldOutDone(
             rows=request.rows,
             loss_sum=losses.loss_sum,
             label_count=losses.label_count,
@@ -183,14 +182,14 @@ class Worker:
         ).total.cpu()
         return len(tokens)
 
-    def _fetched(self, plan: Plan, request: TrainRequest) -> Fetched:
+    def _fetched(self, plan: Plan, request: Work) -> Fetched:
         """The rows of the request's units and each row's unit: fetched ahead, or now."""
         place, ahead = self._ahead
         if ahead is not None and place == _place(request, request.round, request.units):
             return ahead.result()
         return self._fetch(plan, request.units, request.round, request.sampling_seed)
 
-    def _fetch_ahead(self, plan: Plan, request: TrainRequest) -> None:
+    def _fetch_ahead(self, plan: Plan, request: Work) -> None:
         """Bring the next round's probable rows into memory while this round computes."""
         following = request.round + 1
         self._ahead = (
@@ -206,14 +205,14 @@ class Worker:
         return train.take(row_indices), unit_ids
 
     def _clipped(
-        self, plan: Plan, request: TrainRequest, rows: TokenRows, unit_ids: np.ndarray, max_tokens: int | None
+        self, plan: Plan, request: Work, rows: TokenRows, unit_ids: np.ndarray, max_tokens: int | None
     ) -> ClippedSum:
         """Many units in one pass, or one after the other where each takes local steps."""
         common = self._common(plan, max_tokens)
         return clipped_sum(self.model, rows, unit_ids, request.clip, method=self.computing.gradients, **common)
 
     def _exact(
-        self, plan: Plan, request: TrainRequest, rows: TokenRows, unit_ids: np.ndarray, max_tokens: int | None
+        self, plan: Plan, request: Work, rows: TokenRows, unit_ids: np.ndarray, max_tokens: int | None
     ) -> ClippedSum:
         """One unit after the other, each put on the public fixed-point grid, summed as integers."""
         updates = clipped_units(self.model, rows, unit_ids, request.clip, **self._common(plan, max_tokens))
@@ -231,7 +230,7 @@ class Worker:
             finite=before <= LARGEST_NORM,
         )
 
-    def _nothing(self, request: TrainRequest) -> ClippedSum:
+    def _nothing(self, request: Work) -> ClippedSum:
         """The sum of units that own no rows: they count, and add exactly zero."""
         total = torch.zeros(self.layout.size, dtype=torch.int64 if request.resolution else torch.float32)
         zeros = torch.zeros(len(request.units), dtype=torch.float64)
@@ -265,12 +264,12 @@ class Worker:
                 torch.cuda.empty_cache()
 
 
-def _place(request: TrainRequest, round: int, units: np.ndarray) -> tuple[str, int, int, bytes]:
+def _place(request: Work, round: int, units: np.ndarray) -> tuple[str, int, int, bytes]:
     """What rows depend on: those fetched ahead are used where all of it is the same."""
     return request.plan, request.sampling_seed, round, units.tobytes()
 
 
-def _statistics(result: ClippedSum, request: TrainRequest, rows: TokenRows) -> dict[str, float]:
+def _statistics(result: ClippedSum, request: Work, rows: TokenRows) -> dict[str, float]:
     """Sums over units, private unless noised."""
     finite = result.finite.cpu().numpy()
     norms = result.norms.cpu().numpy()[finite]

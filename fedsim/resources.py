@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
+
 from fedsim.cache import default_cache
 from fedsim.config import RunConfig
 from fedsim.data.config import DataConfig
@@ -19,6 +21,11 @@ from fedsim.engine.same_inputs import Inputs
 from fedsim.errors import InvalidInput
 from fedsim.models.fingerprint import model_fingerprint, weights_fingerprint
 from fedsim.models.load import LoadedModel, load_model
+
+
+def computing_device() -> torch.device:
+    """Where the workers of this process compute: its GPU, if it has one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from fedsim.errors import InvalidInput
 
@@ -54,6 +53,9 @@ class CryptographicBits:
     """AES-256 in counter mode under a key from the operating system that is kept nowhere else."""
 
     def __init__(self) -> None:
+        # Here, because noise from a seed does without.
+        from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
         self._stream = Cipher(algorithms.AES(secrets.token_bytes(32)), modes.CTR(bytes(16))).encryptor()
 
     def words(self, count: int) -> np.ndarray:

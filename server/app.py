@@ -15,6 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsim.config import RunConfig, from_flat, to_flat
 from fedsim.data.doubts import doubtful_owners
+from fedsim.engine.grid import WaitingGrid
 from fedsim.gradients import ParameterLayout
 from fedsim.models.export import export
 from fedsim.models.unchanged import unchanged_parameters
@@ -22,7 +23,7 @@ from fedsim.plan import Plan, UserSizes, plan_from_values
 from fedsim.plan.bands import in_words
 from fedsim.privacy.ledger import Ledger
 from fedsim.release import Release, ReleaseLog, ReleasesLost
-from fedsim.resources import Resources, open_resources
+from fedsim.resources import Resources, computing_device, open_resources
 from fedsim.statement import NoiseOrigin, PrivacyStatement, privacy_statement
 from fedsim.terminal import say, speak
 from fedsim.versions import versions
@@ -150,7 +151,10 @@ def _job(
     """The run's parts, put together."""
     layout = ParameterLayout.of(resources.loaded.model)
     seeds = Seeds.read(folder.secret)
-    parameters = layout.flatten(resources.loaded.model).cpu().numpy()
+    in_process = isinstance(grid, WaitingGrid) and grid.in_process
+    device = computing_device() if in_process else torch.device("cpu")
+    parameters = layout.flatten(resources.loaded.model).to(device)
+    threads = torch.get_num_threads()
     optimizer = config.optimizer_for(plan, UserSizes.of_users(resources.store.split("train")))
     roster = Roster(grid, config.engine.start_seconds)
     every, engine, measure = config.checkpoint, config.engine, config.evaluation
@@ -161,7 +165,7 @@ def _job(
             resources.store.split("train"),
             seeds,
             Budget(plan, ledger, config.plan.epsilon),
-            Release(plan, layout.sizes, seeds.noise, exact=engine.exact, threads=torch.get_num_threads()),
+            Release(plan, layout.sizes, seeds.noise, exact=engine.exact, threads=threads, device=device),
             ServerOptimizer(parameters, optimizer, plan.steps),
             exact=engine.exact,
             row_tokens=config.data.sequence_length,

@@ -3,17 +3,17 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedsim.engine.grid import WaitingGrid
-from fedsim.engine.messages import NO_UNITS, TRAIN, TrainReply, TrainRequest
+from fedsim.engine.messages import TRAIN, TrainReply, TrainRequest, refusal_in
 from fedsim.engine.replies import BadReply, check_reply, read_reply
-from fedsim.engine.same_inputs import refusal_in
+from fedsim.engine.work import NO_UNITS, Gathered, Vector, Work
 from fedsim.errors import Failure, InvalidInput
 from fedsim.phases import WORKER_SECONDS
 from server.packing import Roster, Speeds, chunks, pack
@@ -28,33 +28,6 @@ GRACE = 5.0
 
 class RoundFailed(Failure):
     """Some units' updates could not be had, so the round must not be released."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gathered:
-    """What the workers made of one round.
-
-    Attributes:
-        total: Sum over exactly the units asked for, each once: float32 [P], or int64 [P] in exact mode. Writable.
-        statistics: The replies' statistics, summed. Private unless noised.
-        units: Number of units in the sum.
-        messages: Messages sent, those that failed included.
-        failures: What went wrong and was made good, one sentence each; names the worker.
-        seconds: Wall-clock seconds from the first message to the sum.
-        compute_seconds: The busiest worker's own seconds, or all workers' where they take turns; `seconds` minus this
-            is what the engine costs.
-        phases: What these seconds went into, by phase, as the workers measured it: rows, gradients. The rest of
-            `seconds` is transport.
-    """
-
-    total: np.ndarray
-    statistics: dict[str, float]
-    units: int
-    messages: int
-    failures: tuple[str, ...]
-    seconds: float
-    compute_seconds: float
-    phases: Mapping[str, float] = field(default_factory=dict)
 
 
 class Dispatcher:
@@ -99,7 +72,7 @@ class Dispatcher:
 
     def gather(
         self,
-        request: TrainRequest,
+        request: Work,
         costs: np.ndarray,
         *,
         next_units: np.ndarray | None = None,
@@ -109,7 +82,7 @@ class Dispatcher:
 
         Args:
             request: What to compute for the whole round: `units` are all different, and may be none, in which case
-                nothing is sent; `parameters` is a record made anew for each round.
+                nothing is sent.
             costs: float [units], at least 0: predicted cost of each unit (its tokens).
             next_units: The next round's units, if known already: each worker is told which of them it will be asked
                 for, so that it can fetch their rows ahead.
@@ -125,7 +98,8 @@ class Dispatcher:
         if len(costs) != len(units):
             raise InvalidInput("costs", f"an array of {len(costs)}", f"as long as units ({len(units)})")
         self.roster.training = True
-        gathering = _Gathering(self, request, units, np.asarray(costs, dtype=np.float64))
+        message = request if isinstance(request, TrainRequest) else TrainRequest.of(request)
+        gathering = _Gathering(self, message, units, np.asarray(costs, dtype=np.float64))
         parts = self._split(units, gathering.costs, gathering.workers)
         hints = self._plan_next(next_units, next_costs, gathering.workers)
         return gathering.run(parts, hints)
@@ -183,8 +157,9 @@ class _Gathering:
         self.units = units
         self.costs = costs
         self.workers = dispatcher.roster.workers(wanted=len(units) > 0)
-        self.size = int(request.parameters["flat"].shape[0])
-        self.total: np.ndarray | None = None
+        self.size = int(request.parameters.shape[0])
+        self.total: Vector | None = None
+        self.own = False
         self.statistics: dict[str, float] = {}
         self.asked: dict[str, _Asked] = {}
         self.accepted: list[np.ndarray] = []
@@ -205,6 +180,8 @@ class _Gathering:
                 self._take(reply)
         if self.total is None:
             self.total = np.zeros(self.size, dtype=np.int64 if self.request.resolution else np.float32)
+        elif not self.own:
+            self.total = np.array(self.total) if isinstance(self.total, np.ndarray) else self.total.clone()
         counted = np.concatenate([NO_UNITS, *self.accepted])
         if not np.array_equal(np.sort(counted), np.sort(self.units)):
             raise RoundFailed(f"round {self.request.round}: the sum does not stand for exactly the units asked for")
@@ -228,7 +205,7 @@ class _Gathering:
     def _busiest(self) -> dict[str, float]:
         """The seconds, by kind, of the worker that had most of them; of all where they take turns."""
         grid = self.dispatcher.grid
-        if isinstance(grid, WaitingGrid) and grid.in_turns:
+        if isinstance(grid, WaitingGrid) and grid.in_process:
             return dict(sum(self.busy.values(), Counter()))
         return dict(max(self.busy.values(), key=lambda own: own["seconds"], default=Counter()))
 
@@ -292,9 +269,11 @@ class _Gathering:
 
     def _add(self, asked: _Asked, answer: TrainReply) -> None:
         if self.total is None:
-            self.total = np.array(answer.total)
+            self.total, self.own = answer.total, False  # not ours to write to; copied where no other one comes
+        elif self.own:
+            self.total += answer.total
         else:
-            np.add(self.total, answer.total, out=self.total)
+            self.total, self.own = self.total + answer.total, True
         self.accepted.append(asked.request.units)
         for name, value in answer.statistics.items():
             self.statistics[name] = self.statistics.get(name, 0.0) + value

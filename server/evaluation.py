@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, Message
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedsim.engine.evaluation_messages import EvaluateReply, EvaluateRequest
-from fedsim.engine.messages import EVALUATE, parameters_record
-from fedsim.engine.same_inputs import Inputs, refusal_in
+from fedsim.engine.messages import EVALUATE, parameters_record, refusal_in
+from fedsim.engine.same_inputs import Inputs
+from fedsim.engine.work import Vector
 from fedsim.errors import Failure
 from fedsim.models.evaluate import EvaluationByUnit
 from fedsim.randomness import stream
@@ -105,7 +106,7 @@ def evaluate(
     view: SizedUsers,
     split: str,
     rows: np.ndarray,
-    parameters: ArrayRecord,
+    parameters: Vector,
     *,
     inputs: Inputs | None = None,
 ) -> Measurement:
@@ -118,7 +119,7 @@ def evaluate(
         view: The split.
         split: Its name.
         rows: int64 [rows], ascending numbers in it, each once.
-        parameters: The model's.
+        parameters: The model's, float32 [P].
         inputs: What data and base model these are of; None where the workers share this process's.
 
     Raises:
@@ -132,9 +133,10 @@ def evaluate(
         lost = "".join(f"; {reason}" for reason in roster.left_out)
         raise EvaluationFailed(f"evaluation on {split} users: no worker has come up in {roster.patience:g} s{lost}")
     shares = [share for share in np.array_split(rows, len(workers)) if len(share)]
+    shared = parameters_record(parameters)
     messages = [
         Message(
-            EvaluateRequest(split=split, rows=share, parameters=parameters, inputs=inputs).to_record(),
+            EvaluateRequest(split=split, rows=share, parameters=parameters, shared=shared, inputs=inputs).to_record(),
             worker,
             EVALUATE,
         )
@@ -195,20 +197,19 @@ class HeldOut:
         most = {"validation": max_rows, "test": test_rows}
         self._rows = {name: held_out_rows(view, most[name]) for name, view in self._splits.items()}
 
-    def validation(self, parameters: np.ndarray) -> Measurement:
+    def validation(self, parameters: Vector) -> Measurement:
         """The model of these parameters, float32 [P], on validation users: while training."""
         return self._measured("validation", parameters)
 
-    def test(self, parameters: np.ndarray) -> Measurement:
+    def test(self, parameters: Vector) -> Measurement:
         """The same on test users: before and after."""
         return self._measured("test", parameters)
 
-    def _measured(self, split: str, parameters: np.ndarray) -> Measurement:
-        record = parameters_record(parameters)
+    def _measured(self, split: str, parameters: Vector) -> Measurement:
         while True:
             try:
                 view, rows = self._splits[split], self._rows[split]
-                return evaluate(self._roster, view, split, rows, record, inputs=self._inputs)
+                return evaluate(self._roster, view, split, rows, parameters, inputs=self._inputs)
             except WorkersDiffer as differing:
                 if not self._roster.training:
                     raise

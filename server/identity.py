@@ -1,6 +1,7 @@
 """What makes a resumed run the same run: its settings, plan, data, tokenizer and model, and its secret seeds."""
 
 import json
+import logging
 import os
 import secrets
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from fedsim.models.fingerprint import tokenizer_fingerprint
 from fedsim.plan import Plan
 from fedsim.resources import Resources
 from server.run_folder import DATA
+
+log = logging.getLogger(__name__)
 
 MAY_CHANGE = ("data.", "model.", "engine.", "evaluation.", "checkpoint.", "output", "resume", "noise.lost-releases")
 """Settings that may differ: where and how fast it runs, what is measured. Data and model are compared by content."""
@@ -113,6 +116,26 @@ def require_same(stored: dict[str, Any], current: dict[str, Any]) -> None:
             f"{before.get(first)!r}, as in the run that goes on",
             f"{also}Resume with the same, or start a new run.",
         )
+
+
+def require_noise_of(before: str, now: str, seeds: Seeds, folder: str) -> None:
+    """Say that another kind of device draws other noise, and refuse it where rounds must repeat bit for bit.
+
+    Args:
+        before: The kind of device that drew it ("cpu", "cuda").
+        now: The kind that will.
+        seeds: The run's.
+        folder: Its folder.
+
+    Raises:
+        InvalidInput: The noise seed was given: a round that runs again repeats its cohort, and must its noise.
+    """
+    if before == now:
+        return
+    if seeds.repeats:
+        hint = "With a given noise seed rounds that run again must repeat what they released, bit for bit."
+        raise InvalidInput("resume", folder, f"a run whose noise is drawn on {now}, not on {before}", hint)
+    log.warning("noise, so far drawn on %s, is now drawn on %s: the same law, other bits", before, now)
 
 
 def stored_config(kind: type, written: Any, folder: str) -> Any:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from fedsim.config import OptimizerConfig
+from fedsim.engine.work import Vector
 from fedsim.schedule import schedule_factor
 
 AVERAGE = "average/"
@@ -18,23 +19,45 @@ class ServerOptimizer:
     Everything here is post-processing of released values: it costs no privacy.
 
     Args:
-        parameters: Trainable parameters, float32 [P]; updated in place.
+        parameters: Trainable parameters, float32 [P]: a numpy array, or a tensor on the device where state and average
+            shall be too. Updated in place.
         config: The update rule and its schedule.
         rounds: Rounds of the whole run, over which the schedule runs.
     """
 
-    def __init__(self, parameters: np.ndarray, config: OptimizerConfig, rounds: int) -> None:
-        self.parameters = parameters
-        self._tensor = torch.from_numpy(parameters)
+    def __init__(self, parameters: Vector, config: OptimizerConfig, rounds: int) -> None:
+        self._tensor = torch.as_tensor(parameters)
         self._optimizer = _RULES[config.name](self._tensor, config)
         self._config, self._rounds = config, rounds
         self._round = 0
         self.average = WeightAverage(config, rounds)
 
     @property
-    def result(self) -> np.ndarray:
+    def device(self) -> torch.device:
+        """Where parameters and state are."""
+        return self._tensor.device
+
+    @property
+    def vector(self) -> Vector:
+        """The parameters, float32 [P], where they are: a numpy array, or a tensor on another device."""
+        return _vector(self._tensor)
+
+    @property
+    def parameters(self) -> np.ndarray:
+        """The parameters on the host, float32 [P]: themselves, or a copy of what another device has."""
+        host: np.ndarray = self._tensor.cpu().numpy()
+        return host
+
+    @property
+    def finite(self) -> bool:
+        """Whether all parameters are finite."""
+        # A sum is finite only if all of its terms are; where finite ones overflow, each is looked at.
+        return math.isfinite(float(self._tensor.sum())) or bool(torch.isfinite(self._tensor).all())
+
+    @property
+    def result(self) -> Vector:
         """What is measured and exported, float32 [P]: the average, once it has begun, or else the parameters."""
-        return self.parameters if self.average.values is None else self.average.values
+        return self.vector if self.average.values is None else self.average.values
 
     @property
     def peak_learning_rate(self) -> float:
@@ -49,33 +72,43 @@ class ServerOptimizer:
         return chosen.learning_rate * factor
 
     @torch.no_grad()
-    def step(self, mean: np.ndarray) -> None:
+    def step(self, mean: Vector) -> None:
         """One update with the released mean, float32 [P], as the gradient."""
         for group in self._optimizer.param_groups:
             group["lr"] = self.learning_rate
-        self._tensor.grad = torch.from_numpy(mean)
+        self._tensor.grad = torch.as_tensor(mean, device=self.device)
         self._optimizer.step()
         self._tensor.grad = None
         self.average.add(self._tensor, self._round)
         self._round += 1
+
+    @property
+    def result_on_host(self) -> np.ndarray:
+        """The same as a numpy array."""
+        host: np.ndarray = torch.as_tensor(self.result).cpu().numpy()
+        return host
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything beside the parameters that a resumed run needs, as named arrays."""
         arrays = {"schedule_round": np.array(self._round, dtype=np.int64)}
         for name, value in self._optimizer.state.get(self._tensor, {}).items():
             if torch.is_tensor(value):
-                arrays[name] = value.numpy()
+                arrays[name] = value.cpu().numpy()
         return arrays | {AVERAGE + name: array for name, array in self.average.state().items()}
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Continue from what state() returned."""
         for name, value in arrays.items():
             if name != "schedule_round" and not name.startswith(AVERAGE):
-                self._optimizer.state[self._tensor][name] = torch.from_numpy(np.array(value))
+                self._optimizer.state[self._tensor][name] = torch.from_numpy(np.array(value)).to(self.device)
         self._round = int(arrays["schedule_round"])
         self.average.load_state(
-            {name.removeprefix(AVERAGE): arrays[name] for name in arrays if name.startswith(AVERAGE)}
+            {name.removeprefix(AVERAGE): arrays[name] for name in arrays if name.startswith(AVERAGE)}, self.device
         )
+
+    def assign(self, parameters: np.ndarray) -> None:
+        """Take these parameters, float32 [P], for the present ones."""
+        self._tensor.copy_(torch.from_numpy(np.asarray(parameters)))
 
 
 class WeightAverage:
@@ -107,9 +140,9 @@ class WeightAverage:
         self.count = 0
 
     @property
-    def values(self) -> np.ndarray | None:
+    def values(self) -> Vector | None:
         """The average, float32 [P]; None before its first round, or where there is to be none."""
-        return None if self._values is None else self._values.numpy()
+        return None if self._values is None else _vector(self._values)
 
     def add(self, released: torch.Tensor, round: int) -> None:
         """Take in the weights [P] that a round (from 0) released, if they have a part."""
@@ -167,21 +200,29 @@ class WeightAverage:
 
     def state(self) -> dict[str, np.ndarray]:
         """What a resumed run needs, as named arrays; nothing before the first round that is averaged."""
-        if (values := self.values) is None:
+        if self._values is None:
             return {}
-        return {"values": values, "count": np.array(self.count, dtype=np.int64)}
+        return {"values": self._values.cpu().numpy(), "count": np.array(self.count, dtype=np.int64)}
 
-    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Continue from what state() returned."""
-        self._values = torch.from_numpy(np.array(arrays["values"])) if arrays else None
+    def load_state(self, arrays: Mapping[str, np.ndarray], device: torch.device | None = None) -> None:
+        """Continue from what state() returned, on a device."""
+        self._values = torch.from_numpy(np.array(arrays["values"])).to(device or "cpu") if arrays else None
         self.count = int(arrays["count"]) if arrays else 0
 
 
+# Fused: one pass over parameters, mean and state, where torch's plain rules make about ten.
 _RULES: dict[str, Callable[[torch.Tensor, OptimizerConfig], torch.optim.Optimizer]] = {
-    "sgd": lambda tensor, config: torch.optim.SGD([tensor], lr=config.learning_rate),
-    "momentum": lambda tensor, config: torch.optim.SGD([tensor], lr=config.learning_rate, momentum=config.momentum),
-    "adam": lambda tensor, config: torch.optim.Adam([tensor], lr=config.learning_rate),
+    "sgd": lambda tensor, config: torch.optim.SGD([tensor], lr=config.learning_rate, fused=True),
+    "momentum": lambda tensor, config: torch.optim.SGD(
+        [tensor], lr=config.learning_rate, momentum=config.momentum, fused=True
+    ),
+    "adam": lambda tensor, config: torch.optim.Adam([tensor], lr=config.learning_rate, fused=True),
 }
+
+
+def _vector(tensor: torch.Tensor) -> Vector:
+    """The same values as a numpy array, where that takes no copy."""
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
 
 def _rounds(count: int) -> str:

@@ -13,8 +13,8 @@ import numpy as np
 
 from fedsim import phases
 from fedsim.engine.exact import dequantise, resolution_for
-from fedsim.engine.messages import TrainRequest, parameters_record
 from fedsim.engine.same_inputs import Inputs
+from fedsim.engine.work import Gathered, Vector, Work
 from fedsim.errors import Failure
 from fedsim.plan import Plan
 from fedsim.privacy.accountant import epsilon_bounds
@@ -22,7 +22,6 @@ from fedsim.privacy.events import Composed, Event
 from fedsim.privacy.ledger import MODEL_UPDATE, NOTHING, LedgerEntry, merged
 from fedsim.release import CHAIN, LEFT, Chain, Kept, Release, ReleaseLog, ReleasesLost, under
 from fedsim.rows import UserView
-from server.dispatch import Gathered
 from server.identity import Seeds
 from server.optimizer import ServerOptimizer
 
@@ -34,7 +33,7 @@ class Gather(Protocol):
 
     def __call__(
         self,
-        request: TrainRequest,
+        request: Work,
         costs: np.ndarray,
         *,
         next_units: np.ndarray | None = None,
@@ -208,13 +207,13 @@ class Round:
             costs, next_costs = self._costs(units), self._costs(following)
         clip = self.release.clip
         resolution = resolution_for(clip, self.plan.population) if self.exact else 0.0
-        request = TrainRequest(
+        request = Work(
             plan=self.plan.to_json(),
             round=number,
             sampling_seed=self.seeds.sampling,
             units=units,
             clip=clip,
-            parameters=parameters_record(self.parameters),
+            parameters=self.optimizer.vector,
             resolution=resolution,
             inputs=self.inputs,
         )
@@ -228,9 +227,9 @@ class Round:
             self.phases.divide(phases.TRANSPORT, gathered.seconds, gathered.phases)
             noised = self.release.noised_mean(total, clip, number, attempt=attempt, resolution=resolution)
             self.phases.beside(0.0 if ahead is None else ahead.seconds)
-            mean = noised.astype(np.float32, copy=False)
+            mean = noised.astype(np.float32, copy=False) if isinstance(noised, np.ndarray) else noised
             statistics = {**gathered.statistics, "units": float(len(units))}
-            self.release.observe(mean, self.parameters, statistics, number, attempt=attempt)
+            self.release.observe(mean, self.optimizer.vector, statistics, number, attempt=attempt)
         if self.log is not None:
             with self.phases.of(phases.CHECKPOINT):
                 self._leave(number, self.release.kept(mean))
@@ -239,7 +238,8 @@ class Round:
 
     def affords(self, number: int) -> bool:
         """Whether the budget has room for a round, or the round is paid for already."""
-        return not self._to_be_charged(number) or self.budget.affords(number)
+        with self.phases.of(phases.CHARGE):
+            return not self._to_be_charged(number) or self.budget.affords(number)
 
     def units(self, number: int) -> np.ndarray:
         """The units that a round samples: users (ULS), or rows of kept examples (ELS)."""
@@ -250,10 +250,10 @@ class Round:
         """The units of the round after this one, none after the last, for workers to get ready."""
         return self.units(number + 1) if number + 1 < self.plan.steps else np.empty(0, dtype=np.int64)
 
-    def _step(self, number: int, mean: np.ndarray) -> None:
+    def _step(self, number: int, mean: Vector) -> None:
         with self.phases.of(phases.OPTIMIZER):
             self.optimizer.step(mean)
-            if not np.isfinite(self.parameters).all():
+            if not self.optimizer.finite:
                 raise Diverged(number)
 
     def _chain(self, number: int) -> Chain:
@@ -321,7 +321,7 @@ class Round:
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Continue from what state() returned."""
-        self.parameters[:] = arrays[PARAMETERS]
+        self.optimizer.assign(arrays[PARAMETERS])
         self.optimizer.load_state(under(arrays, OPTIMIZER))
         self.release.load_state(under(arrays, RELEASE))
 

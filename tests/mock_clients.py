@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 
 from fedsim.clip import Clip
 from fedsim.engine.exact import quantise
-from fedsim.engine.messages import TrainReply, TrainRequest, parameters_record
+from fedsim.engine.messages import TrainReply, TrainRequest
 
 CLIP = Clip(norm=1.0)
 Tamper = Callable[[TrainRequest, TrainReply, int], TrainReply]
@@ -40,7 +40,7 @@ def request_for(
     A misfortune names a unit at which the worker that computes it is to "die", "hang" or "raise"; mock clients read
     it where others read the plan.
     """
-    parameters = parameters_record(np.zeros(size, dtype=np.float32))
+    parameters = np.zeros(size, dtype=np.float32)
     plan = json.dumps(misfortune or {})
     return TrainRequest(
         **{"round": round, "units": units, "clip": CLIP, "parameters": parameters, "plan": plan, **more}
@@ -49,7 +49,7 @@ def request_for(
 
 def honest_reply(request: TrainRequest) -> TrainReply:
     """The right answer."""
-    size = request.parameters["flat"].shape[0]
+    size = request.parameters.shape[0]
     began = time.perf_counter()
     if request.resolution:
         total = np.zeros(size, dtype=np.int64)

@@ -17,7 +17,7 @@ def fedsim_app() -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         began = time.perf_counter()
         request = TrainRequest.from_record(message.content)
-        total = np.full(request.parameters["flat"].shape, 1e-9, dtype=np.float32)
+        total = np.full(request.parameters.shape, 1e-9, dtype=np.float32)
         seconds = time.perf_counter() - began
         reply = TrainReply(round=request.round, units=request.units, total=total, statistics={"seconds": seconds})
         return Message(reply.to_record(), reply_to=message)

@@ -17,7 +17,7 @@ from benchmarks.engine.small_task import (
 )
 from fedsim.clip import Clip
 from fedsim.engine.grid import WaitingGrid
-from fedsim.engine.messages import TrainReply, TrainRequest, parameters_record
+from fedsim.engine.messages import TrainReply, TrainRequest
 from fedsim.gradients import CausalLanguageModel, ParameterLayout, clipped_sum
 from fedsim.rows import TokenRows
 from server.dispatch import Dispatcher
@@ -35,7 +35,7 @@ def client_app() -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         began = time.perf_counter()
         request = TrainRequest.from_record(message.content)
-        layout.load(model, torch.from_numpy(np.array(request.parameters["flat"].numpy())))
+        layout.load(model, torch.from_numpy(np.array(request.parameters)))
         rows, unit_ids = _rows_of([users[unit] for unit in request.units])
         result = clipped_sum(model, rows, unit_ids, request.clip, objective=CausalLanguageModel())
         reply = TrainReply(
@@ -67,7 +67,7 @@ def train(grid: WaitingGrid, task: Task, rounds: int, noise_multiplier: float) -
     for round in range(rounds):
         began = time.perf_counter()
         units = np.arange(round * task.cohort, (round + 1) * task.cohort) % task.users
-        request = TrainRequest(round=round, units=units, clip=Clip(norm=CLIP_NORM), parameters=parameters_record(flat))
+        request = TrainRequest(round=round, units=units, clip=Clip(norm=CLIP_NORM), parameters=flat)
         total = dispatcher.gather(request, sizes[units]).total
         if noise_multiplier:
             total += noise_multiplier * CLIP_NORM * rng.standard_normal(len(total), dtype=np.float32)

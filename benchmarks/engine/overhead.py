@@ -7,7 +7,7 @@ import numpy as np
 
 from fedsim.clip import Clip
 from fedsim.engine.grid import WaitingGrid
-from fedsim.engine.messages import TrainRequest, parameters_record
+from fedsim.engine.messages import TrainRequest
 from server.dispatch import Dispatcher
 
 CLIP_NORM = 1.0
@@ -25,7 +25,7 @@ def round_seconds(grid: WaitingGrid, cohort: int, payload_bytes: int, rounds: in
             round=round,
             units=rng.permutation(10 * cohort)[:cohort],
             clip=Clip(norm=CLIP_NORM),
-            parameters=parameters_record(flat),
+            parameters=flat,
         )
         costs = rng.pareto(1.5, cohort) + 1
         began = time.perf_counter()

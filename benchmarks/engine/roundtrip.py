@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.engine.no_op import fedsim_app
 from fedsim.clip import Clip
-from fedsim.engine.messages import TrainRequest, parameters_record
+from fedsim.engine.messages import TrainRequest
 from fedsim.engine.ray_grid import RayGrid
 from server.dispatch import Dispatcher
 
@@ -67,13 +67,13 @@ def copy_seconds(source: np.ndarray) -> float:
 
 def round_trip(dispatcher: Dispatcher, flat: np.ndarray, round: int) -> tuple[np.ndarray, float]:
     """One round as a server runs it that keeps one copy of the model: the new model, seconds beyond compute."""
-    request = TrainRequest(round=round, units=np.arange(10), clip=Clip(norm=1.0), parameters=parameters_record(flat))
+    request = TrainRequest(round=round, units=np.arange(10), clip=Clip(norm=1.0), parameters=flat)
     del flat  # the record's copy in shared memory is the model from here on
     began = time.perf_counter()
     gathered = dispatcher.gather(request, np.ones(10))
     seconds = time.perf_counter() - began - gathered.compute_seconds
     total = gathered.total
-    total += request.parameters["flat"].numpy()
+    total += request.parameters
     return total, seconds
 
 

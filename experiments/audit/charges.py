@@ -11,12 +11,11 @@ import numpy as np
 from experiments.audit.canaries import CanaryUsers
 from experiments.audit.rig import OnlyRound, Rig, state_of, without_gradients
 from experiments.audit.turns import in_every_turn
-from fedsim.engine.messages import TrainRequest
+from fedsim.engine.work import Gathered, Work
 from fedsim.errors import Failure
 from fedsim.plan import Plan
 from fedsim.privacy.ledger import MODEL_UPDATE, Ledger, LedgerEntry, read_entries
 from fedsim.release import ReleaseLog
-from server.dispatch import Gathered
 
 
 class Lost(Failure):
@@ -66,7 +65,7 @@ class Asking:
         self.asked = 0
         self.broken: list[str] = []
 
-    def gather(self, request: TrainRequest, costs: np.ndarray, **following: Any) -> Gathered:
+    def gather(self, request: Work, costs: np.ndarray, **following: Any) -> Gathered:
         """What the dispatcher gathers, once the ledger has been read."""
         self.asked += 1
         entries = _charged(self.ledger.path)
@@ -81,7 +80,7 @@ class Asking:
             self.broken.append("a round was charged as something else than the plan's step")
         return self.rig.gather(request, costs, **following)
 
-    def lose(self, request: TrainRequest, costs: np.ndarray, **following: Any) -> Gathered:
+    def lose(self, request: Work, costs: np.ndarray, **following: Any) -> Gathered:
         """The same, of a round that ends then."""
         self.gather(request, costs, **following)
         raise Lost("the server went away")

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import tyro
+from typing_extensions import Doc
 
 from fedsim.errors import InvalidInput
 from fedsim.plan import ALGORITHMS, Algorithm, Plan, Selection, UserSizes, Weighting
@@ -63,13 +63,13 @@ class PlanConfig:
     """Local SGD steps a user takes before its update is clipped (uls); more than one makes this DP-FedAvg."""
     local_learning_rate: float = 0.1
     """Learning rate of the local steps, where there are several."""
-    sampling: Annotated[str, tyro.conf.arg(help=_listed("How units join a round.", SAMPLINGS))] = "poisson"
+    sampling: Annotated[str, Doc(_listed("How units join a round.", SAMPLINGS))] = "poisson"
     sampling_options: tuple[str, ...] = ()
     """Options of the sampling scheme, each written name=value; one that it does not know is answered with those it
     does."""
-    mechanism: Annotated[
-        str, tyro.conf.arg(help=_listed("How the clipped sum is released (docs/mechanisms.md).", MECHANISMS))
-    ] = "gaussian"
+    mechanism: Annotated[str, Doc(_listed("How the clipped sum is released (docs/mechanisms.md).", MECHANISMS))] = (
+        "gaussian"
+    )
     mechanism_options: tuple[str, ...] = ()
     """Options of the mechanism, each written name=value; one that it does not know is answered with those it does."""
     bands: str | None = None

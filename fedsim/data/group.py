@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,6 +31,9 @@ class GroupedParts:
     """
 
     def __init__(self, folder: Path, scratch: Path, memory_limit: str, token_type: np.dtype):
+        # Here, because a store that is there already does without.
+        import duckdb
+
         self._connection = duckdb.connect()
         settings = {
             "memory_limit": memory_limit,

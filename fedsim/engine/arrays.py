@@ -1,4 +1,4 @@
-"""A Flower Array that keeps its numpy array, so that engines can move it without serialising it."""
+"""A Flower Array that keeps its values, so that engines can move it without serialising it."""
 
 from io import BytesIO
 from typing import Any
@@ -6,50 +6,58 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from fedsim.engine.work import Vector
 
-class NumpyArray(Array):
-    """A Flower Array over a numpy array that is turned into bytes only if somebody asks for bytes.
 
-    Flower's own Array holds the bytes of `np.save`: two copies to write and one to read. This one holds the numpy
-    array itself. Ray moves it through shared memory with one copy in and none out; stock Flower asks for `data` and
-    gets exactly the bytes that Flower's own Array would hold, so the receiver sees an ordinary Array.
+class HeldArray(Array):
+    """A Flower Array over a numpy array or a tensor that is turned into bytes only if somebody asks for bytes.
+
+    Flower's own Array holds the bytes of `np.save`: two copies to write and one to read. This one holds the values
+    themselves. In one process they are handed over as they are, a tensor on its device. Ray moves them through shared
+    memory with one copy in and none out; stock Flower asks for `data` and gets exactly the bytes that Flower's own
+    Array would hold, so the receiver sees an ordinary Array.
 
     Args:
-        ndarray: The values. They are not copied: do not write to them while the record is in use.
+        values: The values. They are not copied: do not write to them while the record is in use.
     """
 
-    def __init__(self, ndarray: np.ndarray) -> None:
+    def __init__(self, values: Vector) -> None:
         self.__dict__.update(
-            dtype=str(ndarray.dtype), shape=tuple(ndarray.shape), stype="numpy.ndarray", _ndarray=ndarray
+            dtype=str(values.dtype).removeprefix("torch."),
+            shape=tuple(values.shape),
+            stype="numpy.ndarray",
+            _held=values,
         )
 
     def numpy(self) -> np.ndarray:
-        """The values as a read-only view; nothing is copied."""
-        view = self._held.view()
+        """The values as a read-only view; nothing is copied, unless they are on another device."""
+        values = self.held
+        view = values.view() if isinstance(values, np.ndarray) else values.detach().cpu().numpy()
         view.flags.writeable = False
         return view
 
     @property
-    def _held(self) -> np.ndarray:
+    def held(self) -> Vector:
+        """The values themselves."""
         # In __dict__, because Flower's Array is frozen.
-        held: np.ndarray = self.__dict__["_ndarray"]
-        return held
+        values: Vector = self.__dict__["_held"]
+        return values
 
     @property
     def nbytes(self) -> int:
         """Bytes of the values."""
-        return self._held.nbytes
+        return int(self.held.nbytes)
 
-    def adopt(self, ndarray: np.ndarray) -> None:
+    def adopt(self, values: np.ndarray) -> None:
         """Hold this array of equal values from now on (a copy in shared memory) and let go of the one before."""
-        self.__dict__["_ndarray"] = ndarray
+        self.__dict__["_held"] = values
 
     @property
     def data(self) -> bytes:  # type: ignore[override]
         """The values as `np.save` writes them, made on first use."""
         if "_bytes" not in self.__dict__:
             buffer = BytesIO()
-            np.save(buffer, self._held, allow_pickle=False)
+            np.save(buffer, self.numpy(), allow_pickle=False)
             self.__dict__["_bytes"] = buffer.getvalue()
         written: bytes = self.__dict__["_bytes"]
         return written
@@ -59,24 +67,31 @@ class NumpyArray(Array):
         return Array(self.dtype, self.shape, self.stype, self.data).deflate()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return NumpyArray, (self._held,)
+        return HeldArray, (self.numpy(),)
 
     def __repr__(self) -> str:
-        return f"NumpyArray(dtype={self.dtype}, shape={self.shape})"
+        return f"HeldArray(dtype={self.dtype}, shape={self.shape})"
 
 
-def array_record(**arrays: np.ndarray) -> ArrayRecord:
+def held(array: Array) -> Vector:
+    """An array's values: a tensor as it is, anything else as a read-only numpy array; nothing is copied."""
+    if isinstance(array, HeldArray) and not isinstance(array.held, np.ndarray):
+        return array.held
+    return array.numpy()
+
+
+def array_record(**arrays: Vector) -> ArrayRecord:
     """A record of the named arrays, none of them copied."""
     record = ArrayRecord()
     for name, values in arrays.items():
         # Not ArrayRecord({...}): that would turn every array into bytes.
-        record[name] = NumpyArray(values)
+        record[name] = HeldArray(values)
     return record
 
 
 def stored_bytes(record: ArrayRecord) -> int:
     """Bytes that a record's arrays hold; nothing is serialised to find out."""
-    return sum(array.nbytes if isinstance(array, NumpyArray) else len(array.data) for array in record.values())
+    return sum(array.nbytes if isinstance(array, HeldArray) else len(array.data) for array in record.values())
 
 
 def arrays(content: RecordDict, name: str) -> ArrayRecord:

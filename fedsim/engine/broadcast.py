@@ -6,7 +6,7 @@ from typing import TypeAlias
 import ray
 from flwr.app import ArrayRecord, RecordDict
 
-from fedsim.engine.arrays import NumpyArray, stored_bytes
+from fedsim.engine.arrays import HeldArray, stored_bytes
 
 StoredRecord: TypeAlias = "ray.ObjectRef[ArrayRecord]"
 """A record's copy in Ray's object store. In quotes: at run time Ray's reference takes no type."""
@@ -46,7 +46,7 @@ class Broadcasts:
         # From now on the driver reads the shared copy too, and its private one can be freed.
         for name, shared in ray.get(reference).items():
             array = record[name]
-            if isinstance(array, NumpyArray):
+            if isinstance(array, HeldArray):
                 array.adopt(shared.numpy())
         return reference
 

@@ -1,65 +1,63 @@
 """What server and clients say to each other about held-out users."""
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from fedsim.engine.arrays import array_record, arrays, scalars
+from fedsim.engine.arrays import array_record, arrays, held, scalars
+from fedsim.engine.messages import parameters_record
 from fedsim.engine.same_inputs import Inputs
+from fedsim.engine.work import HeldOutDone, HeldOutWork
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateRequest:
-    """Measure the model on some rows of held-out users.
+class EvaluateRequest(HeldOutWork):
+    """Work on held-out users, as a message carries it.
 
     Attributes:
-        split: "validation" or "test".
-        rows: int64 [R], row indices into that split.
-        parameters, inputs: As in TrainRequest.
+        shared: As in TrainRequest.
     """
 
-    split: str
-    rows: np.ndarray
-    parameters: ArrayRecord
-    inputs: Inputs | None = None
+    shared: ArrayRecord = dataclasses.field(default_factory=ArrayRecord, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.shared:
+            object.__setattr__(self, "shared", parameters_record(self.parameters))
 
     def to_record(self) -> RecordDict:
         inputs = "" if self.inputs is None else self.inputs.to_json()
         return RecordDict(
             {
-                "parameters": self.parameters,
+                "parameters": self.shared,
                 "rows": array_record(rows=np.ascontiguousarray(self.rows, dtype=np.int64)),
                 "request": ConfigRecord({"split": self.split, "inputs": inputs}),
             }
         )
 
     @classmethod
-    def from_record(cls, record: RecordDict) -> "EvaluateRequest":
+    def from_record(cls, record: RecordDict) -> Self:
         request = scalars(record, "request")
+        shared = arrays(record, "parameters")
         return cls(
             split=str(request["split"]),
             rows=arrays(record, "rows")["rows"].numpy(),
-            parameters=arrays(record, "parameters"),
+            parameters=held(shared["flat"]),
+            shared=shared,
             inputs=Inputs.from_json(str(request["inputs"])) if request["inputs"] else None,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateReply:
-    """What was measured, row by row, so that the server can average by user.
+class EvaluateReply(HeldOutDone):
+    """What was measured, as a message carries it."""
 
-    Attributes:
-        rows: The request's rows, echoed.
-        loss_sum: float64 [R], sum of the losses of a row's predicted tokens (nats), or the row's class loss.
-        label_count: int64 [R], predicted tokens (1 for classification).
-        correct: int64 [R], how many of them were predicted right.
-    """
-
-    rows: np.ndarray
-    loss_sum: np.ndarray
-    label_count: np.ndarray
-    correct: np.ndarray
+    @classmethod
+    def of(cls, done: HeldOutDone) -> Self:
+        """The same, ready to be sent."""
+        return cls(rows=done.rows, loss_sum=done.loss_sum, label_count=done.label_count, correct=done.correct)
 
     def to_record(self) -> RecordDict:
         arrays = {
@@ -71,6 +69,6 @@ class EvaluateReply:
         return RecordDict({"measured": array_record(**arrays)})
 
     @classmethod
-    def from_record(cls, record: RecordDict) -> "EvaluateReply":
+    def from_record(cls, record: RecordDict) -> Self:
         measured = arrays(record, "measured")
         return cls(**{name: measured[name].numpy() for name in ("rows", "loss_sum", "label_count", "correct")})

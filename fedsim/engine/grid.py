@@ -29,8 +29,8 @@ class WaitingGrid(Grid):
 
     lost: dict[int, str]
     """Workers that died and could not be replaced, with the reason."""
-    in_turns = False
-    """Whether workers compute one after the other rather than at the same time."""
+    in_process = False
+    """Whether workers are in this process, where they compute one after the other and vectors stay on their device."""
 
     def __init__(self) -> None:
         self.lost = {}

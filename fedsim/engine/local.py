@@ -22,7 +22,7 @@ class LocalGrid(WaitingGrid):
     nothing can stop a client that shares the process.
     """
 
-    in_turns = True
+    in_process = True
 
     def __init__(self, client_app: ClientAppSource, run_config: UserConfig | None = None, *, workers: int = 1) -> None:
         if workers < 1:

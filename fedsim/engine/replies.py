@@ -6,6 +6,7 @@ import numpy as np
 from flwr.app import RecordDict
 
 from fedsim.engine.messages import TrainReply, TrainRequest
+from fedsim.engine.work import Vector
 
 NORM_TOLERANCE, NORM_TOLERANCE_PER_UNIT = 1e-5, 2.0**-24
 """Relative. A float32 sum of n clipped updates may exceed n × bound by rounding: once in all, and in each addition."""
@@ -45,9 +46,9 @@ def check_reply(reply: TrainReply, request: TrainRequest, size: int) -> None:
         raise BadReply(f"it answers round {reply.round}, not {request.round}")
     if not np.array_equal(reply.units, request.units):
         raise BadReply(f"it stands for {len(reply.units)} units that are not the {len(request.units)} asked for")
-    dtype = np.dtype(np.int64 if request.resolution else np.float32)
-    if reply.total.shape != (size,) or reply.total.dtype != dtype:
-        raise BadReply(f"its sum is {reply.total.dtype}{list(reply.total.shape)}, not {dtype}[{size}]")
+    dtype, found = "int64" if request.resolution else "float32", str(reply.total.dtype).removeprefix("torch.")
+    if tuple(reply.total.shape) != (size,) or found != dtype:
+        raise BadReply(f"its sum is {found}{list(reply.total.shape)}, not {dtype}[{size}]")
     for name, value in reply.statistics.items():
         if not math.isfinite(value):
             raise BadReply(f"its statistic {name} is {value}")
@@ -61,11 +62,14 @@ def check_reply(reply: TrainReply, request: TrainRequest, size: int) -> None:
         raise BadReply(f"its sum {what}; {count} clipped updates have at most {bound:.6g}")
 
 
-def norm_within(values: np.ndarray, bound: float) -> float:
+def norm_within(values: Vector, bound: float) -> float:
     """The L2 norm, to float32 accuracy where it is clearly below `bound` and to float64 accuracy otherwise.
 
-    One pass over memory in the usual case. NaN or infinity in, NaN or infinity out.
+    One pass over memory in the usual case; of a tensor always in float64, where it is. NaN or infinity in, NaN or
+    infinity out.
     """
+    if not isinstance(values, np.ndarray):
+        return math.sqrt(sum(float(part.double().square().sum()) for part in values.split(1 << 24)))
     if values.dtype == np.float32:
         with np.errstate(over="ignore", invalid="ignore"):
             quick = math.sqrt(sum(float(np.dot(part, part)) for part in _parts(values)))

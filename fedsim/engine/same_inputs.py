@@ -7,12 +7,6 @@ user may count twice in a sum, and the guarantee is for half of what happened.
 import json
 from dataclasses import asdict, dataclass
 
-from flwr.app import ConfigRecord, RecordDict
-
-from fedsim.engine.arrays import scalars
-
-REFUSAL = "refusal"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
@@ -61,13 +55,3 @@ def require_same_inputs(server: Inputs | None, worker: Inputs | None) -> None:
         f"{'; '.join(reasons)}. A unit's number would mean another's text, or its update another model's: give every "
         "node the same files, or one shared folder (prepare writes a store for --data.source store)"
     )
-
-
-def refusal_record(refusal: InputsDiffer) -> RecordDict:
-    """The reply of a worker that refuses."""
-    return RecordDict({REFUSAL: ConfigRecord({"reason": str(refusal)})})
-
-
-def refusal_in(record: RecordDict) -> str | None:
-    """Why the worker refused; None for any other reply."""
-    return str(scalars(record, REFUSAL)["reason"]) if REFUSAL in record else None

@@ -5,19 +5,24 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
+import torch
 
 from fedsim.clip import Clip
+from fedsim.engine.work import Vector
 from fedsim.errors import Failure, InvalidInput
 from fedsim.plan import Plan
-from fedsim.privacy.mechanisms import DrawsAhead, GaussianNoise, NoiseSource
+from fedsim.privacy.mechanisms import DrawsAhead, GaussianNoise, Noise, NoiseSource
 from fedsim.privacy.mechanisms.banded.filter import BufferFilter, CorrelatedNoise, FloatFilter, GridFilter, NoiseFilter
 from fedsim.privacy.mechanisms.quantile_clip import COUNT_RESOLUTION
 from fedsim.randomness import StreamNoise
 from fedsim.release.ahead import Ahead
+from fedsim.release.device_noise import DeviceNoise
 from fedsim.release.log import Kept, ReleasesLost
 from fedsim.secure_noise import SecureNoise
 
 CLIP_NORM = "clip_norm"
+SUM = "noise"
+"""Purpose of the noise of a round's sum."""
 NOISE = "noise/"
 CHAIN, PAST = "chain", "past"
 """Of correlated noise: how the chain stands, and, where it cannot be drawn again, what earlier rounds drew."""
@@ -40,6 +45,8 @@ class Release:
             each release.
         exact: Whether sums are exact, and so float64.
         threads: How many may draw noise at the same time; the noise is the same whatever it is.
+        device: Where sums are, and where Gaussian noise of a seed is drawn for float32 sums; anything else is drawn on
+            the host. A CPU is the host.
 
     Raises:
         InvalidInput: A mechanism whose noise is none that a moving clip norm's count can share, or whose clip is not
@@ -54,6 +61,7 @@ class Release:
         *,
         exact: bool = False,
         threads: int = 1,
+        device: torch.device | None = None,
     ) -> None:
         self.plan = plan
         self.clip_norm = plan.clip_norm
@@ -61,6 +69,7 @@ class Release:
         self._noise_seed = noise_seed
         self._dtype = np.float64 if exact else np.float32
         self._threads = threads
+        self.device = torch.device("cpu") if device is None else device
         self._drawn: tuple[object, NoiseSource, Ahead] | None = None
         event = plan.step_event() if plan.noise_multiplier > 0 else None
         self.noise = plan.mechanism.noise(event, plan.sum_noise_multiplier, sizes)
@@ -89,6 +98,13 @@ class Release:
     def correlated(self) -> bool:
         """Whether a round's noise depends on that of earlier ones, so that it cannot be released anew if lost."""
         return self.chain is not None
+
+    @property
+    def on_device(self) -> bool:
+        """Whether noise is drawn on the sums' device rather than the host."""
+        gaussian = isinstance(self.noise, GaussianNoise)
+        elsewhere = self.correlated or self._noise_seed is None or self._dtype != np.float32
+        return self.device.type != "cpu" and gaussian and not elsewhere
 
     @property
     def chain_state(self) -> tuple[int, int, int]:
@@ -135,15 +151,16 @@ class Release:
             ahead.stop()
 
     def noised_mean(
-        self, total: np.ndarray, clip: Clip, round: int, *, attempt: int = 0, resolution: float = 0.0
-    ) -> np.ndarray:
+        self, total: Vector, clip: Clip, round: int, *, attempt: int = 0, resolution: float = 0.0
+    ) -> Vector:
         """(total + noise)/normaliser, in place: the released mean.
 
         The noise of one round is drawn from its own keyed stream and never used for another sum. Divided by the
         expected, never the realised, number of units: the latter would leak who took part.
 
         Args:
-            total: The sum of updates clipped by `clip`, float32 or (from exact sums) float64 [P]; overwritten.
+            total: The sum of updates clipped by `clip`, float32 or (from exact sums) float64 [P]; overwritten, but for
+                a tensor whose noise is not drawn on its device: that is brought to the host.
             clip: The round's clip.
             round: The round, from 0.
             attempt: How often the round was released before (and lost); each attempt has noise of its own.
@@ -158,10 +175,12 @@ class Release:
             drawn[2].finish()
         else:
             source = self._source_of(round, attempt, resolution)
+        if not self.on_device and not isinstance(total, np.ndarray):
+            total = total.cpu().numpy()
         self.noise.add(total, clip, source)
         if isinstance(source, CorrelatedNoise):
             source.finish()
-        total /= total.dtype.type(self.plan.normaliser)
+        total /= float(self.plan.normaliser)
         return total
 
     def kept(self, mean: np.ndarray) -> Kept:
@@ -181,7 +200,7 @@ class Release:
             attempt: As then.
         """
         assert self.chain is not None
-        correlated = self._next_of_chain(self.chain, self._source("noise", round, attempt), round, attempt)
+        correlated = self._next_of_chain(self.chain, self._source(SUM, round, attempt), round, attempt)
         if isinstance(self.chain, GridFilter):
             self.chain.take(kept.state[PAST])
         else:
@@ -191,7 +210,7 @@ class Release:
 
     def _source_of(self, round: int, attempt: int, resolution: float) -> DrawsAhead:
         """Where the noise of a round's sum comes from."""
-        source = self._source("noise", round, attempt, resolution)
+        source = self._source(SUM, round, attempt, resolution)
         return source if self.chain is None else self._next_of_chain(self.chain, source, round, attempt)
 
     def _next_of_chain(self, chain: NoiseFilter, source: NoiseSource, round: int, attempt: int) -> CorrelatedNoise:
@@ -202,8 +221,8 @@ class Release:
 
     def observe(
         self,
-        released: np.ndarray,
-        parameters: np.ndarray,
+        released: Vector,
+        parameters: Vector,
         statistics: Mapping[str, float],
         round: int,
         *,
@@ -218,7 +237,8 @@ class Release:
             round: The round.
             attempt: How often the round was released before.
         """
-        self.noise.observe(released, parameters)
+        if type(self.noise).observe is not Noise.observe:  # others would copy what they do not look at
+            self.noise.observe(_on_host(released), _on_host(parameters))
         if self.clip_rule is not None:
             fraction = self.clip_rule.noised_fraction(
                 statistics["units"] - statistics.get("clipped_units", 0.0),
@@ -236,6 +256,8 @@ class Release:
         if self._noise_seed is None:
             return SecureNoise(resolution)
         place = (round, attempt) if attempt else (round,)
+        if purpose == SUM and self.on_device:
+            return DeviceNoise(self._noise_seed, purpose, *place, device=self.device)
         return StreamNoise(self._noise_seed, purpose, *place, threads=self._threads)
 
     def state(self) -> dict[str, np.ndarray]:
@@ -263,7 +285,7 @@ class Release:
             self.chain.load(arrays[PAST], rounds)
             return
         for round in range(begins, begins + rounds):
-            self.chain.correlated(self._source("noise", round, attempt)).finish(draw=True)
+            self.chain.correlated(self._source(SUM, round, attempt)).finish(draw=True)
         if zlib.crc32(self.chain.past.data) != checksum:
             raise ReleasesLost(begins + rounds, "the noise of rounds before it cannot be drawn again by this software")
 
@@ -280,6 +302,12 @@ def _chain(plan: Plan, size: int, secure: bool, exact: bool) -> NoiseFilter | No
     if secure:
         return GridFilter(plan.noise_coefficients, size, plan.sum_noise_multiplier)
     return FloatFilter(plan.noise_coefficients, size, wide=exact)
+
+
+def _on_host(vector: Vector) -> np.ndarray:
+    """The values as a numpy array."""
+    host: np.ndarray = vector if isinstance(vector, np.ndarray) else vector.cpu().numpy()
+    return host
 
 
 def under(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

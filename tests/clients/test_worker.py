@@ -14,7 +14,7 @@ from fedsim.config import EngineConfig, EvaluationConfig, PlanConfig, RunConfig
 from fedsim.data.config import DataConfig
 from fedsim.engine.evaluation_messages import EvaluateRequest
 from fedsim.engine.exact import dequantise, resolution_for
-from fedsim.engine.messages import TrainRequest, parameters_record
+from fedsim.engine.messages import TrainRequest
 from fedsim.models.config import ModelConfig, SmallModelConfig
 from fedsim.plan import ElsPlan, Plan, UlsPlan
 
@@ -49,7 +49,7 @@ def plan_of(worker: Worker, algorithm: str, **changes: int) -> Plan:
 
 def ask(worker: Worker, plan: Plan, units: np.ndarray, **changes: object) -> TrainRequest:
     values: dict = {"plan": plan.to_json(), "round": 3, "sampling_seed": 5, "clip": Clip(norm=plan.clip_norm)}
-    parameters = parameters_record(worker.layout.flatten(worker.model).numpy())
+    parameters = worker.layout.flatten(worker.model).numpy()
     return TrainRequest(**{**values, "units": units, "parameters": parameters, **changes})
 
 
@@ -94,6 +94,18 @@ def test_rows_fetched_ahead_are_the_ones_that_would_be_drawn(worker: Worker) -> 
     np.testing.assert_array_equal(worker.train(ask(worker, plan, following, round=4)).total, expected)
 
 
+def test_sums_are_what_the_parameters_were(worker: Worker) -> None:
+    """A tensor for a tensor, which then need not leave the device."""
+    plan, units = plan_of(worker, "uls"), np.arange(3)
+    asked = ask(worker, plan, units)
+    of_array = worker.train(asked).total
+    of_tensor = worker.train(ask(worker, plan, units, parameters=torch.from_numpy(asked.parameters))).total
+    assert isinstance(of_array, np.ndarray)
+    assert isinstance(of_tensor, torch.Tensor)
+    assert of_tensor.device.type == worker.device.type
+    np.testing.assert_array_equal(of_tensor.cpu().numpy(), of_array)
+
+
 def test_a_reply_says_how_long_rows_and_gradients_took(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Apart, and no more together than all of it."""
     took = {"load": 0.05, "compute": 0.1}
@@ -110,7 +122,7 @@ def test_parameters_that_are_not_finite_add_zero_and_are_counted(worker: Worker)
     broken = worker.layout.flatten(worker.model).numpy()
     kept = broken.copy()
     broken[:] = np.nan
-    reply = worker.train(ask(worker, plan, np.arange(3), parameters=parameters_record(broken)))
+    reply = worker.train(ask(worker, plan, np.arange(3), parameters=broken))
     assert reply.statistics["nonfinite_units"] == 3
     assert not reply.total.any()
     worker.layout.load(worker.model, kept)
@@ -135,7 +147,7 @@ def test_a_micro_batch_that_does_not_fit_is_halved_for_good(worker: Worker) -> N
 
 def test_held_out_rows_are_measured_one_by_one(worker: Worker) -> None:
     rows = np.array([0, 3, 1])
-    parameters = parameters_record(worker.layout.flatten(worker.model).numpy())
+    parameters = worker.layout.flatten(worker.model).numpy()
     reply = worker.evaluate(EvaluateRequest(split="test", rows=rows, parameters=parameters))
     alone = worker.evaluate(EvaluateRequest(split="test", rows=rows[1:2], parameters=parameters))
     assert reply.loss_sum[1] == pytest.approx(alone.loss_sum[0], rel=1e-5)

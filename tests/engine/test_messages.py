@@ -1,15 +1,17 @@
 """Requests and replies as records: nothing lost, nothing copied, nothing kept alive."""
 
 import gc
+import pickle
 import weakref
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from mock_clients import honest_reply, request_for
 
 from fedsim.clip import Clip, ClipBlock
-from fedsim.engine.arrays import NumpyArray, arrays, scalars
+from fedsim.engine.arrays import HeldArray, arrays, scalars
 from fedsim.engine.messages import TrainReply, TrainRequest
 
 UNITS = np.array([4, 1, 7])
@@ -31,7 +33,9 @@ def test_a_request_comes_back_as_it_was() -> None:
     assert np.array_equal(got.next_units, [9])
     assert (got.round, got.clip) == (3, CLIPPED)
     assert (got.resolution, got.plan, got.sampling_seed) == (2.0**-30, "{}", 11)
-    assert got.parameters is sent.parameters
+    assert got.shared is sent.shared
+    assert np.shares_memory(got.parameters, sent.parameters)
+    assert not got.parameters.flags.writeable
 
 
 def test_a_reply_comes_back_as_it_was_without_a_copy() -> None:
@@ -42,18 +46,31 @@ def test_a_reply_comes_back_as_it_was_without_a_copy() -> None:
     assert got.statistics == sent.statistics
 
 
+def test_tensors_cross_a_process_as_they_are_and_a_wire_as_numpy_bytes() -> None:
+    flat = torch.arange(5.0)
+    request = TrainRequest(round=0, units=UNITS, clip=CLIPPED, parameters=flat)
+    record = request.to_record()
+    assert TrainRequest.from_record(record).parameters is flat
+    sent = pickle.loads(pickle.dumps(arrays(record, "parameters")["flat"]))
+    ours, theirs = arrays(record, "parameters")["flat"], Array(flat.numpy())
+    assert (ours.dtype, ours.shape, ours.data) == (theirs.dtype, theirs.shape, theirs.data)
+    for array in (ours, sent):
+        assert np.array_equal(array.numpy(), flat.numpy())
+        assert not array.numpy().flags.writeable
+
+
 def test_reading_a_message_leaves_no_cycle_that_holds_its_arrays() -> None:
     gc.collect()
     gc.disable()
     try:
         record = honest_reply(request_for(UNITS)).to_record()
-        values = weakref.ref(arrays(record, "total")["flat"].__dict__["_ndarray"])
+        values = weakref.ref(arrays(record, "total")["flat"].__dict__["_held"])
         reply = TrainReply.from_record(record)
         assert values() is not None
         del record, reply
         assert values() is None
         request = request_for(UNITS)
-        values = weakref.ref(request.parameters["flat"].__dict__["_ndarray"])
+        values = weakref.ref(request.shared["flat"].__dict__["_held"])
         received = TrainRequest.from_record(request.to_record())
         del request, received
         assert values() is None
@@ -72,7 +89,7 @@ def test_records_of_the_wrong_kind_are_refused() -> None:
 
 
 def test_an_adopted_array_replaces_the_values_held() -> None:
-    array = NumpyArray(np.zeros(4))
-    before = weakref.ref(array.__dict__["_ndarray"])
+    array = HeldArray(np.zeros(4))
+    before = weakref.ref(array.__dict__["_held"])
     array.adopt(np.zeros(4))
     assert before() is None

@@ -12,7 +12,7 @@ from mock_clients import known_sum, make_app, request_for
 from ray.cluster_utils import Cluster
 
 from fedsim.engine import ray_grid
-from fedsim.engine.arrays import NumpyArray
+from fedsim.engine.arrays import HeldArray
 from fedsim.engine.cluster import room_for
 from fedsim.engine.local import LocalGrid
 from fedsim.engine.messages import TRAIN, parameters_record
@@ -34,10 +34,10 @@ def inspecting_app() -> ClientApp:
         import os
 
         array = message.content.array_records["parameters"]["flat"]
-        values = array.__dict__["_ndarray"]
+        values = array.__dict__["_held"]
         seen = {
             "node": ray.get_runtime_context().get_node_id(),
-            "ours": type(array) is NumpyArray,
+            "ours": type(array) is HeldArray,
             "first": float(values[0]),
             "owns": bool(values.flags.owndata),
             "writeable": bool(values.flags.writeable),
@@ -92,8 +92,8 @@ def test_replies_are_read_from_shared_memory(grid: RayGrid) -> None:
     content = request_for(UNITS, size=500_000).to_record()
     (reply,) = grid.send_and_receive([Message(content, 1, TRAIN)])
     total = reply.content.array_records["total"]["flat"]
-    assert type(total) is NumpyArray
-    assert not total.__dict__["_ndarray"].flags.owndata
+    assert type(total) is HeldArray
+    assert not total.__dict__["_held"].flags.owndata
 
 
 def test_a_broadcast_is_stored_once_a_round_and_freed_with_its_record(grid: RayGrid) -> None:
@@ -112,7 +112,7 @@ def test_a_broadcast_is_stored_once_a_round_and_freed_with_its_record(grid: RayG
 def test_a_record_that_changes_between_rounds_is_sent_again(grid: RayGrid) -> None:
     request = request_for(UNITS, size=100_000)
     for round, value in enumerate([1.0, 2.0]):
-        request.parameters["flat"] = NumpyArray(np.full(100_000, value, dtype=np.float32))
+        request.shared["flat"] = HeldArray(np.full(100_000, value, dtype=np.float32))
         message = Message(request.to_record(), 1, "query.look", group_id=str(round))
         (reply,) = grid.send_and_receive([message])
         assert reply.content.config_records["seen"]["first"] == value

@@ -20,8 +20,8 @@ from fedsim.config import EngineConfig, PlanConfig, RunConfig
 from fedsim.data.config import DataConfig
 from fedsim.engine.evaluation_messages import EvaluateRequest
 from fedsim.engine.local import LocalGrid
-from fedsim.engine.messages import TrainRequest, parameters_record
-from fedsim.engine.same_inputs import Inputs, InputsDiffer, refusal_record, require_same_inputs
+from fedsim.engine.messages import TrainRequest, refusal_record
+from fedsim.engine.same_inputs import Inputs, InputsDiffer, require_same_inputs
 from fedsim.models.config import ModelConfig, SmallModelConfig
 from fedsim.models.fingerprint import model_fingerprint, weights_fingerprint
 from fedsim.privacy.ledger import read_entries
@@ -57,7 +57,7 @@ def app_that_holds(inputs: dict[int, Inputs]) -> ClientApp:
 def test_requests_carry_seeds_of_any_length_and_what_they_are_of(inputs: Inputs | None, seed: int) -> None:
     got = TrainRequest.from_record(request_for(UNITS, sampling_seed=seed, inputs=inputs).to_record())
     assert (got.sampling_seed, got.inputs) == (seed, inputs)
-    sent = EvaluateRequest(split="test", rows=UNITS, parameters=parameters_record(np.zeros(3)), inputs=inputs)
+    sent = EvaluateRequest(split="test", rows=UNITS, parameters=np.zeros(3), inputs=inputs)
     assert EvaluateRequest.from_record(sent.to_record()).inputs == inputs
 
 

@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
-from fedsim.engine.arrays import NumpyArray, array_record, stored_bytes
+from fedsim.engine.arrays import HeldArray, array_record, stored_bytes
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -35,7 +35,7 @@ def test_rounds_on_flowers_own_engine() -> None:
 
 def test_a_numpy_array_is_to_flower_what_its_own_array_is() -> None:
     values = np.arange(12, dtype=np.float32).reshape(3, 4)
-    ours, theirs = NumpyArray(values), Array(values)
+    ours, theirs = HeldArray(values), Array(values)
     assert (ours.dtype, ours.shape, ours.stype, ours.data) == (theirs.dtype, theirs.shape, theirs.stype, theirs.data)
     assert ours.object_id == theirs.object_id
     assert not ours.numpy().flags.writeable
@@ -55,7 +55,7 @@ def test_flower_inflates_a_plain_array_from_what_a_numpy_array_deflates_to() -> 
 
 def test_stored_bytes_counts_either_kind() -> None:
     record = ArrayRecord()
-    record["ours"] = NumpyArray(np.zeros(10, dtype=np.float32))
+    record["ours"] = HeldArray(np.zeros(10, dtype=np.float32))
     assert stored_bytes(record) == 40
     record["theirs"] = Array(np.zeros(10, dtype=np.float32))
     assert stored_bytes(record) > 80

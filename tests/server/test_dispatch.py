@@ -49,17 +49,17 @@ def test_sum_is_the_same_however_units_are_split(workers: int, units_per_message
         assert max(len(request.units) for _, request in grid.asked) <= units_per_message
 
 
-@pytest.mark.parametrize("in_turns", [True, False])
-def test_the_seconds_of_a_round_are_the_busiest_workers(in_turns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("in_process", [True, False])
+def test_the_seconds_of_a_round_are_the_busiest_workers(in_process: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all workers, where they take turns in one process."""
 
     def timed(request: TrainRequest, reply: TrainReply, node: int) -> TrainReply:
         seconds = {"seconds": 10.0 * node, "load_seconds": 1.0 * node, "compute_seconds": 7.0 * node}
         return replace(reply, statistics=reply.statistics | seconds)
 
-    monkeypatch.setattr(LocalGrid, "in_turns", in_turns)
+    monkeypatch.setattr(LocalGrid, "in_process", in_process)
     gathered = Dispatcher(LocalGrid(make_app(timed), workers=3)).gather(request_for(UNITS), COSTS)
-    times = 6 if in_turns else 3
+    times = 6 if in_process else 3
     assert gathered.phases == {"load": 1.0 * times, "compute": 7.0 * times}
     assert gathered.compute_seconds == 10.0 * times
 

@@ -12,7 +12,6 @@ from mock_training import MockStore
 
 from fedsim.engine.evaluation_messages import EvaluateReply, EvaluateRequest
 from fedsim.engine.local import LocalGrid
-from fedsim.engine.messages import parameters_record
 from server.evaluation import EvaluationFailed, Measurement, evaluate, held_out_rows
 from server.packing import Roster
 
@@ -54,7 +53,7 @@ class LateGrid(LocalGrid):
 
 
 def measure(grid: LocalGrid, rows: np.ndarray = ROWS, patience: float = 60.0) -> Measurement:
-    return evaluate(Roster(grid, patience), STORE, "test", rows, parameters_record(np.zeros(4, np.float32)))
+    return evaluate(Roster(grid, patience), STORE, "test", rows, np.zeros(4, np.float32))
 
 
 @pytest.mark.parametrize("grid", [LocalGrid(clients(), workers=3), LateGrid(clients(), workers=40)])

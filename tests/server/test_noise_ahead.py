@@ -168,20 +168,30 @@ def test_what_goes_wrong_in_the_background_ends_the_round_and_loses_nothing(
     assert all(np.array_equal(after[name], before[name]) for name in before)
 
 
-def test_a_round_draws_while_its_workers_compute(tmp_path: Path) -> None:
-    seen: list[str] = []
+def test_a_round_draws_while_its_workers_compute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not before they are asked, and not when they have answered."""
+    asked, seen, draw_ahead = threading.Event(), [], StreamNoise.draw_ahead
 
     def total(request: TrainRequest) -> np.ndarray:
-        for thread in threading.enumerate():
-            if thread.name == "noise":
-                thread.join(10)
-                seen.append(thread.name)
+        asked.set()
+        (drawing,) = (thread for thread in threading.enumerate() if thread.name == "noise")
+        drawing.join(10)
+        seen.append("sum")
         return sum_of_units(request)
+
+    def waiting(self: StreamNoise, *arguments: Any) -> Iterator[None]:
+        steps = draw_ahead(self, *arguments)
+        yield next(steps)
+        assert asked.wait(10)
+        yield from steps
+        seen.append(threading.current_thread().name)
+        asked.clear()
 
     plan = uls_plan(steps=2)
     expected = training(tmp_path / "other", plan).run().parameters
+    monkeypatch.setattr(StreamNoise, "draw_ahead", waiting)
     run = training(tmp_path / "run", plan, clients=mock_clients(total), workers=1)
     np.testing.assert_array_equal(run.run().parameters, expected)
-    assert seen == ["noise", "noise"]
+    assert seen == ["noise", "sum", "noise", "sum"]
     assert len(expected) == PARAMETERS
     assert run.phases.so_far().beside > 0

@@ -111,7 +111,7 @@ def test_clients_ledger_and_weights_do_not_know_of_it(tmp_path: Path, rule: str)
         asked: list[bytes] = []
 
         def total(request: TrainRequest) -> np.ndarray:
-            asked.append(request.parameters["flat"].numpy().tobytes())
+            asked.append(request.parameters.tobytes())
             return sum_of_units(request)
 
         made = training(folder, uls_plan(steps=5), clients=mock_clients(total), workers=1, name=rule, **options)

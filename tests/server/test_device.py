@@ -1,0 +1,168 @@
+"""Rounds whose vectors are tensors on the workers' device: what they release, and that nothing copies them about.
+
+Where there is no GPU the tensors are a CPU's, which the server then does not turn into numpy arrays.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mock_training import PARAMETERS, mock_clients, sum_of_units, training, uls_plan
+from scipy import stats
+
+from fedsim.engine.replies import norm_within
+from fedsim.engine.work import Vector, Work
+from fedsim.errors import InvalidInput
+from fedsim.privacy.mechanisms import MECHANISMS
+from fedsim.release import Release, device_noise
+from fedsim.release.device_noise import DeviceNoise
+from server import optimizer
+from server.identity import Seeds, require_noise_of
+from server.training import Training
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A device whose vectors stay tensors."""
+    monkeypatch.setattr(optimizer, "_vector", lambda tensor: tensor)
+    return torch.device(request.param)
+
+
+def noise(device: torch.device, size: int, *key: Any, cuts: tuple[int, ...] = ()) -> np.ndarray:
+    """1 + 2·N(0, 1), drawn in parts."""
+    source, total, start = DeviceNoise(*(key or (3, "noise", 1)), device=device), torch.ones(size, device=device), 0
+    for stop in (*cuts, size):
+        source.add_normal(total[start:stop], 2.0)
+        start = stop
+    return total.cpu().numpy()
+
+
+def test_noise_on_a_device_is_the_same_however_a_vector_is_cut(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_noise, "BLOCK", 64)
+    whole = noise(device, 1000)
+    for cuts in ((1,), (64,), (63, 65, 500), (0, 10, 20, 999)):
+        np.testing.assert_array_equal(noise(device, 1000, cuts=cuts), whole)
+    np.testing.assert_array_equal(noise(device, 300), whole[:300])
+
+
+def test_noise_on_a_device_is_normal_and_its_own_for_each_key_and_block(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_noise, "BLOCK", 4096)
+    drawn = (noise(device, 8 * 4096) - 1) / 2
+    assert stats.kstest(drawn, "norm").pvalue > 1e-3
+    keys = [(3, "noise", 2), (3, "count", 1), (3, "noise", 1, 1), (3 + 2**200, "noise", 1), (b"3!", "noise", 1)]
+    rows = [*drawn.reshape(8, -1), *(noise(device, 4096, *key) for key in keys)]
+    assert np.abs(np.corrcoef(rows) - np.eye(len(rows))).max() < 5 / np.sqrt(4096)
+
+
+def on(device: torch.device, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Training:
+    """A run whose parameters, sums and noise are on a device; its workers check that they are."""
+
+    def total(request: Work) -> Vector:
+        assert isinstance(request.parameters, torch.Tensor)
+        assert request.parameters.device.type == device.type
+        return torch.from_numpy(sum_of_units(request)).to(device)
+
+    plan_of = {name: changes.pop(name) for name in ("noise_multiplier", "mechanism") if name in changes}
+    run = training(folder, uls_plan(**plan_of), clients=mock_clients(total), **changes)
+    round = run.job.round
+    flat = torch.zeros(PARAMETERS, device=device)
+    round.optimizer = optimizer.ServerOptimizer(flat, round.optimizer._config, run.plan.steps)
+    round.release = Release(run.plan, {"parameters": PARAMETERS}, round.seeds.noise, device=device)
+    if run.plan.mechanism.name == "gaussian":
+        monkeypatch.setattr(Release, "on_device", True)
+    return run
+
+
+@pytest.mark.parametrize("rule", [{}, {"name": "adam"}, {"name": "momentum", "average": "tail"}])
+def test_a_run_on_a_device_ends_as_one_on_the_host(
+    rule: dict[str, Any], device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without noise, which two kinds of device draw differently; after going on from its state too."""
+    rule = {"learning_rate": 0.5, **rule}
+    host = training(tmp_path / "host", uls_plan(noise_multiplier=0.0), epsilon=np.inf, **rule)
+    monkeypatch.undo()
+    expected = host.run().parameters
+    monkeypatch.setattr(optimizer, "_vector", lambda tensor: tensor)
+    made = [
+        on(device, tmp_path / name, monkeypatch, noise_multiplier=0.0, epsilon=np.inf, **rule) for name in ("a", "b")
+    ]
+    made[0].round += 1
+    made[0].job.round.run(0, made[0].job.gather)
+    kept = made[0].state()
+    assert all(isinstance(array, np.ndarray) for array in kept.arrays.values())
+    made[1].load_state(kept)
+    for run in made:
+        outcome = run.run()
+        assert isinstance(outcome.parameters, np.ndarray)
+        np.testing.assert_allclose(outcome.parameters, expected, atol=1e-6)
+
+
+def test_noise_on_a_device_has_the_planned_scale(
+    device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = on(device, tmp_path / "a", monkeypatch, seeds=Seeds(sampling=1, noise=2)).run().parameters
+    host = training(tmp_path / "b", uls_plan(noise_multiplier=0.0), epsilon=np.inf).run().parameters
+    drawn = (one - host).astype(np.float64) * 10  # units a round, divided by the expected cohort
+    assert drawn.std() == pytest.approx(np.sqrt(3), rel=0.02)  # of three rounds
+    other = on(device, tmp_path / "c", monkeypatch, seeds=Seeds(sampling=1, noise=3)).run().parameters - host
+    assert abs(np.corrcoef(drawn, other)[0, 1]) < 0.05
+
+
+def test_noise_that_no_device_draws_is_drawn_on_the_host(
+    device: torch.device, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """That of a run on the host: here Laplace noise, on sums that are on the device."""
+    mechanism = MECHANISMS.build("randomised-laplace")
+    one = on(device, tmp_path / "a", monkeypatch, mechanism=mechanism).run().parameters
+    monkeypatch.undo()
+    host = training(tmp_path / "b", uls_plan(mechanism=mechanism)).run().parameters
+    np.testing.assert_allclose(one, host, atol=1e-6)
+
+
+def test_where_noise_is_drawn_on_a_device() -> None:
+    """Gaussian noise of a seed for float32 sums, and only where the device is none of the host's."""
+    cuda = torch.device("cuda")
+
+    def made(seed: int | None = 1, exact: bool = False, device: torch.device = cuda, **changes: Any) -> Release:
+        return Release(uls_plan(**changes), {"all": 10}, seed, exact=exact, device=device)
+
+    assert made().on_device
+    assert made(mechanism=MECHANISMS.build("adaptive-noise")).on_device
+    elsewhere = [made(None), made(exact=True), made(device=torch.device("cpu"))]
+    elsewhere.append(made(mechanism=MECHANISMS.build("randomised-laplace")))
+    assert not any(release.on_device for release in elsewhere)
+
+
+def test_norms_of_tensors_are_those_of_arrays() -> None:
+    values = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
+    assert norm_within(torch.from_numpy(values), 1.0) == pytest.approx(norm_within(values, 1.0), rel=1e-12)
+    assert not np.isfinite(norm_within(torch.tensor([1.0, torch.nan]), 1.0))
+
+
+def test_a_run_that_goes_on_elsewhere_says_that_its_noise_is_other(caplog: pytest.LogCaptureFixture) -> None:
+    """And does not where a round that runs again must repeat its noise."""
+    require_noise_of("cuda", "cuda", Seeds(sampling=1, noise=2, repeats=True), "runs/mine")
+    with caplog.at_level(logging.WARNING):
+        require_noise_of("cuda", "cpu", Seeds(sampling=1, noise=2), "runs/mine")
+    assert "drawn on cuda, is now drawn on cpu" in caplog.text
+    with pytest.raises(InvalidInput, match="drawn on cpu, not on cuda"):
+        require_noise_of("cuda", "cpu", Seeds(sampling=1, noise=2, repeats=True), "runs/mine")
+
+
+def test_a_checkpoint_knows_where_noise_was_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = training(tmp_path / "a", uls_plan(), seeds=Seeds(sampling=1, noise=2, repeats=True))
+    kept = run.state()
+    run.load_state(kept)
+    monkeypatch.setattr(Release, "on_device", True)
+    run.job.round.release.device = torch.device("cuda")
+    with pytest.raises(InvalidInput, match="drawn on cuda, not on cpu"):
+        run.load_state(kept)
