@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
@@ -47,6 +48,24 @@ def test_sum_is_the_same_however_units_are_split(workers: int, units_per_message
         assert gathered.messages == workers
     else:
         assert max(len(request.units) for _, request in grid.asked) <= units_per_message
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("tensors", [False, True])
+def test_a_sum_is_the_servers_own(workers: int, tensors: bool) -> None:
+    """Writing to it writes to no worker's reply, which in one process may be what the worker goes on with."""
+    replies = []
+
+    def kept(request: TrainRequest, reply: TrainReply, node: int) -> TrainReply:
+        replies.append(torch.from_numpy(reply.total) if tensors else reply.total)
+        return replace(reply, total=replies[-1])
+
+    grid = LocalGrid(make_app(kept), workers=workers)
+    total = Dispatcher(grid).gather(request_for(UNITS), COSTS).total
+    assert isinstance(total, torch.Tensor) == tensors
+    assert np.array_equal(np.asarray(total), known_sum(UNITS, 0, 40))
+    total += 1
+    assert np.array_equal(sum(np.asarray(reply) for reply in replies), known_sum(UNITS, 0, 40))
 
 
 @pytest.mark.parametrize("in_process", [True, False])
