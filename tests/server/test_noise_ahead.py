@@ -19,6 +19,7 @@ from fedsim.privacy.mechanisms.banded.coefficients import on_grid, square_root_c
 from fedsim.randomness import StreamNoise
 from fedsim.release import Release, release
 from fedsim.sampling import Turns
+from fedsim.secure_noise import SecureNoise
 
 SIZES = {"h.0.attn.weight": 700, "h.0.attn.bias": 30, "wte.weight": 1270}
 TOTAL = sum(SIZES.values())
@@ -135,6 +136,14 @@ def test_noise_drawn_for_one_release_is_never_used_for_another(kind: str) -> Non
         again = made.noised_mean(np.zeros(TOTAL, dtype=np.float32), made.clip, 0)
     assert abs(np.corrcoef(first, other)[0, 1]) < 0.1
     assert np.array_equal(first, again) == (kind == "gaussian")  # which any draw of the round is
+
+
+def test_secure_noise_drawn_for_another_deviation_is_drawn_anew() -> None:
+    source, total = SecureNoise(), np.zeros(20_000)
+    for _ in source.draw_ahead([(len(total), 1.0)], np.float64, 1 << 30):
+        pass
+    source.add_normal(total, 0.7)
+    assert total.std() == pytest.approx(0.7, rel=0.03)
 
 
 def failing_from(piece: int) -> Any:
