@@ -78,6 +78,14 @@ def test_each_way_of_a_step_has_its_line(monkeypatch: pytest.MonkeyPatch, capsys
     assert (only["case"], only["way"], only["tokens"]) == ("64x1", "ours", 6 * size.length)
 
 
+def test_whole_rounds_have_their_phases(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = run("rounds-tiny-lora", monkeypatch, capsys)
+    assert line["size"] == "tiny-lora"
+    assert line["rounds"] == 6
+    assert 0 < line["beyond_gradients"] < 1
+    assert "compute" in line["in_words"]
+
+
 def test_what_a_device_can_do_is_stated(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = run("ceilings", monkeypatch, capsys)
     assert line.keys() == {"device", "torch", "copy_gb_per_second", "bfloat16_tflops"}

@@ -7,6 +7,8 @@ it had.
 import argparse
 import json
 import os
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -29,7 +31,9 @@ from benchmarks.gpu.steps import (
 from benchmarks.gradient_models import SIZES, Size, build
 
 MODELS = ("350m", "1.1b-lora", "7b-lora", "124m")
-CELLS = ("ceilings", "clips", *MODELS)
+ROUNDS = "rounds-"
+"""What a cell's name begins with that measures whole rounds of the model named after it."""
+CELLS = ("ceilings", "clips", "350m", ROUNDS + "350m", *MODELS[1:])
 """In order of worth."""
 SMALL_AND_LARGE = {False: (8192, 32768), True: (2048, 8192)}
 """Tokens of the micro-batches that are tried, for models of up to a billion parameters and for wider ones."""
@@ -50,6 +54,8 @@ def main() -> None:
         ceilings(device)
     elif options.cell == "clips":
         clips(device, options.checks)
+    elif options.cell.startswith(ROUNDS):
+        rounds(options.cell.removeprefix(ROUNDS), device)
     else:
         steps(options.cell, device, options)
 
@@ -89,6 +95,16 @@ def clips(device: torch.device, number: int) -> None:
         largest_reach=float(np.max([line["reach"] for line in lines])),  # nan where one is
         largest_float32_error=max(float(line.get("against_float64", 0)) for line in lines),  # type: ignore[arg-type]
     )
+
+
+def rounds(name: str, device: torch.device) -> None:
+    """Rounds end to end, by phase: one worker in this process, 256 users with a row each in expectation."""
+    arguments = ["--size", name, "--engine", "direct", "--rows", "1", "--rounds", "6", "--warm-up", "3"]
+    if device.type == "cuda":
+        arguments += ["--users", "256", "--precision", "bfloat16"]
+    command = [sys.executable, "-m", "benchmarks.round", *arguments]
+    printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    say(in_words=printed[0], **json.loads(printed[-1]))
 
 
 def steps(name: str, device: torch.device, options: argparse.Namespace) -> None:

@@ -33,6 +33,10 @@ def write_page(lines: list[dict[str, Any]], out: Path) -> Path:
                 f"{line['device']}, torch {line['torch']}: a copy moves {line['copy_gb_per_second']:,} GB/s, read and "
                 f"written; a product of 8192 x 8192 bfloat16 matrices runs at {line['bfloat16_tflops']:.0f} TFLOP/s.\n"
             )
+        if "in_words" in line:
+            text.append(
+                f"A round end to end ({line['in_words']}): gradients are {1 - line['beyond_gradients']:.0%} of it.\n"
+            )
         if "checks" in line:
             text.append(
                 f"{line['checks']} checks of the clip, {line['number_failed']} failed: copies of one unit reached "

@@ -91,7 +91,7 @@ def compiled_pass(asked: FastSum) -> CompiledPass | None:
     key = _pass_key(asked)
     if key not in known:
         try:
-            made = CompiledPass(asked.model, asked.layers, asked.head, varied=_shapes(asked) > 1)
+            made = CompiledPass(asked.model, asked.layers, asked.head, varied=_shapes(asked) > 2)
             fault = _fault(asked, made)
         except (torch.OutOfMemoryError, MemoryError, InvalidInput, Failure):
             raise
