@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.func import functional_call
@@ -36,9 +37,56 @@ def _is_conv1d(module: Any) -> bool:
     return type(module).__name__ == "Conv1D" and weight is not None and weight.ndim == 2
 
 
+def _is_table(module: Any) -> bool:
+    """Of rows whose gradients are what autograd says they are."""
+    table = isinstance(module, torch.nn.Embedding)
+    return table and module.max_norm is None and not module.scale_grad_by_freq and not module.sparse
+
+
 def _is_embedding(module: Any) -> bool:
-    plain = type(module).forward is torch.nn.Embedding.forward
-    return plain and module.max_norm is None and not module.scale_grad_by_freq and not module.sparse
+    return _is_table(module) and type(module).forward is torch.nn.Embedding.forward
+
+
+_scaled_embeddings: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
+
+
+def _is_scaled_embedding(module: Any) -> bool:
+    """A table whose rows are looked up and multiplied by something, found out by trying, once."""
+    if not _is_table(module) or [name for name, _ in module.named_parameters()] != ["weight"]:
+        return False
+    if module not in _scaled_embeddings:
+        _scaled_embeddings[module] = _scales(module)
+    return _scaled_embeddings[module]
+
+
+@torch.no_grad()
+def _scales(module: torch.nn.Embedding) -> bool:
+    """Whether rows of random values come out as `_times` says.
+
+    The table that is put in is a window that moves along a line of values: no two of its rows are alike, and they take
+    the memory of one column, where a table of a large vocabulary would take gigabytes.
+    """
+    words, width = module.weight.shape
+    line = torch.randn(words + width - 1, generator=torch.Generator().manual_seed(0)).to(module.weight)
+    table = line.unfold(0, width, 1)
+    index = torch.arange(0, words, max(1, words // 256), device=line.device).view(1, -1)
+    try:
+        found = functional_call(module, {"weight": table}, index)
+        expected = table[index] * _times(module, index)
+    except Exception:  # what else it may be is not known: it is no such layer
+        return False
+    off = float((found - expected).double().norm())
+    return found.shape == expected.shape and off <= 4 * torch.finfo(line.dtype).eps * float(found.double().norm())
+
+
+def _times(module: torch.nn.Embedding, index: torch.Tensor) -> torch.Tensor:
+    """What each value that is looked up is multiplied by: what a table of ones gives.
+
+    Asking the module keeps its own rounding.
+    """
+    ones = torch.ones((), dtype=module.weight.dtype, device=module.weight.device)
+    scale: torch.Tensor = functional_call(module, {"weight": ones.expand_as(module.weight)}, index)
+    return scale
 
 
 def _is_layer_norm(module: Any) -> bool:
@@ -76,6 +124,12 @@ def embedding(tape: Tape, module: Any, inputs: tuple[torch.Tensor, ...], gradien
     if module.padding_idx is not None:
         gradient = gradient.masked_fill((index == module.padding_idx).unsqueeze(-1), 0)
     tape.lookup(module.weight, tape.by_row(index.unsqueeze(-1))[..., 0], tape.by_row(gradient))
+
+
+@layer("embedding", _is_scaled_embedding)
+def scaled_embedding(tape: Tape, module: Any, inputs: tuple[torch.Tensor, ...], gradient: torch.Tensor) -> None:
+    """The same with each value multiplied by a constant, and so its gradient."""
+    embedding(tape, module, inputs, gradient * _times(module, inputs[0]))
 
 
 @layer("normalisation", _is_layer_norm)
