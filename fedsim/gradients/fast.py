@@ -9,8 +9,7 @@ import torch
 
 from fedsim.clip import Clip
 from fedsim.gradients.clipping import CLIP_MARGIN, ClippedSum, ModelClip, is_finite, rounded_down
-from fedsim.gradients.compiled import CompiledPass
-from fedsim.gradients.group_gradients import GroupGradients
+from fedsim.gradients.compiled.graphs import CompiledPass
 from fedsim.gradients.head import fused_loss, head_loss, plain_head
 from fedsim.gradients.layers import rule_for
 from fedsim.gradients.model import (
@@ -24,9 +23,10 @@ from fedsim.gradients.model import (
     trainable_parameters,
 )
 from fedsim.gradients.objective import Batch, CausalLanguageModel, Objective, RowLosses
+from fedsim.gradients.per_unit.group_gradients import GroupGradients
+from fedsim.gradients.per_unit.unit_gradients import FACTOR_BITS
 from fedsim.gradients.reference import unit_gradient
 from fedsim.gradients.tape import Forms, Record, Tape, recording
-from fedsim.gradients.unit_gradients import FACTOR_BITS
 from fedsim.gradients.units import Units, groups_of, measured_pass, pack_units
 from fedsim.rows import TokenRows
 

@@ -10,8 +10,8 @@ import torch
 from fedsim.gradients.kernels import loss_gradient_, usable
 from fedsim.gradients.model import compute_dtype
 from fedsim.gradients.objective import Batch, RowLosses, causal_logits
+from fedsim.gradients.per_unit.unit_gradients import add_product, batched_outer, holds_gradient
 from fedsim.gradients.tape import Tape
-from fedsim.gradients.unit_gradients import add_product, batched_outer, holds_gradient
 from fedsim.gradients.units import Group
 from fedsim.rows import IGNORED_LABEL
 

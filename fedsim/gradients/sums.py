@@ -9,11 +9,12 @@ import torch
 from fedsim.clip import Clip
 from fedsim.errors import Failure, InvalidInput
 from fedsim.gradients.clipping import SMALLEST_LIMIT, ClippedSum
+from fedsim.gradients.compiled.trial import compiled_pass, forget_compiled, worth_compiling
 from fedsim.gradients.fast import FastSum
 from fedsim.gradients.model import check_deterministic, exact_products, model_device
 from fedsim.gradients.objective import Objective
 from fedsim.gradients.reference import LocalSteps, clipped_units, reference_sum
-from fedsim.gradients.trial import compiled_pass, forget_compiled, why_reference, worth_compiling
+from fedsim.gradients.trial import why_reference
 from fedsim.gradients.units import make_units, token_budget
 from fedsim.rows import TokenRows
 

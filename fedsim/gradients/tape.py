@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from fedsim.gradients.clipping import ModelClip
-from fedsim.gradients.group_gradients import GroupGradients
-from fedsim.gradients.unit_gradients import UnitGradients
+from fedsim.gradients.per_unit.group_gradients import GroupGradients
+from fedsim.gradients.per_unit.unit_gradients import UnitGradients
 from fedsim.gradients.units import Group, RowOrder
 
 

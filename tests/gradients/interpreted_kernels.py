@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fedsim.gradients import kernels
-from fedsim.gradients.unit_gradients import UnitGradients, add_outer, gram_inner
+from fedsim.gradients.per_unit.unit_gradients import UnitGradients, add_outer, gram_inner
 from fedsim.rows import IGNORED_LABEL
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
@@ -211,9 +211,8 @@ def test_the_callers_take_the_kernels_where_they_may_and_only_there(monkeypatch:
     taken: list[str] = []
     names = ("weighted_products", "gram_norms_of")
     for name in names:
-        monkeypatch.setattr(
-            f"fedsim.gradients.unit_gradients.{name}", lambda *a, name=name: taken.append(name) or torch.zeros(2, 1, 2)
-        )
+        place = f"fedsim.gradients.per_unit.unit_gradients.{name}"
+        monkeypatch.setattr(place, lambda *a, name=name: taken.append(name) or torch.zeros(2, 1, 2))
 
     def calls(one: torch.Tensor, other: torch.Tensor) -> list[str]:
         taken.clear()

@@ -10,12 +10,11 @@ from fedsim.gradients import (
     CausalLanguageModel,
     ClippedSum,
     clipped_sum,
-    group_gradients,
     head,
     layer_paths,
-    unit_gradients,
 )
 from fedsim.gradients.model import ParameterLayout
+from fedsim.gradients.per_unit import group_gradients, unit_gradients
 from fedsim.rows import TokenRows
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")

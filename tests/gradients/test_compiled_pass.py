@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from fedsim.clip import Clip
-from fedsim.gradients import CausalLanguageModel, ClippedSum, clipped_sum, compiled, trial
+from fedsim.gradients import CausalLanguageModel, ClippedSum, clipped_sum
+from fedsim.gradients.compiled import graphs, trial
 from fedsim.gradients.model import ParameterLayout
 from fedsim.rows import TokenRows
 
@@ -20,7 +21,7 @@ VOCABULARY = 60
 @pytest.fixture(autouse=True)
 def _traced_and_not_compiled_further(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs as they are traced, run by torch: what a compiler of kernels would add takes a minute."""
-    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+    monkeypatch.setattr(graphs, "BACKEND", "aot_eager")
     torch._dynamo.reset()
 
 
@@ -100,7 +101,7 @@ def summed(model: torch.nn.Module, rows: TokenRows, ids: np.ndarray, clip: Clip,
     return clipped_sum(model, rows, ids, clip, objective=CausalLanguageModel(), max_tokens=80, **options)
 
 
-def passes_of(model: torch.nn.Module) -> list[compiled.CompiledPass | None]:
+def passes_of(model: torch.nn.Module) -> list[graphs.CompiledPass | None]:
     return list(trial._compiled.get(model, {}).values())
 
 
@@ -162,12 +163,12 @@ def test_a_pass_whose_gradients_are_off_is_not_taken(
     torch.manual_seed(0)
     model = small()
     rows, ids = ragged()
-    record = compiled.CompiledPass.record
+    record = graphs.CompiledPass.record
 
     def off(self: Any, tape: Any, inputs: Any, gradients: Any) -> None:
         record(self, tape, inputs, (gradients[0], 1.2 * gradients[1], *gradients[2:]))
 
-    monkeypatch.setattr(compiled.CompiledPass, "record", off)
+    monkeypatch.setattr(graphs.CompiledPass, "record", off)
     expected = summed(model, rows, ids, Clip(norm=1.0), compiled=False)
     with caplog.at_level(logging.WARNING):
         found = summed(model, rows, ids, Clip(norm=1.0), compiled=True)
@@ -185,7 +186,7 @@ def test_a_pass_that_fails_later_is_done_again_without(
     summed(model, rows, ids, Clip(norm=1.0), compiled=True)
     expected = summed(model, rows, ids, Clip(norm=1.0), compiled=False)
     calls = []
-    hidden = compiled.CompiledPass.hidden
+    hidden = graphs.CompiledPass.hidden
 
     def failing(self: Any, batch: Any) -> Any:
         calls.append(batch)
@@ -193,7 +194,7 @@ def test_a_pass_that_fails_later_is_done_again_without(
             raise RuntimeError("no more graphs")
         return hidden(self, batch)
 
-    monkeypatch.setattr(compiled.CompiledPass, "hidden", failing)
+    monkeypatch.setattr(graphs.CompiledPass, "hidden", failing)
     with caplog.at_level(logging.WARNING):
         found = summed(model, rows, ids, Clip(norm=1.0), compiled=True)
         again = summed(model, rows, ids, Clip(norm=1.0), compiled=True)

@@ -12,7 +12,7 @@ from fedsim.errors import Failure
 from fedsim.gradients import CausalLanguageModel, clipped_sum, layer_paths
 from fedsim.gradients import head as head_module
 from fedsim.gradients.head import fused_loss, plain_head
-from fedsim.gradients.unit_gradients import UnitGradients
+from fedsim.gradients.per_unit.unit_gradients import UnitGradients
 
 OBJECTIVE = CausalLanguageModel()
 

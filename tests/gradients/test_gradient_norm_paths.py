@@ -20,7 +20,7 @@ from fedsim.gradients import (
 )
 from fedsim.gradients.fast import unsure
 from fedsim.gradients.objective import RowLosses
-from fedsim.gradients.unit_gradients import UnitGradients, batched_inner, squared_row_norms
+from fedsim.gradients.per_unit.unit_gradients import UnitGradients, batched_inner, squared_row_norms
 from fedsim.rows import TokenRows
 
 

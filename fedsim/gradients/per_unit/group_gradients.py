@@ -7,7 +7,7 @@ import torch
 
 from fedsim.gradients.clipping import ModelClip
 from fedsim.gradients.kernels import gram_norms_of, usable, weighted_products
-from fedsim.gradients.unit_gradients import UnitGradients, squared_row_norms
+from fedsim.gradients.per_unit.unit_gradients import UnitGradients, squared_row_norms
 from fedsim.gradients.units import Group
 
 Pair = tuple[torch.Tensor, torch.Tensor]
