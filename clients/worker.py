@@ -44,7 +44,8 @@ class Computing:
 
     Attributes:
         gradients: "fast" or "reference".
-        autocast: Whether the model runs in bfloat16.
+        autocast: Whether the model runs in bfloat16; None: on a GPU.
+        compiled: Whether its passes are compiled; None: as `clipped_sum` chooses.
         exact: Whether sums are exact, so that the number of threads must be fixed.
         threads: That number.
         max_tokens: Tokens of a micro-batch; None chooses by the device.
@@ -52,7 +53,8 @@ class Computing:
     """
 
     gradients: Literal["fast", "reference"] = "fast"
-    autocast: bool = False
+    autocast: bool | None = False
+    compiled: bool | None = None
     exact: bool = False
     threads: int = 1
     max_tokens: int | None = None
@@ -64,7 +66,8 @@ class Computing:
         engine = config.engine
         return cls(
             gradients=config.gradients,
-            autocast=engine.precision == "bfloat16",
+            autocast={"auto": None, "float32": False, "bfloat16": True}[engine.precision],
+            compiled={"auto": None, "on": True, "off": False}[engine.compile],
             exact=engine.exact,
             threads=engine.cpus_per_worker,
             max_tokens=engine.max_tokens or None,
@@ -179,6 +182,7 @@ class Worker:
             objective=self.objective,
             max_tokens=max(max_tokens, length),
             autocast=self._autocast,
+            compiled=self.computing.compiled,
         ).total.cpu()
         return len(tokens)
 
@@ -209,7 +213,15 @@ class Worker:
     ) -> ClippedSum:
         """Many units in one pass, or one after the other where each takes local steps."""
         common = self._common(plan, max_tokens)
-        return clipped_sum(self.model, rows, unit_ids, request.clip, method=self.computing.gradients, **common)
+        return clipped_sum(
+            self.model,
+            rows,
+            unit_ids,
+            request.clip,
+            method=self.computing.gradients,
+            compiled=self.computing.compiled,
+            **common,
+        )
 
     def _exact(
         self, plan: Plan, request: Work, rows: TokenRows, unit_ids: np.ndarray, max_tokens: int | None
@@ -248,7 +260,8 @@ class Worker:
 
     @property
     def _autocast(self) -> torch.dtype | None:
-        return torch.bfloat16 if self.computing.autocast else None
+        on = self.device.type == "cuda" if self.computing.autocast is None else self.computing.autocast
+        return torch.bfloat16 if on else None
 
     def _with_memory_left(self, compute: Callable[[int | None], ClippedSum]) -> ClippedSum:
         """compute(max_tokens), with the micro-batch halved for good each time the device runs out of memory."""

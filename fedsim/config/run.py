@@ -107,8 +107,11 @@ class EngineConfig:
     """How often a user's update is asked for, of another worker each time, before the round fails."""
     max_tokens: int = 0
     """Tokens of one micro-batch; 0 chooses from the device."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 runs the model in mixed precision on a GPU; norms and sums stay float32."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """bfloat16 runs the model in mixed precision, norms and sums stay float32; auto does on a GPU alone."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether the model's forward and backward pass are compiled (torch.compile); auto does for models of 67 million
+    parameters and more on a GPU, where the minute or two that it takes, once a worker, are likely to be won back."""
     exact: bool = False
     """Sum clipped updates as fixed-point integers: the same bits for any number of workers, at the cost of one
     gradient a user at a time."""

@@ -1,14 +1,16 @@
 """The client's worker on a real model and store: what it returns is what the plan in the message says."""
 
+import copy
 import os
 import time
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 
-from clients.worker import Worker
+from clients.worker import Computing, Worker
 from fedsim.clip import Clip
 from fedsim.config import EngineConfig, EvaluationConfig, PlanConfig, RunConfig
 from fedsim.data.config import DataConfig
@@ -156,3 +158,42 @@ def test_held_out_rows_are_measured_one_by_one(worker: Worker) -> None:
 
 def test_trial_work_says_how_many_tokens_it_did(worker: Worker) -> None:
     assert worker.work(160) == 160
+
+
+@pytest.mark.parametrize(
+    ("precision", "kind", "half"),
+    [
+        ("auto", "cpu", False),
+        ("auto", "cuda", True),
+        ("float32", "cuda", False),
+        ("bfloat16", "cpu", True),
+    ],
+)
+def test_precision_is_chosen_by_the_device_unless_it_is_given(
+    worker: Worker, precision: Literal["auto", "float32", "bfloat16"], kind: str, half: bool
+) -> None:
+    """On a device of another kind, too, of which nothing is asked."""
+    computing = Computing.of(RunConfig(engine=EngineConfig(precision=precision)))
+    other = copy.copy(worker)
+    other.computing, other.device = computing, torch.device(kind)
+    assert other._autocast == (torch.bfloat16 if half else None)
+
+
+@pytest.mark.parametrize(("compile", "compiled"), [("auto", None), ("on", True), ("off", False)])
+def test_passes_are_compiled_as_the_run_asks_for(
+    worker: Worker, compile: Literal["auto", "on", "off"], compiled: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def noting(*arguments: object, **options: object) -> None:
+        asked.append(options["compiled"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("clients.worker.clipped_sum", noting)
+    other = copy.copy(worker)
+    other.computing = Computing.of(RunConfig(engine=EngineConfig(compile=compile)))
+    with pytest.raises(KeyboardInterrupt):
+        other.train(ask(worker, plan_of(worker, "uls"), np.arange(2)))
+    with pytest.raises(KeyboardInterrupt):
+        other.work(64)
+    assert asked == [compiled, compiled]

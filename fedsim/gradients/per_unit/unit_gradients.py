@@ -236,10 +236,7 @@ class UnitGradients:
         return squared, spread
 
     def add_weighted(
-        self,
-        target: torch.Tensor,
-        factors: torch.Tensor,
-        without: Sequence[tuple[torch.Tensor, torch.Tensor]] = (),
+        self, target: torch.Tensor, factors: torch.Tensor, without: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
     ) -> None:
         """target [*shape] += Σ over units of factors [u] · gradient.
 
@@ -273,8 +270,7 @@ class UnitGradients:
         gram = gram_form(left, right)
         self.paths.add("Gram norm" if gram else "direct norm")
         if gram and usable(left, right):
-            squared, spread = gram_norms_of([(left, right)])
-            return squared[0], spread[0]
+            return tuple(found[0] for found in gram_norms_of([(left, right)]))  # type: ignore[return-value]
         chunk = max(1, GRAM_ELEMENTS // (n * n if gram else p * q))
         squares, spreads = [], []
         for start in range(0, u, chunk):
