@@ -121,7 +121,7 @@ class Worker:
         return cls(loaded.model, loaded.objective, resources.store, computing, vocabulary, inputs)
 
     def train(self, request: Work) -> Done:
-        """The clipped sum over the request's units: a tensor on the worker's device where the parameters are a tensor.
+        """The clipped sum over the request's units: a tensor where the parameters are one, on their device.
 
         Raises:
             InputsDiffer: The units or the parameters are of other data or another model than this worker holds.
@@ -142,7 +142,8 @@ class Worker:
             result = self._nothing(request)
         statistics = _statistics(result, request, rows)  # waits for the device, so that its time is known
         computed = time.perf_counter()
-        total = result.total if isinstance(request.parameters, torch.Tensor) else result.total.cpu().numpy()
+        given = request.parameters
+        total = result.total.to(given.device) if isinstance(given, torch.Tensor) else result.total.cpu().numpy()
         seconds = {
             "load_seconds": loaded - fetching,
             "compute_seconds": computed - computing,

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from fedsim.config import OptimizerConfig
-from fedsim.engine.work import Vector
+from fedsim.engine.work import Vector, on_host
 from fedsim.schedule import schedule_factor
 
 AVERAGE = "average/"
@@ -85,8 +85,7 @@ class ServerOptimizer:
     @property
     def result_on_host(self) -> np.ndarray:
         """The same as a numpy array."""
-        host: np.ndarray = torch.as_tensor(self.result).cpu().numpy()
-        return host
+        return on_host(self.result)
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything beside the parameters that a resumed run needs, as named arrays."""

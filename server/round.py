@@ -14,7 +14,7 @@ import numpy as np
 from fedsim import phases
 from fedsim.engine.exact import dequantise, resolution_for
 from fedsim.engine.same_inputs import Inputs
-from fedsim.engine.work import Gathered, Vector, Work
+from fedsim.engine.work import Gathered, Vector, Work, on_host
 from fedsim.errors import Failure
 from fedsim.plan import Plan
 from fedsim.privacy.accountant import epsilon_bounds
@@ -223,7 +223,7 @@ class Round:
                     self.budget.charge(number)  # once all is known to be right, and before anybody is asked
             with self.phases.of(phases.TRANSPORT):
                 gathered = gather(request, costs, next_units=following, next_costs=next_costs)
-                total = dequantise(gathered.total, resolution) if resolution else gathered.total
+                total = dequantise(on_host(gathered.total), resolution) if resolution else gathered.total
             self.phases.divide(phases.TRANSPORT, gathered.seconds, gathered.phases)
             noised = self.release.noised_mean(total, clip, number, attempt=attempt, resolution=resolution)
             self.phases.beside(0.0 if ahead is None else ahead.seconds)

@@ -126,3 +126,9 @@ class Gathered:
     seconds: float
     compute_seconds: float
     phases: Mapping[str, float] = field(default_factory=dict)
+
+
+def on_host(vector: Vector) -> np.ndarray:
+    """The values as a numpy array: themselves, or a copy of what another device has."""
+    host: np.ndarray = vector if isinstance(vector, np.ndarray) else vector.cpu().numpy()
+    return host

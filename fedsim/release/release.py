@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fedsim.clip import Clip
-from fedsim.engine.work import Vector
+from fedsim.engine.work import Vector, on_host
 from fedsim.errors import Failure, InvalidInput
 from fedsim.plan import Plan
 from fedsim.privacy.mechanisms import DrawsAhead, GaussianNoise, Noise, NoiseSource
@@ -175,8 +175,8 @@ class Release:
             drawn[2].finish()
         else:
             source = self._source_of(round, attempt, resolution)
-        if not self.on_device and not isinstance(total, np.ndarray):
-            total = total.cpu().numpy()
+        # A sum that no worker computed, of nobody, is the host's.
+        total = torch.as_tensor(total, device=self.device) if self.on_device else on_host(total)
         self.noise.add(total, clip, source)
         if isinstance(source, CorrelatedNoise):
             source.finish()
@@ -238,7 +238,7 @@ class Release:
             attempt: How often the round was released before.
         """
         if type(self.noise).observe is not Noise.observe:  # others would copy what they do not look at
-            self.noise.observe(_on_host(released), _on_host(parameters))
+            self.noise.observe(on_host(released), on_host(parameters))
         if self.clip_rule is not None:
             fraction = self.clip_rule.noised_fraction(
                 statistics["units"] - statistics.get("clipped_units", 0.0),
@@ -302,12 +302,6 @@ def _chain(plan: Plan, size: int, secure: bool, exact: bool) -> NoiseFilter | No
     if secure:
         return GridFilter(plan.noise_coefficients, size, plan.sum_noise_multiplier)
     return FloatFilter(plan.noise_coefficients, size, wide=exact)
-
-
-def _on_host(vector: Vector) -> np.ndarray:
-    """The values as a numpy array."""
-    host: np.ndarray = vector if isinstance(vector, np.ndarray) else vector.cpu().numpy()
-    return host
 
 
 def under(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

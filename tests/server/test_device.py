@@ -14,7 +14,7 @@ from mock_training import PARAMETERS, mock_clients, sum_of_units, training, uls_
 from scipy import stats
 
 from fedsim.engine.replies import norm_within
-from fedsim.engine.work import Vector, Work
+from fedsim.engine.work import Gathered, Vector, Work
 from fedsim.errors import InvalidInput
 from fedsim.privacy.mechanisms import MECHANISMS
 from fedsim.release import Release, device_noise
@@ -63,6 +63,9 @@ def test_noise_on_a_device_is_normal_and_its_own_for_each_key_and_block(
     assert np.abs(np.corrcoef(rows) - np.eye(len(rows))).max() < 5 / np.sqrt(4096)
 
 
+PLANNED = ("noise_multiplier", "mechanism", "sampling_probability")
+
+
 def on(device: torch.device, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Training:
     """A run whose parameters, sums and noise are on a device; its workers check that they are."""
 
@@ -71,7 +74,7 @@ def on(device: torch.device, folder: Path, monkeypatch: pytest.MonkeyPatch, **ch
         assert request.parameters.device.type == device.type
         return torch.from_numpy(sum_of_units(request)).to(device)
 
-    plan_of = {name: changes.pop(name) for name in ("noise_multiplier", "mechanism") if name in changes}
+    plan_of = {name: changes.pop(name) for name in PLANNED if name in changes}
     run = training(folder, uls_plan(**plan_of), clients=mock_clients(total), **changes)
     round = run.job.round
     flat = torch.zeros(PARAMETERS, device=device)
@@ -115,6 +118,36 @@ def test_noise_on_a_device_has_the_planned_scale(
     assert drawn.std() == pytest.approx(np.sqrt(3), rel=0.02)  # of three rounds
     other = on(device, tmp_path / "c", monkeypatch, seeds=Seeds(sampling=1, noise=3)).run().parameters - host
     assert abs(np.corrcoef(drawn, other)[0, 1]) < 0.05
+
+
+def test_a_round_of_nobody_on_a_device_still_releases_noise(
+    device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sum of no reply is the host's, whatever the others are."""
+    run = on(device, tmp_path, monkeypatch, sampling_probability=1e-9)
+    assert run.run().parameters.std() == pytest.approx(np.sqrt(3) / run.plan.normaliser, rel=0.02)
+
+
+def test_exact_sums_of_a_device_are_released_on_the_host(
+    device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = on(device, tmp_path / "a", monkeypatch)
+    host = training(tmp_path / "b", run.plan)
+    monkeypatch.undo()
+    for one, tensors in ((run, True), (host, False)):
+        round = one.job.round
+        round.exact = True
+        round.release = Release(one.plan, {"parameters": PARAMETERS}, 2, exact=True, device=round.optimizer.device)
+
+        def gather(request: Work, *rest: Any, tensors: bool = tensors, **following: Any) -> Gathered:
+            total = np.rint(sum_of_units(request) / request.resolution).astype(np.int64)
+            return Gathered(
+                total=torch.from_numpy(total) if tensors else total, statistics={"clipped_units": 0.0},
+                units=len(request.units), messages=1, failures=(), seconds=0.0, compute_seconds=0.0,
+            )  # fmt: skip
+
+        round.run(0, gather)
+    np.testing.assert_array_equal(run.job.round.parameters, host.job.round.parameters)
 
 
 def test_noise_that_no_device_draws_is_drawn_on_the_host(
