@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from fedsim.clip import Clip
 from fedsim.config import RunConfig, from_flat
 from fedsim.engine.exact import quantise
 from fedsim.engine.same_inputs import Inputs, require_same_inputs
-from fedsim.engine.work import Done, HeldOutDone, HeldOutWork, Work
+from fedsim.engine.work import Done, HeldOutDone, HeldOutWork, Vector, Work
 from fedsim.gradients import (
     ClippedSum,
     LocalSteps,
@@ -133,7 +134,7 @@ class Worker:
         rows, unit_ids = self._fetched(plan, request)
         self._fetch_ahead(plan, request)
         loaded = time.perf_counter()
-        self.layout.load(self.model, request.parameters)
+        self.layout.load(self.model, as_tensor(request.parameters))
         compute = self._exact if request.resolution else self._clipped
         computing = time.perf_counter()
         if len(rows):
@@ -159,7 +160,7 @@ class Worker:
         """
         require_same_inputs(request.inputs, self.inputs)
         rows = self.store.split(request.split).take(request.rows)
-        self.layout.load(self.model, request.parameters)
+        self.layout.load(self.model, as_tensor(request.parameters))
         losses = evaluate_rows(self.model, rows, self.objective, device=self.device)
         return HeldOutDone(
             rows=request.rows,
@@ -276,6 +277,15 @@ class Worker:
                 logger.warning("out of memory: micro-batches shrink to %d tokens", smaller)
                 self.max_tokens = smaller
                 torch.cuda.empty_cache()
+
+
+def as_tensor(flat: Vector) -> torch.Tensor:
+    """The same memory as a tensor, to be read alone: what a shared object store owns is not copied on its way."""
+    if isinstance(flat, torch.Tensor):
+        return flat
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it must not be written to
+        return torch.from_numpy(flat)
 
 
 def _place(request: Work, round: int, units: np.ndarray) -> tuple[str, int, int, bytes]:

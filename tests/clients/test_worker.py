@@ -3,6 +3,7 @@
 import copy
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Literal
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from clients.worker import Computing, Worker
+from clients.worker import Computing, Worker, as_tensor
 from fedsim.clip import Clip
 from fedsim.config import EngineConfig, EvaluationConfig, PlanConfig, RunConfig
 from fedsim.data.config import DataConfig
@@ -106,6 +107,17 @@ def test_sums_are_what_the_parameters_were(worker: Worker) -> None:
     assert isinstance(of_tensor, torch.Tensor)
     assert of_tensor.device.type == worker.device.type
     np.testing.assert_array_equal(of_tensor.cpu().numpy(), of_array)
+
+
+def test_parameters_that_must_not_be_written_to_are_read_where_they_are() -> None:
+    """As the shared object store gives them; and not a word of it."""
+    flat = np.arange(4, dtype=np.float32)
+    flat.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read = as_tensor(flat)
+    assert read.data_ptr() == flat.ctypes.data
+    assert as_tensor(read) is read
 
 
 def test_a_reply_says_how_long_rows_and_gradients_took(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
