@@ -2,7 +2,7 @@
 
 Floating-point noise has two weaknesses. Its low-order bits tell sums apart that the noise should make alike (Mironov
 2012, "On significance of the least significant bits for differential privacy"), and a statistical generator can be
-predicted from what it has put out. Here the key of each release comes from the operating system and is forgotten,
+predicted from what it has put out. Here the keys of each release come from the operating system and are forgotten,
 the bits come from AES-256 in counter mode, and what is added is floor(Z/h) for an exact Gaussian Z and a grid step h:
 for a sum that lies on the grid, S + h·floor(Z/h) = h·floor((S + Z)/h), which is a function of the continuous Gaussian
 mechanism's output. By post-processing its guarantee holds as it stands, without a new accountant.
@@ -19,6 +19,8 @@ import math
 import secrets
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -68,12 +70,14 @@ class SecureNoise:
     Args:
         resolution: Step of the grid that the sums lie on, a power of two (`fedsim.engine.exact`; ½ for a count of
             halves). 0 for float sums, which are rounded to the grid first; their own rounding is not covered then.
-        bits: Where randomness comes from.
+        bits: Where randomness comes from; by default each piece of CHUNK coordinates has a key of its own.
+        threads: How many may draw ahead at the same time, where each piece has its own key.
     """
 
-    def __init__(self, resolution: float = 0.0, bits: Bits | None = None) -> None:
+    def __init__(self, resolution: float = 0.0, bits: Bits | None = None, *, threads: int = 1) -> None:
         self.resolution = resolution
-        self.bits = CryptographicBits() if bits is None else bits
+        self._given = bits
+        self._threads = threads if bits is None else 1
         self._ahead: deque[tuple[_Scale, np.ndarray]] = deque()
 
     def grid_step(self, std: float) -> float:
@@ -91,7 +95,7 @@ class SecureNoise:
 
     def normal_steps(self, size: int, bits: int) -> np.ndarray:
         """floor(Z·2^bits) for exact standard normal Z, int64 [size]; bits from 26 to 57."""
-        return floor_normal(self.bits, size, 1 << (SCALE_BITS - 1), bits - SCALE_BITS + 1)
+        return self._drawn(size, (1 << (SCALE_BITS - 1), bits - SCALE_BITS + 1))
 
     def add_normal(self, total: np.ndarray, std: float) -> None:
         """total + N(0, std²) on the grid, in place.
@@ -115,7 +119,7 @@ class SecureNoise:
             part[:] = noised.astype(np.float64) * step
 
     def draw_ahead(self, normals: Sequence[tuple[int, float]], dtype: type[np.generic], most: int) -> Iterator[None]:
-        """Draw for later calls of add_normal, piece by piece, in the order in which these would draw it.
+        """Draw for later calls of add_normal, some pieces at a time.
 
         Args:
             normals: How many coordinates each call will be for, and the standard deviation.
@@ -126,13 +130,18 @@ class SecureNoise:
             ValueError: A deviation is too large, or too small, for the grid; before anything is drawn.
         """
         scales = [(count, _rounded_up(std / self.grid_step(std))) for count, std in normals]
-        for count, scale in scales:
-            for start in range(0, count, CHUNK):
-                size = min(CHUNK, count - start)
-                if (most := most - 8 * size) < 0:
-                    return
-                self._ahead.append((scale, floor_normal(self.bits, size, *scale)))
+        pieces = [(min(CHUNK, count - start), scale) for count, scale in scales for start in range(0, count, CHUNK)]
+        within = sum(total <= most for total in accumulate(8 * size for size, _ in pieces))
+        with ThreadPoolExecutor(self._threads) as pool:
+            for start in range(0, within, self._threads):
+                together = pieces[start : min(start + self._threads, within)]
+                drawn = pool.map(lambda piece: self._drawn(*piece), together)
+                self._ahead.extend((scale, steps) for (_, scale), steps in zip(together, drawn, strict=True))
                 yield
+
+    def _drawn(self, size: int, scale: _Scale) -> np.ndarray:
+        """Fresh noise of one piece, in steps of the grid."""
+        return floor_normal(CryptographicBits() if self._given is None else self._given, size, *scale)
 
     def _steps(self, size: int, scale: _Scale) -> np.ndarray:
         """Noise of so many coordinates in steps of the grid: what was drawn ahead for them, or else fresh."""
@@ -141,7 +150,7 @@ class SecureNoise:
             if drawn_for == scale and len(drawn) == size:
                 return drawn
             self._ahead.clear()  # drawn for something else
-        return floor_normal(self.bits, size, *scale)
+        return self._drawn(size, scale)
 
 
 def floor_normal(bits: Bits, size: int, numerator: int, exponent: int) -> np.ndarray:

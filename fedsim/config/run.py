@@ -165,7 +165,7 @@ class NoiseConfig:
     """How the noise is drawn."""
 
     secure: bool = False
-    """Draw a new key from the operating system for every release, the noise from a cryptographic generator, on a grid
+    """Draw new keys from the operating system for every release, the noise from a cryptographic generator, on a grid
     that floating-point rounding cannot see through, and store none of it. A round that a crash makes run again draws
     other users and other noise, and is charged again. Exact together with --engine.exact."""
     lost_releases: Literal["refuse", "restart"] = "refuse"

@@ -41,7 +41,7 @@ class Release:
     Args:
         plan: Names mechanism and clip rule; its noise multiplier is that of the whole release.
         sizes: Values of each parameter by name, in the order of the flat vector.
-        noise_seed: Seed or secret key of the noise; None draws it from a cryptographic generator, under a new key for
+        noise_seed: Seed or secret key of the noise; None draws it from a cryptographic generator, under new keys for
             each release.
         exact: Whether sums are exact, and so float64.
         threads: How many may draw noise at the same time; the noise is the same whatever it is.
@@ -254,7 +254,7 @@ class Release:
         resolution: Step of the public grid that the exact value lies on; 0 for float sums.
         """
         if self._noise_seed is None:
-            return SecureNoise(resolution)
+            return SecureNoise(resolution, threads=self._threads)
         place = (round, attempt) if attempt else (round,)
         if purpose == SUM and self.on_device:
             return DeviceNoise(self._noise_seed, purpose, *place, device=self.device)

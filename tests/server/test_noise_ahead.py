@@ -23,6 +23,8 @@ from fedsim.secure_noise import SecureNoise
 
 SIZES = {"h.0.attn.weight": 700, "h.0.attn.bias": 30, "wte.weight": 1270}
 TOTAL = sum(SIZES.values())
+PIECES = 7
+"""Of 300 coordinates or fewer, each of which has a secure key of its own."""
 PLAN = uls_plan(steps=6)
 BANDS: dict[str, Any] = {"sampling": Turns(), "noise_coefficients": on_grid(square_root_coefficients(3))}
 BUFFERS: dict[str, Any] = {"sampling": Turns(), "noise_buffers": ((0.1, 0.5), (0.2, 0.95))}
@@ -118,7 +120,7 @@ def test_noise_that_was_drawn_for_a_lost_sum_leaves_no_trace(kind: str) -> None:
         with pytest.raises(ConnectionError), made.drawing_ahead(made.clip, number):
             raise ConnectionError
         assert "noise" not in {thread.name for thread in threading.enumerate()}
-        KnownBits.keys = number
+        KnownBits.keys = PIECES * number
         total = np.linspace(-1, 1, TOTAL, dtype=np.float32)
         np.testing.assert_array_equal(made.noised_mean(total, made.clip, number), expected[number])
 
@@ -144,6 +146,20 @@ def test_secure_noise_drawn_for_another_deviation_is_drawn_anew() -> None:
         pass
     source.add_normal(total, 0.7)
     assert total.std() == pytest.approx(0.7, rel=0.03)
+
+
+def test_threads_that_draw_secure_noise_draw_different_noise() -> None:
+    """Each piece under a key of its own, and every coordinate once."""
+    source, total = SecureNoise(threads=3), np.zeros(3000)
+    for _ in source.draw_ahead([(2000, 1.0), (1000, 2.0)], np.float64, 1 << 30):
+        pass
+    source.add_normal(total[:2000], 1.0)
+    source.add_normal(total[2000:], 2.0)
+    assert KnownBits.keys == 11  # of 300 coordinates each, the last of a call fewer
+    pieces = np.array([total[:300], total[300:600], total[600:900], total[2000:2300] / 2])
+    assert np.abs(np.corrcoef(pieces) - np.eye(4)).max() < 0.3
+    assert 0.9 < total[:2000].std() < 1.1
+    assert 1.8 < total[2000:].std() < 2.2
 
 
 def failing_from(piece: int) -> Any:
