@@ -102,7 +102,7 @@ class Release:
     @property
     def on_device(self) -> bool:
         """Whether noise is drawn on the sums' device rather than the host."""
-        gaussian = isinstance(self.noise, GaussianNoise)
+        gaussian = isinstance(self.noise, GaussianNoise) and type(self.noise).add is GaussianNoise.add
         elsewhere = self.correlated or self._noise_seed is None or self._dtype != np.float32
         return self.device.type != "cpu" and gaussian and not elsewhere
 

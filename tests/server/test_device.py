@@ -13,10 +13,11 @@ import torch
 from mock_training import PARAMETERS, mock_clients, sum_of_units, training, uls_plan
 from scipy import stats
 
+from fedsim.clip import Clip
 from fedsim.engine.replies import norm_within
 from fedsim.engine.work import Gathered, Vector, Work
 from fedsim.errors import InvalidInput
-from fedsim.privacy.mechanisms import MECHANISMS
+from fedsim.privacy.mechanisms import MECHANISMS, GaussianNoise, NoiseSource
 from fedsim.release import Release, device_noise
 from fedsim.release.device_noise import DeviceNoise
 from server import optimizer
@@ -161,6 +162,13 @@ def test_noise_that_no_device_draws_is_drawn_on_the_host(
     np.testing.assert_allclose(one, host, atol=1e-6)
 
 
+class OwnNoise(GaussianNoise):
+    """Adds what only arrays can be added to, for all anybody knows."""
+
+    def add(self, total: np.ndarray, clip: Clip, source: NoiseSource) -> None:
+        super().add(total, clip, source)
+
+
 def test_where_noise_is_drawn_on_a_device() -> None:
     """Gaussian noise of a seed for float32 sums, and only where the device is none of the host's."""
     cuda = torch.device("cuda")
@@ -172,6 +180,8 @@ def test_where_noise_is_drawn_on_a_device() -> None:
     assert made(mechanism=MECHANISMS.build("adaptive-noise")).on_device
     elsewhere = [made(None), made(exact=True), made(device=torch.device("cpu"))]
     elsewhere.append(made(mechanism=MECHANISMS.build("randomised-laplace")))
+    elsewhere.append(made())
+    elsewhere[-1].noise = OwnNoise(1.0, {"all": 10})
     assert not any(release.on_device for release in elsewhere)
 
 

@@ -53,8 +53,8 @@ class Noise(ABC):
     def normals(self, clip: Clip) -> tuple[tuple[int, float], ...]:
         """What `add` will ask a source for at this clip: (coordinates, standard deviation) of each call of add_normal.
 
-        So that it can be drawn while the sum is not known yet. None where that is not known or nothing is asked for:
-        then it is drawn when it is added.
+        So that it can be drawn while the sum is not known yet. Nothing where nobody knows, or nothing is asked for;
+        then it is drawn when it is added, as are calls that are for something else.
         """
         return ()
 
