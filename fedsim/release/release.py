@@ -3,9 +3,9 @@
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
-import torch
 
 from fedsim.clip import Clip
 from fedsim.engine.work import Vector, on_host
@@ -16,7 +16,6 @@ from fedsim.privacy.mechanisms.banded.filter import BufferFilter, CorrelatedNois
 from fedsim.privacy.mechanisms.quantile_clip import COUNT_RESOLUTION
 from fedsim.randomness import StreamNoise
 from fedsim.release.ahead import Ahead
-from fedsim.release.device_noise import DeviceNoise
 from fedsim.release.log import Kept, ReleasesLost
 from fedsim.secure_noise import SecureNoise
 
@@ -45,8 +44,8 @@ class Release:
             each release.
         exact: Whether sums are exact, and so float64.
         threads: How many may draw noise at the same time; the noise is the same whatever it is.
-        device: Where sums are, and where Gaussian noise of a seed is drawn for float32 sums; anything else is drawn on
-            the host. A CPU is the host.
+        device: A torch.device: where sums are, and where Gaussian noise of a seed is drawn for float32 sums; anything
+            else is drawn on the host. None, or a CPU, is the host, which needs no torch.
 
     Raises:
         InvalidInput: A mechanism whose noise is none that a moving clip norm's count can share, or whose clip is not
@@ -61,7 +60,7 @@ class Release:
         *,
         exact: bool = False,
         threads: int = 1,
-        device: torch.device | None = None,
+        device: Any = None,
     ) -> None:
         self.plan = plan
         self.clip_norm = plan.clip_norm
@@ -69,7 +68,7 @@ class Release:
         self._noise_seed = noise_seed
         self._dtype = np.float64 if exact else np.float32
         self._threads = threads
-        self.device = torch.device("cpu") if device is None else device
+        self.device = device
         self._drawn: tuple[object, NoiseSource, Ahead] | None = None
         event = plan.step_event() if plan.noise_multiplier > 0 else None
         self.noise = plan.mechanism.noise(event, plan.sum_noise_multiplier, sizes)
@@ -104,7 +103,7 @@ class Release:
         """Whether noise is drawn on the sums' device rather than the host."""
         gaussian = isinstance(self.noise, GaussianNoise) and type(self.noise).add is GaussianNoise.add
         elsewhere = self.correlated or self._noise_seed is None or self._dtype != np.float32
-        return self.device.type != "cpu" and gaussian and not elsewhere
+        return self.device is not None and self.device.type != "cpu" and gaussian and not elsewhere
 
     @property
     def chain_state(self) -> tuple[int, int, int]:
@@ -175,13 +174,20 @@ class Release:
             drawn[2].finish()
         else:
             source = self._source_of(round, attempt, resolution)
-        # A sum that no worker computed, of nobody, is the host's.
-        total = torch.as_tensor(total, device=self.device) if self.on_device else on_host(total)
+        total = self._beside_its_noise(total)
         self.noise.add(total, clip, source)
         if isinstance(source, CorrelatedNoise):
             source.finish()
         total /= float(self.plan.normaliser)
         return total
+
+    def _beside_its_noise(self, total: Vector) -> Vector:
+        """A sum where its noise is drawn; one of nobody, which no worker computed, is the host's at first."""
+        if not self.on_device:
+            return on_host(total)
+        import torch  # here, because a host without devices does without
+
+        return torch.as_tensor(total, device=self.device)
 
     def kept(self, mean: np.ndarray) -> Kept:
         """What must be known of the round just released, before it leaves, so that it could be repeated."""
@@ -257,6 +263,8 @@ class Release:
             return SecureNoise(resolution, threads=self._threads)
         place = (round, attempt) if attempt else (round,)
         if purpose == SUM and self.on_device:
+            from fedsim.release.device_noise import DeviceNoise  # here, because it loads torch
+
             return DeviceNoise(self._noise_seed, purpose, *place, device=self.device)
         return StreamNoise(self._noise_seed, purpose, *place, threads=self._threads)
 
