@@ -44,7 +44,14 @@ POPULATION = 50
 
 
 def main() -> None:
-    options = _options()
+    words, line = rounds(options_of())
+    print(words)
+    print(f"All but gradients: {100 * line['beyond_gradients']:.1f} % of a round")
+    print(json.dumps(line))
+
+
+def rounds(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Rounds as the options say: where their time went in words, and as what is kept of them."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedsim-round-")))
         size = SIZES[options.size]
@@ -57,10 +64,9 @@ def main() -> None:
         found = measure(round, gather.gather, options.warm_up, options.rounds)
     times = found.pop("times")
     assert isinstance(times, Times)
-    print(f"{options.size}, {users} users of {options.rows} rows, {options.engine} engine: {times.in_words()}")
-    print(f"All but gradients: {100 * beyond_gradients(times):.1f} % of a round")
+    words = f"{options.size}, {users} users of {options.rows} rows, {options.engine} engine: {times.in_words()}"
     told = {"benchmark": "round", "size": options.size, "engine": options.engine, "users": users, "rows": options.rows}
-    print(json.dumps(told | found | {"beyond_gradients": beyond_gradients(times)} | times.to_json()))
+    return words, told | found | {"beyond_gradients": beyond_gradients(times)} | times.to_json()
 
 
 def beyond_gradients(times: Times) -> float:
@@ -194,7 +200,8 @@ class _Engine:
         )
 
 
-def _options() -> argparse.Namespace:
+def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Options from words; from the command line where none are given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="124m", choices=SIZES)
     parser.add_argument("--engine", default="ray", choices=("ray", "direct"))
@@ -204,7 +211,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ it had.
 import argparse
 import json
 import os
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -16,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks import round as whole
 from benchmarks.gpu.checks import clip_checks
 from benchmarks.gpu.measure import Way, kernels_of, measure, seconds
 from benchmarks.gpu.steps import (
@@ -102,9 +101,9 @@ def rounds(name: str, device: torch.device) -> None:
     arguments = ["--size", name, "--engine", "direct", "--rows", "1", "--rounds", "6", "--warm-up", "3"]
     if device.type == "cuda":
         arguments += ["--users", "256", "--precision", "bfloat16"]
-    command = [sys.executable, "-m", "benchmarks.round", *arguments]
-    printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
-    say(in_words=printed[0], **json.loads(printed[-1]))
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    words, line = whole.rounds(whole.options_of(arguments))
+    say(in_words=words, **line)
 
 
 def steps(name: str, device: torch.device, options: argparse.Namespace) -> None:
