@@ -184,7 +184,7 @@ class Worker:
             objective=self.objective,
             max_tokens=max(max_tokens, length),
             autocast=self._autocast,
-            compiled=self.computing.compiled,
+            compiled=bool(self.computing.compiled),  # a trial is over sooner than a compilation
         ).total.cpu()
         return len(tokens)
 
