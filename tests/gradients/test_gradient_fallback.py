@@ -55,7 +55,9 @@ def test_a_model_without_a_right_fast_path_takes_the_reference(layer: type, capl
 
 def test_a_wrong_sum_is_noticed_though_the_norms_are_right(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
     right = UnitGradients.add_weighted
-    monkeypatch.setattr(UnitGradients, "add_weighted", lambda self, target, factors: right(self, target, -factors))
+    monkeypatch.setattr(
+        UnitGradients, "add_weighted", lambda self, target, factors, **rest: right(self, target, -factors, **rest)
+    )
     torch.manual_seed(0)
     model = Tables(4, True, None)
     rows, ids = ragged()

@@ -16,10 +16,10 @@ from fedsim.gradients import (
     ParameterLayout,
     SequenceClassification,
     clipped_sum,
-    unit_gradients,
 )
 from fedsim.gradients.fast import unsure
 from fedsim.gradients.objective import RowLosses
+from fedsim.gradients.per_unit import unit_gradients
 from fedsim.gradients.per_unit.unit_gradients import UnitGradients, batched_inner, squared_row_norms
 from fedsim.rows import TokenRows
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.clip import Clip
-from fedsim.gradients import CausalLanguageModel, clipped_sum, fast, sums
+from fedsim.gradients import CausalLanguageModel, clipped_sum, fast, sums, trial
 from fedsim.gradients.fast import FastSum, Pass
 from fedsim.gradients.units import GPU_TOKENS, SHARE, make_units, measured_pass, token_budget, token_bytes
 
@@ -175,7 +175,7 @@ def on_a_gpu(patch: pytest.MonkeyPatch, memory: Memory, each: float) -> list[int
         return passed(self, units)
 
     patch.setattr(FastSum, "passed", taking)
-    for module in (fast, sums):
+    for module in (fast, trial):
         patch.setattr(module, "measured_pass", lambda model, _, *rest: measured_pass(model, CUDA, *rest))
     patch.setattr(sums, "token_budget", lambda model, _, *rest: token_budget(model, CUDA, *rest))
     return tokens
