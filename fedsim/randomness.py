@@ -83,6 +83,7 @@ class StreamNoise:
         self._threads = threads
         self._next = 0
         self._ahead = np.zeros(0, dtype=np.float32)
+        self._other: np.random.Generator | None = None
 
     def add_normal(self, total: np.ndarray, std: float) -> None:
         """Add N(0, std²) to every value of total, float32 or float64, in place and in its own precision.
@@ -130,8 +131,10 @@ class StreamNoise:
                 yield
 
     def generator(self) -> np.random.Generator:
-        """A stream of its own, for other laws."""
-        return stream(self._seed, self._purpose, *self._place)
+        """A stream of its own, for other laws: one, that goes on from call to call."""
+        if self._other is None:
+            self._other = stream(self._seed, self._purpose, *self._place)
+        return self._other
 
     def _drawn(self, start: int, stop: int, dtype: np.dtype) -> np.ndarray:
         """N(0, 1) of coordinates of one block, which is drawn from its beginning."""

@@ -1,7 +1,6 @@
 """What makes a resumed run the same run: its settings, plan, data, tokenizer and model, and its secret seeds."""
 
 import json
-import logging
 import os
 import secrets
 from dataclasses import dataclass
@@ -15,11 +14,12 @@ from fedsim.plan import Plan
 from fedsim.resources import Resources
 from server.run_folder import DATA
 
-log = logging.getLogger(__name__)
-
 MAY_CHANGE = ("data.", "model.", "engine.", "evaluation.", "checkpoint.", "output", "resume", "noise.lost-releases")
 """Settings that may differ: where and how fast it runs, what is measured. Data and model are compared by content."""
 YET_FIXED = ("engine.exact",)
+FIXED_WITH_A_SEED = ("engine.precision", "engine.compile")
+"""What must stay where a given noise seed has rounds repeat themselves: other sums under the same noise would show
+their difference without any."""
 SEED_BITS = 256
 """Of a secret seed, more than the 128 of a stream's key: amplification by sampling holds while nobody guesses it."""
 
@@ -92,10 +92,11 @@ def identity_of(config: RunConfig, plan: Plan, resources: Resources) -> dict[str
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """The settings that must not change, as JSON values."""
+    repeats = config.noise_seed is not None
     return {
         name: _plain(value)
         for name, value in sorted(to_flat(config).items())
-        if not name.startswith(MAY_CHANGE) or name in YET_FIXED
+        if not name.startswith(MAY_CHANGE) or name in YET_FIXED or (repeats and name in FIXED_WITH_A_SEED)
     }
 
 
@@ -116,26 +117,6 @@ def require_same(stored: dict[str, Any], current: dict[str, Any]) -> None:
             f"{before.get(first)!r}, as in the run that goes on",
             f"{also}Resume with the same, or start a new run.",
         )
-
-
-def require_noise_of(before: str, now: str, seeds: Seeds, folder: str) -> None:
-    """Say that another kind of device draws other noise, and refuse it where rounds must repeat bit for bit.
-
-    Args:
-        before: The kind of device that drew it ("cpu", "cuda").
-        now: The kind that will.
-        seeds: The run's.
-        folder: Its folder.
-
-    Raises:
-        InvalidInput: The noise seed was given: a round that runs again repeats its cohort, and must its noise.
-    """
-    if before == now:
-        return
-    if seeds.repeats:
-        hint = "With a given noise seed rounds that run again must repeat what they released, bit for bit."
-        raise InvalidInput("resume", folder, f"a run whose noise is drawn on {now}, not on {before}", hint)
-    log.warning("noise, so far drawn on %s, is now drawn on %s: the same law, other bits", before, now)
 
 
 def stored_config(kind: type, written: Any, folder: str) -> Any:

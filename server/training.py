@@ -19,7 +19,6 @@ from fedsim.terminal import RoundProgress, say, waiting
 from server.alarms import Alarms
 from server.checkpoint import Checkpoint, CheckpointWriter
 from server.evaluation import HeldOut, Measurement
-from server.identity import require_noise_of
 from server.round import PARAMETERS, Charges, Gather, Round
 from server.run_folder import RunFolder
 
@@ -149,7 +148,6 @@ class Training:
             "metrics_bytes": self.job.folder.metrics_size,
             "measured": self.measured,
             "seconds": self.seconds,
-            "noise_device": self._noise_device,
             "phases": self._times.to_json(),
             "phases_told": self._told.to_json(),
         }
@@ -171,8 +169,6 @@ class Training:
             raise InvalidInput("resume", str(folder.path), "a folder whose checkpoints are of the run itself")
         if arrays[PARAMETERS].shape != self.job.round.parameters.shape:
             raise InvalidInput("resume", str(folder.path), f"a run of {len(self.job.round.parameters)} parameters")
-        before, now = values.get("noise_device", "cpu"), self._noise_device
-        require_noise_of(before, now, self.job.round.seeds, str(folder.path))
         if self.plan.noise_multiplier > 0:
             require_charged(self.budget.ledger, checkpoint.round, int(values["ledger_entries"]))
         self.job.round.load_state(arrays)
@@ -195,12 +191,6 @@ class Training:
     def _times(self) -> Times:
         """Seconds of all rounds so far."""
         return self.phases.so_far().of_rounds(self.round)
-
-    @property
-    def _noise_device(self) -> str:
-        """The kind of device that noise is drawn on."""
-        release = self.job.round.release
-        return release.device.type if release.on_device else "cpu"
 
     def _next_round(self) -> dict[str, float]:
         started = time.perf_counter()

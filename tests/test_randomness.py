@@ -110,3 +110,9 @@ def test_noise_is_normal_and_independent_across_blocks() -> None:
     drawn = normals(5, "noise", size=6 * randomness.BLOCK).reshape(6, -1).astype(np.float64)
     assert stats.kstest(drawn.ravel(), "norm").pvalue > 1e-3
     assert np.abs(np.corrcoef(drawn) - np.eye(6)).max() < 5 / np.sqrt(randomness.BLOCK)
+
+
+def test_other_laws_never_get_the_same_numbers_twice() -> None:
+    source = StreamNoise(1, "noise", 2)
+    first, second = (source.generator().laplace(size=100) for _ in range(2))
+    assert not np.isin(first, second).any()

@@ -44,8 +44,8 @@ class Release:
             each release.
         exact: Whether sums are exact, and so float64.
         threads: How many may draw noise at the same time; the noise is the same whatever it is.
-        device: A torch.device: where sums are, and where Gaussian noise of a seed is drawn for float32 sums; anything
-            else is drawn on the host. None, or a CPU, is the host, which needs no torch.
+        device: A torch.device: where sums are, and where Gaussian noise of a seed, drawn on the host, is added to
+            float32 sums; anything else is added on the host. None, or a CPU, is the host, which needs no torch.
 
     Raises:
         InvalidInput: A mechanism whose noise is none that a moving clip norm's count can share, or whose clip is not
@@ -100,7 +100,7 @@ class Release:
 
     @property
     def on_device(self) -> bool:
-        """Whether noise is drawn on the sums' device rather than the host."""
+        """Whether noise is added on the sums' device rather than the host."""
         gaussian = isinstance(self.noise, GaussianNoise) and type(self.noise).add is GaussianNoise.add
         elsewhere = self.correlated or self._noise_seed is None or self._dtype != np.float32
         return self.device is not None and self.device.type != "cpu" and gaussian and not elsewhere
@@ -159,15 +159,20 @@ class Release:
 
         Args:
             total: The sum of updates clipped by `clip`, float32 or (from exact sums) float64 [P]; overwritten, but for
-                a tensor whose noise is not drawn on its device: that is brought to the host.
+                a tensor whose noise is not added on its device: that is brought to the host.
             clip: The round's clip.
             round: The round, from 0.
             attempt: How often the round was released before (and lost); each attempt has noise of its own.
             resolution: Step of the grid that exact sums lie on; 0 for float sums.
 
         Raises:
-            Failure: With correlated noise, a round that is not the next of its chain.
+            Failure: A sum of another number of values than the model has, some of which would get no noise; or, with
+                correlated noise, a round that is not the next of its chain.
         """
+        if len(total) != sum(self._sizes.values()):
+            raise Failure(
+                f"a sum of {len(total)} values cannot be released for {sum(self._sizes.values())} parameters"
+            )
         drawn, self._drawn = self._drawn, None
         if drawn is not None and drawn[0] == (clip, round, attempt, resolution):
             source = drawn[1]
@@ -182,7 +187,7 @@ class Release:
         return total
 
     def _beside_its_noise(self, total: Vector) -> Vector:
-        """A sum where its noise is drawn; one of nobody, which no worker computed, is the host's at first."""
+        """A sum where its noise is added; one of nobody, which no worker computed, is the host's at first."""
         if not self.on_device:
             return on_host(total)
         import torch  # here, because a host without devices does without
@@ -262,11 +267,12 @@ class Release:
         if self._noise_seed is None:
             return SecureNoise(resolution, threads=self._threads)
         place = (round, attempt) if attempt else (round,)
+        source = StreamNoise(self._noise_seed, purpose, *place, threads=self._threads)
         if purpose == SUM and self.on_device:
             from fedsim.release.device_noise import DeviceNoise  # here, because it loads torch
 
-            return DeviceNoise(self._noise_seed, purpose, *place, device=self.device)
-        return StreamNoise(self._noise_seed, purpose, *place, threads=self._threads)
+            return DeviceNoise(source)
+        return source
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything a resumed run needs, as named arrays."""

@@ -107,6 +107,7 @@ CHANGES: dict[str, Callable[[RunConfig], RunConfig]] = {
     "optimizer.learning-rate": lambda c: dataclasses.replace(c, optimizer=OptimizerConfig(learning_rate=0.5)),
     "optimizer.average": lambda c: dataclasses.replace(c, optimizer=OptimizerConfig(average="exponential")),
     "engine.exact": lambda c: dataclasses.replace(c, engine=dataclasses.replace(c.engine, exact=True)),
+    "engine.precision": lambda c: dataclasses.replace(c, engine=dataclasses.replace(c.engine, precision="bfloat16")),
     "noise-seed": lambda c: dataclasses.replace(c, noise_seed=3),
     "data": lambda c: dataclasses.replace(c, data=dataclasses.replace(c.data, sequence_length=12)),
     "model": lambda c: dataclasses.replace(c, model=ModelConfig(small=dataclasses.replace(c.model.small, width=32))),

@@ -5,9 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from fedsim.clip import Clip
+from fedsim.errors import Failure
 from fedsim.plan import ElsPlan, UlsPlan, plan_from_json
 from fedsim.privacy.events import PoissonSubsampledGaussian
-from fedsim.privacy.mechanisms import MECHANISMS, RandomisedLaplace
+from fedsim.privacy.mechanisms import MECHANISMS, GaussianNoise, RandomisedLaplace
 from fedsim.privacy.mechanisms.laplace.event import RandomisedScaleLaplace
 from fedsim.release import Release
 
@@ -142,3 +144,24 @@ def test_plans_with_any_mechanism_survive_messages(name: str) -> None:
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_without_privacy_nothing_is_added(name: str) -> None:
     assert not released(Release(plan_with(mechanism=name, noise_multiplier=0.0), SIZES, 7)).any()
+
+
+class NothingAhead(GaussianNoise):
+    """Says that nothing of its noise is known before."""
+
+    def normals(self, clip: Clip) -> tuple[tuple[int, float], ...]:
+        return ()
+
+
+def test_what_can_be_drawn_ahead_decides_nothing_about_the_noise() -> None:
+    silent = Release(PLAN, SIZES, 7)
+    silent.noise = NothingAhead(PLAN.sum_noise_multiplier, SIZES)
+    np.testing.assert_array_equal(released(silent), released(Release(PLAN, SIZES, 7)))
+    assert released(silent).std() > 0
+
+
+@pytest.mark.parametrize("size", [TOTAL - 1, TOTAL + 1, 2 * TOTAL])
+def test_a_sum_some_values_of_which_would_get_no_noise_is_not_released(size: int) -> None:
+    release = Release(PLAN, SIZES, 7)
+    with pytest.raises(Failure, match=f"a sum of {size} values cannot be released for {TOTAL} parameters"):
+        release.noised_mean(np.zeros(size, np.float32), release.clip, 0)

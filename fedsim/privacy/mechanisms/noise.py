@@ -95,6 +95,10 @@ class GaussianNoise(Noise):
         self.sizes = sizes
 
     def normals(self, clip: Clip) -> tuple[tuple[int, float], ...]:
+        return self.__draws(clip)
+
+    def __draws(self, clip: Clip) -> tuple[tuple[int, float], ...]:
+        """Coordinates and standard deviation, parameter after parameter: what no subclass may change by a hint."""
         if self.noise_multiplier == 0:
             return ()
         std = self.noise_multiplier * clip.norm
@@ -104,7 +108,7 @@ class GaussianNoise(Noise):
 
     def add(self, total: np.ndarray, clip: Clip, source: NoiseSource) -> None:
         start = 0
-        for size, std in self.normals(clip):
+        for size, std in self.__draws(clip):
             source.add_normal(total[start : start + size], std)
             start += size
 
