@@ -194,7 +194,7 @@ class FastSum:
         batch = self.objective.collate(self.rows, self.units.rows[positions], self.device, pad_token_of(self.model))
         coefficients = on_device(self.units.coefficients[positions], self.device, self.total.dtype)
         tape = Tape(groups_of(self.units.counts[units]), self.parameters.values(), self.allowed)
-        if self.compiled is not None:
+        if self.compiled is not None and len(batch.input_ids) > 1:  # a single row's graph would be one of its own
             with frozen(list(self.parameters.values())):
                 row_losses = self._compiled_backward(self.compiled, tape, batch, coefficients)
             return tape, row_losses, coefficients

@@ -9,7 +9,7 @@ import torch
 from fedsim.clip import Clip, ClipBlock
 from fedsim.gradients.clipping import LARGEST_NORM
 from fedsim.gradients.fast import FastSum
-from fedsim.gradients.model import keeps_half
+from fedsim.gradients.model import ParameterLayout, keeps_half
 from fedsim.gradients.reference import unit_gradient
 from fedsim.gradients.tape import Forms
 from fedsim.gradients.units import make_units, measured_pass, pack_units
@@ -82,6 +82,13 @@ def differing(sum_: FastSum, expected: torch.Tensor, found: torch.Tensor) -> str
     return None
 
 
+def clip_by_parameter(layout: ParameterLayout) -> Clip:
+    """A clip that bites nowhere and has every parameter in a block of its own, so that each one's norms are seen."""
+    share = len(layout.names) ** -0.5
+    blocks = tuple(ClipBlock(parameters=(name,), share=share) for name in layout.names)
+    return Clip(norm=LARGEST_NORM, blocks=blocks)
+
+
 def _trial(asked: FastSum) -> FastSum | None:
     """A sum of two units of different lengths, with every parameter in a block of its own, whatever the caller's clip.
 
@@ -101,13 +108,12 @@ def _trial(asked: FastSum) -> FastSum | None:
     other = units.rows[units.offsets[shortest] : units.offsets[shortest + 1]]
     rows = TokenRows.joined([asked.rows.take(own), *(_cut(asked, row, most // 2 + 1) for row in other)])
     ids = np.repeat([0, 1], [len(own), len(other)])
-    blocks = tuple(ClipBlock(parameters=(name,), share=len(asked.layout.names) ** -0.5) for name in asked.layout.names)
     return FastSum(
         asked.model,
         rows,
         make_units(rows, ids, asked.objective, "examples", None),
         asked.objective,
-        Clip(norm=LARGEST_NORM, blocks=blocks),
+        clip_by_parameter(asked.layout),
         asked.budget,
         asked.autocast,
     )

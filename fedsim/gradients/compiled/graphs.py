@@ -60,6 +60,9 @@ class CompiledPass:
         varied: Whether micro-batches of several shapes are to come: then the graphs are made for all from the start,
             and otherwise for the first shape alone, as long as it stays the only one.
 
+    Attributes:
+        trusted: Whether it was compared with the ordinary pass.
+
     Raises:
         RowsMixedError: A layer of a kind that a compiled pass does not hold.
     """
@@ -90,6 +93,7 @@ class CompiledPass:
         self._compiled = torch.compile(MethodType(code, self), backend=BACKEND, fullgraph=True, dynamic=dynamic)
         self._probes_by_shape: dict[torch.Size, list[torch.Tensor]] = {}  # of the last shape
         self._first = True
+        self.trusted = False
 
     def forms(self) -> Forms:
         """In which forms the layers are called, as of `Tape`."""
@@ -110,6 +114,7 @@ class CompiledPass:
         if first:
             log.info("compiling the forward and backward pass, once; a large model takes a minute or two")
         hidden, inputs = self._compiled(ids, probes)
+        self._inputs, self._probes = [], []  # else they would lie there until the next pass has replaced them
         if first:
             log.info("compiled in %.0f s", time.perf_counter() - start)
         return hidden, inputs, probes
@@ -133,6 +138,8 @@ class CompiledPass:
     def _run(self, ids: torch.Tensor, probes: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         self._inputs, self._probes, self._place, self._rows = [], probes, 0, ids.shape[0]
         hidden = causal_logits(self.model, Batch(input_ids=ids, attention_mask=None, labels=ids))
+        if not self._finding and len(self._inputs) != len(self.calls):
+            raise RowsMixedError("layers are called less often than when their calls were counted")
         return hidden.to(compute_dtype(hidden)), self._inputs
 
     def _find_calls(self, ids: torch.Tensor) -> None:
@@ -152,7 +159,7 @@ class CompiledPass:
         shapes = {"gradient": (*ids.shape, call.features)}
         found = []
         for probe in call.probes:
-            dtype = call.dtype if probe == "gradient" else torch.float32
+            dtype = call.dtype if probe == "gradient" else _wide(call.dtype)
             zero = torch.zeros((), dtype=dtype, device=ids.device)
             found.append(zero.expand(shapes.get(probe, (len(ids), call.features))).requires_grad_())
         return found
@@ -169,6 +176,7 @@ class CompiledPass:
             if self._finding:
                 self._found(kind, name, module, given, output, (whole, weight, bias))
                 return output  # type: ignore[no-any-return]
+            self._expect(name, given, output)
             probes = self._probes
             if kind == "normalisation":
                 self._inputs.append(output.new_empty(0))
@@ -185,6 +193,22 @@ class CompiledPass:
             return _kept(output, probes[first] if whole else None, probes[first + whole] if bias else None)  # type: ignore[no-any-return]
 
         return hook
+
+    def _expect(self, name: str, given: torch.Tensor, output: torch.Tensor) -> None:
+        """Refuse, while a graph is traced, a call that is not the one that was found at this place."""
+        place = len(self._inputs)
+        call = self.calls[place] if place < len(self.calls) else None
+        form = "rows" if len(given) == self._rows else "whole"
+        if (
+            call is None
+            or call.name != name
+            or (form,) != call.form
+            or output.dtype != call.dtype
+            or output.shape[-1] != call.features
+            or len(output) != self._rows
+            or ("gradient" in call.probes and output.ndim != 3)
+        ):
+            raise RowsMixedError(f"{name} is called otherwise than when the layers' calls were found")
 
     def _found(
         self,
@@ -253,8 +277,12 @@ class _Normalised(torch.autograd.Function):
 
 
 def _over_tokens(gradient: torch.Tensor) -> torch.Tensor:
-    """[rows, …, d] added up to float32 [rows, d]."""
-    return gradient.flatten(1, -2).sum(1, dtype=torch.float32)
+    """[rows, …, d] added up to [rows, d], in float32 or wider."""
+    return gradient.flatten(1, -2).sum(1, dtype=_wide(gradient.dtype))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 _kept: Callable[..., Any] = _Kept.apply

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -11,7 +12,8 @@ from fedsim.errors import Failure, InvalidInput
 from fedsim.gradients.clipping import LARGEST_NORM
 from fedsim.gradients.compiled.graphs import CompiledPass
 from fedsim.gradients.fast import FastSum
-from fedsim.gradients.trial import differing, tolerances
+from fedsim.gradients.tape import RowsMixedError
+from fedsim.gradients.trial import clip_by_parameter, differing, tolerances
 from fedsim.gradients.units import pack_units
 
 log = logging.getLogger(__name__)
@@ -30,39 +32,83 @@ def worth_compiling(asked: FastSum) -> bool:
 def compiled_pass(asked: FastSum) -> CompiledPass | None:
     """The model's pass as compiled graphs; None where it cannot be, or differs from the ordinary one.
 
+    It is compared with the ordinary one before it is taken, on a micro-batch of the caller's. One that cannot be
+    compared yet (nothing finite, no memory for it, one row) is kept, and compared in a later call.
+
     Args:
         asked: The caller's sum, still empty, for a model that the fast path is right for; it is left so.
     """
-    if asked.head is None or asked.model.training or not len(pack_units(asked.units, asked.budget)[0]):
+    if asked.head is None or asked.model.training or asked.allowed is None or (chosen := _chosen(asked)) is None:
         return None
-    known = _compiled.setdefault(asked.model, {})
     key = _pass_key(asked)
+    known = _compiled.setdefault(asked.model, {})
     if key not in known:
+        known.clear()  # a pass keeps its parameters alive, and a model that has changed needs another
         try:
-            made = CompiledPass(asked.model, asked.layers, asked.head, varied=_shapes(asked) > 2)
-            fault = _fault(asked, made)
-        except (torch.OutOfMemoryError, MemoryError, InvalidInput, Failure):
-            raise
-        except Exception as error:
-            fault = f"{type(error).__name__}: {error}".splitlines()[0]
-        if fault is None:
-            return None
-        if fault:
-            log.warning("%s is not compiled: %s", type(asked.model).__name__, fault)
-        known[key] = None if fault else made
+            known[key] = CompiledPass(asked.model, asked.layers, asked.head, varied=_shapes(asked) > 2)
+        except RowsMixedError as error:
+            forget_compiled(asked, error)
+    made = known[key]
+    if made is None or made.trusted:
+        return made
+    try:
+        fault = _fault(asked, made, chosen)
+    except torch.OutOfMemoryError:
+        fault = None
+    except (MemoryError, InvalidInput, Failure):
+        raise
+    except Exception as error:
+        fault = _in_a_line(error)
+    if fault is None:
+        torch.cuda.empty_cache()
+        return None
+    made.trusted = not fault
+    if fault:
+        forget_compiled(asked, RowsMixedError(fault))
     return known[key]
 
 
 def forget_compiled(asked: FastSum, error: Exception) -> None:
-    """Leave the model's pass uncompiled from now on: it failed."""
-    words = f"{type(error).__name__}: {error}".splitlines()[0]
-    log.warning("%s goes on without a compiled pass: %s", type(asked.model).__name__, words)
+    """Leave the model's pass uncompiled from now on."""
+    log.warning("%s goes without a compiled pass: %s", type(asked.model).__name__, _in_a_line(error))
     _compiled[asked.model][_pass_key(asked)] = None
 
 
+def _in_a_line(error: Exception) -> str:
+    kind = "" if isinstance(error, RowsMixedError) else f"{type(error).__name__}: "
+    return f"{kind}{error}".splitlines()[0]
+
+
 def _pass_key(asked: FastSum) -> tuple[object, ...]:
-    """What a compiled pass was made for: other parameters, or other ones that are trained, need another."""
-    return asked.layout, asked.autocast, tuple(map(id, asked.model.parameters()))
+    """What a compiled pass was made for: whatever of the model may be another than in the copy that was compiled."""
+    tensors = (*asked.model.parameters(), *asked.model.buffers())
+    held = tuple((id(t), t.dtype, t.device, t.requires_grad) for t in tensors)
+    config = getattr(asked.model, "config", None)
+    modules = tuple(_settings(module) for module in asked.model.modules())
+    return asked.autocast, held, modules, () if config is None else _settings(config)
+
+
+def _settings(of: Any) -> tuple[object, ...]:
+    """Numbers, words and switches among an object's attributes, and how many hooks it has."""
+    found: list[object] = [type(of)]
+    for name, value in vars(of).items():
+        if isinstance(value, (bool, int, float, str, torch.dtype)) or value is None:
+            found.append((name, value))
+        elif isinstance(value, (list, tuple, set, dict)) and name not in UNCOUNTED:
+            found.append((name, len(value), str(value) if all(map(_plain, _members(value))) else ""))
+    return tuple(found)
+
+
+UNCOUNTED = ("_parameters", "_buffers", "_modules")
+"""Of a module's collections, those whose members are told apart by themselves."""
+
+
+def _members(value: Any) -> list[Any]:
+    return [*value.keys(), *value.values()] if isinstance(value, dict) else list(value)
+
+
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _shapes(asked: FastSum) -> int:
@@ -71,39 +117,60 @@ def _shapes(asked: FastSum) -> int:
     return len({(int(asked.units.counts[units].sum()), asked.padded(units)) for units in together})
 
 
-def _fault(asked: FastSum, made: CompiledPass) -> str | None:
-    """In what the compiled pass differs from the ordinary one on a micro-batch of the caller's, in words.
-
-    Empty if in nothing; None if the micro-batch is not finite, and tells nothing.
-    """
+def _chosen(asked: FastSum) -> np.ndarray | None:
+    """A micro-batch of the caller's to compare by: the middle one of those with several rows; None without any."""
     together, _ = pack_units(asked.units, asked.budget)
-    ordinary, ours = asked.anew(), asked.anew()
+    several = [units for units in together if asked.units.counts[units].sum() > 1]
+    return several[len(several) // 2] if several else None
+
+
+def _fault(asked: FastSum, made: CompiledPass, chosen: np.ndarray) -> str | None:
+    """In what the compiled pass differs from the ordinary one on a micro-batch, in words.
+
+    Each parameter is looked at by itself, whatever the caller's clip. Empty if in nothing; None if no unit is finite,
+    and nothing is told.
+    """
+    ordinary, ours = _by_parameter(asked), _by_parameter(asked)
     ours.compiled = made
-    left, found = _unclipped(ordinary, together[len(together) // 2]), _unclipped(ours, together[len(together) // 2])
-    if not bool((left.norms <= LARGEST_NORM).all()):
+    left = _unclipped(ordinary, chosen)
+    if not bool(left.finite.any()):
         return None
+    found = _unclipped(ours, chosen, left.finite)
     for name, forms in made.forms().items():
-        if asked.allowed is not None and not forms <= asked.allowed.get(name, set()):
+        assert asked.allowed is not None
+        if not forms <= asked.allowed.get(name, set()):
             return f"{name} is called in a way in which it was not when the model was tried"
     relative, absolute = tolerances(asked)
-    off = (found.norms - left.norms).abs().masked_fill(left.unsure | found.unsure, 0)
-    if not bool((off <= relative * left.norms + absolute * left.norms.norm(dim=0)).all()):
+    off = (found.norms - left.norms).abs().masked_fill(left.unsure | found.unsure | ~left.finite, 0)
+    if not bool((off <= relative * left.norms + absolute * left.norms.norm(dim=0)).all(0)[left.finite].all()):
         return "a unit's norm differs from that of the ordinary pass"
     parameter = differing(asked, ordinary.total, ours.total)
     return f"the gradient of {parameter} differs from that of the ordinary pass" if parameter else ""
 
 
+def _by_parameter(asked: FastSum) -> FastSum:
+    """The caller's sum, empty, with every parameter in a block of its own."""
+    clip = clip_by_parameter(asked.layout)
+    other = FastSum(asked.model, asked.rows, asked.units, asked.objective, clip, asked.budget, asked.autocast)
+    other.allowed = asked.allowed
+    return other
+
+
 @dataclass(frozen=True)
 class _Norms:
-    """Norms [blocks, u] of a pass and where they are unsure."""
+    """Norms [blocks, u] of a pass, where they are unsure, and which units are finite."""
 
     norms: torch.Tensor
     unsure: torch.Tensor
+    finite: torch.Tensor
 
 
-def _unclipped(sum_: FastSum, chosen: np.ndarray) -> _Norms:
-    """A pass over the chosen units, added up as they are; what it took is free again."""
+def _unclipped(sum_: FastSum, chosen: np.ndarray, finite: torch.Tensor | None = None) -> _Norms:
+    """A pass over the chosen units, those that are finite added up as they are; what it took is free again."""
     pass_ = sum_.passed(chosen)
+    if finite is None:
+        finite = (pass_.norms <= LARGEST_NORM).all(0)
     for group in pass_.groups:
+        group.zero(~finite[group.units])
         group.add_weighted(sum_.views, torch.ones_like(pass_.norms[:, group.units]))
-    return _Norms(pass_.norms, pass_.unsure)
+    return _Norms(pass_.norms, pass_.unsure, finite)

@@ -4,7 +4,7 @@ import torch
 
 from fedsim.gradients.kernels.gram import gram_norms_of
 from fedsim.gradients.kernels.loss import loss_gradient_
-from fedsim.gradients.kernels.weighted import weighted_products
+from fedsim.gradients.kernels.weighted import PROGRAMS, weighted_products
 
 TOLERANCE = 2.0**-18
 """Of a norm, relatively: a quarter of the margin of a clip."""
@@ -36,18 +36,20 @@ def _sums_fault(left: torch.Tensor, right: torch.Tensor, factors: torch.Tensor) 
         alone = torch.zeros_like(factors).index_copy_(
             0, torch.tensor([unit], device=left.device), factors[unit : unit + 1]
         )
-        total = torch.zeros(left.shape[2], right.shape[2], device=left.device)
-        weighted_products([total], [(left, right)], alone)
         expected = each[unit] * alone[unit].double()
-        off = float((total - expected).norm())
-        if not off <= TOLERANCE * float(expected.norm()):
-            return f"a weighted sum is off by {off:.3g} of {float(expected.norm()):.3g}"
+        for programs in (1, PROGRAMS):  # added to the target at once, and by way of parts
+            totals = torch.zeros(2, left.shape[2], right.shape[2], device=left.device)
+            weighted_products(list(totals), [(left, right), (left.flip(2), right)], alone, programs)
+            for total in (totals[0], totals[1].flip(0)):
+                off = float((total - expected).norm())
+                if not off <= TOLERANCE * float(expected.norm()):
+                    return f"a weighted sum is off by {off:.3g} of {float(expected.norm()):.3g}"
     return ""
 
 
 def _norms_fault(left: torch.Tensor, right: torch.Tensor) -> str:
     expected = (left.double().transpose(1, 2) @ right.double()).square().sum((1, 2))
-    found, _ = gram_norms_of([(left, right)])
+    found, _ = gram_norms_of([(left, right), (left.flip(2), right)])
     off = float((found / expected - 1).abs().max())
     return "" if off <= 8 * TOLERANCE else f"a squared norm is off by {off:.3g}, relatively"
 

@@ -51,8 +51,8 @@ def aligned(factor: torch.Tensor) -> torch.Tensor:
     It asks for addresses and distances that are multiples of 16 bytes, and for distances that are not 0.
     """
     if factor.data_ptr() % 16 or any(distance % 8 or not distance for distance in factor.stride()[:2]):
-        width = factor.shape[2]
-        factor = torch.nn.functional.pad(factor, (0, -width % 8))[..., :width]
+        units, tokens, width = factor.shape
+        factor = factor.new_zeros(units, tokens, width + -width % 8)[..., :width].copy_(factor)
     return factor
 
 

@@ -21,7 +21,9 @@ VALUES = 1024
 """Of a target to which one program adds what others left."""
 
 
-def weighted_products(targets: Sequence[torch.Tensor], pairs: Sequence[Pair], factors: torch.Tensor) -> None:
+def weighted_products(
+    targets: Sequence[torch.Tensor], pairs: Sequence[Pair], factors: torch.Tensor, programs: int | None = None
+) -> None:
     """target [p, q] += Σ_u factors[u] · left[u]^T right[u], of each target and its pair; a launch for all of a shape.
 
     A unit's tokens are added up in the matrix units' float32, PIECE steps at a time; each piece is multiplied by the
@@ -33,7 +35,9 @@ def weighted_products(targets: Sequence[torch.Tensor], pairs: Sequence[Pair], fa
         targets: float32, contiguous, of fewer than 2³¹ values, no two of them overlapping.
         pairs: bfloat16, the last axis contiguous.
         factors: [u].
+        programs: How many are to run at least; PROGRAMS by default.
     """
+    programs = PROGRAMS if programs is None else programs
     assert all(target.dtype == torch.float32 and target.is_contiguous() for target in targets)
     factors = factors.to(torch.float32).contiguous()
     make_room(factors.device)
@@ -41,7 +45,7 @@ def weighted_products(targets: Sequence[torch.Tensor], pairs: Sequence[Pair], fa
         out = [targets[number] for number, _ in members]
         table = addresses([(*pair, target) for (_, pair), target in zip(members, out, strict=True)])
         tiles = triton.cdiv(shape.p, ROWS) * triton.cdiv(shape.q, COLUMNS)
-        share = triton.cdiv(shape.units, max(1, min(shape.units, PROGRAMS // (tiles * len(out)))))
+        share = triton.cdiv(shape.units, max(1, min(shape.units, programs // (tiles * len(out)))))
         parts = triton.cdiv(shape.units, share)
         size = shape.p * shape.q
         room = factors if parts == 1 else torch.empty(len(out), parts, size, device=factors.device)

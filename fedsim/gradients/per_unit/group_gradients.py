@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from fedsim.gradients.clipping import ModelClip
 from fedsim.gradients.kernels import gram_norms_of, usable, weighted_products
+from fedsim.gradients.model import on_device
 from fedsim.gradients.per_unit.unit_gradients import UnitGradients, squared_row_norms
 from fedsim.gradients.units import Group
 
@@ -120,7 +122,7 @@ class GroupGradients:
         squared, spread = gram_norms_of(list(pairs.values()))
         powers = [self.clip.inverse[name] ** 2 for name in pairs]
         if any(power != 1 for power in powers):
-            scale = torch.tensor(powers, dtype=squared.dtype, device=squared.device)[:, None]
+            scale = on_device(np.array(powers), squared.device, squared.dtype)[:, None]
             squared, spread = squared * scale, spread * scale
         blocks = [self.clip.block[name] for name in pairs]
         for block in dict.fromkeys(blocks):

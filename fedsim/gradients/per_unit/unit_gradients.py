@@ -163,7 +163,10 @@ class UnitGradients:
         self.held = gradients if self.held is None else self.held + gradients
 
     def add_outer(self, left: torch.Tensor, right: torch.Tensor) -> None:
-        """Add left^T right, left [u, n, p] and right [u, n, q]."""
+        """Add left^T right, left [u, n, p] and right [u, n, q]; of unlike dtypes the narrower is widened."""
+        if left.dtype != right.dtype:  # else the norm would be of a rounding of what is added
+            wide = torch.promote_types(left.dtype, right.dtype)
+            left, right = left.to(wide), right.to(wide)
         if holds(left, right):
             self.add_held(batched_outer(left, right))
         else:
