@@ -27,6 +27,7 @@ class ServerOptimizer:
 
     def __init__(self, parameters: Vector, config: OptimizerConfig, rounds: int) -> None:
         self._tensor = torch.as_tensor(parameters)
+        assert self._tensor.is_contiguous()
         self._optimizer = _RULES[config.name](self._tensor, config)
         self._config, self._rounds = config, rounds
         self._round = 0
@@ -76,7 +77,8 @@ class ServerOptimizer:
         """One update with the released mean, float32 [P], as the gradient."""
         for group in self._optimizer.param_groups:
             group["lr"] = self.learning_rate
-        self._tensor.grad = torch.as_tensor(mean, device=self.device)
+        # End to end in memory: torch's fused rules take any other gradient's values in the wrong places.
+        self._tensor.grad = torch.as_tensor(mean, device=self.device).contiguous()
         self._optimizer.step()
         self._tensor.grad = None
         self.average.add(self._tensor, self._round)

@@ -1,5 +1,7 @@
 """The server's step: how often it goes over the vector, and what it does to vectors that are not finite."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -72,3 +74,15 @@ def test_fused_steps_are_those_of_the_plain_rules() -> None:
             again.load_state(optimizer.state())
             optimizer = again
         np.testing.assert_allclose(optimizer.parameters, expected.numpy(), atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adam"])
+def test_a_mean_may_lie_anywhere_in_memory(name: Literal["sgd", "momentum", "adam"]) -> None:
+    means = np.random.default_rng(0).standard_normal((300, 3)).astype(np.float32)
+    moved = []
+    for columns in (means, np.ascontiguousarray(means.T).T):
+        optimizer = ServerOptimizer(np.zeros(300, dtype=np.float32), OptimizerConfig(name=name), 3)
+        for mean in columns.T:
+            optimizer.step(mean if columns is means else np.ascontiguousarray(mean))
+        moved.append(optimizer.parameters)
+    np.testing.assert_array_equal(*moved)
