@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from fedsim.gradients.kernels import loss_gradient_, usable
-from fedsim.gradients.model import compute_dtype
+from fedsim.gradients.model import compute_dtype, wide_dtype
 from fedsim.gradients.objective import Batch, RowLosses, causal_logits
 from fedsim.gradients.per_unit.unit_gradients import add_product, batched_outer, holds_gradient
 from fedsim.gradients.tape import Tape
@@ -146,7 +146,7 @@ class _Head:
             self.weight = torch.nn.functional.pad(self.weight, (0, 0, 0, more))
             self.bias = None if self.bias is None else torch.nn.functional.pad(self.bias, (0, more))
         self.labels, self.coefficients = labels, coefficients
-        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        wide = wide_dtype(hidden.dtype)
         self.losses = torch.zeros(len(hidden), dtype=wide, device=hidden.device)
         self.correct = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
         self.hidden_gradient = torch.empty_like(hidden)

@@ -238,6 +238,11 @@ def _try_product(device: torch.device) -> None:
     _tried.add(device.type)
 
 
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In what values of a dtype are added up: float32, or float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def on_device(values: np.ndarray, device: torch.device | str, dtype: torch.dtype | None = None) -> torch.Tensor:
     """A copy of values on the device; on a GPU the caller does not wait for what was asked of it before."""
     tensor = torch.from_numpy(values).to(dtype)

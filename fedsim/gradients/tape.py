@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from fedsim.gradients.clipping import ModelClip
+from fedsim.gradients.model import wide_dtype
 from fedsim.gradients.per_unit.group_gradients import GroupGradients
 from fedsim.gradients.per_unit.unit_gradients import UnitGradients
 from fedsim.gradients.units import Group, RowOrder
@@ -117,7 +118,7 @@ class Tape:
         """The parameter's gradient is the sum over tokens of gradient [rows, n, *shape]."""
         if parameter is None or not self.wants(parameter):
             return
-        wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
+        wide = wide_dtype(gradient.dtype)
         for number, group in enumerate(self.groups):
             self.at(number, parameter).add_held(group.by_unit(gradient).sum(1, dtype=wide))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.clip import Clip
+from fedsim.clip import Clip, ClipBlock
 from fedsim.gradients import CausalLanguageModel, ClippedSum, clipped_sum
 from fedsim.gradients.compiled import graphs, trial
 from fedsim.gradients.model import ParameterLayout
@@ -60,12 +60,12 @@ MODELS = {"GPT-2": gpt2, "Llama": lambda: llama(False), "adapted Llama": lambda:
 class Small(torch.nn.Module):
     """Tokens, a layer, a normalisation and a head; quick to trace."""
 
-    def __init__(self, middle: torch.nn.Module) -> None:
+    def __init__(self, middle: torch.nn.Module, width: int = 8) -> None:
         super().__init__()
-        self.token = torch.nn.Embedding(VOCABULARY, 8)
+        self.token = torch.nn.Embedding(VOCABULARY, width)
         self.middle = middle
-        self.normal = torch.nn.LayerNorm(8)
-        self.head = torch.nn.Linear(8, VOCABULARY)
+        self.normal = torch.nn.LayerNorm(width)
+        self.head = torch.nn.Linear(width, VOCABULARY)
 
     def get_output_embeddings(self) -> torch.nn.Module:
         return self.head
@@ -74,8 +74,8 @@ class Small(torch.nn.Module):
         return self.head(self.normal(self.middle(self.token(input_ids)).cumsum(1)))
 
 
-def small() -> torch.nn.Module:
-    return Small(torch.nn.Linear(8, 8)).eval()
+def small(width: int = 8) -> torch.nn.Module:
+    return Small(torch.nn.Linear(width, width), width).eval()
 
 
 class Scaled(torch.nn.Module):
@@ -98,7 +98,7 @@ def ragged(seed: int = 0) -> tuple[TokenRows, np.ndarray]:
 
 
 def summed(model: torch.nn.Module, rows: TokenRows, ids: np.ndarray, clip: Clip, **options: Any) -> ClippedSum:
-    return clipped_sum(model, rows, ids, clip, objective=CausalLanguageModel(), max_tokens=80, **options)
+    return clipped_sum(model, rows, ids, clip, objective=CausalLanguageModel(), **{"max_tokens": 80} | options)
 
 
 def passes_of(model: torch.nn.Module) -> list[graphs.CompiledPass | None]:
@@ -257,24 +257,28 @@ def test_a_model_that_is_changed_after_its_pass_was_compiled_gets_another(change
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_unit_stays_within_its_clip_after_the_models_dtype_has_changed(dtype: torch.dtype) -> None:
+    """In each parameter, with so many tokens that factors are kept, from which the norm forms the gradient anew."""
     torch.manual_seed(0)
-    model = small().to(torch.bfloat16)
+    model = small(64).to(torch.bfloat16)
     rows, ids = ragged()
     summed(model, rows, ids, Clip(norm=1.0), compiled=True)
     model.to(dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
-    clip = Clip(norm=0.5 * float(summed(model, rows, ids, Clip(norm=1.0), compiled=False).norms.min()))
-    for unit in range(9):
-        own = np.flatnonzero(ids == unit)
-        if len(own) > 1:
-            alone = summed(model, rows.take(own), np.zeros(len(own), np.int64), clip, compiled=True).total
-            assert float(alone.double().norm()) <= clip.norm
+    layout = ParameterLayout.of(model)
+    share = len(layout.names) ** -0.5
+    clip = Clip(norm=1e-3, blocks=tuple(ClipBlock(parameters=(name,), share=share) for name in layout.names))
+    for first in range(len(rows) - 3):
+        unit = rows.take(np.arange(first, first + 4)), np.zeros(4, np.int64)
+        alone = summed(model, *unit, clip, compiled=True, max_tokens=200)  # else it fills a micro-batch, uncompiled
+        assert passes_of(model)[0] is not None
+        for view in layout.views(alone.total).values():
+            assert 0.9 * share * clip.norm < float(view.double().norm()) <= share * clip.norm
 
 
 def test_calls_in_another_order_for_rows_of_another_length_are_noticed() -> None:
-    """Both layers are alike, so that nothing but the order tells them apart."""
+    """Both layers are alike, so that nothing but the order tells them apart, which is of no consequence otherwise."""
 
     class Turning(torch.nn.Module):
         def __init__(self) -> None:
@@ -282,7 +286,9 @@ def test_calls_in_another_order_for_rows_of_another_length_are_noticed() -> None
             self.a, self.b = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
 
         def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-            return self.b(self.a(hidden)) if hidden.shape[1] > 5 else self.a(self.b(hidden))
+            if hidden.shape[1] > 5:
+                return self.a(hidden) + 2 * self.b(hidden)
+            return 2 * self.b(hidden) + self.a(hidden)
 
     torch.manual_seed(0)
     model = Small(Turning()).eval()
@@ -292,11 +298,12 @@ def test_calls_in_another_order_for_rows_of_another_length_are_noticed() -> None
         offsets = np.arange(7, dtype=np.int64) * length
         return TokenRows(tokens=rng.integers(0, VOCABULARY, 6 * length), offsets=offsets), np.arange(6)
 
-    for length in (9, 4):
+    for length, compiled in ((9, True), (4, False)):
         rows, ids = of_length(length)
         expected = summed(model, rows, ids, Clip(norm=1e3), compiled=False)
         found = summed(model, rows, ids, Clip(norm=1e3), compiled=True)
         torch.testing.assert_close(found.total, expected.total, rtol=1e-4, atol=1e-5)
+        assert [made is not None for made in passes_of(model)] == [compiled]
 
 
 def test_a_unit_that_is_not_finite_does_not_keep_the_others_from_being_compared() -> None:

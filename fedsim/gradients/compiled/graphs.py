@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from fedsim.gradients.layers import normal_of, rule_for
-from fedsim.gradients.model import compute_dtype
+from fedsim.gradients.layers import conv1d, normal_of, rule_for
+from fedsim.gradients.model import compute_dtype, wide_dtype
 from fedsim.gradients.objective import Batch, causal_logits
 from fedsim.gradients.tape import Forms, Record, RowsMixedError, Tape
 
@@ -130,7 +130,8 @@ class CompiledPass:
                 rule_for(module)[1](tape, module, (kept,), found["gradient"])
                 continue
             if "gradient" in found:
-                one, other = (kept, found["gradient"]) if _input_first(module) else (found["gradient"], kept)
+                input_first = rule_for(module)[1] is conv1d
+                one, other = (kept, found["gradient"]) if input_first else (found["gradient"], kept)
                 tape.outer(module.weight, one, other)
             vectors += [(getattr(module, which), found[which]) for which in ("weight", "bias") if which in found]
         tape.summed_rows([parameter for parameter, _ in vectors], [gradient for _, gradient in vectors])
@@ -159,7 +160,7 @@ class CompiledPass:
         shapes = {"gradient": (*ids.shape, call.features)}
         found = []
         for probe in call.probes:
-            dtype = call.dtype if probe == "gradient" else _wide(call.dtype)
+            dtype = call.dtype if probe == "gradient" else wide_dtype(call.dtype)
             zero = torch.zeros((), dtype=dtype, device=ids.device)
             found.append(zero.expand(shapes.get(probe, (len(ids), call.features))).requires_grad_())
         return found
@@ -228,11 +229,6 @@ class CompiledPass:
         self.calls.append(Call(name, module, kind, (form,), output.shape[-1], output.dtype, probes))
 
 
-def _input_first(module: Any) -> bool:
-    """Whether the layer's weight is [in, out]."""
-    return type(module).__name__ == "Conv1D"
-
-
 class _Kept(torch.autograd.Function):
     """The identity; its output's gradient is its second argument's too, and summed over tokens its third's."""
 
@@ -278,11 +274,7 @@ class _Normalised(torch.autograd.Function):
 
 def _over_tokens(gradient: torch.Tensor) -> torch.Tensor:
     """[rows, …, d] added up to [rows, d], in float32 or wider."""
-    return gradient.flatten(1, -2).sum(1, dtype=_wide(gradient.dtype))
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    return gradient.flatten(1, -2).sum(1, dtype=wide_dtype(gradient.dtype))
 
 
 _kept: Callable[..., Any] = _Kept.apply

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 import torch
 
+from fedsim.gradients.kernels.tables import Pair
+
 log = logging.getLogger(__name__)
 
 
@@ -27,9 +29,7 @@ def usable(*tensors: torch.Tensor) -> bool:
     return _right_on(tensors[0].device)
 
 
-def weighted_products(
-    targets: Sequence[torch.Tensor], pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], factors: torch.Tensor
-) -> None:
+def weighted_products(targets: Sequence[torch.Tensor], pairs: Sequence[Pair], factors: torch.Tensor) -> None:
     """`weighted.weighted_products`, for tensors that are `usable`."""
     from fedsim.gradients.kernels import weighted
 
@@ -37,7 +37,7 @@ def weighted_products(
         weighted.weighted_products(targets, pairs, factors)
 
 
-def gram_norms_of(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+def gram_norms_of(pairs: Sequence[Pair]) -> tuple[torch.Tensor, torch.Tensor]:
     """`gram.gram_norms_of`, for tensors that are `usable`."""
     from fedsim.gradients.kernels import gram
 

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import triton
 
 Pair = tuple[torch.Tensor, torch.Tensor]
-"""Left [u, n, p] and right [u, n, q] of one parameter."""
+"""Factors of the gradients of one parameter, which are left^T right: left [u, n, p] and right [u, n, q]."""
 
 
 @dataclass(frozen=True)
@@ -58,4 +57,6 @@ def aligned(factor: torch.Tensor) -> torch.Tensor:
 
 def make_room(device: torch.device) -> None:
     """Let kernels that are launched from here on keep their descriptors of blocks in the device's memory."""
+    import triton  # here, because pairs are known without it
+
     triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=device))

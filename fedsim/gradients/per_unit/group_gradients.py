@@ -8,12 +8,11 @@ import torch
 
 from fedsim.gradients.clipping import ModelClip
 from fedsim.gradients.kernels import gram_norms_of, usable, weighted_products
+from fedsim.gradients.kernels.tables import Pair
 from fedsim.gradients.model import on_device
 from fedsim.gradients.per_unit.unit_gradients import UnitGradients, squared_row_norms
 from fedsim.gradients.units import Group
 
-Pair = tuple[torch.Tensor, torch.Tensor]
-"""Left and right factors."""
 BUNDLE_ELEMENTS = 2**28
 """Values of one bundle at most: 1 GiB of float32."""
 

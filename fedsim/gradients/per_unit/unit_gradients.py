@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from fedsim.gradients.kernels import gram_norms_of, usable, weighted_products
+from fedsim.gradients.model import wide_dtype
 
 GRAM_ELEMENTS = 2**24
 """Elements of one batch of Gram matrices at most: 64 MiB of float32."""
@@ -159,7 +160,7 @@ class UnitGradients:
     def add_held(self, gradients: torch.Tensor, path: str = "held") -> None:
         """Add gradients [u, *shape]."""
         self.paths.add(path)
-        gradients = gradients.to(_wide(gradients.dtype))
+        gradients = gradients.to(wide_dtype(gradients.dtype))
         self.held = gradients if self.held is None else self.held + gradients
 
     def add_outer(self, left: torch.Tensor, right: torch.Tensor) -> None:
@@ -175,7 +176,7 @@ class UnitGradients:
     def add_lookup(self, index: torch.Tensor, rows: torch.Tensor) -> None:
         """Add rows [u, m, q] at index [u, m] along the first axis."""
         if self.held is None and self.shape[0] <= index.shape[1]:
-            self.held = rows.new_zeros(len(rows), *self.shape, dtype=_wide(rows.dtype))
+            self.held = rows.new_zeros(len(rows), *self.shape, dtype=wide_dtype(rows.dtype))
             self.paths.add("held")
         if self.held is None:
             self.lookups.append((index, rows))
@@ -287,7 +288,7 @@ class UnitGradients:
                 gradient = sum(batched_outer(c, d) for c, d in token_pieces(a, b))
                 assert isinstance(gradient, torch.Tensor)
                 squares.append(squared_row_norms(gradient.flatten(1)))
-                lengths = [torch.linalg.vector_norm(x, dim=2, dtype=_wide(x.dtype)) for x in (a, b)]
+                lengths = [torch.linalg.vector_norm(x, dim=2, dtype=wide_dtype(x.dtype)) for x in (a, b)]
                 spreads.append((lengths[0] * lengths[1]).square().sum(1))
         return torch.cat(squares), torch.cat(spreads)
 
@@ -332,7 +333,7 @@ def _merged(index: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     run = changes.cumsum(0)
     first = torch.full_like(positions, len(positions)).scatter_reduce_(0, run, positions, "amin")
     where = torch.empty_like(positions).scatter_(0, positions, first[run])
-    wide = rows.to(_wide(rows.dtype)).flatten(0, 1)
+    wide = rows.to(wide_dtype(rows.dtype)).flatten(0, 1)
     return torch.zeros_like(wide).index_add_(0, where, wide).view(rows.shape)
 
 
@@ -344,7 +345,3 @@ def _cross(left: torch.Tensor, right: torch.Tensor, index: torch.Tensor, rows: t
 
 def _zeroed(tensor: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
     return tensor.masked_fill(units.view(-1, *[1] * (tensor.ndim - 1)), 0)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
