@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
@@ -17,25 +19,33 @@ def autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractCont
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def plain_step(model: torch.nn.Module, tokens: torch.Tensor, rows: int, autocast: torch.dtype | None) -> None:
-    """An ordinary step: Hugging Face's own loss, gradients accumulated over micro-batches of `rows` rows."""
+def micro_batches(tokens: torch.Tensor, rows: int, lengths: np.ndarray) -> Iterator[torch.Tensor]:
+    """`rows` rows at a time, each micro-batch cut to its longest."""
     for start in range(0, len(tokens), rows):
-        batch = tokens[start : start + rows]
+        yield tokens[start : start + rows, : int(lengths[start : start + rows].max())]
+
+
+def plain_step(
+    model: torch.nn.Module, tokens: torch.Tensor, rows: int, autocast: torch.dtype | None, lengths: np.ndarray
+) -> None:
+    """An ordinary step: Hugging Face's own loss, gradients accumulated over micro-batches of `rows` rows."""
+    for batch in micro_batches(tokens, rows, lengths):
         with autocasting(tokens.device, autocast):
             loss = model(input_ids=batch, labels=batch, use_cache=False).loss * (len(batch) / len(tokens))
         loss.backward()
     model.zero_grad()
 
 
-def fused_step(model: torch.nn.Module, tokens: torch.Tensor, rows: int, autocast: torch.dtype | None) -> None:
+def fused_step(
+    model: torch.nn.Module, tokens: torch.Tensor, rows: int, autocast: torch.dtype | None, lengths: np.ndarray
+) -> None:
     """The same with the chunked loss that the fast path uses."""
     from fedsim.gradients.head import fused_loss, plain_head
     from fedsim.gradients.objective import Batch
 
     head = plain_head(model)
     assert head is not None
-    for start in range(0, len(tokens), rows):
-        ids = tokens[start : start + rows]
+    for ids in micro_batches(tokens, rows, lengths):
         batch = Batch(input_ids=ids, attention_mask=None, labels=ids[:, 1:])
         coefficients = torch.full((len(ids),), 1 / (len(tokens) * (tokens.shape[1] - 1)), device=ids.device)
         with autocasting(tokens.device, autocast):

@@ -57,17 +57,38 @@ def main() -> None:
         print("Opacus is not there: its ratios are left out.")
     users = options.users or size.users
     ratios: dict[str, float] = {}
-    for case, units, rows_per_unit in (("els", 4 * users, 1), ("uls_4_rows", users, 4), ("uls_1_row", users, 1)):
+    for case, units, most in (
+        ("els", 4 * users, 1), ("uls_4_rows", users, 4), ("uls_1_row", users, 1), ("els_ragged", 4 * users, 1),
+        ("uls_ragged", users, 16),
+    ):  # fmt: skip
         if case in options.cases.split(","):
-            measured = measure(case, units, rows_per_unit, size, device, autocast, opacus, options)
+            drawn = ragged_rows(units, most, size) if "ragged" in case else even_rows(units, most, size)
+            measured = measure(case, *drawn, size, device, autocast, opacus and "ragged" not in case, options)
             ratios.update({f"{options.size}.{case}.{key}": value for key, value in measured.items()})
     print(json.dumps(ratios))
 
 
+def even_rows(units: int, rows_per_unit: int, size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """Units of as many rows each, all of the model's length: the units of rows, and the rows' lengths."""
+    return np.repeat(np.arange(units), rows_per_unit), np.full(units * rows_per_unit, size.length)
+
+
+def ragged_rows(units: int, most: int, size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """The same of units as uneven as people are, of up to `most` rows.
+
+    Numbers of rows (median 10, before the cut to `most`) and lengths (median a third of the model's
+    length) are log-normal, near those of Shakespeare's roles and their speeches.
+    """
+    rng = np.random.default_rng(1)
+    counts = np.clip(rng.lognormal(np.log(10), 1.3, units), 1, most).astype(np.int64)
+    lengths = np.clip(rng.lognormal(np.log(size.length / 3), 0.9, counts.sum()), 3, size.length).astype(np.int64)
+    return np.repeat(np.arange(units), counts), lengths
+
+
 def measure(
     case: str,
-    units: int,
-    rows_per_unit: int,
+    ids: np.ndarray,
+    lengths: np.ndarray,
     size: Size,
     device: torch.device,
     autocast: torch.dtype | None,
@@ -77,15 +98,18 @@ def measure(
     """Times and memory of every way for one case; prints a table and returns the ratios."""
     model = build(size, device, options.checkpointing)
     rng = np.random.default_rng(0)
-    tokens = rng.integers(0, size.vocabulary, (units * rows_per_unit, size.length))
-    batch = torch.from_numpy(tokens).to(device)
-    rows = TokenRows(tokens=tokens.ravel(), offsets=np.arange(len(tokens) + 1) * size.length)
-    ids = np.repeat(np.arange(units), rows_per_unit)
+    tokens = rng.integers(0, size.vocabulary, (len(ids), size.length))
+    order = np.argsort(-lengths, kind="stable")  # the rivals' rows of like lengths are padded to the longest together
+    batch, sorted_lengths = torch.from_numpy(tokens[order]).to(device), lengths[order]
+    real = np.arange(size.length) < lengths[:, None]
+    rows = TokenRows(tokens=tokens[real], offsets=np.concatenate([[0], np.cumsum(lengths)]))
+    number, units, rows_per_unit = int(lengths.sum()), len(np.unique(ids)), int(np.bincount(ids).max())
     # A clip that bites for about half of the units, as a tuned one does.
-    sample = slice(0, 4 * rows_per_unit)
-    first = TokenRows(tokens=tokens[sample].ravel(), offsets=rows.offsets[: 4 * rows_per_unit + 1])
+    sample = np.flatnonzero(ids < 4)
     unit = Clip(norm=1.0)
-    norms = clipped_sum(model, first, ids[sample], unit, objective=CausalLanguageModel(), autocast=autocast).norms
+    norms = clipped_sum(
+        model, rows.take(sample), ids[sample], unit, objective=CausalLanguageModel(), autocast=autocast
+    ).norms
     clip = Clip(norm=float(norms.median()))
 
     def ours(method: str) -> None:
@@ -94,11 +118,14 @@ def measure(
             max_tokens=options.max_tokens,
         )  # fmt: skip
 
-    sizes = [n for n in map(int, options.micro_batches.split(",")) if n <= len(tokens) and n % rows_per_unit == 0]
+    even = bool((lengths == size.length).all())
+    wanted = map(int, options.micro_batches.split(","))
+    sizes = [n for n in wanted if n <= len(tokens) and (n % rows_per_unit == 0 or not even)]
     ways = [Way("fast", lambda: ours("fast")), Way("loop", lambda: ours("reference"))]
     for n in sizes:
-        ways.append(Way(f"non-private/{n}", lambda n=n: plain_step(model, batch, n, autocast)))
-        ways.append(Way(f"non-private, fused loss/{n}", lambda n=n: fused_step(model, batch, n, autocast)))
+        ways.append(Way(f"non-private/{n}", lambda n=n: plain_step(model, batch, n, autocast, sorted_lengths)))
+        fused = lambda n=n: fused_step(model, batch, n, autocast, sorted_lengths)  # noqa: E731
+        ways.append(Way(f"non-private, fused loss/{n}", fused))
     if opacus:
         for mode in ("per-sample", "ghost"):
             step = OpacusStep(build(size, device, False, linear_layers=True), mode)
@@ -107,13 +134,15 @@ def measure(
             ]
     run(ways, device, options.repeats, CLOCKS[options.clock])
 
-    print(f"\n{case}: {units} units of {rows_per_unit} rows of {size.length} tokens, {tokens.size} tokens a step")
+    up_to = "" if even else "up to "
+    what = f"{units} units of {up_to}{rows_per_unit} rows of {up_to}{size.length} tokens"
+    print(f"\n{case}: {what}, {number} tokens a step")
     for way in ways:
-        print(f"  {way.name:32s} {tokens.size / way.time:12,.0f} tokens/s {way.memory / 2**20:10,.0f} MiB")
+        print(f"  {way.name:32s} {number / way.time:12,.0f} tokens/s {way.memory / 2**20:10,.0f} MiB")
     for path in sorted(set(layer_paths(model).values())):
         layers = [name for name, value in layer_paths(model).items() if value == path]
         print(f"  {path}: {len(layers)} parameters, {', '.join(layers[:3])}{' …' if len(layers) > 3 else ''}")
-    return _ratios(ways, tokens.size)
+    return _ratios(ways, number)
 
 
 def run(ways: list[Way], device: torch.device, repeats: int, clock: Callable[[], float]) -> None:
@@ -203,7 +232,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--autocast", choices=["bf16", "none"], default="bf16" if cuda else "none")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass")
     parser.add_argument("--users", type=int, help="users of the ULS cases; ELS has four times as many examples")
-    parser.add_argument("--cases", default="els,uls_4_rows,uls_1_row")
+    parser.add_argument("--cases", default="els,uls_4_rows,uls_1_row,els_ragged,uls_ragged")
     parser.add_argument(
         "--micro-batches", default="16,32,64,256" if cuda else "4,8,16,32", help="rows, for the rivals"
     )

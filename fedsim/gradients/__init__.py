@@ -5,7 +5,7 @@ from fedsim.gradients.model import ParameterLayout
 from fedsim.gradients.objective import Batch, CausalLanguageModel, Objective, RowLosses, SequenceClassification
 from fedsim.gradients.reference import LocalSteps, clipped_units
 from fedsim.gradients.sums import clipped_sum
-from fedsim.gradients.trial import layer_paths
+from fedsim.gradients.trial.verdict import layer_paths
 
 __all__ = [
     "CLIP_MARGIN",

@@ -1,7 +1,7 @@
 """The fast path: one forward and one backward pass for the units of a micro-batch."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,12 +22,14 @@ from fedsim.gradients.model import (
     pad_token_of,
     trainable_parameters,
 )
-from fedsim.gradients.objective import Batch, CausalLanguageModel, Objective, RowLosses
-from fedsim.gradients.per_unit.group_gradients import GroupGradients
+from fedsim.gradients.objective import Batch, CausalLanguageModel, Objective, RowLosses, token_losses
+from fedsim.gradients.per_unit.pass_gradients import PassGradients
 from fedsim.gradients.per_unit.unit_gradients import FACTOR_BITS
-from fedsim.gradients.reference import unit_gradient
+from fedsim.gradients.rows.attention import packed_attention
+from fedsim.gradients.rows.packed import packed_batch
+from fedsim.gradients.rows.segments import Segments
 from fedsim.gradients.tape import Forms, Record, Tape, recording
-from fedsim.gradients.units import Units, groups_of, measured_pass, pack_units
+from fedsim.gradients.units import Units, measured_pass, pack_units, split_rows
 from fedsim.rows import TokenRows
 
 
@@ -37,14 +39,14 @@ class Pass:
 
     Attributes:
         units: Which they are, int64 [u], as ordered in the pass.
-        groups: Their gradients.
+        gradients: Theirs.
         losses: [u].
         norms: [blocks, u], before the clip.
         unsure: bool [blocks, u], where a norm needs to be computed another way.
     """
 
     units: np.ndarray
-    groups: list[GroupGradients]
+    gradients: PassGradients
     losses: torch.Tensor
     norms: torch.Tensor
     unsure: torch.Tensor
@@ -60,6 +62,8 @@ class FastSum:
         autocast: bfloat16 or None.
 
     Attributes:
+        packable: Whether a trial may find that rows may be packed; a compiled pass takes padded ones.
+        packed: Whether a micro-batch's rows lie end to end, without padding; at first they do not.
         allowed: In which forms layers may be called, as of `Tape`; None for any.
         forms: In which forms they were.
         compiled: What does the forward and backward passes; None for the model itself.
@@ -83,6 +87,7 @@ class FastSum:
         self.device = device_of(self.parameters.values())
         self.head = plain_head(model) if type(objective) is CausalLanguageModel else None
         self.paths: dict[str, set[str]] = {}
+        self.packable, self.packed = True, False
         self.allowed: Forms | None = None
         self.forms: Forms = {}
         self.compiled: CompiledPass | None = None
@@ -97,7 +102,7 @@ class FastSum:
         """The same sum, empty, with layers called as is allowed here."""
         clip = self.clip.clip
         other = FastSum(self.model, self.rows, self.units, self.objective, clip, self.budget, self.autocast)
-        other.allowed = self.allowed
+        other.packable, other.packed, other.allowed = self.packable, self.packed, self.allowed
         return other
 
     def result(self) -> ClippedSum:
@@ -109,13 +114,13 @@ class FastSum:
 
         Where the device runs out of memory the budget is halved and the units are packed anew.
         """
-        together, alone = pack_units(self.units, self.budget)
+        together, alone = pack_units(self.units, self.budget, self.packed)
         pending = together[::-1]
         while pending:
             units = pending.pop()
             pass_ = None
             try:
-                with measured_pass(self.model, self.device, self.padded(units), self.autocast):
+                with measured_pass(self.model, self.device, self.tokens(units), self.autocast):
                     pass_ = self.passed(units)
             except torch.OutOfMemoryError:
                 if len(units) == 1:
@@ -131,11 +136,12 @@ class FastSum:
             self.add_alone(unit)
         return self.result()
 
-    def padded(self, units: np.ndarray) -> int:
+    def tokens(self, units: np.ndarray) -> int:
         """Tokens of a pass over the units, padding included."""
-        rows = self.units.counts[units]
-        longest = max(self.units.lengths[self.units.offsets[u] : self.units.offsets[u + 1]].max() for u in units)
-        return int(rows.sum() * longest)
+        if self.packed:
+            return int(self.units.tokens[units].sum())
+        lengths = self.units.lengths[self.units.positions(units)]
+        return int(len(lengths) * lengths.max())
 
     def kinds(self) -> dict[str, str]:
         """The kind of rule of each layer with trainable parameters, by the layer's name."""
@@ -147,23 +153,21 @@ class FastSum:
 
     def add_alone(self, unit: int) -> None:
         """A unit whose micro-batches hold no other: plain autograd, then the clip."""
-        update, loss = unit_gradient(
-            self.model, self.rows, self.units, unit, self.objective, self.layout, self.budget, self.autocast, self.head
-        )
+        update, loss = self._alone(unit)
         self.norms[unit] = self.clip.clip_(update)
         self.losses[unit] = loss
         self.total += update
 
     def passed(self, units: np.ndarray) -> Pass:
         """Forward and backward pass and norms of units that share a micro-batch; their rows must fit it."""
-        units = units[np.argsort(self.units.counts[units], kind="stable")]
+        size = self.units.tokens if self.packed else self.units.counts
+        units = units[np.argsort(size[units], kind="stable")]
         tape, row_losses, coefficients = self._backward(units)
-        groups = tape.finished(self.parameters, self.clip)
-        norms, doubtful = self._norms(groups, len(units))
-        owner = on_device(np.repeat(np.arange(len(units)), self.units.counts[units]), self.device)
+        gradients = tape.finished(self.parameters, self.clip)
+        norms, doubtful = self._norms(gradients)
         weighted = coefficients * row_losses.loss_sum.detach().to(coefficients.dtype)
-        losses = torch.zeros_like(norms[0]).index_add_(0, owner, weighted)
-        return Pass(units=units, groups=groups, losses=losses, norms=norms, unsure=doubtful)
+        losses = tape.segments.sums(weighted[:, None])[:, 0]
+        return Pass(units=units, gradients=gradients, losses=losses, norms=norms, unsure=doubtful)
 
     def _add(self, pass_: Pass) -> None:
         """Clip what a pass left and add it up; a unit unsure in any block is done again, alone."""
@@ -174,10 +178,9 @@ class FastSum:
         doubtful = pass_.unsure[0] if len(pass_.unsure) == 1 else pass_.unsure.any(0)
         left_out = doubtful | ~finite
         any_left_out = bool(left_out.any())
-        for group in pass_.groups:
-            if any_left_out:
-                group.zero(left_out[group.units])
-            group.add_weighted(self.views, factors[:, group.units])
+        if any_left_out:
+            pass_.gradients.zero(left_out)
+        pass_.gradients.add_weighted(self.views, factors)
         where = on_device(pass_.units, self.device)
         self.norms[where] = self.clip.unit_norms(pass_.norms)
         self.losses[where] = pass_.losses
@@ -185,26 +188,41 @@ class FastSum:
             for unit in pass_.units[doubtful.cpu().numpy()]:
                 self.add_alone(int(unit))
 
+    def _batch(self, positions: np.ndarray) -> tuple[Batch, torch.Tensor, AbstractContextManager[None]]:
+        """Rows as a micro-batch, a coefficient for each row or packed token, and what the pass runs within."""
+        indices, pad = self.units.rows[positions], pad_token_of(self.model)
+        coefficients = self.units.coefficients[positions]
+        if self.packed:
+            batch, packed = packed_batch(self.rows, indices, self.device, pad)
+            each = np.zeros(packed.tokens)
+            each[: self.units.lengths[positions].sum()] = np.repeat(coefficients, self.units.lengths[positions])
+            each_on_device = on_device(each, self.device, self.total.dtype)
+            return batch, each_on_device, packed_attention(self.model, packed)
+        batch = self.objective.collate(self.rows, indices, self.device, pad)
+        return batch, on_device(coefficients, self.device, self.total.dtype), nullcontext()
+
+    def _loss(
+        self, batch: Batch, coefficients: torch.Tensor, tape: Tape | None = None
+    ) -> tuple[torch.Tensor, RowLosses]:
+        """Σ coefficient · loss of a micro-batch, and the losses, of packed rows' tokens each by itself."""
+        with autocasting(self.device, self.autocast):
+            if self.head is not None:
+                return fused_loss(self.model, self.head, batch, coefficients, tape)
+            losses = (token_losses if self.packed else self.objective.row_losses)(self.model, batch)
+            return (coefficients * losses.loss_sum).sum(), losses
+
     def _backward(self, units: np.ndarray) -> tuple[Tape, RowLosses, torch.Tensor]:
-        """One pass over the rows of units; returns what it left, and the rows' losses and coefficients."""
-        starts = self.units.offsets[units]
-        positions = np.concatenate(
-            [np.arange(start, start + n) for start, n in zip(starts, self.units.counts[units], strict=True)]
-        )
-        batch = self.objective.collate(self.rows, self.units.rows[positions], self.device, pad_token_of(self.model))
-        coefficients = on_device(self.units.coefficients[positions], self.device, self.total.dtype)
-        tape = Tape(groups_of(self.units.counts[units]), self.parameters.values(), self.allowed)
+        """One pass over the rows of units: what it left, and the losses and coefficients of the tape's rows."""
+        batch, coefficients, within = self._batch(self.units.positions(units))
+        each = self.units.tokens if self.packed else self.units.counts
+        segments = Segments(each[units], self.device)
+        tape = Tape(segments, len(coefficients), self.parameters.values(), self.allowed, self.packed)
         if self.compiled is not None and len(batch.input_ids) > 1:  # a single row's graph would be one of its own
             with frozen(list(self.parameters.values())):
                 row_losses = self._compiled_backward(self.compiled, tape, batch, coefficients)
             return tape, row_losses, coefficients
-        with frozen(list(self.parameters.values())), recording(tape, self.layers):
-            with autocasting(self.device, self.autocast):
-                if self.head is not None:
-                    loss, row_losses = fused_loss(self.model, self.head, batch, coefficients, tape)
-                else:
-                    row_losses = self.objective.row_losses(self.model, batch)
-                    loss = (coefficients * row_losses.loss_sum).sum()
+        with frozen(list(self.parameters.values())), recording(tape, self.layers), within:
+            loss, row_losses = self._loss(batch, coefficients, tape)
             torch.autograd.backward(loss)
         self.forms = tape.forms
         return tape, row_losses, coefficients
@@ -212,14 +230,29 @@ class FastSum:
     def _compiled_backward(
         self, compiled: CompiledPass, tape: Tape, batch: Batch, coefficients: torch.Tensor
     ) -> RowLosses:
-        """The same by compiled graphs."""
+        """The same by compiled graphs, of padded rows."""
         assert self.head is not None
+        assert not self.packed
         with autocasting(self.device, self.autocast):
             hidden, inputs, probes = compiled.hidden(batch)
             loss, row_losses = head_loss(hidden, self.head, batch, coefficients, tape)
         compiled.record(tape, inputs, torch.autograd.grad(loss, probes))
         self.forms = compiled.forms()
         return row_losses
+
+    def _alone(self, unit: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A unit's gradient, [P] flat, and its loss, as of `unit_gradient`, without padding where rows are packed."""
+        gradient, loss = torch.zeros_like(self.total), self.losses.new_zeros(())
+        for part in split_rows(self.units, unit, self.budget, self.packed):
+            batch, coefficients, within = self._batch(part)
+            with within:
+                part_loss, _ = self._loss(batch, coefficients)
+                pieces = torch.autograd.grad(part_loss, list(self.parameters.values()), allow_unused=True)
+            for view, piece in zip(self.layout.views(gradient).values(), pieces, strict=True):
+                if piece is not None:
+                    view += piece
+            loss += part_loss.detach()
+        return gradient, loss
 
     def _layers(self) -> dict[torch.nn.Module, tuple[str, Record]]:
         """Every module with trainable parameters of its own, its name and rule; the fused head records by itself."""
@@ -230,15 +263,11 @@ class FastSum:
             if module is not self.head and any(id(p) in wanted for p in module._parameters.values())
         }
 
-    def _norms(self, groups: list[GroupGradients], number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The norms of the units' blocks, [blocks, number], and whether each needs to be computed another way."""
-        squared = torch.zeros(len(self.clip.limits), number, dtype=torch.float64, device=self.device)
-        spread = torch.zeros_like(squared)
-        for group in groups:
-            for block, (squares, spreads) in group.squared_norms().items():
-                squared[block, group.units], spread[block, group.units] = squares, spreads
-            for name, paths in group.paths.items():
-                self.paths.setdefault(name, set()).update(paths)
+    def _norms(self, gradients: PassGradients) -> tuple[torch.Tensor, torch.Tensor]:
+        """The norms of the units' blocks, [blocks, u], and whether each needs to be computed another way."""
+        squared, spread = gradients.squared_norms()
+        for name, paths in gradients.paths.items():
+            self.paths.setdefault(name, set()).update(paths)
         return squared.clamp(min=0).sqrt().to(self.norms.dtype), unsure(squared, spread, self.norms.dtype)
 
 

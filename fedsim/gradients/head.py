@@ -5,14 +5,16 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 
 from fedsim.gradients.kernels import loss_gradient_, usable
 from fedsim.gradients.model import compute_dtype, wide_dtype
 from fedsim.gradients.objective import Batch, RowLosses, causal_logits
-from fedsim.gradients.per_unit.unit_gradients import add_product, batched_outer, holds_gradient
+from fedsim.gradients.per_unit.products import add_product
+from fedsim.gradients.per_unit.unit_gradients import least_held
+from fedsim.gradients.rows.segments import Segments
 from fedsim.gradients.tape import Tape
-from fedsim.gradients.units import Group
 from fedsim.rows import IGNORED_LABEL
 
 CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
@@ -53,15 +55,19 @@ def fused_loss(
 
     Args:
         head: What `plain_head` returned for the model.
-        coefficients: [R], one a row.
+        coefficients: [R], one a row; or one a position, [R · T], and losses are then of positions.
         tape: Where the head's per-unit gradients go; None leaves them to autograd.
 
     Returns:
-        The scalar loss, differentiable once, and the losses [R].
+        The scalar loss, differentiable once, and the losses, as many as coefficients.
     """
+    return head_loss(hidden_states(model, head, batch), head, batch, coefficients, tape)
+
+
+def hidden_states(model: torch.nn.Module, head: torch.nn.Linear, batch: Batch) -> torch.Tensor:
+    """What the head is given, [R, T, d]; no logits are computed."""
     with _returning(head, lambda hidden: hidden):
-        hidden = causal_logits(model, batch)
-    return head_loss(hidden, head, batch, coefficients, tape)
+        return causal_logits(model, batch)
 
 
 def head_loss(
@@ -70,10 +76,12 @@ def head_loss(
     """`fused_loss` from the head's input on, [R, T, d]."""
     # The last position predicts nothing. It is carried along, unscored: matrix products of T rows a unit, often a
     # power of two, are quicker on a CPU than those of T - 1.
-    labels = torch.nn.functional.pad(batch.labels, (0, 1), value=IGNORED_LABEL)
-    loss, loss_sum, correct = _fused_loss(hidden, head.weight, head.bias, labels, coefficients, head, tape)
-    scored = batch.labels != IGNORED_LABEL
-    return loss, RowLosses(loss_sum=loss_sum, label_count=scored.sum(1), correct=correct)
+    labels = torch.nn.functional.pad(batch.labels, (0, 1), value=IGNORED_LABEL).flatten()
+    times = len(labels) // len(coefficients)
+    each = coefficients if times == 1 else coefficients.repeat_interleave(times)
+    loss, losses, correct = _fused_loss(hidden.flatten(0, 1), head.weight, head.bias, labels, each, head, tape)
+    of_rows = [x.view(len(coefficients), -1).sum(1) for x in (losses, labels != IGNORED_LABEL, correct)]
+    return loss, RowLosses(loss_sum=of_rows[0], label_count=of_rows[1], correct=of_rows[2])
 
 
 @contextmanager
@@ -88,8 +96,8 @@ def _returning(head: torch.nn.Linear, forward: Any) -> Iterator[None]:
 class _FusedLoss(torch.autograd.Function):
     """Everything that needs the logits happens in the forward pass, chunk by chunk.
 
-    With p the softmax of a position's logits, y its label and a its row's coefficient, the gradient with respect to
-    the logits is a · (p − onehot(y)). It is formed once, used for the hidden states' and the weight's gradients, and
+    With p the softmax of a position's logits, y its label and a its coefficient, the gradient with respect to the
+    logits is a · (p − onehot(y)). It is formed once, used for the hidden states' and the weight's gradients, and
     dropped, or kept for the tape where the head's per-unit gradients would be larger.
     """
 
@@ -127,7 +135,13 @@ _fused_loss: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = _F
 
 
 class _Head:
-    """The chunks of one fused loss."""
+    """The chunks of one fused loss, of M positions.
+
+    Args:
+        hidden: [M, d], contiguous.
+        labels: int64 [M].
+        coefficients: [M].
+    """
 
     def __init__(
         self,
@@ -148,136 +162,107 @@ class _Head:
         self.labels, self.coefficients = labels, coefficients
         wide = wide_dtype(hidden.dtype)
         self.losses = torch.zeros(len(hidden), dtype=wide, device=hidden.device)
-        self.correct = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
+        self.correct = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
         self.hidden_gradient = torch.empty_like(hidden)
         self.weight_gradient: torch.Tensor | None = None
         self.bias_gradient: torch.Tensor | None = None
         limit = CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS["cuda"])
-        self.chunk_rows = max(1, limit // max(1, hidden.shape[1] * len(weight)))
+        self.chunk = max(1, limit // len(weight))
 
     def run(self, want_weight: bool, want_bias: bool) -> None:
         """Losses and gradients of everything for autograd."""
         if want_weight:
             self.weight_gradient = self.losses.new_zeros(self.width, self.weight.shape[1])
         bias = torch.zeros(self.width, dtype=self.losses.dtype, device=self.weight.device)
-        for start in range(0, len(self.hidden), self.chunk_rows):
-            rows = slice(start, start + self.chunk_rows)
-            gradient = self.logit_gradient(rows)
+        for start in range(0, len(self.hidden), self.chunk):
+            places = slice(start, start + self.chunk)
+            gradient = self.logit_gradient(places)
             if self.weight_gradient is not None:
-                add_product(self.weight_gradient, gradient.flatten(0, 1).t(), self.weighted(rows).flatten(0, 1))
+                add_product(self.weight_gradient, gradient.t(), self.weighted(places))
             if want_bias:
-                bias += torch.einsum("rnv,r->v", gradient.to(bias.dtype), self.coefficients[rows])
+                bias += gradient.t().to(bias.dtype) @ self.coefficients[places].to(bias.dtype)
         self.bias_gradient = bias if want_bias else None
 
     def record(self, tape: Tape, head: Any) -> None:
         """The same, with the weight's and the bias's gradients left on the tape, for each unit."""
-        for number, group in enumerate(tape.groups):
-            tokens = group.rows_per_unit * self.hidden.shape[1]
-            if holds_gradient(tokens, self.width, self.hidden.shape[-1], self.hidden.element_size()):
-                tape.at(number, head.weight).add_held(self._unit_gradients(tape, head, number))
-            else:
-                kept = self._room(group.size * group.rows_per_unit)
-                # What is kept whole is made whole, unless something of its size would be made beside it.
-                whole = self.by_kernel and not tape.wants(head.bias)
-                for rows in [group.rows] if whole else self._chunks(group):
-                    place = slice(rows.start - group.rows.start, rows.stop - group.rows.start)
-                    self._recorded(tape, head, number, rows, kept[place])
-                tape.at(number, head.weight).outers.append(
-                    (
-                        kept.view(group.size, tokens, -1)[..., : self.width],
-                        self.weighted(group.rows).view(group.size, tokens, -1),
-                    )
-                )
+        segments = tape.segments.times(len(self.hidden) // tape.rows)
+        least = least_held(self.width, self.hidden.shape[1], self.hidden.element_size())
+        first = int(np.searchsorted(segments.lengths, least))
+        kept = self.hidden.new_empty(int(segments.offsets[first]), len(self.weight))
+        held = self.losses.new_zeros(len(segments) - first, self.width, self.weight.shape[1])
+        biases = self.losses.new_zeros(len(segments), self.width) if tape.wants(head.bias) else None
+        self.hidden_gradient[segments.total :] = 0  # of what belongs to no unit
+        # What is kept whole is made whole, unless something of its size would be made beside it.
+        whole = self.by_kernel and biases is None
+        for places, units in self._chunks(segments, first, whole):
+            room = kept[places] if places.stop <= len(kept) else None
+            gradient = self.logit_gradient(places, room)
+            for unit in units if units.stop > first or biases is not None else ():
+                begin, end = (max(int(x) - places.start, 0) for x in segments.offsets[unit : unit + 2])
+                own = slice(begin, min(end, places.stop - places.start))
+                if unit >= first:
+                    within = slice(places.start + own.start, places.start + own.stop)
+                    add_product(held[unit - first], gradient[own].t(), self.weighted(within))
+                if biases is not None:
+                    coefficients = self.coefficients[places][own].to(biases.dtype)
+                    biases[unit] += gradient[own].t().to(biases.dtype) @ coefficients
+        if len(held):
+            tape.at(head.weight).add_held(held)
+        if first:
+            factors = kept[:, : self.width], self.weighted(slice(0, len(kept)))
+            tape.at(head.weight).outers.append(segments.cut(0, first, *factors))
+        if biases is not None:
+            tape.at(head.bias).add_held(biases)
 
-    def weighted(self, rows: slice) -> torch.Tensor:
-        """Hidden states times their rows' coefficients: the cheaper side to scale."""
-        return self.hidden[rows] * self.coefficients[rows, None, None].to(self.hidden.dtype)
+    def weighted(self, places: slice) -> torch.Tensor:
+        """Hidden states times their coefficients: the cheaper side to scale."""
+        return self.hidden[places] * self.coefficients[places, None].to(self.hidden.dtype)
 
-    def logit_gradient(self, rows: slice, out: torch.Tensor | None = None) -> torch.Tensor:
-        """p − onehot(y), [rows, n, V] in hidden's dtype, without coefficients; written to out where that is given.
+    def logit_gradient(self, places: slice, out: torch.Tensor | None = None) -> torch.Tensor:
+        """p − onehot(y), [n, V] in hidden's dtype, without coefficients; written to out where that is given.
 
-        On the way it writes the rows' losses, their correct predictions and the hidden states' gradients.
+        On the way it writes the positions' losses, correct predictions and the hidden states' gradients.
         """
-        labels = self.labels[rows]
-        scored = labels != IGNORED_LABEL
-        gradient = (
-            self._in_place(rows, labels, out) if self.by_kernel else self._chunk_gradient(rows, labels, scored, out)
-        )
-        torch.matmul(gradient, self.weight, out=self.hidden_gradient[rows])
-        self.hidden_gradient[rows] *= self.coefficients[rows, None, None].to(self.hidden.dtype)
-        return gradient[..., : self.width]
+        labels = self.labels[places]
+        gradient = self._in_place(places, labels, out) if self.by_kernel else self._plain(places, labels, out)
+        torch.matmul(gradient, self.weight, out=self.hidden_gradient[places])
+        self.hidden_gradient[places] *= self.coefficients[places, None].to(self.hidden.dtype)
+        return gradient[:, : self.width]
 
-    def _in_place(self, rows: slice, labels: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+    def _in_place(self, places: slice, labels: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
         """In two passes over the logits, which are never copied."""
-        gradient = self._room(len(labels)) if out is None else out
-        flat, hidden = gradient.flatten(0, 1), self.hidden[rows].flatten(0, 1)
+        hidden = self.hidden[places]
+        gradient = hidden.new_empty(len(hidden), len(self.weight)) if out is None else out
         if self.bias is None:
-            torch.mm(hidden, self.weight.t(), out=flat)
+            torch.mm(hidden, self.weight.t(), out=gradient)
         else:
-            torch.addmm(self.bias, hidden, self.weight.t(), out=flat)
-        losses, right = loss_gradient_(flat[:, : self.width], labels.flatten())
-        self.losses[rows] = losses.view(labels.shape).sum(1)
-        self.correct[rows] = right.view(labels.shape).sum(1)
+            torch.addmm(self.bias, hidden, self.weight.t(), out=gradient)
+        self.losses[places], self.correct[places] = loss_gradient_(gradient[:, : self.width], labels)
         return gradient
 
-    def _chunk_gradient(
-        self, rows: slice, labels: torch.Tensor, scored: torch.Tensor, out: torch.Tensor | None
-    ) -> torch.Tensor:
-        place = labels.clamp(min=0).unsqueeze(-1)
-        logits = torch.nn.functional.linear(self.hidden[rows], self.weight, self.bias).to(self.losses.dtype)
-        right = (logits.gather(-1, place) >= logits.amax(-1, keepdim=True))[..., 0]
-        self.correct[rows] = (right & scored).sum(1)
+    def _plain(self, places: slice, labels: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+        scored, place = labels != IGNORED_LABEL, labels.clamp(min=0).unsqueeze(-1)
+        logits = torch.nn.functional.linear(self.hidden[places], self.weight, self.bias).to(self.losses.dtype)
+        self.correct[places] = (logits.gather(-1, place) >= logits.amax(-1, keepdim=True))[:, 0] & scored
         in_place = out is not None and out.dtype == logits.dtype
         gradient = torch.log_softmax(logits, -1, out=out if in_place else None)
-        self.losses[rows] = -gradient.gather(-1, place)[..., 0].masked_fill(~scored, 0).sum(1)
+        self.losses[places] = -gradient.gather(-1, place)[:, 0].masked_fill(~scored, 0)
         gradient.exp_()
         gradient.scatter_add_(-1, place, gradient.new_full((), -1.0).expand(place.shape))
         if gradient.is_cuda:
             gradient.masked_fill_(~scored.unsqueeze(-1), 0)
         else:
-            gradient.flatten(0, 1).index_fill_(0, (~scored).flatten().nonzero()[:, 0], 0)
+            gradient.index_fill_(0, (~scored).nonzero()[:, 0], 0)
         gradient = gradient.to(self.hidden.dtype)
         if out is not None and not in_place:
             out.copy_(gradient)
         return gradient
 
-    def _room(self, rows: int) -> torch.Tensor:
-        """For the logits of rows, and of what the weight was filled up with."""
-        return self.hidden.new_empty(rows, self.hidden.shape[1], len(self.weight))
-
-    def _chunks(self, group: Group) -> Iterator[slice]:
-        """Row chunks of a group: of whole units, or of rows of one unit."""
-        units = self.chunk_rows // group.rows_per_unit
-        for first in range(group.rows.start, group.rows.stop, max(1, units) * group.rows_per_unit):
-            last = min(first + max(1, units) * group.rows_per_unit, group.rows.stop)
-            step = last - first if units else self.chunk_rows
-            for start in range(first, last, step):
-                yield slice(start, min(start + step, last))
-
-    def _unit_gradients(self, tape: Tape, head: Any, number: int) -> torch.Tensor:
-        """The weight's gradients, [units of the group, V, d]."""
-        group = tape.groups[number]
-        held = self.losses.new_zeros(group.size, self.width, self.weight.shape[1])
-        for rows in self._chunks(group):
-            gradient = self._recorded(tape, head, number, rows)
-            first = (rows.start - group.rows.start) // group.rows_per_unit
-            count = max(1, (rows.stop - rows.start) // group.rows_per_unit)
-            products = batched_outer(
-                gradient.reshape(count, -1, gradient.shape[-1]),
-                self.weighted(rows).reshape(count, -1, self.hidden.shape[-1]),
-            )
-            held[first : first + count] += products
-        return held
-
-    def _recorded(
-        self, tape: Tape, head: Any, number: int, rows: slice, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """The logits' gradient of a chunk; the bias's part of it goes to the tape at once."""
-        gradient = self.logit_gradient(rows, out)
-        if tape.wants(head.bias):
-            group = tape.groups[number]
-            per_row = torch.einsum("rnv,r->rv", gradient.to(self.losses.dtype), self.coefficients[rows])
-            unit = torch.arange(rows.start - group.rows.start, rows.stop - group.rows.start) // group.rows_per_unit
-            biases = per_row.new_zeros(group.size, per_row.shape[1])
-            tape.at(number, head.bias).add_held(biases.index_add_(0, unit.to(biases.device), per_row))
-        return gradient
+    def _chunks(self, segments: Segments, first: int, whole: bool) -> Iterator[tuple[slice, range]]:
+        """Chunks of positions and whose they are: none has units on both sides of `first`; those before may be one."""
+        middle = int(segments.offsets[first])
+        for begin, stop, chunk in ((0, middle, middle if whole else self.chunk), (middle, segments.total, self.chunk)):
+            for start in range(begin, stop, max(1, chunk)):
+                end = min(start + chunk, stop)
+                one = int(np.searchsorted(segments.offsets, start, side="right")) - 1
+                yield slice(start, end), range(one, int(np.searchsorted(segments.offsets, end)))

@@ -1,6 +1,7 @@
 """A table of layers: from a layer's inputs and output gradients to terms of its parameters' gradients."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -164,27 +165,23 @@ def generic(tape: Tape, module: Any, inputs: tuple[torch.Tensor, ...], gradient:
     Each unit's gradients of the layer's own parameters are formed and held.
     """
     own = [p for p in module.parameters(recurse=False) if tape.wants(p)]
-    if len(gradient) != tape.rows:
+    if tape.packed or len(gradient) != tape.rows:
         raise RowsMixedError(f"{type(module).__name__} returns {len(gradient)} rows for {tape.rows}")
-    per_group: list[list[tuple[torch.Tensor, ...]]] = []
+    per_unit: list[tuple[torch.Tensor, ...]] = []
     hooks, module._forward_hooks = module._forward_hooks, type(module._forward_hooks)()
     required = [p.requires_grad for p in own]
     try:
         for parameter in own:
             parameter.requires_grad_(True)
-        for group in tape.groups:
-            per_group.append([])
-            for start in range(group.rows.start, group.rows.stop, group.rows_per_unit):
-                rows = slice(start, start + group.rows_per_unit)
-                with torch.enable_grad():
-                    output = module(*(x[rows] if len(x) == tape.rows else x for x in inputs))
-                per_group[-1].append(
-                    torch.autograd.grad(output, own, gradient[rows], allow_unused=True, materialize_grads=True)
-                )
+        for start, stop in pairwise(tape.segments.offsets.tolist()):
+            with torch.enable_grad():
+                output = module(*(x[start:stop] if len(x) == tape.rows else x for x in inputs))
+            per_unit.append(
+                torch.autograd.grad(output, own, gradient[start:stop], allow_unused=True, materialize_grads=True)
+            )
     finally:
         module._forward_hooks = hooks
         for parameter, was in zip(own, required, strict=True):
             parameter.requires_grad_(was)
-    for number, units in enumerate(per_group):
-        for parameter, gradients in zip(own, zip(*units, strict=True), strict=True):
-            tape.at(number, parameter).add_held(torch.stack(gradients), "held, recomputed unit by unit")
+    for parameter, gradients in zip(own, zip(*per_unit, strict=True), strict=True):
+        tape.at(parameter).add_held(torch.stack(gradients), "held, recomputed unit by unit")

@@ -14,17 +14,19 @@ from fedsim.rows import IGNORED_LABEL, TokenRows
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Rows padded on the right to one length.
+    """Rows padded on the right to one length; or laid end to end as one, R = 1, where their places are given.
 
     Attributes:
         input_ids: int64 [R, T].
         attention_mask: int64 [R, T], 1 on real tokens; None where no row is padded or the objective needs none.
         labels: int64 [R, T - 1] (the token that each position predicts) or [R] (classes); IGNORED_LABEL is not scored.
+        position_ids: int64 [R, T], each token's place in its row, told to the model; None where it counts itself.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor | None
     labels: torch.Tensor
+    position_ids: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +132,21 @@ class SequenceClassification:
 def causal_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """The model's logits [R, T, vocabulary], without a key-value cache."""
     # Hugging Face models build a cache unless told not to; other modules do not know the argument.
-    without_cache = {"use_cache": False} if hasattr(model, "config") else {}
-    return _logits(model(batch.input_ids, **without_cache))
+    arguments: dict[str, object] = {"use_cache": False} if hasattr(model, "config") else {}
+    if batch.position_ids is not None:
+        arguments["position_ids"] = batch.position_ids
+    return _logits(model(batch.input_ids, **arguments))
+
+
+def token_losses(model: torch.nn.Module, batch: Batch) -> RowLosses:
+    """Losses of a causal language model's packed rows, each token's by itself, [N] for a batch [1, N]."""
+    logits = causal_logits(model, batch)
+    labels = torch.nn.functional.pad(batch.labels, (0, 1), value=IGNORED_LABEL)[0]
+    wide = logits[0] if logits.dtype == torch.float64 else logits[0].float()
+    losses = cross_entropy(wide, labels, ignore_index=IGNORED_LABEL, reduction="none")
+    scored = labels != IGNORED_LABEL
+    correct = _right(logits[0].detach(), labels) & scored
+    return RowLosses(loss_sum=losses, label_count=scored.long(), correct=correct.long())
 
 
 def _right(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -9,12 +9,12 @@ import torch
 from fedsim.clip import Clip
 from fedsim.errors import Failure, InvalidInput
 from fedsim.gradients.clipping import SMALLEST_LIMIT, ClippedSum
-from fedsim.gradients.compiled.trial import compiled_pass, forget_compiled, worth_compiling
+from fedsim.gradients.compiled.trial import compiled_pass, forget_compiled, may_compile, worth_compiling
 from fedsim.gradients.fast import FastSum
 from fedsim.gradients.model import check_deterministic, exact_products, model_device
 from fedsim.gradients.objective import Objective
 from fedsim.gradients.reference import LocalSteps, clipped_units, reference_sum
-from fedsim.gradients.trial import why_reference
+from fedsim.gradients.trial.verdict import why_reference
 from fedsim.gradients.units import make_units, token_budget
 from fedsim.rows import TokenRows
 
@@ -63,11 +63,13 @@ def clipped_sum(
             mean over its labels. Rows that score no label are left out of either mean.
         weights: Non-negative relative weight of each row within its unit, float [rows]; None means equal.
         method: "fast": many units in one pass. "reference": one after the other by plain autograd.
-        max_tokens: Tokens of one micro-batch, padding included; None chooses by device and memory.
+        max_tokens: Tokens of one micro-batch, padding included where rows are padded; None chooses by device and
+            memory.
         autocast: torch.bfloat16 to run the model in mixed precision; norms and sums stay float32. None: as it is.
         local_steps: Steps that each unit takes from θ, one unit after the other; losses are those at θ. None: none.
         compiled: Whether the fast path's pass is compiled (`torch.compile`), where the model allows it. None: of a
-            large model on a GPU, where the minute that it takes is likely to be won back.
+            large model on a GPU, where the minute that it takes is likely to be won back. Graphs take padded rows; any
+            other pass packs them, where the model allows that.
 
     Returns:
         The sum and, for each unit, its norm before the clip, its loss and whether it was finite.
@@ -85,13 +87,12 @@ def clipped_sum(
             units = make_units(rows, unit_ids, objective, weighting, weights)
             budget = token_budget(model, device, max_tokens, autocast)
             asked = FastSum(model, rows, units, objective, clip, budget, autocast)
-            if not why_reference(asked):
-                asked.budget = token_budget(model, device, max_tokens, autocast)  # measured by now
-                if compiled or (compiled is None and worth_compiling(asked)):
-                    asked.compiled = compiled_pass(asked)
-                found = _run(asked)
+            wanted = worth_compiling(asked) if compiled is None else compiled
+            for by_graphs in (True, False) if wanted and may_compile(asked) else (False,):
+                found = _summed(asked, by_graphs, max_tokens)
                 if found is not None:
                     return found
+                asked = asked.anew()
         return reference_sum(
             clipped_units(
                 model,
@@ -108,8 +109,27 @@ def clipped_sum(
         )
 
 
+def _summed(asked: FastSum, by_graphs: bool, max_tokens: int | None) -> ClippedSum | None:
+    """The sum asked for, by compiled graphs of padded rows or by the model itself; None if another way must be taken.
+
+    Args:
+        asked: Still empty.
+    """
+    asked.packable = not by_graphs
+    if why_reference(asked):
+        return None
+    asked.budget = token_budget(asked.model, asked.device, max_tokens, asked.autocast)  # measured by now
+    if why_reference(asked):  # packed rows are tried in micro-batches as long as they may now be
+        return None
+    if by_graphs:
+        asked.compiled = compiled_pass(asked)
+        if asked.compiled is None:
+            return None
+    return _run(asked)
+
+
 def _run(asked: FastSum) -> ClippedSum | None:
-    """The sum asked for, without a compiled pass if that fails; None if only the reference can tell why."""
+    """The sum asked for; None if another way must be taken."""
     try:
         return asked.run()
     except (torch.OutOfMemoryError, MemoryError, InvalidInput, Failure):
@@ -117,9 +137,8 @@ def _run(asked: FastSum) -> ClippedSum | None:
     except Exception as error:
         if asked.compiled is not None:
             forget_compiled(asked, error)
-            return _run(asked.anew())
-        # Rows that cannot be told apart, or what the reference will tell in words.
-        log.warning("%s takes the reference path for this call: %s", type(asked.model).__name__, error)
+        else:  # rows that cannot be told apart, or what the reference will tell in words
+            log.warning("%s takes the reference path for this call: %s", type(asked.model).__name__, error)
         return None
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from fedsim.gradients.clipping import ModelClip
-from fedsim.gradients.model import wide_dtype
-from fedsim.gradients.per_unit.group_gradients import GroupGradients
+from fedsim.gradients.per_unit.pass_gradients import PassGradients
 from fedsim.gradients.per_unit.unit_gradients import UnitGradients
-from fedsim.gradients.units import Group, RowOrder
+from fedsim.gradients.rows.order import RowOrder
+from fedsim.gradients.rows.segments import Segments
 
 
 class RowsMixedError(RuntimeError):
@@ -24,32 +24,40 @@ Forms = dict[str, set[tuple[str, ...]]]
 class Tape:
     """Per-unit gradients of a micro-batch, as they come out of the backward pass.
 
+    A micro-batch is [rows, tokens] of padded rows, or one row [1, tokens] of rows laid end to end (packed). For the
+    tape a packed token is what a padded row is: the least that belongs to one unit. Both are called rows here.
+
     Args:
-        groups: The micro-batch's units.
+        segments: The micro-batch's units, by how many rows each has.
+        rows: Rows of the micro-batch, those that belong to no unit included.
         parameters: Those whose gradients are summed.
         allowed: In which forms each layer may be called, as `forms` of a pass that was compared with plain autograd;
             None for any.
+        packed: Whether rows are tokens.
 
     Attributes:
-        groups: As given.
-        rows: Rows of the micro-batch.
-        gradients: For each group, UnitGradients by parameter (its identity: tied layers meet here).
+        segments, rows, packed: As given.
+        gradients: UnitGradients by parameter (its identity: tied layers meet here).
         forms: In which forms each layer was called: how its arguments hold the rows.
         order: Follows vectors without an axis of rows; None where no layer may be called with such.
     """
 
     def __init__(
-        self, groups: list[Group], parameters: Iterable[torch.nn.Parameter], allowed: Forms | None = None
+        self,
+        segments: Segments,
+        rows: int,
+        parameters: Iterable[torch.nn.Parameter],
+        allowed: Forms | None = None,
+        packed: bool = False,
     ) -> None:
         self._wanted = {id(parameter) for parameter in parameters}
-        self.groups = groups
-        self.rows = groups[-1].rows.stop
-        self.gradients: list[dict[int, UnitGradients]] = [{} for _ in groups]
+        self.segments, self.rows, self.packed = segments, rows, packed
+        self.gradients: dict[int, UnitGradients] = {}
         self.forms: Forms = {}
         self._allowed = allowed
-        self._together = sum(group.size for group in groups) > 1  # a unit by itself has nobody to be mixed with
+        self._together = len(segments) > 1 or packed  # a unit by itself has nobody to be mixed with
         vectors = allowed is None or any("vectors" in form for forms in allowed.values() for form in forms)
-        self.order = RowOrder(self.rows) if self._together and vectors else None
+        self.order = RowOrder(rows, packed) if self._together and vectors else None
 
     def called(self, name: str, arguments: tuple[torch.Tensor, ...]) -> None:
         """Note how a layer is called.
@@ -66,72 +74,81 @@ class Tape:
         self.forms.setdefault(name, set()).add(form)
 
     def _held_by(self, name: str, place: int, argument: torch.Tensor) -> str:
-        """How an argument holds the rows: "rows" first, "vectors" of one row after the other, or not at all."""
+        """How an argument holds the rows: first, "vectors" of one after the other, on another axis, or not at all."""
         if argument.ndim >= (3 if argument.is_floating_point() else 2):
-            return "rows" if len(argument) == self.rows else "whole"
+            axes = self._axes(argument)
+            if len(axes) > 1:
+                raise RowsMixedError(f"{name} is called with {tuple(argument.shape)}, of which two axes may be tokens")
+            return f"rows on axis {axes[0]}" if axes else "whole"
         if self.order is not None and argument.ndim == 2 and self.order.known(argument):
             return "vectors"
         if place == 0 or (argument.ndim and len(argument) == self.rows):
             raise RowsMixedError(f"{name} is called with {tuple(argument.shape)} vectors of unknown rows")
         return "whole"
 
+    def _axes(self, tensor: torch.Tensor) -> list[int]:
+        """Which axes of a tensor may hold the rows, of those where rows are looked for."""
+        if not self.packed:
+            return [0] if len(tensor) == self.rows else []
+        # Heads may come before tokens or after; the last axis is that of features, but for indices.
+        last = tensor.ndim - 1 if tensor.is_floating_point() else tensor.ndim
+        return [axis for axis in range(1, min(3, last)) if len(tensor) == 1 and tensor.shape[axis] == self.rows]
+
     def wants(self, parameter: torch.nn.Parameter | None) -> bool:
         """Whether the parameter is one of those whose gradients are summed."""
         return id(parameter) in self._wanted
 
-    def at(self, group: int, parameter: torch.nn.Parameter) -> UnitGradients:
-        """Where a parameter's gradients for a group are collected."""
-        return self.gradients[group].setdefault(id(parameter), UnitGradients(parameter.shape))
+    def at(self, parameter: torch.nn.Parameter) -> UnitGradients:
+        """Where a parameter's gradients are collected."""
+        return self.gradients.setdefault(id(parameter), UnitGradients(parameter.shape, len(self.segments)))
 
-    def finished(self, parameters: dict[str, torch.nn.Parameter], clip: ModelClip) -> list[GroupGradients]:
-        """The gradients of each group, once the backward pass is over, with the parameters' names."""
-        return [
-            GroupGradients(group, {name: met[id(p)] for name, p in parameters.items() if id(p) in met}, clip)
-            for group, met in zip(self.groups, self.gradients, strict=True)
-        ]
+    def finished(self, parameters: dict[str, torch.nn.Parameter], clip: ModelClip) -> PassGradients:
+        """The gradients, once the backward pass is over, with the parameters' names."""
+        met = self.gradients
+        named = {name: met[id(p)] for name, p in parameters.items() if id(p) in met}
+        return PassGradients(named, clip, self.segments)
 
     def by_row(self, tensor: torch.Tensor, trailing: int = 1) -> torch.Tensor:
         """A layer's tensor as [rows, n, …], the last `trailing` axes kept.
 
         Raises:
-            RowsMixedError: Its first axis is neither the rows nor the rows' tokens.
+            RowsMixedError: None of its axes is that of the rows, and it is not the rows' vectors.
         """
-        if len(tensor) % self.rows or (len(tensor) != self.rows and tensor.ndim != 1 + trailing):
+        kept = tensor.shape[tensor.ndim - trailing :]
+        if tensor.ndim == 1 + trailing and not len(tensor) % self.rows:
+            return tensor.reshape(self.rows, -1, *kept)
+        axes = self._axes(tensor)
+        if len(axes) != 1:
             raise RowsMixedError(f"a tensor of shape {tuple(tensor.shape)} for {self.rows} rows")
-        return tensor.reshape(self.rows, -1, *tensor.shape[tensor.ndim - trailing :])
+        behind_heads = tensor.transpose(1, 2) if axes[0] == 2 else tensor
+        return behind_heads.reshape(self.rows, -1, *kept)
 
     def outer(self, parameter: torch.nn.Parameter, left: torch.Tensor, right: torch.Tensor) -> None:
         """The parameter's gradient is left^T right, summed over tokens; left [rows, n, p], right [rows, n, q]."""
-        if not self.wants(parameter):
-            return
-        for number, group in enumerate(self.groups):
-            self.at(number, parameter).add_outer(group.by_unit(left), group.by_unit(right))
+        if self.wants(parameter):
+            segments = self.segments.times(left.shape[1])
+            self.at(parameter).add_outer(left.flatten(0, 1), right.flatten(0, 1), segments)
 
     def lookup(self, parameter: torch.nn.Parameter, index: torch.Tensor, gradient: torch.Tensor) -> None:
         """The parameter's gradient is gradient [rows, n, q] added at index [rows, n]."""
-        if not self.wants(parameter):
-            return
-        for number, group in enumerate(self.groups):
-            self.at(number, parameter).add_lookup(group.by_unit(index), group.by_unit(gradient))
+        if self.wants(parameter):
+            segments = self.segments.times(index.shape[1])
+            self.at(parameter).add_lookup(index.flatten(), gradient.flatten(0, 1), segments)
 
     def summed(self, parameter: torch.nn.Parameter | None, gradient: torch.Tensor) -> None:
         """The parameter's gradient is the sum over tokens of gradient [rows, n, *shape]."""
-        if parameter is None or not self.wants(parameter):
-            return
-        wide = wide_dtype(gradient.dtype)
-        for number, group in enumerate(self.groups):
-            self.at(number, parameter).add_held(group.by_unit(gradient).sum(1, dtype=wide))
+        if parameter is not None and self.wants(parameter):
+            sums = self.segments.times(gradient.shape[1]).sums(gradient.flatten(0, 1))
+            self.at(parameter).add_held(sums)
 
     def summed_rows(self, parameters: list[torch.nn.Parameter], gradients: list[torch.Tensor]) -> None:
         """The same of vectors' gradients [rows, size] that are added up over tokens already; all in one go."""
         if not parameters:
             return
-        together = torch.cat(gradients, 1)
-        for number, group in enumerate(self.groups):
-            each = group.by_unit(together[:, None]).sum(1) if group.rows_per_unit > 1 else together[group.rows]
-            parts = torch.split(each, [gradient.shape[1] for gradient in gradients], 1)
-            for parameter, part in zip(parameters, parts, strict=True):
-                self.at(number, parameter).add_held(part)
+        sums = self.segments.sums(torch.cat(gradients, 1))
+        parts = torch.split(sums, [gradient.shape[1] for gradient in gradients], 1)
+        for parameter, part in zip(parameters, parts, strict=True):
+            self.at(parameter).add_held(part)
 
 
 Record = Callable[[Tape, Any, tuple[torch.Tensor, ...], torch.Tensor], None]
@@ -162,7 +179,7 @@ def _hook(tape: Tape, name: str, record: Record, anchor: torch.Tensor) -> Callab
         if not isinstance(output, torch.Tensor) or not all(isinstance(a, torch.Tensor) for a in args) or kwargs:
             raise RowsMixedError(f"{type(module).__name__} takes or returns something other than tensors")
         tape.called(name, args)  # type: ignore[arg-type]
-        if isinstance(module, torch.nn.Embedding) and len(output) == 1 < tape.rows:
+        if isinstance(module, torch.nn.Embedding) and len(output) == 1 < tape.rows and not tape.packed:
             # Positions looked up once for all rows: looked up for each row instead, so that rows stay apart.
             output = output.expand(tape.rows, *output.shape[1:])
         recorded = _recorded(output, anchor, tape, record, module, *args)

@@ -1,15 +1,13 @@
-"""Which rows form a unit, which units share a micro-batch, and whose are vectors without an axis of rows."""
+"""Which rows form a unit, and which units share a micro-batch."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch.overrides import TorchFunctionMode
 
 from fedsim.errors import InvalidInput
 from fedsim.gradients.model import keeps_half
@@ -44,6 +42,19 @@ class Units:
     def counts(self) -> np.ndarray:
         """Rows of each unit, int64 [U]."""
         return np.diff(self.offsets)
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Tokens of each unit, int64 [U]."""
+        before = np.concatenate([[0], np.cumsum(self.lengths)])
+        tokens: np.ndarray = before[self.offsets[1:]] - before[self.offsets[:-1]]
+        return tokens
+
+    def positions(self, units: np.ndarray) -> np.ndarray:
+        """Where in `rows` those of some units are, unit after unit."""
+        starts, counts = self.offsets[:-1][units], self.counts[units]
+        places: np.ndarray = np.arange(counts.sum()) + np.repeat(starts - np.cumsum(counts) + counts, counts)
+        return places
 
 
 def make_units(
@@ -107,7 +118,7 @@ _measured: WeakKeyDictionary[torch.nn.Module, dict[torch.dtype | None, tuple[int
 def token_budget(
     model: torch.nn.Module, device: torch.device, max_tokens: int | None, autocast: torch.dtype | None = None
 ) -> int:
-    """Tokens, padding included, that one micro-batch may hold.
+    """Tokens that one micro-batch may hold, padding included where rows are padded.
 
     On a GPU the choice is SHARE of the free memory by what the model's passes have taken so far (`measured_pass`), and
     before the first by an estimate; should it still be too much, the fast path halves it and goes on.
@@ -156,165 +167,52 @@ def measured_pass(
     known[autocast] = tokens, (torch.cuda.max_memory_allocated(device) - before) / tokens
 
 
-def split_rows(units: Units, unit: int, budget: int) -> list[np.ndarray]:
+def split_rows(units: Units, unit: int, budget: int, packed: bool = False) -> list[np.ndarray]:
     """Positions into units.rows of one unit's rows, in parts of similar lengths that each fit the budget.
 
     A row longer than the budget is a part of its own.
+
+    Args:
+        packed: Whether a part's rows lie end to end; else each is padded to the longest.
     """
     positions = np.arange(units.offsets[unit], units.offsets[unit + 1])
     positions = positions[np.argsort(units.lengths[positions], kind="stable")]
     parts: list[np.ndarray] = []
-    start = 0
-    for stop in range(1, len(positions) + 1):
-        # Sorted by length, so the next row would set the padded length of all.
-        if stop == len(positions) or (stop + 1 - start) * units.lengths[positions[stop]] > budget:
+    start = tokens = 0
+    for stop, length in enumerate([*units.lengths[positions].tolist(), 0]):
+        # Sorted by length, so this row would set the padded length of all.
+        tokens = tokens + length if packed else (stop + 1 - start) * length
+        if stop > start and (stop == len(positions) or tokens > budget):
             parts.append(positions[start:stop])
-            start = stop
+            start, tokens = stop, length
     return parts
 
 
-def pack_units(units: Units, budget: int) -> tuple[list[np.ndarray], list[int]]:
+def pack_units(units: Units, budget: int, packed: bool = False) -> tuple[list[np.ndarray], list[int]]:
     """Units that share a micro-batch, and units that get micro-batches of their own.
 
-    Units of like rows are put together, so that little is padded. A unit is alone if two of it would not fit.
+    Units of like rows are put together, or of like tokens where rows are packed. A unit is alone if two of it would
+    not fit.
+
+    Args:
+        packed: Whether a micro-batch's rows lie end to end; else each is padded to the longest.
     """
-    counts = units.counts
+    counts, each = units.counts, units.tokens
     longest = np.zeros(len(units), dtype=np.int64)
     np.maximum.at(longest, np.repeat(np.arange(len(units)), counts), units.lengths)
     present = np.flatnonzero(counts)
-    large = 2 * counts * longest > budget
+    large = 2 * (each if packed else counts * longest) > budget
     order = present[~large[present]]
-    order = order[np.lexsort((counts[order], longest[order]))]
+    order = order[np.argsort(each[order], kind="stable") if packed else np.lexsort((counts[order], longest[order]))]
     together: list[np.ndarray] = []
-    start = rows = 0
+    start = held = 0
     for place, unit in enumerate(order):
         # Sorted by length, so this unit's longest row is the padded length of all.
-        if (rows + counts[unit]) * longest[unit] > budget:
+        size = held + each[unit] if packed else (held + counts[unit]) * longest[unit]
+        if size > budget:
             together.append(order[start:place])
-            start, rows = place, 0
-        rows += counts[unit]
+            start, held = place, 0
+        held += each[unit] if packed else counts[unit]
     if start < len(order):
         together.append(order[start:])
     return together, present[large[present]].tolist()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Units with equally many rows, next to each other in the micro-batch.
-
-    Attributes:
-        rows: Where the group's rows lie in the batch.
-        units: Where its units lie among the micro-batch's units.
-        rows_per_unit: Rows of each of its units.
-    """
-
-    rows: slice
-    units: slice
-    rows_per_unit: int
-
-    @property
-    def size(self) -> int:
-        """Number of units."""
-        return int(self.units.stop - self.units.start)
-
-    def by_unit(self, batch: torch.Tensor) -> torch.Tensor:
-        """The group's part of [rows of the batch, n, d] as [units, rows_per_unit · n, d]."""
-        part = batch if len(batch) == self.rows.stop - self.rows.start else batch[self.rows]
-        if self.rows_per_unit == 1 and part.ndim == 3:
-            return part
-        return part.reshape(self.size, -1, *part.shape[2:])
-
-
-def groups_of(counts: np.ndarray) -> list[Group]:
-    """Groups for units whose numbers of rows, [units], are sorted; unit after unit, rows lie end to end."""
-    groups: list[Group] = []
-    rows = units = 0
-    for count, number in zip(*np.unique(counts, return_counts=True), strict=True):
-        groups.append(
-            Group(
-                rows=slice(rows, rows + int(count * number)),
-                units=slice(units, units + int(number)),
-                rows_per_unit=int(count),
-            )
-        )
-        rows, units = groups[-1].rows.stop, groups[-1].units.stop
-    return groups
-
-
-RESHAPES = frozenset({"view", "reshape", "flatten", "squeeze", "contiguous"})
-"""Functions that keep elements in their order, the last axis fastest."""
-POOLS = frozenset({"__getitem__", "select", "sum", "mean", "amax"})
-"""Functions that leave one vector of each row."""
-PRODUCTS = {"linear": 0, "layer_norm": 0, "rms_norm": 0, "matmul": 0, "__matmul__": 0, "mm": 0, "addmm": 1}
-"""Functions that treat each vector of one argument alike, and which argument that is."""
-POINTWISE = frozenset({
-    "relu", "gelu", "silu", "mish", "elu", "selu", "leaky_relu", "softplus", "hardtanh", "tanh", "sigmoid", "softmax",
-    "dropout", "abs", "neg", "exp", "log", "sqrt", "rsqrt", "square", "pow", "clamp", "add", "radd", "sub", "rsub",
-    "mul", "rmul", "div", "truediv", "true_divide", "to", "type", "type_as", "float", "double", "half", "bfloat16",
-    "clone", "detach", "masked_fill", "chunk", "split", "cat", "mean", "sum", "amax", "__getitem__",
-})  # fmt: skip
-"""Functions that make each vector of the vectors at the same place; in place or as operators, too."""
-
-
-class RowOrder(TorchFunctionMode):
-    """Within it, which two-dimensional tensors hold vectors of one row after the other.
-
-    A layer called with [N, d] may be called with the tokens of all rows end to end, with one vector of each row, or
-    with whatever tokens a router chose, in an order that depends on the data; N tells these apart only by luck, and
-    no trial on other data can. So order is followed from where it is plain: [rows, …, d] reshaped, or pooled over the
-    middle, and then any function that is known to keep the order. Everything else (indexing by a tensor, sorting) is
-    unknown, which costs speed only. What is known of a tensor ends when it, or a view of it, is written to.
-
-    Args:
-        rows: Rows of the micro-batch, which three-dimensional tensors have first.
-    """
-
-    def __init__(self, rows: int) -> None:
-        super().__init__()
-        self.rows = rows
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        results = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", "")
-        for result in results if isinstance(results, (tuple, list)) else (results,):
-            if isinstance(result, torch.Tensor) and result.ndim == 2 and self._keeps(name, args, kwargs or {}, result):
-                self.mark(result)
-        return results
-
-    def mark(self, tensor: torch.Tensor) -> None:
-        """Take the tensor for one in order."""
-        tensor.__dict__["_row_order"] = (self, tensor._version)  # views of one storage share the version
-
-    def known(self, tensor: torch.Tensor, ago: int = 0) -> bool:
-        """Whether [N, d] is known to hold N / rows vectors of one row after the other, or was so many writes ago."""
-        return bool(tensor.__dict__.get("_row_order") == (self, tensor._version - ago))
-
-    def _keeps(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: torch.Tensor) -> bool:
-        given = [a for arg in args for a in (arg if isinstance(arg, (tuple, list)) else (arg,))]
-        source = given[PRODUCTS.get(name, 0)] if len(given) > PRODUCTS.get(name, 0) else None
-        if not isinstance(source, torch.Tensor) or len(result) % self.rows:
-            return False
-        if name == "__getitem__" and not _keeps_first_axis(args[1]):
-            return False
-        if source.ndim > 2:
-            pooled = name in POOLS and len(result) == self.rows
-            return len(source) == self.rows and (pooled or name in RESHAPES)
-        same = source.ndim == 2 and len(source) == len(result)
-        if name in PRODUCTS or name in RESHAPES:
-            return same and self.known(source)
-        if name.strip("_") not in POINTWISE and name not in POINTWISE:
-            return False
-        given += kwargs.values()
-        met = [a for a in given if isinstance(a, torch.Tensor) and a.ndim > 1 and len(a) > 1]
-        # An operation in place has its own result among its arguments, one version on.
-        on = int(name.endswith("_") and not name.endswith("__"))
-        return bool(met) and all(len(a) == len(result) and self.known(a, on if a is result else 0) for a in met)
-
-
-def _keeps_first_axis(index: Any) -> bool:
-    """Whether x[index] keeps x's first axis as it is."""
-    first, *others = index if isinstance(index, tuple) else (index,)
-    whole = first is ... or (isinstance(first, slice) and first == slice(None))
-    return whole and all(isinstance(i, (int, slice)) or i is ... for i in others)

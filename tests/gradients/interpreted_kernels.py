@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from fedsim.gradients import kernels
-from fedsim.gradients.per_unit.unit_gradients import UnitGradients, add_outer, gram_inner
+from fedsim.gradients.per_unit.products import gram_inner
+from fedsim.gradients.per_unit.unit_gradients import UnitGradients, add_outer
+from fedsim.gradients.rows.segments import Segments
 from fedsim.rows import IGNORED_LABEL
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
@@ -61,6 +63,11 @@ def laid_out(factor: torch.Tensor, how: str) -> torch.Tensor:
 
 
 LAYOUTS = ("contiguous", "padded", "odd distances", "odd address", "units far apart")
+
+
+def uniform(factor: torch.Tensor) -> Segments:
+    """Of the units of [u, n, d], once it is flat."""
+    return Segments(np.full(len(factor), factor.shape[1]), factor.device)
 
 
 def weighted_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor, weights: torch.Tensor) -> None:
@@ -196,8 +203,8 @@ def test_what_is_not_finite_stays_in_its_unit(value: float) -> None:
     assert torch.equal(squared[::2], clean[::2])
     assert torch.equal(spread[::2], spreads[::2])
 
-    gradients = UnitGradients(torch.Size((20, 30)))
-    gradients.outers.append((left, right))
+    gradients = UnitGradients(torch.Size((20, 30)), 3)
+    gradients.outers.append((uniform(left), (left.flatten(0, 1), right.flatten(0, 1))))
     gradients.zero(torch.tensor([False, True, False]))
     found = torch.zeros(20, 30)
     gradients.add_weighted(found, torch.tensor([1.0, 0.0, 1.0]))
@@ -216,15 +223,15 @@ def test_the_callers_take_the_kernels_where_they_may_and_only_there(monkeypatch:
 
     def calls(one: torch.Tensor, other: torch.Tensor) -> list[str]:
         taken.clear()
-        add_outer(torch.zeros(40, 50), one, other, torch.ones(2))
-        gradients = UnitGradients(torch.Size((40, 50)))
-        gradients.outers.append((one, other))
-        gradients._outer_norms(one, other)
+        add_outer(torch.zeros(40, 50), one, other, torch.ones(2), segments)
+        gradients = UnitGradients(torch.Size((40, 50)), 2)
+        gradients._outer_norms(segments, (one, other))
         return list(taken)
 
+    segments, left, right = uniform(left), left.flatten(0, 1), right.flatten(0, 1)
     assert calls(left, right) == list(names)
     assert calls(left.float(), right.float()) == []
-    assert calls(left.transpose(1, 2).contiguous().transpose(1, 2), right) == []
+    assert calls(left.t().contiguous().t(), right) == []
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     assert calls(left, right) == []
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.clip import Clip
+from fedsim.clip import Clip, ClipBlock
 from fedsim.gradients import (
     CLIP_MARGIN,
     CausalLanguageModel,
@@ -13,8 +13,12 @@ from fedsim.gradients import (
     head,
     layer_paths,
 )
+from fedsim.gradients.clipping import ModelClip
 from fedsim.gradients.model import ParameterLayout
-from fedsim.gradients.per_unit import group_gradients, unit_gradients
+from fedsim.gradients.per_unit import pass_gradients, unit_gradients
+from fedsim.gradients.per_unit.pass_gradients import PassGradients
+from fedsim.gradients.per_unit.unit_gradients import UnitGradients
+from fedsim.gradients.rows.segments import Segments
 from fedsim.rows import TokenRows
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
@@ -22,8 +26,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:Runtim
 VOCABULARY = 70
 """No multiple of what a head is filled up to."""
 KERNELS = {
-    "weighted_products": (group_gradients, unit_gradients),
-    "gram_norms_of": (group_gradients, unit_gradients),
+    "weighted_products": (pass_gradients, unit_gradients),
+    "gram_norms_of": (pass_gradients, unit_gradients),
     "loss_gradient_": (head,),
 }
 
@@ -162,3 +166,74 @@ def test_a_unit_with_an_infinity_adds_exactly_zero(taken: set[str]) -> None:
     assert torch.isfinite(found.total).all()
     assert taken == set(KERNELS)
     torch.testing.assert_close(found.total, expected.total, rtol=1e-5, atol=1e-5 * float(expected.total.abs().max()))
+
+
+WIDTHS = {"a": (40, 50), "b": (40, 50), "c": (50, 40), "twice": (40, 50), "vector": (40,), "longer held": (6, 8)}
+
+
+@pytest.mark.parametrize(
+    ("lengths", "most", "launches"),
+    [
+        ([5, 5, 5, 5], 1, (1, 2)),  # nothing is copied
+        ([2, 5, 6, 6, 14, 15], 2**28, (3, 6)),  # a bucket each, and in sums each block by itself
+        ([2, 5, 6, 6, 14, 15], 1, (7, 11)),  # those whose units are filled up one by one
+    ],
+)
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_parameters_of_ragged_units_share_launches(
+    lengths: list[int], most: int, launches: tuple[int, int], side_by_side: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In two blocks, some of them scaled; one layer is called twice, one is held of the longer units alone."""
+    generator = torch.Generator().manual_seed(0)
+    segments = Segments(np.array(lengths), torch.device("cpu"))
+    rows: list[tuple[str, torch.Tensor, torch.Tensor]] = []
+    gradients = {name: UnitGradients(torch.Size(shape), len(lengths)) for name, shape in WIDTHS.items()}
+    for name in (*WIDTHS, "twice"):
+        shape = WIDTHS[name]
+        right_width = shape[1] if len(shape) == 2 else 1
+        left, right = (
+            torch.randn(segments.total, width, generator=generator).bfloat16() for width in (shape[0], right_width)
+        )
+        rows.append((name, left, right))
+        if name == "vector":
+            gradients[name].add_held(segments.sums(left.float() * right.float()))
+        else:
+            gradients[name].add_outer(left, right, segments)
+    exact = {name: torch.zeros(len(lengths), *shape, dtype=torch.float64) for name, shape in WIDTHS.items()}
+    for name, left, right in rows:
+        whole = zip(segments.offsets[:-1], segments.offsets[1:], strict=True)
+        each = torch.stack([left[a:b].double().T @ right[a:b].double() for a, b in whole])
+        exact[name] += each.view(exact[name].shape)
+    sizes = {name: tuple(shape) for name, shape in WIDTHS.items()}
+    offsets = np.cumsum([0, *(int(np.prod(shape)) for shape in sizes.values())]).tolist()
+    layout = ParameterLayout(names=tuple(sizes), shapes=tuple(sizes.values()), offsets=tuple(offsets))
+    blocks = (("a", "c", "vector"), ("b", "twice", "longer held"))
+    scales = {name: 1.0 for name in sizes} | {"a": 0.5, "vector": 3.0, "twice": 0.25}
+    clip = Clip(norm=1.0, scales=scales, blocks=tuple(ClipBlock(parameters=part, share=0.5**0.5) for part in blocks))
+    monkeypatch.setattr(pass_gradients, "BUNDLE_ELEMENTS", most)
+    if side_by_side:  # as on a GPU
+        monkeypatch.setattr(pass_gradients, "_side_by_side", lambda gradients: gradients.held is not None)
+    launched: list[str] = []
+    for kernel in ("gram_norms_of", "weighted_products"):
+        run = getattr(pass_gradients, kernel)
+        monkeypatch.setattr(
+            pass_gradients, kernel, lambda *a, kernel=kernel, run=run: (launched.append(kernel), run(*a))[1]
+        )
+    found = PassGradients(gradients, ModelClip(clip, layout), segments)
+    squared, spread = found.squared_norms()
+    for block, names in enumerate(blocks):
+        expected = sum((exact[name] / scales[name]).flatten(1).square().sum(1) for name in names)
+        torch.testing.assert_close(squared[block], expected, rtol=1e-5, atol=0)
+        assert (spread[block] > 0).all()
+    factors = torch.rand(2, len(lengths), generator=generator)
+    targets = {name: torch.zeros(shape) for name, shape in sizes.items()}
+    left_out = torch.zeros(len(lengths), dtype=torch.bool)
+    left_out[-1] = True
+    found.zero(left_out)
+    found.add_weighted(targets, factors)
+    for block, names in enumerate(blocks):
+        for name in names:
+            weights = (factors[block] * ~left_out).double().view(-1, *[1] * len(sizes[name]))
+            expected = (weights * exact[name]).sum(0)
+            assert float((targets[name] - expected).norm()) <= 1e-5 * float(expected.norm()), name
+    assert (launched.count("gram_norms_of"), launched.count("weighted_products")) == launches

@@ -107,11 +107,11 @@ def test_rows_too_short_to_be_cut_leave_the_question_open() -> None:
 
 
 def test_the_question_is_asked_once_for_rows_of_one_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedsim.gradients import trial
+    from fedsim.gradients.trial import verdict
 
     asked: list[object] = []
-    difference = trial._difference
-    monkeypatch.setattr(trial, "_difference", lambda *args: asked.append(args) or difference(*args))
+    difference = verdict._difference
+    monkeypatch.setattr(verdict, "_difference", lambda *args: asked.append(args) or difference(*args))
     model, objective = MODELS["gpt2, tied"]
     model = type(model)(model.config).eval()
     for _ in range(3):

@@ -7,7 +7,7 @@ from gradient_checks import VOCABULARY, fast_sum
 
 from fedsim.clip import Clip
 from fedsim.gradients import CLIP_MARGIN, CausalLanguageModel
-from fedsim.gradients.per_unit.unit_gradients import squared_row_norms
+from fedsim.gradients.per_unit.products import squared_row_norms
 from fedsim.rows import TokenRows
 
 

@@ -20,7 +20,9 @@ from fedsim.gradients import (
 from fedsim.gradients.fast import unsure
 from fedsim.gradients.objective import RowLosses
 from fedsim.gradients.per_unit import unit_gradients
-from fedsim.gradients.per_unit.unit_gradients import UnitGradients, batched_inner, squared_row_norms
+from fedsim.gradients.per_unit.products import batched_inner, squared_row_norms
+from fedsim.gradients.per_unit.unit_gradients import UnitGradients
+from fedsim.gradients.rows.segments import Segments
 from fedsim.rows import TokenRows
 
 
@@ -137,12 +139,12 @@ def test_a_tied_embedding_that_undoes_the_head_is_computed_again(kind: str, word
 
 def test_errors_reach_as_far_as_both_parts_of_a_tied_embedding_are_long() -> None:
     generator = torch.Generator().manual_seed(0)
-    gradients = UnitGradients(torch.Size((900, 60)))
+    gradients, nine = UnitGradients(torch.Size((900, 60)), 1), Segments(np.array([9]), torch.device("cpu"))
     left, right = alike(9, 900, "random", generator), alike(9, 60, "random", generator)
     outer = (left.square().sum(1) * right.square().sum(1)).sum()
     for length in (0.1, 10.0, 1e4):
         rows = alike(9, 60, "random", generator) * length
-        gradients.outers, gradients.lookups = [(left[None], right[None])], [(torch.arange(9)[None], rows[None])]
+        gradients.outers, gradients.lookups = [(nine, (left, right))], [(nine, (torch.arange(9), rows))]
         _, spread = gradients.squared_norms()
         assert float(spread) >= float((outer.sqrt() + rows.norm()).square()) * (1 - 1e-5)
 
@@ -187,20 +189,20 @@ def test_norms_of_what_is_held(values: int, units: int, kind: str, scale: float)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_cancelling_unit_whose_gradient_is_formed_and_dropped_is_unsure(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
-    gradients = UnitGradients(torch.Size((40, 40)))
-    left = torch.randn(1, 100, 40, generator=generator).to(dtype)
-    right = torch.randn(1, 50, 40, generator=generator).to(dtype)
-    left[:, 50:] = left[:, :50]
+    gradients, all_tokens = UnitGradients(torch.Size((40, 40)), 1), Segments(np.array([100]), torch.device("cpu"))
+    left = torch.randn(100, 40, generator=generator).to(dtype)
+    right = torch.randn(50, 40, generator=generator).to(dtype)
+    left[50:] = left[:50]
     for opposite, expected in ((False, False), (True, True)):
-        second = -right.roll(1, 2) * 0 - right * (1 - 2**-7) if opposite else torch.randn(right.shape).to(dtype)
-        gradients.outers = [(left, torch.cat([right, second.to(dtype)], 1))]
+        second = -right.roll(1, 1) * 0 - right * (1 - 2**-7) if opposite else torch.randn(right.shape).to(dtype)
+        gradients.outers = [(all_tokens, (left, torch.cat([right, second.to(dtype)])))]
         squared, spread = gradients.squared_norms()
         assert gradients.paths == {"direct norm"}
         assert bool(unsure(squared, spread, torch.float32)) == expected
 
 
 def test_gradients_in_half_precision_are_widened_before_they_are_measured() -> None:
-    gradients = UnitGradients(torch.Size((300,)))
+    gradients = UnitGradients(torch.Size((300,)), 2)
     held = (1 + torch.rand(2, 300, generator=torch.Generator().manual_seed(0))).bfloat16()
     gradients.add_held(held)
     squared, _ = gradients.squared_norms()
@@ -272,19 +274,24 @@ class Adapted(torch.nn.Module):
 
 def test_no_product_adds_up_more_tokens_than_its_running_sum_may(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seen in the shapes: some libraries divide long sums by themselves, and would hide it in the numbers."""
-    tokens: list[int] = []
+    summed: list[int] = []
+    formed: list[int] = []
     product, batched = unit_gradients.add_product, unit_gradients.batched_outer
-    monkeypatch.setattr(
-        unit_gradients, "add_product", lambda t, a, b: (tokens.append(a.shape[1] // 2), product(t, a, b))
+    monkeypatch.setattr(unit_gradients, "add_product", lambda t, a, b: (summed.append(a.shape[1]), product(t, a, b)))
+    monkeypatch.setattr(unit_gradients, "batched_outer", lambda a, b: (formed.append(a.shape[1]), batched(a, b))[1])
+    left, right, two = (
+        torch.ones(2000, 90),
+        torch.ones(2000, 80),
+        Segments(np.array([1000, 1000]), torch.device("cpu")),
     )
-    monkeypatch.setattr(unit_gradients, "batched_outer", lambda a, b: (tokens.append(a.shape[1]), batched(a, b))[1])
-    left, right = torch.ones(2, 1000, 90), torch.ones(2, 1000, 80)
     target = torch.zeros(90, 80)
-    unit_gradients.add_outer(target, left, right, torch.ones(2))
+    unit_gradients.add_outer(target, left, right, torch.ones(2), two)
     assert torch.equal(target, torch.full((90, 80), 2000.0))
-    gradients = unit_gradients.UnitGradients(torch.Size((90, 80)))
-    gradients.outers.append((left, right))
+    assert sum(summed) == 2000
+    assert summed == [256, 256, 256, 232 + 256, 256, 256, 232]  # what is left of one unit, and the next one's first
+    gradients = unit_gradients.UnitGradients(torch.Size((90, 80)), 2)
+    gradients.outers.append((two, (left, right)))
     squared, _ = gradients.squared_norms()
     torch.testing.assert_close(squared, torch.full_like(squared, 1000.0**2 * 90 * 80))
-    assert sum(tokens) == 2000
-    assert max(tokens) <= 256
+    assert sum(formed) == 1000
+    assert max(formed) <= 256

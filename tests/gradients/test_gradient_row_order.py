@@ -9,8 +9,8 @@ from gradient_checks import VOCABULARY, Around, assert_same, fast_sum
 
 from fedsim.clip import Clip
 from fedsim.gradients import CausalLanguageModel, clipped_sum, layer_paths
+from fedsim.gradients.rows.order import RowOrder
 from fedsim.gradients.tape import RowsMixedError
-from fedsim.gradients.units import RowOrder
 from fedsim.rows import TokenRows
 
 OBJECTIVE = CausalLanguageModel()

@@ -80,3 +80,17 @@ def test_every_row_is_in_one_micro_batch_that_fits(seed: int, budget: int, units
         parts = split_rows(made, unit, budget)
         assert sorted(np.concatenate(parts)) == list(range(made.offsets[unit], made.offsets[unit + 1]))
         assert all(len(p) == 1 or len(p) * made.lengths[p].max() <= budget for p in parts)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), budget=st.integers(1, 120), units=st.integers(1, 12))
+def test_every_packed_row_is_in_one_micro_batch_that_fits(seed: int, budget: int, units: int) -> None:
+    rows, ids = ragged(seed, units=units, most=8)
+    made = make_units(rows, ids, OBJECTIVE, "examples", None)
+    together, alone = pack_units(made, budget, packed=True)
+    assert sorted([int(u) for part in together for u in part] + alone) == np.flatnonzero(made.counts).tolist()
+    assert all(made.tokens[part].sum() <= budget for part in together)
+    for unit in alone:
+        parts = split_rows(made, unit, budget, packed=True)
+        assert sorted(np.concatenate(parts)) == list(range(made.offsets[unit], made.offsets[unit + 1]))
+        assert all(len(p) == 1 or made.lengths[p].sum() <= budget for p in parts)

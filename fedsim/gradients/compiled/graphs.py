@@ -199,7 +199,7 @@ class CompiledPass:
         """Refuse, while a graph is traced, a call that is not the one that was found at this place."""
         place = len(self._inputs)
         call = self.calls[place] if place < len(self.calls) else None
-        form = "rows" if len(given) == self._rows else "whole"
+        form = "rows on axis 0" if len(given) == self._rows else "whole"
         if (
             call is None
             or call.name != name
@@ -224,7 +224,7 @@ class CompiledPass:
             raise RowsMixedError(f"{name} is called with {tuple(given.shape)} vectors of unknown rows")
         if wanted[0] and output.ndim != 3:
             raise RowsMixedError(f"{name} returns {tuple(output.shape)}, which a compiled pass does not hold")
-        form = "rows" if len(given) == self._rows else "whole"
+        form = "rows on axis 0" if len(given) == self._rows else "whole"
         probes = tuple(p for p, is_wanted in zip(("gradient", "weight", "bias"), wanted, strict=True) if is_wanted)
         self.calls.append(Call(name, module, kind, (form,), output.shape[-1], output.dtype, probes))
 

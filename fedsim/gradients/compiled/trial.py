@@ -13,7 +13,7 @@ from fedsim.gradients.clipping import LARGEST_NORM
 from fedsim.gradients.compiled.graphs import CompiledPass
 from fedsim.gradients.fast import FastSum
 from fedsim.gradients.tape import RowsMixedError
-from fedsim.gradients.trial import clip_by_parameter, differing, tolerances
+from fedsim.gradients.trial.verdict import clip_by_parameter, differing, tolerances
 from fedsim.gradients.units import pack_units
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,13 @@ def worth_compiling(asked: FastSum) -> bool:
     return asked.device.type == "cuda" and sum(p.numel() for p in asked.model.parameters()) >= COMPILED_FROM
 
 
+def may_compile(asked: FastSum) -> bool:
+    """Whether a compiled pass of the model is known, or may be tried."""
+    if asked.head is None or asked.model.training or _chosen(asked) is None:
+        return False
+    return _compiled.get(asked.model, {}).get(_pass_key(asked), True) is not None
+
+
 def compiled_pass(asked: FastSum) -> CompiledPass | None:
     """The model's pass as compiled graphs; None where it cannot be, or differs from the ordinary one.
 
@@ -36,7 +43,8 @@ def compiled_pass(asked: FastSum) -> CompiledPass | None:
     compared yet (nothing finite, no memory for it, one row) is kept, and compared in a later call.
 
     Args:
-        asked: The caller's sum, still empty, for a model that the fast path is right for; it is left so.
+        asked: The caller's sum, still empty and of padded rows, for a model that the fast path is right for; it is
+            left so.
     """
     if asked.head is None or asked.model.training or asked.allowed is None or (chosen := _chosen(asked)) is None:
         return None
@@ -114,7 +122,7 @@ def _plain(value: Any) -> bool:
 def _shapes(asked: FastSum) -> int:
     """How many shapes the caller's micro-batches have."""
     together, _ = pack_units(asked.units, asked.budget)
-    return len({(int(asked.units.counts[units].sum()), asked.padded(units)) for units in together})
+    return len({(int(asked.units.counts[units].sum()), asked.tokens(units)) for units in together})
 
 
 def _chosen(asked: FastSum) -> np.ndarray | None:
@@ -170,7 +178,6 @@ def _unclipped(sum_: FastSum, chosen: np.ndarray, finite: torch.Tensor | None = 
     pass_ = sum_.passed(chosen)
     if finite is None:
         finite = (pass_.norms <= LARGEST_NORM).all(0)
-    for group in pass_.groups:
-        group.zero(~finite[group.units])
-        group.add_weighted(sum_.views, torch.ones_like(pass_.norms[:, group.units]))
+    pass_.gradients.zero(~finite)
+    pass_.gradients.add_weighted(sum_.views, torch.ones_like(pass_.norms))
     return _Norms(pass_.norms, pass_.unsure, finite)

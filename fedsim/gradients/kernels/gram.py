@@ -17,7 +17,7 @@ PIECE = 1024
 
 
 def gram_norms_of(pairs: Sequence[Pair]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squared norms and spreads as of `unit_gradients.gram_inner`, float64 sums of float32 pieces; one launch for all
+    """Squared norms and spreads as of `products.gram_inner`, float64 sums of float32 pieces; one launch for all
     pairs of a shape, and another where a unit has more tokens than a tile.
 
     Args:

@@ -13,7 +13,7 @@ ROWS, COLUMNS = 128, 256
 TOKENS = 64
 """Tokens of one step of the product."""
 PIECE = 4
-"""Steps that one running sum of the matrix units adds up, as of `unit_gradients.TOKEN_PIECE` tokens. They round
+"""Steps that one running sum of the matrix units adds up, as of `products.TOKEN_PIECE` tokens. They round
 towards zero: a longer one would shorten what is added late, and a unit whose tokens cancel would reach too far."""
 PROGRAMS = 132
 """Programs at least, where units allow: the multiprocessors of a Hopper GPU."""

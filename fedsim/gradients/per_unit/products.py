@@ -1,0 +1,98 @@
+"""Products and norms in batches, whose running sums are short enough for the clip."""
+
+import torch
+
+GRAM_BLOCK = 128
+"""Tokens of a block of a Gram matrix, of which only those on and below the diagonal are computed."""
+NORM_PIECE = 1024
+"""Values of a row whose squares a CPU adds up in float32; the sums of pieces are added in float64."""
+INNER_PIECE = 2048
+"""Terms of an inner product that one matrix product adds up; see `batched_inner`."""
+TOKEN_PIECE = 256
+"""Tokens of a unit that one matrix product adds to the sum: running sums of float32 stay within 2⁻¹⁷ of the truth."""
+
+
+def batched_outer(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """[u, n, p], [u, n, q] → [u, p, q], one left^T right a unit."""
+    return _bmm(left.transpose(1, 2), right)
+
+
+def batched_inner(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """[u, n, d], [u, m, d] → [u, n, m], all inner products within a unit.
+
+    One product of few tokens and 50,000 features keeps one running sum an entry, and falls short by 10⁻⁴ where the
+    features are alike. So features are taken in pieces: of INNER_PIECE, or of TOKEN_PIECE in a GPU's float32, where
+    nothing else divides a running sum.
+    """
+    piece = TOKEN_PIECE if left.is_cuda and left.dtype == torch.float32 else INNER_PIECE
+    pairs = zip(torch.split(left, piece, 2), torch.split(right, piece, 2), strict=True)
+    a, b = next(pairs)
+    products = _bmm(a, b.transpose(1, 2))
+    for a, b in pairs:
+        products += _bmm(a, b.transpose(1, 2))
+    return products
+
+
+def gram_inner(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """⟨LL^T, RR^T⟩ = ‖L^T R‖² of each unit, [u], and how far its rounding errors can add up, its spread, [u].
+
+    Gram matrices are symmetric: blocks off the diagonal count twice and are computed once.
+
+    With P the products of entries and d_t = P_tt = |l_t|²|r_t|², an entry's error is about eps · (d_t d_s)^½. Errors
+    of unlike tokens are independent; those of a token said m times are the same error m² times. Both are what
+    Σ_ts P_ts² / (d_t d_s)^½ sees: it is Σ_t d_t for tokens that are unlike, and m times that for tokens said m times.
+    """
+    total = spread = torch.zeros((), device=left.device)
+    step = max(GRAM_BLOCK, -(-left.shape[1] // 4))  # more than 4 blocks a side would save little more
+    parts = list(zip(torch.split(left, step, 1), torch.split(right, step, 1), strict=True))
+    shrink: list[torch.Tensor] = []
+    for row, (a, b) in enumerate(parts):
+        for column in range(row, -1, -1):  # the block on the diagonal first: it has the row's d_t
+            products = batched_inner(a, parts[column][0]).mul_(batched_inner(b, parts[column][1]))
+            if row == column:
+                own = products.diagonal(dim1=1, dim2=2)
+                shrink.append(own.clamp(min=torch.finfo(own.dtype).tiny).pow(-0.25))
+            times = 1 if row == column else 2
+            total = total + products.sum((1, 2)) * times
+            products.mul_(shrink[row][:, :, None]).mul_(shrink[column][:, None, :])
+            spread = spread + torch.linalg.vector_norm(products, dim=(1, 2)).square() * times
+    return total, spread
+
+
+def squared_row_norms(rows: torch.Tensor) -> torch.Tensor:
+    """‖row‖² of each row of [u, n], float64, off by less than CLIP_MARGIN / 2 whatever the values' sizes relatively.
+
+    On a CPU torch adds a row's squares in a few running sums (8 lanes at least), float32 as the row is: of millions of
+    values the later ones are rounded away, and the norm falls short by 2e-4 at 8 million. A piece of NORM_PIECE
+    values puts 128 into a lane, each rounded by at most 2⁻²⁴ of the sum. That costs what one sum does; a conversion to
+    float64, thirty times as much. A GPU's sums are trees.
+    """
+    squared: torch.Tensor
+    if rows.is_cuda or rows.dtype == torch.float64 or rows.shape[1] <= NORM_PIECE:
+        squared = torch.linalg.vector_norm(rows, dim=1).double().square()
+        return squared
+    whole = rows.shape[1] - rows.shape[1] % NORM_PIECE
+    pieces = torch.linalg.vector_norm(rows[:, :whole].reshape(len(rows), -1, NORM_PIECE), dim=2)
+    squared = pieces.double().square().sum(1)
+    if whole < rows.shape[1]:
+        squared += torch.linalg.vector_norm(rows[:, whole:], dim=1).double().square()
+    return squared
+
+
+def _bmm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    if left.dtype in (torch.float32, torch.float64):
+        return torch.bmm(left, right.to(left.dtype))
+    right = right.to(left.dtype)
+    if left.is_cuda:
+        return torch.bmm(left, right, out_dtype=torch.float32)
+    return torch.bmm(left.float(), right.float())
+
+
+def add_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """target [p, q] += left [p, n] right [n, q], accumulated in target's dtype."""
+    if left.dtype == right.dtype == target.dtype:
+        target.addmm_(left, right)
+    elif left.dtype == right.dtype and left.is_cuda:
+        target += torch.mm(left, right, out_dtype=target.dtype)
+    else:
+        target.addmm_(left.to(target.dtype), right.to(target.dtype))
