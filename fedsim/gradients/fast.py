@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +27,7 @@ from fedsim.gradients.model import (
 from fedsim.gradients.objective import Batch, CausalLanguageModel, Objective, RowLosses, token_losses
 from fedsim.gradients.per_unit.pass_gradients import PassGradients
 from fedsim.gradients.per_unit.unit_gradients import FACTOR_BITS
-from fedsim.gradients.rows.attention import packed_attention
+from fedsim.gradients.rows.attention import attention_configs, packed_attention
 from fedsim.gradients.rows.packed import packed_batch
 from fedsim.gradients.rows.segments import Segments
 from fedsim.gradients.tape import Forms, Record, Tape, recording
@@ -64,6 +66,7 @@ class FastSum:
     Attributes:
         packable: Whether a trial may find that rows may be packed; a compiled pass takes padded ones.
         packed: Whether a micro-batch's rows lie end to end, without padding; at first they do not.
+        half: Whether activations may be kept in bfloat16 or float16.
         allowed: In which forms layers may be called, as of `Tape`; None for any.
         forms: In which forms they were.
         compiled: What does the forward and backward passes; None for the model itself.
@@ -85,6 +88,7 @@ class FastSum:
         self.layout = ParameterLayout.of_parameters(self.parameters)
         self.clip = ModelClip(clip, self.layout)
         self.device = device_of(self.parameters.values())
+        self.half = keeps_half(model, autocast)
         self.head = plain_head(model) if type(objective) is CausalLanguageModel else None
         self.paths: dict[str, set[str]] = {}
         self.packable, self.packed = True, False
@@ -143,6 +147,11 @@ class FastSum:
         lengths = self.units.lengths[self.units.positions(units)]
         return int(len(lengths) * lengths.max())
 
+    @cached_property
+    def attention(self) -> list[Any]:
+        """Where the model's parts look up what attention to use."""
+        return attention_configs(self.model)
+
     def kinds(self) -> dict[str, str]:
         """The kind of rule of each layer with trainable parameters, by the layer's name."""
         return {
@@ -172,7 +181,7 @@ class FastSum:
     def _add(self, pass_: Pass) -> None:
         """Clip what a pass left and add it up; a unit unsure in any block is done again, alone."""
         factors, finite = self.clip.factors(pass_.norms)
-        if keeps_half(self.model, self.autocast):
+        if self.half:
             factors = rounded_down(factors, FACTOR_BITS)
         factors = factors.to(self.total.dtype)
         doubtful = pass_.unsure[0] if len(pass_.unsure) == 1 else pass_.unsure.any(0)
@@ -197,7 +206,7 @@ class FastSum:
             each = np.zeros(packed.tokens)
             each[: self.units.lengths[positions].sum()] = np.repeat(coefficients, self.units.lengths[positions])
             each_on_device = on_device(each, self.device, self.total.dtype)
-            return batch, each_on_device, packed_attention(self.model, packed)
+            return batch, each_on_device, packed_attention(self.attention, packed)
         batch = self.objective.collate(self.rows, indices, self.device, pad)
         return batch, on_device(coefficients, self.device, self.total.dtype), nullcontext()
 

@@ -88,11 +88,14 @@ class Tape:
 
     def _axes(self, tensor: torch.Tensor) -> list[int]:
         """Which axes of a tensor may hold the rows, of those where rows are looked for."""
+        shape = tensor.shape
         if not self.packed:
-            return [0] if len(tensor) == self.rows else []
+            return [0] if shape[0] == self.rows else []
+        if shape[0] != 1:
+            return []
         # Heads may come before tokens or after; the last axis is that of features, but for indices.
-        last = tensor.ndim - 1 if tensor.is_floating_point() else tensor.ndim
-        return [axis for axis in range(1, min(3, last)) if len(tensor) == 1 and tensor.shape[axis] == self.rows]
+        last = len(shape) - 1 if tensor.is_floating_point() else len(shape)
+        return [axis for axis in range(1, min(3, last)) if shape[axis] == self.rows]
 
     def wants(self, parameter: torch.nn.Parameter | None) -> bool:
         """Whether the parameter is one of those whose gradients are summed."""
@@ -100,7 +103,10 @@ class Tape:
 
     def at(self, parameter: torch.nn.Parameter) -> UnitGradients:
         """Where a parameter's gradients are collected."""
-        return self.gradients.setdefault(id(parameter), UnitGradients(parameter.shape, len(self.segments)))
+        found = self.gradients.get(id(parameter))
+        if found is None:
+            found = self.gradients[id(parameter)] = UnitGradients(parameter.shape, len(self.segments))
+        return found
 
     def finished(self, parameters: dict[str, torch.nn.Parameter], clip: ModelClip) -> PassGradients:
         """The gradients, once the backward pass is over, with the parameters' names."""

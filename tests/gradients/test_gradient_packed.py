@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedsim.clip import Clip
 from fedsim.gradients import CausalLanguageModel, clipped_sum
 from fedsim.gradients.fast import FastSum
-from fedsim.gradients.rows.attention import NAME, packed_attention
+from fedsim.gradients.rows.attention import NAME, attention_configs, packed_attention
 from fedsim.gradients.rows.packed import PackedRows, packed_batch
 from fedsim.gradients.rows.segments import Segments, joined
 from fedsim.rows import IGNORED_LABEL, TokenRows
@@ -246,7 +246,7 @@ def test_an_attention_that_is_asked_for_more_refuses(arguments: dict[str, object
 
     model, rows = llama(), PackedRows(np.array([3, 4]), CPU)
     layer, x = model.model.layers[0].self_attn, torch.randn(1, 4, 7, 4)
-    with packed_attention(model, rows):
+    with packed_attention(attention_configs(model), rows):
         assert attention.attention(layer, x, x[:, :2], x[:, :2], None, scaling=0.5)[0].shape == (1, 7, 4, 4)
         with pytest.raises(attention.NotPackableError, match="asks its attention for"):
             attention.attention(layer, x, x[:, :2], x[:, :2], None, **arguments)
@@ -256,7 +256,7 @@ def test_the_model_is_as_it_was_after_a_packed_pass() -> None:
     model = llama()
     before = model.config._attn_implementation
     assert before != NAME
-    with packed_attention(model, PackedRows(np.array([3, 4]), CPU)):
+    with packed_attention(attention_configs(model), PackedRows(np.array([3, 4]), CPU)):
         assert model.config._attn_implementation == NAME
     assert model.config._attn_implementation == before
     clipped_sum(model, *ragged(), Clip(norm=1.0), objective=OBJECTIVE)
@@ -280,7 +280,7 @@ def test_sinks_compete_with_scores() -> None:
 
     model, rows = llama(), PackedRows(np.array([3, 4]), CPU)
     layer, x, sinks = model.model.layers[0].self_attn, torch.randn(1, 4, 7, 4), torch.randn(4)
-    with packed_attention(model, rows):
+    with packed_attention(attention_configs(model), rows):
         found, _ = attention.attention(layer, x, x[:, :2], x[:, :2], None, scaling=0.5, s_aux=sinks)
     q, k = x[0, :, 3:], x[0, :2, 3:].repeat_interleave(2, 0)
     scores = torch.exp(0.5 * q @ k.mT).tril()

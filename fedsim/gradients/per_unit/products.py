@@ -12,6 +12,16 @@ TOKEN_PIECE = 256
 """Tokens of a unit that one matrix product adds to the sum: running sums of float32 stay within 2⁻¹⁷ of the truth."""
 
 
+def pieces(tensor: torch.Tensor, most: int, axis: int) -> tuple[torch.Tensor, ...]:
+    """The tensor in pieces of at most so many along an axis; itself where it is no longer, which is most often."""
+    return (tensor,) if tensor.shape[axis] <= most else torch.split(tensor, most, axis)
+
+
+def end_to_end(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Parts of a tensor as one; a single one as it is, which is most often."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def batched_outer(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """[u, n, p], [u, n, q] → [u, p, q], one left^T right a unit."""
     return _bmm(left.transpose(1, 2), right)
@@ -25,7 +35,7 @@ def batched_inner(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     nothing else divides a running sum.
     """
     piece = TOKEN_PIECE if left.is_cuda and left.dtype == torch.float32 else INNER_PIECE
-    pairs = zip(torch.split(left, piece, 2), torch.split(right, piece, 2), strict=True)
+    pairs = zip(pieces(left, piece, 2), pieces(right, piece, 2), strict=True)
     a, b = next(pairs)
     products = _bmm(a, b.transpose(1, 2))
     for a, b in pairs:
@@ -42,9 +52,10 @@ def gram_inner(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, t
     of unlike tokens are independent; those of a token said m times are the same error m² times. Both are what
     Σ_ts P_ts² / (d_t d_s)^½ sees: it is Σ_t d_t for tokens that are unlike, and m times that for tokens said m times.
     """
-    total = spread = torch.zeros((), device=left.device)
+    totals: list[torch.Tensor] = []
+    spreads: list[torch.Tensor] = []
     step = max(GRAM_BLOCK, -(-left.shape[1] // 4))  # more than 4 blocks a side would save little more
-    parts = list(zip(torch.split(left, step, 1), torch.split(right, step, 1), strict=True))
+    parts = list(zip(pieces(left, step, 1), pieces(right, step, 1), strict=True))
     shrink: list[torch.Tensor] = []
     for row, (a, b) in enumerate(parts):
         for column in range(row, -1, -1):  # the block on the diagonal first: it has the row's d_t
@@ -52,11 +63,15 @@ def gram_inner(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, t
             if row == column:
                 own = products.diagonal(dim1=1, dim2=2)
                 shrink.append(own.clamp(min=torch.finfo(own.dtype).tiny).pow(-0.25))
-            times = 1 if row == column else 2
-            total = total + products.sum((1, 2)) * times
+            twice = row != column
+            total = products.sum((1, 2))
+            totals.append(2 * total if twice else total)
             products.mul_(shrink[row][:, :, None]).mul_(shrink[column][:, None, :])
-            spread = spread + torch.linalg.vector_norm(products, dim=(1, 2)).square() * times
-    return total, spread
+            spread = torch.linalg.vector_norm(products, dim=(1, 2)).square()
+            spreads.append(2 * spread if twice else spread)
+    if len(totals) == 1:
+        return totals[0], spreads[0]
+    return torch.stack(totals).sum(0), torch.stack(spreads).sum(0)
 
 
 def squared_row_norms(rows: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,9 @@ from fedsim.gradients.per_unit.products import (
     add_product,
     batched_inner,
     batched_outer,
+    end_to_end,
     gram_inner,
+    pieces,
     squared_row_norms,
 )
 from fedsim.gradients.rows.segments import Segments, Term, joined
@@ -153,7 +155,7 @@ class UnitGradients:
         if self.held is not None:
             squares.append(squared_row_norms(self.held.flatten(1)))
             spreads.append(torch.zeros_like(squares[-1]))
-        return torch.cat(squares), torch.cat(spreads)
+        return end_to_end(squares), end_to_end(spreads)
 
     def add_weighted(self, target: torch.Tensor, factors: torch.Tensor, without: Sequence[Term] = ()) -> None:
         """target [*shape] += Σ over units of factors [u] · gradient.
@@ -222,7 +224,7 @@ class UnitGradients:
             self._bucket_norms(bucket.of(factors[0], zeroed=True), bucket.of(factors[1]))
             for bucket in segments.buckets
         ]
-        return torch.cat([squared for squared, _ in found]), torch.cat([spread for _, spread in found])
+        return end_to_end([squared for squared, _ in found]), end_to_end([spread for _, spread in found])
 
     def _bucket_norms(self, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Of units with as many vectors, [u, n, p] and [u, n, q]."""
@@ -242,13 +244,13 @@ class UnitGradients:
                 spread.append(diagonal)
             else:
                 # As add_outer adds it up, so that the sum is of what the norm is of.
-                pieces = zip(torch.split(a, TOKEN_PIECE, 1), torch.split(b, TOKEN_PIECE, 1), strict=True)
-                gradient = sum(batched_outer(c, d) for c, d in pieces)
+                pairs = zip(pieces(a, TOKEN_PIECE, 1), pieces(b, TOKEN_PIECE, 1), strict=True)
+                gradient = sum(batched_outer(c, d) for c, d in pairs)
                 assert isinstance(gradient, torch.Tensor)
                 squared.append(squared_row_norms(gradient.flatten(1)))
                 lengths = [torch.linalg.vector_norm(x, dim=2, dtype=wide_dtype(x.dtype)) for x in (a, b)]
                 spread.append((lengths[0] * lengths[1]).square().sum(1))
-        return torch.cat(squared), torch.cat(spread)
+        return end_to_end(squared), end_to_end(spread)
 
 
 def gram_form(n: int, p: int, q: int) -> bool:
@@ -268,7 +270,7 @@ def _products(segments: Segments, factors: tuple[torch.Tensor, ...]) -> torch.Te
     """left^T right of each unit, [u, p, q]."""
     left, right = factors
     parts = [batched_outer(b.of(left, zeroed=True), b.of(right)) for b in segments.buckets]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return end_to_end(parts)
 
 
 def _merged(index: torch.Tensor, rows: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
@@ -297,7 +299,7 @@ def _cross(outer: Term, lookup: Term) -> torch.Tensor:
         at_index = one.gather(2, places[:, None, :].expand(-1, bucket.length, -1))
         inner = batched_inner(bucket.of(right).to(rows.dtype), other.of(rows, zeroed=True))
         found.append((at_index * inner).sum((1, 2)))
-    return torch.cat(found)
+    return end_to_end(found)
 
 
 def _zeroed(tensor: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:

@@ -32,15 +32,15 @@ class NotPackableError(RuntimeError):
 
 
 @contextmanager
-def packed_attention(model: torch.nn.Module, rows: PackedRows) -> Iterator[None]:
-    """Within it the model's attention keeps the rows apart, in the forward and the backward pass.
+def packed_attention(configs: list[Any], rows: PackedRows) -> Iterator[None]:
+    """Within it the attention of a model keeps the rows apart, in the forward and the backward pass.
 
     Only layers that look their attention up in Hugging Face's registry are reached: a trial must show what others do.
 
-    Raises:
-        NotPackableError: The model has no configuration of such a kind.
+    Args:
+        configs: The model's `attention_configs`.
+        rows: Those of the pass.
     """
-    configs = _configs(model)
     before = [vars(config)["_attn_implementation_internal"] for config in configs]
     try:
         for config in configs:
@@ -53,8 +53,12 @@ def packed_attention(model: torch.nn.Module, rows: PackedRows) -> Iterator[None]
             _passes.pop(id(config), None)
 
 
-def _configs(model: torch.nn.Module) -> list[Any]:
-    """The configurations that name the attention of the model's parts, once each."""
+def attention_configs(model: torch.nn.Module) -> list[Any]:
+    """The configurations that name the attention of the model's parts, once each.
+
+    Raises:
+        NotPackableError: The model has none of such a kind.
+    """
     library = sys.modules.get("transformers.modeling_utils")
     masks = sys.modules.get("transformers.masking_utils")
     found = {id(c): c for c in (getattr(module, "config", None) for module in model.modules())}

@@ -6,7 +6,7 @@ import torch
 from fedsim.gradients.head import hidden_states
 from fedsim.gradients.model import autocasting, keeps_half, model_device, on_device
 from fedsim.gradients.objective import causal_logits
-from fedsim.gradients.rows.attention import packed_attention
+from fedsim.gradients.rows.attention import attention_configs, packed_attention
 from fedsim.gradients.rows.packed import packed_batch
 from fedsim.rows import TokenRows
 
@@ -83,7 +83,7 @@ class _Trial:
         autocast: torch.dtype | None,
     ) -> None:
         self.model, self.head, self.autocast = model, head, autocast
-        self.device = model_device(model)
+        self.device, self.attention = model_device(model), attention_configs(model)
         table = model.get_input_embeddings()  # type: ignore[operator]
         self.words = len(table.weight)
         most = max(2, tokens // LEAST_ROWS)
@@ -108,7 +108,7 @@ class _Trial:
     def outputs(self, rows: TokenRows) -> torch.Tensor:
         """What the head is given, or the logits, of every token: [N, d]."""
         batch, packed = packed_batch(rows, np.arange(len(rows)), self.device)
-        with packed_attention(self.model, packed), autocasting(self.device, self.autocast):
+        with packed_attention(self.attention, packed), autocasting(self.device, self.autocast):
             found = (
                 causal_logits(self.model, batch) if self.head is None else hidden_states(self.model, self.head, batch)
             )
