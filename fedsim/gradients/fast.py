@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,10 +26,10 @@ from fedsim.gradients.model import (
 from fedsim.gradients.objective import Batch, CausalLanguageModel, Objective, RowLosses, token_losses
 from fedsim.gradients.per_unit.pass_gradients import PassGradients
 from fedsim.gradients.per_unit.unit_gradients import FACTOR_BITS
-from fedsim.gradients.rows.attention import attention_configs, packed_attention
+from fedsim.gradients.rows.attention import Configured, attention_configs, packed_attention
 from fedsim.gradients.rows.packed import packed_batch
 from fedsim.gradients.rows.segments import Segments
-from fedsim.gradients.tape import Forms, Record, Tape, recording
+from fedsim.gradients.tape import Forms, Record, RowsMixedError, Tape, recording
 from fedsim.gradients.units import Units, measured_pass, pack_units, split_rows
 from fedsim.rows import TokenRows
 
@@ -148,9 +147,19 @@ class FastSum:
         return int(len(lengths) * lengths.max())
 
     @cached_property
-    def attention(self) -> list[Any]:
+    def attention(self) -> Configured:
         """Where the model's parts look up what attention to use."""
         return attention_configs(self.model)
+
+    @cached_property
+    def unreached(self) -> list[torch.nn.Parameter]:
+        """Parameters of layers that no allowed form calls: what else may use them, the trial did not see."""
+        if self.allowed is None:
+            return []
+        called = [module for module, (name, _) in self.layers.items() if name in self.allowed]
+        called += [] if self.head is None else [self.head]
+        reached = {id(parameter) for module in called for parameter in module._parameters.values()}
+        return [parameter for parameter in self.parameters.values() if id(parameter) not in reached]
 
     def kinds(self) -> dict[str, str]:
         """The kind of rule of each layer with trainable parameters, by the layer's name."""
@@ -230,7 +239,8 @@ class FastSum:
             with frozen(list(self.parameters.values())):
                 row_losses = self._compiled_backward(self.compiled, tape, batch, coefficients)
             return tape, row_losses, coefficients
-        with frozen(list(self.parameters.values())), recording(tape, self.layers), within:
+        parameters = list(self.parameters.values())
+        with frozen(parameters), refused(self.unreached), recording(tape, self.layers), within:
             loss, row_losses = self._loss(batch, coefficients, tape)
             torch.autograd.backward(loss)
         self.forms = tape.forms
@@ -299,3 +309,23 @@ def frozen(parameters: list[torch.nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def refused(parameters: list[torch.nn.Parameter]) -> Iterator[None]:
+    """Within `frozen` and a pass of any use of these parameters an error is raised.
+
+    Raises:
+        RowsMixedError: A gradient came to one of them, and no layer was there to note whose.
+    """
+
+    def refuse(gradient: torch.Tensor) -> None:
+        raise RowsMixedError("a parameter is used that was not when the model was tried")
+
+    of_use = [parameter.requires_grad_(True) for parameter in parameters]
+    handles = [parameter.register_hook(refuse) for parameter in of_use]  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -50,6 +50,13 @@ class Units:
         tokens: np.ndarray = before[self.offsets[1:]] - before[self.offsets[:-1]]
         return tokens
 
+    @property
+    def longest(self) -> np.ndarray:
+        """Tokens of each unit's longest row, int64 [U]; 0 without rows."""
+        longest = np.zeros(len(self), dtype=np.int64)
+        np.maximum.at(longest, np.repeat(np.arange(len(self)), self.counts), self.lengths)
+        return longest
+
     def positions(self, units: np.ndarray) -> np.ndarray:
         """Where in `rows` those of some units are, unit after unit."""
         starts, counts = self.offsets[:-1][units], self.counts[units]
@@ -188,6 +195,17 @@ def split_rows(units: Units, unit: int, budget: int, packed: bool = False) -> li
     return parts
 
 
+def sharing_units(units: Units, budget: int, packed: bool = False) -> np.ndarray:
+    """Units of which two would fit a micro-batch, so that they share it with others, int64.
+
+    Args:
+        packed: Whether rows lie end to end; else each is padded to the longest.
+    """
+    size = units.tokens if packed else units.counts * units.longest
+    sharing: np.ndarray = np.flatnonzero((units.counts > 0) & (2 * size <= budget))
+    return sharing
+
+
 def pack_units(units: Units, budget: int, packed: bool = False) -> tuple[list[np.ndarray], list[int]]:
     """Units that share a micro-batch, and units that get micro-batches of their own.
 
@@ -197,12 +215,9 @@ def pack_units(units: Units, budget: int, packed: bool = False) -> tuple[list[np
     Args:
         packed: Whether a micro-batch's rows lie end to end; else each is padded to the longest.
     """
-    counts, each = units.counts, units.tokens
-    longest = np.zeros(len(units), dtype=np.int64)
-    np.maximum.at(longest, np.repeat(np.arange(len(units)), counts), units.lengths)
-    present = np.flatnonzero(counts)
-    large = 2 * (each if packed else counts * longest) > budget
-    order = present[~large[present]]
+    counts, each, longest = units.counts, units.tokens, units.longest
+    order = sharing_units(units, budget, packed)
+    alone = np.setdiff1d(np.flatnonzero(counts), order)
     order = order[np.argsort(each[order], kind="stable") if packed else np.lexsort((counts[order], longest[order]))]
     together: list[np.ndarray] = []
     start = held = 0
@@ -215,4 +230,4 @@ def pack_units(units: Units, budget: int, packed: bool = False) -> tuple[list[np
         held += each[unit] if packed else counts[unit]
     if start < len(order):
         together.append(order[start:])
-    return together, present[large[present]].tolist()
+    return together, alone.tolist()

@@ -9,6 +9,7 @@ import torch
 from gradient_checks import TOLERANCE, VOCABULARY, Tables, assert_same, ragged
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packed_models import LEAKS, Leaky, adapted, gemma2, gemma3, gpt2, llama, mistral, of_the_block_before
 
 from fedsim.clip import Clip
 from fedsim.gradients import CausalLanguageModel, clipped_sum
@@ -20,71 +21,6 @@ from fedsim.rows import IGNORED_LABEL, TokenRows
 
 OBJECTIVE = CausalLanguageModel()
 CPU = torch.device("cpu")
-
-
-def llama(**settings: object) -> torch.nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=VOCABULARY, pad_token_id=0, initializer_range=0.3, **settings,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
-
-
-def mistral() -> torch.nn.Module:
-    """Each token sees five."""
-    from transformers import MistralConfig, MistralForCausalLM
-
-    config = MistralConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=VOCABULARY, sliding_window=5, initializer_range=0.3,
-    )  # fmt: skip
-    return MistralForCausalLM(config).eval()
-
-
-def gemma2() -> torch.nn.Module:
-    """Capped scores and logits, windows in every second layer, tables that scale."""
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
-    config = Gemma2Config(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, head_dim=8,
-        num_key_value_heads=1, vocab_size=VOCABULARY, sliding_window=5, attn_logit_softcapping=0.5,
-        final_logit_softcapping=3.0, attn_implementation="eager", initializer_range=0.3,
-    )  # fmt: skip
-    return Gemma2ForCausalLM(config).eval()
-
-
-def gemma3() -> torch.nn.Module:
-    """Normalises queries and keys when heads come before tokens."""
-    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
-
-    config = Gemma3TextConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, head_dim=8,
-        num_key_value_heads=1, vocab_size=VOCABULARY, sliding_window=5, initializer_range=0.3,
-    )  # fmt: skip
-    return Gemma3ForCausalLM(config).eval()
-
-
-def gpt2() -> torch.nn.Module:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(
-        n_embd=16, n_layer=2, n_head=2, vocab_size=VOCABULARY, n_positions=16, bos_token_id=1, eos_token_id=1,
-        initializer_range=0.3,
-    )  # fmt: skip
-    return GPT2LMHeadModel(config).eval()
-
-
-def adapted() -> torch.nn.Module:
-    from peft import LoraConfig, get_peft_model
-
-    model = get_peft_model(llama(), LoraConfig(r=2, target_modules="all-linear"))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    return model.eval()
 
 
 PACKED = {
@@ -131,59 +67,7 @@ def test_checkpointing_and_mixed_precision_pack(autocast: torch.dtype | None, pa
     assert_same(found, expected, 1e-5 if autocast is None else 2e-2)
 
 
-class Leaky(torch.nn.Module):
-    """A decoder between whose layers something moves from token to token, whatever the rows."""
-
-    def __init__(self, move: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        super().__init__()
-        self.inner, self.move = gpt2(), move
-        self.config = self.inner.config
-        self.inner.transformer.h[0].register_forward_hook(lambda _, inputs, output: output + self.move(output))
-        self.eval()
-
-    def get_input_embeddings(self) -> torch.nn.Module:
-        return self.inner.get_input_embeddings()
-
-    def forward(self, input_ids: torch.Tensor, **arguments: object) -> torch.Tensor:
-        return self.inner(input_ids, **arguments).logits
-
-
-def fading(x: torch.Tensor) -> torch.Tensor:
-    """A state that is left to a hundredth by every token."""
-    state, found = torch.zeros_like(x[:, 0]), []
-    for t in range(x.shape[1]):
-        found.append(state)
-        state = 0.01 * (state + x[:, t])
-    return torch.stack(found, 1)
-
-
-def earlier(by: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda x: torch.nn.functional.pad(x, (0, 0, by, 0))[:, : x.shape[1]]
-
-
-def of_the_block_before(size: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What each token of a block of so many sees is the last of the one before: nothing in short micro-batches."""
-
-    def move(x: torch.Tensor) -> torch.Tensor:
-        block = torch.arange(x.shape[1]) // size
-        return torch.where((block > 0)[:, None], x[:, (block * size - 1).clamp(min=0)], 0.0)
-
-    return move
-
-
-LEAKS = {
-    "the token before": earlier(1),
-    "a ten thousandth of it": lambda x: 1e-4 * earlier(1)(x),
-    "a millionth of it": lambda x: 1e-6 * earlier(1)(x),
-    "a state that fades": fading,
-    "twenty tokens before": earlier(20),
-    "the first token of all": lambda x: 0.1 * x[:, :1].expand_as(x),
-    "the block before": of_the_block_before(64),
-    "whether 180 tokens came before": lambda x: (torch.arange(x.shape[1]) > 180)[:, None] * torch.eye(x.shape[2])[3],
-    "the count of tokens": lambda x: torch.sin(torch.arange(x.shape[1])[:, None] * torch.arange(x.shape[2]))[None],
-}
-
-
+@pytest.mark.usefixtures("any_code")
 @pytest.mark.parametrize("leak", LEAKS)
 def test_a_model_that_leaks_to_the_next_row_is_not_packed(leak: str, passes: list[FastSum], caplog) -> None:
     """Though it is right for padded rows, whose tokens are their own."""
@@ -196,11 +80,13 @@ def test_a_model_that_leaks_to_the_next_row_is_not_packed(leak: str, passes: lis
     assert_same(found, expected, 1e-5)
 
 
+@pytest.mark.usefixtures("any_code")
 def test_the_same_without_a_leak_is_packed(passes: list[FastSum]) -> None:
     clipped_sum(Leaky(torch.zeros_like), *ragged(units=9), Clip(norm=0.5), objective=OBJECTIVE, max_tokens=200)
     assert passes[-1].packed
 
 
+@pytest.mark.usefixtures("any_code")
 def test_micro_batches_longer_than_the_one_tried_are_tried(passes: list[FastSum]) -> None:
     """Of 64 tokens none crosses a block."""
     model, (rows, ids) = Leaky(of_the_block_before(64)), ragged(units=30, longest=15, most=3)
@@ -337,3 +223,15 @@ def test_a_row_predicts_its_own_tokens_alone() -> None:
     assert batch.input_ids.tolist() == [[6, 7, 8, 9, 1, 2, 3]]
     assert batch.labels.tolist() == [[7, 8, 9, IGNORED_LABEL, 2, 3]]
     assert packed.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2]]
+
+
+@pytest.mark.parametrize("changed", ["a class", "a hook", "a forward pass"])
+def test_code_of_somebodys_own_is_not_packed(changed: str, passes: list[FastSum]) -> None:
+    """Whatever a trial would see of it."""
+    model = Leaky(torch.zeros_like) if changed == "a class" else llama()
+    if changed == "a hook":
+        model.model.norm.register_forward_hook(lambda module, inputs, output: output)
+    if changed == "a forward pass":
+        model.model.norm.forward = type(model.model.norm).forward.__get__(model.model.norm)
+    clipped_sum(model, *ragged(units=9), Clip(norm=0.5), objective=OBJECTIVE, max_tokens=200)
+    assert not any(asked.packed for asked in passes)

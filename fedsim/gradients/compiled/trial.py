@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -13,6 +12,7 @@ from fedsim.gradients.clipping import LARGEST_NORM
 from fedsim.gradients.compiled.graphs import CompiledPass
 from fedsim.gradients.fast import FastSum
 from fedsim.gradients.tape import RowsMixedError
+from fedsim.gradients.trial.settings import settings_of
 from fedsim.gradients.trial.verdict import clip_by_parameter, differing, tolerances
 from fedsim.gradients.units import pack_units
 
@@ -46,7 +46,7 @@ def compiled_pass(asked: FastSum) -> CompiledPass | None:
         asked: The caller's sum, still empty and of padded rows, for a model that the fast path is right for; it is
             left so.
     """
-    if asked.head is None or asked.model.training or asked.allowed is None or (chosen := _chosen(asked)) is None:
+    if not may_compile(asked) or asked.allowed is None or asked.unreached or (chosen := _chosen(asked)) is None:
         return None
     key = _pass_key(asked)
     known = _compiled.setdefault(asked.model, {})
@@ -89,34 +89,7 @@ def _in_a_line(error: Exception) -> str:
 
 def _pass_key(asked: FastSum) -> tuple[object, ...]:
     """What a compiled pass was made for: whatever of the model may be another than in the copy that was compiled."""
-    tensors = (*asked.model.parameters(), *asked.model.buffers())
-    held = tuple((id(t), t.dtype, t.device, t.requires_grad) for t in tensors)
-    config = getattr(asked.model, "config", None)
-    modules = tuple(_settings(module) for module in asked.model.modules())
-    return asked.autocast, held, modules, () if config is None else _settings(config)
-
-
-def _settings(of: Any) -> tuple[object, ...]:
-    """Numbers, words and switches among an object's attributes, and how many hooks it has."""
-    found: list[object] = [type(of)]
-    for name, value in vars(of).items():
-        if isinstance(value, (bool, int, float, str, torch.dtype)) or value is None:
-            found.append((name, value))
-        elif isinstance(value, (list, tuple, set, dict)) and name not in UNCOUNTED:
-            found.append((name, len(value), str(value) if all(map(_plain, _members(value))) else ""))
-    return tuple(found)
-
-
-UNCOUNTED = ("_parameters", "_buffers", "_modules")
-"""Of a module's collections, those whose members are told apart by themselves."""
-
-
-def _members(value: Any) -> list[Any]:
-    return [*value.keys(), *value.values()] if isinstance(value, dict) else list(value)
-
-
-def _plain(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str))
+    return asked.autocast, settings_of(asked.model)
 
 
 def _shapes(asked: FastSum) -> int:

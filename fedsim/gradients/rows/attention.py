@@ -1,11 +1,13 @@
 """Attention of packed rows, each by itself: what Hugging Face's models are made to use within a packed pass."""
 
+import copy
 import functools
 import inspect
 import itertools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,12 +21,25 @@ NAME = "fedsim_packed"
 SEEN = frozenset({"dropout", "scaling", "is_causal", "sliding_window", "softcap", "s_aux"})
 """Arguments of an attention that are heeded here."""
 OF_NO_EFFECT = frozenset({
-    "position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "return_dict",
+    "position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "output_router_logits",
+    "return_dict",
 })  # fmt: skip
 """Arguments that change nothing where rows are whole: places in a row are in queries and keys by then."""
 
-_passes: dict[int, PackedRows] = {}
-"""The rows of the pass under way, by the identity of a configuration that its model reads."""
+Configured = list[tuple[torch.nn.Module, Any]]
+"""Modules, and for each a copy of its configuration that names this attention."""
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A pass under way: its rows, and the masks that were made for it."""
+
+    rows: PackedRows
+    masks: list[torch.Tensor]
+
+
+_passes: dict[int, _Pass] = {}
+"""By the identity of a configuration that the model reads during the pass."""
 
 
 class NotPackableError(RuntimeError):
@@ -32,43 +47,54 @@ class NotPackableError(RuntimeError):
 
 
 @contextmanager
-def packed_attention(configs: list[Any], rows: PackedRows) -> Iterator[None]:
+def packed_attention(configured: Configured, rows: PackedRows) -> Iterator[None]:
     """Within it the attention of a model keeps the rows apart, in the forward and the backward pass.
 
     Only layers that look their attention up in Hugging Face's registry are reached: a trial must show what others do.
+    The model's modules get other configurations meanwhile; the configuration itself, which other models may share,
+    stays as it is.
 
     Args:
-        configs: The model's `attention_configs`.
+        configured: The model's `attention_configs`.
         rows: Those of the pass.
     """
-    before = [vars(config)["_attn_implementation_internal"] for config in configs]
+    before = [vars(module)["config"] for module, _ in configured]
+    pass_ = _Pass(rows, [])
     try:
-        for config in configs:
-            _passes[id(config)] = rows
-            vars(config)["_attn_implementation_internal"] = NAME
+        for module, config in configured:
+            _passes[id(config)] = pass_
+            vars(module)["config"] = config
         yield
     finally:
-        for config, name in zip(configs, before, strict=True):
-            vars(config)["_attn_implementation_internal"] = name
+        for (module, config), own in zip(configured, before, strict=True):
+            vars(module)["config"] = own
             _passes.pop(id(config), None)
 
 
-def attention_configs(model: torch.nn.Module) -> list[Any]:
-    """The configurations that name the attention of the model's parts, once each.
+def attention_configs(model: torch.nn.Module) -> Configured:
+    """The model's modules that have a configuration naming an attention, each with a copy that names ours.
 
     Raises:
         NotPackableError: The model has none of such a kind.
     """
     library = sys.modules.get("transformers.modeling_utils")
     masks = sys.modules.get("transformers.masking_utils")
-    found = {id(c): c for c in (getattr(module, "config", None) for module in model.modules())}
-    configs = [c for c in found.values() if "_attn_implementation_internal" in getattr(c, "__dict__", ())]
-    if library is None or masks is None or not configs:
+    copies: dict[int, Any] = {}
+    found: Configured = []
+    for module in model.modules():
+        config = vars(module).get("config")
+        if "_attn_implementation_internal" not in getattr(config, "__dict__", ()):
+            continue
+        if id(config) not in copies:
+            copies[id(config)] = copy.copy(config)
+            vars(copies[id(config)])["_attn_implementation_internal"] = NAME
+        found.append((module, copies[id(config)]))
+    if library is None or masks is None or not found:
         raise NotPackableError(f"{type(model).__name__} is no model of transformers")
     # That library is not imported here: a model that is of it has done so.
     library.AttentionInterface.register(NAME, attention)
     masks.AttentionMaskInterface.register(NAME, mask_of_rows)
-    return configs
+    return found
 
 
 def mask_of_rows(
@@ -81,7 +107,7 @@ def mask_of_rows(
     Raises:
         NotPackableError: What is seen depends on something else than places in a row.
     """
-    rows = _passes[id(config)]
+    rows = _passes[id(config)].rows
     extra = (arguments.get("q_offset"), arguments.get("kv_offset"), arguments.get("attention_mask"))
     of_tokens = arguments.get("use_vmap") or any(isinstance(x, torch.Tensor) or x for x in extra)
     if of_tokens or kv_length != rows.tokens:
@@ -92,7 +118,9 @@ def mask_of_rows(
     place = rows.start_of_longest + torch.arange(rows.longest, device=rows.device)
     zero = torch.zeros((), dtype=torch.long, device=rows.device)
     seen: torch.Tensor = mask_function(zero, zero, place[:, None], place[None, :])
-    return seen.expand(rows.longest, rows.longest)[None, None]
+    mask = seen.expand(rows.longest, rows.longest)[None, None]
+    _passes[id(config)].masks.append(mask)
+    return mask
 
 
 def attention(
@@ -114,7 +142,7 @@ def attention(
     Raises:
         NotPackableError: An argument that is not heeded here.
     """
-    rows = _passes[id(module.config)]
+    rows, masks = _passes[id(module.config)].rows, _passes[id(module.config)].masks
     unknown = {name for name, x in arguments.items() if name not in SEEN | OF_NO_EFFECT and x is not None}
     causal = arguments.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
@@ -122,6 +150,8 @@ def attention(
     if unknown or arguments.get("dropout") or arguments.get("output_attentions") or not causal:
         asked = ", ".join(sorted(unknown)) or "dropout, weights, or no causality"
         raise NotPackableError(f"{type(module).__name__} asks its attention for {asked}")
+    if attention_mask is not None and not any(attention_mask is mask for mask in masks):
+        raise NotPackableError(f"{type(module).__name__} has a mask of its own")
     if attention_mask is None and window is not None and window < rows.longest:
         raise NotPackableError(f"{type(module).__name__} has a window that its mask does not show")
     if not query.shape[2] == key.shape[2] == value.shape[2] == rows.tokens or not len(query) == len(key) == 1:
@@ -135,7 +165,7 @@ def attention(
     for q, k, v in zip(*(_unpacked(x, rows) for x in packed), strict=True):
         seen = None if attention_mask is None else attention_mask[:, :, : q.shape[2], : q.shape[2]]
         if arguments.get("softcap") is None and arguments.get("s_aux") is None:
-            k, v = (_for_each(x, q.shape[1]) for x in (k, v))
+            k, v = (_repeated_for_heads(x, q.shape[1]) for x in (k, v))
             part = scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None, scale=scale)
         else:
             part = _by_scores(q, k, v, seen, scale, arguments.get("softcap"), arguments.get("s_aux"))
@@ -144,10 +174,10 @@ def attention(
         return parts[0][None], None
     there, back = rows.places
     together = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return _moved(together, back, None, len(there))[None], None
+    return _gathered(together, back, None, len(there))[None], None
 
 
-def _for_each(x: torch.Tensor, heads: int) -> torch.Tensor:
+def _repeated_for_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
     """Keys or values, whose heads are on axis 1, repeated for each head of the queries."""
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1)
 
@@ -157,7 +187,7 @@ def _unpacked(packed: torch.Tensor, rows: PackedRows) -> list[torch.Tensor]:
     if rows.uniform:
         return [packed.view(len(rows.lengths), -1, *packed.shape[1:]).transpose(1, 2)]
     there, back = rows.places
-    padded = _moved(packed, there, back, len(back))
+    padded = _gathered(packed, there, back, len(back))
     parts = torch.split(padded, [number * length for number, length in rows.buckets])
     return [
         part.view(number, length, *part.shape[1:]).transpose(1, 2)
@@ -165,7 +195,7 @@ def _unpacked(packed: torch.Tensor, rows: PackedRows) -> list[torch.Tensor]:
     ]
 
 
-class _Moved(torch.autograd.Function):
+class _Gathered(torch.autograd.Function):
     """x[index], whose gradient is gathered too: what was copied to several places has one whose gradient counts."""
 
     @staticmethod
@@ -184,9 +214,9 @@ class _Moved(torch.autograd.Function):
         return gradient.new_zeros(ctx.number, *gradient.shape[1:]).index_copy_(0, index, gradient), None, None, None
 
 
-def _moved(x: torch.Tensor, index: torch.Tensor, back: torch.Tensor | None, number: int) -> torch.Tensor:
-    moved: torch.Tensor = _Moved.apply(x, index, back, number)  # type: ignore[no-untyped-call]
-    return moved
+def _gathered(x: torch.Tensor, index: torch.Tensor, back: torch.Tensor | None, number: int) -> torch.Tensor:
+    gathered: torch.Tensor = _Gathered.apply(x, index, back, number)  # type: ignore[no-untyped-call]
+    return gathered
 
 
 def _by_scores(
@@ -199,7 +229,7 @@ def _by_scores(
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """Attention whose scores are capped softly, or compete with a sink a head: [rows, heads, T, d]."""
-    k, v = (_for_each(x, q.shape[1]) for x in (k, v))
+    k, v = (_repeated_for_heads(x, q.shape[1]) for x in (k, v))
     scores = (q @ k.mT) * (q.shape[-1] ** -0.5 if scale is None else scale)
     if cap is not None:
         scores = cap * torch.tanh(scores / cap)
@@ -226,7 +256,7 @@ def _varlen(packed: list[torch.Tensor], boundaries: torch.Tensor, longest: int, 
 
     q, k, v = packed
     dtype = compute_dtype(q)
-    k, v = (_for_each(x, q.shape[1]) for x in (k, v))
+    k, v = (_repeated_for_heads(x, q.shape[1]) for x in (k, v))
     known = inspect.signature(varlen_attn).parameters
     causal: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
     if scale is not None:

@@ -4,8 +4,9 @@ import numpy as np
 
 from fedsim.gradients.fast import FastSum
 from fedsim.gradients.objective import CausalLanguageModel
+from fedsim.gradients.trial.known_code import is_known_code
 from fedsim.gradients.trial.leaks import LEAST_TOKENS
-from fedsim.gradients.units import pack_units
+from fedsim.gradients.units import pack_units, sharing_units
 from fedsim.rows import TokenRows
 
 
@@ -26,30 +27,31 @@ def padded_pieces(asked: FastSum) -> list[list[TokenRows]] | None:
 
 
 def packed_pieces(asked: FastSum) -> list[list[TokenRows]] | None:
-    """Of the caller's unit with the most tokens as many rows as take half a micro-batch, of the one with the fewest as
-    many as take a quarter, and one of the first's rows once more, all cut to different lengths.
+    """Of the caller's unit that has the longest row of those that share micro-batches, and as many others of its rows
+    as take half a micro-batch; of the one with the fewest tokens as many as take a quarter, cut to half that length;
+    and one of the first's rows once more, cut to a third.
 
-    None for a model whose rows are not packed: of another objective, or with layers that have no rule of their own.
+    None for a model whose rows are not packed: of another objective, of code of somebody's own, or with layers that
+    have no rule of their own.
     """
     generic = any(kind.startswith("generic") for kind in asked.kinds().values())
-    if type(asked.objective) is not CausalLanguageModel or not hasattr(asked.model, "config") or generic:
+    if type(asked.objective) is not CausalLanguageModel or generic or not is_known_code(asked.model):
         return None
     units, room = asked.units, asked.budget // 4
-    present = np.flatnonzero(units.counts)
-    if asked.budget < LEAST_TOKENS or not len(present):
+    sharing = sharing_units(units, asked.budget, packed=True)
+    if asked.budget < LEAST_TOKENS or not len(sharing):
         return None
-    by_tokens = present[np.argsort(units.tokens[present], kind="stable")]
-    longest = min(room, int(units.lengths.max()))
+    first = int(sharing[units.longest[sharing].argmax()])
+    fewest = int(sharing[units.tokens[sharing].argmin()])
+    longest = int(units.longest[first])
+    wanted = ((first, longest, 2 * room), (fewest, longest // 2 + 1, room), (first, longest // 3 + 1, 1))
     pieces = []
-    for unit, most, total in (
-        (by_tokens[-1], longest, 2 * room),
-        (by_tokens[0], longest // 2 + 1, room),
-        (by_tokens[-1], longest // 3 + 1, 1),
-    ):
-        rows = units.rows[units.offsets[unit] : units.offsets[unit + 1]]
-        lengths = np.minimum(asked.rows.lengths[rows], most)
+    for unit, most, total in wanted:
+        positions = np.arange(units.offsets[unit], units.offsets[unit + 1])
+        positions = positions[np.argsort(-units.lengths[positions], kind="stable")]
+        lengths = np.minimum(units.lengths[positions], most)
         fitting = max(1, int(np.searchsorted(np.cumsum(lengths), total, side="right")))
-        pieces.append([_cut(asked, row, most) for row in rows[:fitting]])
+        pieces.append([_cut(asked, row, most) for row in units.rows[positions[:fitting]]])
     return pieces
 
 

@@ -13,9 +13,10 @@ from fedsim.gradients.fast import FastSum
 from fedsim.gradients.model import ParameterLayout, keeps_half
 from fedsim.gradients.reference import unit_gradient
 from fedsim.gradients.tape import Forms
-from fedsim.gradients.trial.leaks import LEAST_TOKENS, leak_of
+from fedsim.gradients.trial.leaks import LEAST_TOKENS, NOT_FINITE, leak_of
 from fedsim.gradients.trial.pieces import packed_pieces, padded_pieces
-from fedsim.gradients.units import make_units, measured_pass
+from fedsim.gradients.trial.settings import settings_of
+from fedsim.gradients.units import make_units, measured_pass, sharing_units
 from fedsim.rows import TokenRows
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class Verdict:
         packed: Whether rows may lie end to end.
         tokens: Of the micro-batch in which they kept to themselves.
         most: The same, if there was memory for no longer one; else None.
+        longest: Tokens of the longest row that shared a micro-batch with others.
     """
 
     reason: str
@@ -38,9 +40,11 @@ class Verdict:
     packed: bool = False
     tokens: int = 0
     most: int | None = None
+    longest: int = 0
 
 
-_verdicts: WeakKeyDictionary[torch.nn.Module, dict[tuple[object, ...], Verdict]] = WeakKeyDictionary()
+_verdicts: WeakKeyDictionary[torch.nn.Module, dict[tuple[object, ...], tuple[object, Verdict]]] = WeakKeyDictionary()
+"""By what is asked, the settings that a model had then, and the verdict."""
 _paths: WeakKeyDictionary[torch.nn.Module, dict[str, str]] = WeakKeyDictionary()
 
 
@@ -58,7 +62,8 @@ def why_reference(asked: FastSum) -> str:
 
     A model may use a weight without calling the layer that owns it, mix rows in a way that no rule foresees, or see
     the padding. So the first call for a model compares the fast path with plain autograd on two units of different
-    lengths, made of the caller's own.
+    lengths, made of the caller's own. It is tried again where the model is another than it was, its values apart, and
+    for longer rows or packed micro-batches than those that were tried.
 
     Args:
         asked: The caller's sum, still empty; it is left so, but may from now on call layers only as they were called
@@ -66,13 +71,14 @@ def why_reference(asked: FastSum) -> str:
     """
     known = _verdicts.setdefault(asked.model, {})
     key = (asked.layout, asked.objective, asked.autocast, asked.model.training, asked.packable)
-    verdict = known.get(key)
-    if verdict is None or (verdict.packed and verdict.most is None and verdict.tokens < _longest_pass(asked)):
-        verdict, lasting = _tried(asked)
+    settings = settings_of(asked.model)
+    then, verdict = known.get(key, (None, None))
+    if verdict is None or then != settings or _beyond(verdict, asked):
+        verdict, lasting = _tried_with_memory_left(asked)
         if lasting:
-            known[key] = verdict
+            known[key] = settings, verdict
             if not verdict.packed:  # which is the verdict on padded rows
-                known[*key[:-1], False] = verdict
+                known[*key[:-1], False] = settings, verdict
     asked.allowed, asked.packed = verdict.forms or None, verdict.packed
     if verdict.most is not None:
         asked.budget = min(asked.budget, verdict.most)
@@ -101,8 +107,31 @@ def clip_by_parameter(layout: ParameterLayout) -> Clip:
     return Clip(norm=LARGEST_NORM, blocks=blocks)
 
 
+def _beyond(verdict: Verdict, asked: FastSum) -> bool:
+    """Whether a verdict that the fast path is right tells nothing of rows so long, or of so many packed tokens."""
+    if verdict.reason:
+        return False
+    if verdict.packed and verdict.most is None and verdict.tokens < _longest_pass(asked):
+        return True
+    sharing = sharing_units(asked.units, asked.budget, verdict.packed)
+    return bool(asked.units.longest[sharing].max(initial=0) > verdict.longest)
+
+
+def _tried_with_memory_left(asked: FastSum) -> tuple[Verdict, bool]:
+    """As `_tried`, with smaller micro-batches where a trial runs out of memory, as those to come then would."""
+    while True:
+        try:
+            return _tried(asked)
+        except torch.OutOfMemoryError:
+            if asked.budget < 2 * LEAST_TOKENS:
+                raise
+        torch.cuda.empty_cache()
+        asked.budget //= 2
+
+
 def _tried(asked: FastSum) -> tuple[Verdict, bool]:
     """The verdict on a model, packed if it may be, and whether it holds for later calls."""
+    lasting = True
     for packed in (True, False) if asked.packable else (False,):
         trial = _trial(asked, packed)
         if trial is None:
@@ -111,17 +140,20 @@ def _tried(asked: FastSum) -> tuple[Verdict, bool]:
             return Verdict(reason="", forms={}), False  # every unit is alone, and that is plain autograd
         found = _difference(trial, np.flatnonzero(trial.units.counts))
         if found is None:
-            return Verdict(reason="", forms={}), False  # nothing to compare by: not finite
+            return Verdict(reason="of the units that were tried none is finite", forms={}), False
         tokens, most = 0, None
         if packed and not found:
             found, tokens, most = _leak(asked)
+            lasting = found != NOT_FINITE
         if packed and found:
             log.info("%s: rows are padded, for packed ones fail: %s", type(asked.model).__name__, found)
             continue
         # Padded rows of one length cannot show what padding does.
-        lasting = packed or len(set(trial.units.lengths.tolist())) > 1
+        lasting = lasting and (packed or len(set(trial.units.lengths.tolist())) > 1)
         _tell(trial, found, asked.packable)
-        return Verdict(reason=found, forms=trial.forms, packed=packed, tokens=tokens, most=most), lasting
+        longest = int(trial.units.lengths.max())
+        verdict = Verdict(reason=found, forms=trial.forms, packed=packed, tokens=tokens, most=most, longest=longest)
+        return verdict, lasting
     raise AssertionError("the padded trial has an answer")
 
 
@@ -154,7 +186,8 @@ def _leak(asked: FastSum) -> tuple[str, int, int | None]:
     tokens = min(asked.budget, 1 << (_longest_pass(asked) - 1).bit_length())
     while True:
         try:
-            return leak_of(asked.model, asked.head, rows, tokens, asked.autocast), tokens, most
+            found = leak_of(asked.model, asked.head, list(asked.layers), rows, tokens, asked.autocast)
+            return found, tokens, most
         except torch.OutOfMemoryError:
             if tokens < 2 * LEAST_TOKENS:
                 raise
