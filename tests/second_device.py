@@ -291,6 +291,8 @@ def second_device() -> Iterator[torch.device]:
         torch._C._set_only_lift_cpu_tensors(True)
         stack.callback(torch._C._set_only_lift_cpu_tensors, lifting)
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))  # the device has no thread of its own
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)  # every operation comes by way of Python, and has little to do
         stack.enter_context(_Calls())
         stack.enter_context(_Operations())
         yield DEVICE

@@ -102,7 +102,7 @@ class Tables(torch.nn.Module):
         self.eval()
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        positions = torch.arange(input_ids.shape[1]).unsqueeze(0)
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
         return self.out(torch.tanh(self.token(input_ids) + self.position(positions)).cumsum(1))
 
 

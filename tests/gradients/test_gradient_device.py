@@ -41,7 +41,7 @@ def blocks_of(model: torch.nn.Module, norm: float = 0.5) -> Clip:
     parts = (names[:half], names[half:])
     return Clip(
         norm=norm,
-        scales={name: 0.5 for name in parts[0]},
+        scales={name: 0.5 if name in parts[0] else 1.0 for name in names},
         blocks=tuple(ClipBlock(parameters=part, share=share) for part in parts),
     )
 
@@ -91,7 +91,9 @@ def models() -> dict[str, tuple[torch.nn.Module, Any]]:
     return {name: (model.eval(), objective) for name, model, objective in architectures()}
 
 
-@pytest.mark.parametrize("name", ["gpt2, tied", "gpt2 classifier", "llama", "llama, tied", "qwen3", "bert classifier", "mlp"])
+@pytest.mark.parametrize(
+    "name", ["gpt2, tied", "gpt2 classifier", "llama", "llama, tied", "qwen3", "bert classifier", "mlp"]
+)
 def test_models_of_every_shape(
     name: str, models: dict[str, Any], device: torch.device, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -105,3 +107,172 @@ def test_rows_of_one_length_and_units_of_several_micro_batches(
 ) -> None:
     check(models["llama"][0], *uniform(), Clip(norm=0.5), device, caplog, max_tokens=max_tokens)
     check(models["gpt2, tied"][0], *ragged(3), Clip(norm=0.5), device, caplog, max_tokens=max_tokens)
+
+
+@pytest.mark.parametrize("weighting", ["examples", "tokens"])
+def test_blocks_scales_and_weights(
+    weighting: str, models: dict[str, Any], device: torch.device, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, (rows, ids) = models["llama, tied"][0], ragged(1)
+    weights = np.random.default_rng(0).random(len(rows))
+    for clip in (blocks_of(model), scaled(model)):
+        check(model, rows, ids, clip, device, caplog, weighting=weighting, weights=weights)
+
+
+def test_adapters_on_a_frozen_base(device: torch.device, caplog: pytest.LogCaptureFixture) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = next(model for name, model, _ in architectures() if name == "llama")
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], lora_dropout=0.0))
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # zero at first, which would leave A without a gradient
+            parameter.data.normal_(generator=generator)
+    check(model, *ragged(), Clip(norm=0.5), device, caplog)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tables_that_are_looked_up_once_for_all_rows(
+    tied: bool, device: torch.device, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Held and gathered: few words, and more than a unit has tokens."""
+    torch.manual_seed(0)
+    model = Tables(12, tied, None)
+    for rows, ids in (ragged(2), ragged(2, longest=5, most=2)):
+        check(model, rows, ids, Clip(norm=0.5), device, caplog)
+    assert set(layer_paths(model)) == set(ParameterLayout.of(model).names)
+
+
+def test_a_wide_layer_whose_norms_come_from_gram_matrices(
+    device: torch.device, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    table = torch.nn.Embedding(VOCABULARY, 64)
+    model = torch.nn.Sequential(table, torch.nn.Linear(64, 96), torch.nn.Tanh(), torch.nn.Linear(96, VOCABULARY))
+    for clip in (Clip(norm=0.5), blocks_of(model), scaled(model)):
+        check(model, *ragged(4, most=2), clip, device, caplog)
+    paths = " ".join(layer_paths(model).values())
+    assert "Gram norm" in paths
+    assert "gathered" in paths
+
+
+@pytest.mark.parametrize("method", ["fast", "reference"])
+def test_mixed_precision(
+    method: str, models: dict[str, Any], device: torch.device, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The host's and a device's bfloat16 round in other places."""
+    how = {"autocast": torch.bfloat16, "method": method, "tolerance": 3e-2}
+    check(models["llama"][0], *ragged(), Clip(norm=0.5), device, caplog, **how)
+    check(models["gpt2, tied"][0], *ragged(), blocks_of(models["gpt2, tied"][0]), device, caplog, **how)
+
+
+def test_a_base_in_half_precision(
+    models: dict[str, Any], device: torch.device, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = copy.deepcopy(models["llama"][0]).to(torch.bfloat16)
+    check(model, *ragged(), Clip(norm=0.5), device, caplog, 3e-2)
+
+
+class Poisoned(torch.nn.Module):
+    """Rows with the token 7 are not finite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.layer = Tables(12, True, None), torch.nn.Linear(VOCABULARY, VOCABULARY)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        bad = (input_ids == 7).any(1)[:, None, None]
+        return self.layer(torch.where(bad, torch.nan, 1.0) * self.inner(input_ids))
+
+
+@pytest.mark.parametrize("method", ["fast", "reference"])
+def test_a_unit_that_is_not_finite(method: str, device: torch.device, caplog: pytest.LogCaptureFixture) -> None:
+    """It adds zero. Alone in its micro-batch, too."""
+    torch.manual_seed(0)
+    model = Poisoned()
+    rows, ids = uniform()
+    rows.tokens[rows.tokens == 7] = 8
+    rows.tokens[12 * 7 + 3] = 7
+    for max_tokens in (None, 12):
+        found = check(model, rows, ids, blocks_of(model), device, caplog, method=method, max_tokens=max_tokens)
+        assert found.finite.tolist() == [True, True, True, False]
+
+
+def test_a_unit_that_is_computed_again_because_its_norm_is_unsure(
+    device: torch.device, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A tied embedding that undoes what the head does: its norm is what rounding leaves of two long vectors."""
+    torch.manual_seed(0)
+    model = Tables(12, True, None)
+    tokens = np.full(4 * 12, 5)
+    tokens[:12] = np.arange(1, 13)
+    rows = TokenRows(tokens=tokens, offsets=np.arange(5) * 12)
+    check(model, rows, np.arange(4), Clip(norm=0.5), device, caplog)
+
+
+@pytest.mark.parametrize("steps", [None, LocalSteps(steps=2, learning_rate=0.5)])
+def test_the_reference_and_local_steps(
+    steps: LocalSteps | None, models: dict[str, Any], device: torch.device, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, (rows, ids) = models["gpt2, tied"][0], ragged(units=3)
+    how = {"method": "reference", "local_steps": steps, "max_tokens": 40}
+    check(model, rows, ids, blocks_of(model), device, caplog, **how)
+    classifier, objective = models["bert classifier"]
+    check(classifier, rows, ids, Clip(norm=0.5), device, caplog, objective=objective, **how)
+
+
+def test_sums_clipped_in_another_norm(
+    models: dict[str, Any], device: torch.device, caplog: pytest.LogCaptureFixture
+) -> None:
+    check(models["mlp"][0], *ragged(), Clip(norm=0.5, order=1), device, caplog, objective=SequenceClassification())
+
+
+def test_units_one_by_one(models: dict[str, Any], device: torch.device) -> None:
+    model, (rows, ids) = models["llama"][0], ragged(units=3)
+    there = copy.deepcopy(model).to(device)
+    one_by_one = zip(
+        *(clipped_units(m, rows, ids, blocks_of(m), objective=LANGUAGE) for m in (there, model)), strict=True
+    )
+    for (unit, update, norm, loss), expected in one_by_one:
+        assert (unit, update.device) == (expected[0], device)
+        torch.testing.assert_close(update.cpu(), expected[1], rtol=1e-4, atol=1e-6)
+        assert (norm, loss) == pytest.approx((expected[2], expected[3]), rel=1e-5)
+
+
+def test_a_layout_moves_vectors_to_and_from_a_device(models: dict[str, Any], device: torch.device) -> None:
+    """From the host's arrays and tensors, and the device's own."""
+    model = copy.deepcopy(models["gpt2, tied"][0])
+    layout, flat = ParameterLayout.of(model), ParameterLayout.of(model).flatten(model)
+    there = copy.deepcopy(model).to(device)
+    assert ParameterLayout.of(there) == layout
+    for vector in (2 * flat.numpy(), 3 * flat, (4 * flat).to(device)):
+        layout.load(there, vector)
+        found = layout.flatten(there)
+        assert found.device == device
+        expected = vector if isinstance(vector, np.ndarray) else vector.cpu().numpy()
+        np.testing.assert_array_equal(found.cpu().numpy(), expected)
+        layout.load(model, found)
+        np.testing.assert_array_equal(layout.flatten(model).numpy(), expected)
+        assert all(view.device == device for view in layout.views(found).values())
+
+
+def test_products_are_tried_where_they_are_computed(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedsim.gradients import model as engine
+
+    monkeypatch.setattr(engine, "_tried", set())
+    with exact_products(device):
+        assert engine._tried == {device.type}
+
+
+def test_classes_and_rows_are_brought_to_the_device(device: torch.device) -> None:
+    rows, _ = ragged()
+    indices = np.arange(3)
+    for objective in (LANGUAGE, SequenceClassification()):
+        found, expected = (objective.collate(rows, indices, place) for place in (device, "cpu"))
+        for name in ("input_ids", "attention_mask", "labels"):
+            one, other = getattr(found, name), getattr(expected, name)
+            assert (one is None) == (other is None)
+            if one is not None:
+                assert one.device == device
+                assert torch.equal(one.cpu(), other)
+    assert int(rows.classes.max()) < CLASSES  # type: ignore[union-attr]
