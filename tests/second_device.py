@@ -1,11 +1,11 @@
 """A second device on a machine without a GPU: tensors that say they lie on `cuda:0`, and hold real values.
 
-A CPU computes what is asked of them. What a GPU refuses is refused here too, with `DeviceMismatch`: an operation one of
-whose tensors was left on the host, numpy asked for values that are not the host's. Where `device=` is forgotten a test
-therefore fails on any machine, with or without a GPU.
+A CPU computes what is asked of them. What a GPU refuses is refused here too, with `DeviceMismatch`: an operation one
+of whose tensors was left on the host, numpy asked for values that are not the host's. Where `device=` is forgotten a
+test therefore fails on any machine, with or without a GPU.
 
-How it works: a `DeviceTensor` wraps a tensor of the CPU. torch's own layers (autograd, views, versions) take it for one
-of the device "meta", on which they compute nothing; each operation then arrives at `_computed`, which looks at its
+How it works: a `DeviceTensor` wraps a tensor of the CPU. torch's own layers (autograd, views, versions) take it for
+one of the device "meta", on which they compute nothing; each operation then arrives at `_computed`, which looks at its
 tensors and passes it on. Python sees `cuda:0`, which is what our code asks for. Autocast knows neither, and is acted.
 """
 
@@ -181,6 +181,11 @@ class _Operations(TorchDispatchMode):
     """Sees operations that are given no tensor: what makes one."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.is_inference_mode_enabled():
+            with self:  # what operations are made of is seen; without autograd they arrive whole
+                found = func.decompose(*args, **(kwargs or {}))
+            if found is not NotImplemented:
+                return found
         return _computed(func, args, kwargs or {})
 
 

@@ -1,5 +1,6 @@
 """The second device itself: it refuses what a GPU refuses, and computes everything else as a CPU does."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -52,11 +53,12 @@ def test_what_a_gpu_refuses_is_refused(what: str, there: torch.device) -> None:
 
 
 def test_a_mismatch_that_is_caught_is_told_all_the_same() -> None:
-    with pytest.raises(DeviceMismatch, match=r"aten\.add"), second_device.second_device() as there:
-        try:
-            torch.ones(2, device=there) + torch.ones(2)
-        except RuntimeError:
-            pass
+    with (
+        pytest.raises(DeviceMismatch, match=r"aten\.add"),
+        second_device.second_device() as there,
+        contextlib.suppress(RuntimeError),
+    ):
+        torch.ones(2, device=there).add(torch.ones(2))
 
 
 def test_numbers_and_indices_of_the_host_are_taken(there: torch.device) -> None:
@@ -161,6 +163,17 @@ def test_autocast_computes_in_bfloat16_what_a_gpu_does(there: torch.device) -> N
     product.float().sum().backward()
     assert layer.weight.grad.dtype == torch.float32
     assert torch.bmm(*[x[None, :3, :3].bfloat16()] * 2, out_dtype=torch.float32).dtype == torch.float32
+
+
+def test_inference_mode_is_no_way_around_it(there: torch.device) -> None:
+    x, layer = torch.randn(3, 4), torch.nn.Linear(4, 2)
+    expected = layer(x).softmax(-1)
+    layer.to(there)
+    with torch.inference_mode():
+        found = layer(x.pin_memory().to(there, non_blocking=True)).softmax(-1)
+        torch.testing.assert_close(found.double().cpu(), expected.detach().double())
+        with pytest.raises(DeviceMismatch):
+            layer(x)
 
 
 def test_shared_parameters_are_shared_on_it(there: torch.device) -> None:

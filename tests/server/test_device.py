@@ -1,8 +1,10 @@
 """Rounds whose vectors are tensors on the workers' device: what they release, and that nothing copies them about.
 
-Where there is no GPU the tensors are a CPU's, which the server then does not turn into numpy arrays.
+On a device that is not the host's (a GPU's, or what acts as one), and on the host's, where the server would turn
+them into numpy arrays.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +12,33 @@ import numpy as np
 import pytest
 import torch
 from mock_training import PARAMETERS, mock_clients, sum_of_units, training, uls_plan
+from second_device import any_device
 
 from fedsim.clip import Clip
+from fedsim.config import OptimizerConfig
 from fedsim.engine.replies import norm_within
-from fedsim.engine.work import Gathered, Vector, Work
+from fedsim.engine.work import Gathered, Vector, Work, on_host
+from fedsim.plan import UlsPlan
 from fedsim.privacy.mechanisms import MECHANISMS, GaussianNoise, NoiseSource
+from fedsim.privacy.mechanisms.banded.coefficients import on_grid, square_root_coefficients
 from fedsim.randomness import StreamNoise
 from fedsim.release import Release, device_noise
 from fedsim.release.device_noise import DeviceNoise
+from fedsim.sampling import Turns
 from server import optimizer
 from server.identity import Seeds
 from server.training import Training
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
-
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+@pytest.fixture(params=["host", "another"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """A device whose vectors stay tensors."""
     monkeypatch.setattr(optimizer, "_vector", lambda tensor: tensor)
-    return torch.device(request.param)
+    if request.param == "host":
+        yield torch.device("cpu")
+    else:
+        with any_device() as another:
+            yield another
 
 
 def test_noise_added_on_a_device_has_the_bits_of_the_hosts(
@@ -64,7 +73,9 @@ def on(device: torch.device, folder: Path, monkeypatch: pytest.MonkeyPatch, **ch
     flat = torch.zeros(PARAMETERS, device=device)
     round.optimizer = optimizer.ServerOptimizer(flat, round.optimizer._config, run.plan.steps)
     round.release = Release(run.plan, {"parameters": PARAMETERS}, round.seeds.noise, device=device)
-    if run.plan.mechanism.name == "gaussian":
+    if device.type != "cpu":
+        assert round.release.on_device == (run.plan.mechanism.name == "gaussian")
+    elif run.plan.mechanism.name == "gaussian":
         monkeypatch.setattr(Release, "on_device", True)
     return run
 
@@ -127,7 +138,7 @@ def test_exact_sums_of_a_device_are_released_on_the_host(
         def gather(request: Work, *rest: Any, tensors: bool = tensors, **following: Any) -> Gathered:
             total = np.rint(sum_of_units(request) / request.resolution).astype(np.int64)
             return Gathered(
-                total=torch.from_numpy(total) if tensors else total, statistics={"clipped_units": 0.0},
+                total=torch.from_numpy(total).to(device) if tensors else total, statistics={"clipped_units": 0.0},
                 units=len(request.units), messages=1, failures=(), seconds=0.0, compute_seconds=0.0,
             )  # fmt: skip
 
@@ -173,3 +184,94 @@ def test_norms_of_tensors_are_those_of_arrays() -> None:
     values = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
     assert norm_within(torch.from_numpy(values), 1.0) == pytest.approx(norm_within(values, 1.0), rel=1e-12)
     assert not np.isfinite(norm_within(torch.tensor([1.0, torch.nan]), 1.0))
+
+
+SIZES = {"h.0.attn.weight": 700, "h.0.attn.bias": 30, "wte.weight": 1270}
+BANDS: dict[str, Any] = {"sampling": Turns(), "noise_coefficients": on_grid(square_root_coefficients(3))}
+KINDS: dict[str, tuple[UlsPlan, dict[str, Any]]] = {
+    "gaussian": (uls_plan(), {}),
+    "scales": (uls_plan(mechanism=MECHANISMS.build("matrix-noise")), {}),
+    "scales that follow releases": (uls_plan(mechanism=MECHANISMS.build("adaptive-noise")), {}),
+    "a clip norm that follows a count": (uls_plan(clip_quantile=0.5, clip_count_std=2.0), {}),
+    "bands": (uls_plan(steps=6, **BANDS), {}),
+    "exact": (uls_plan(), {"exact": True}),
+    "without privacy": (uls_plan(noise_multiplier=0.0), {}),
+}
+
+
+def releases(plan: UlsPlan, how: dict[str, Any], device: torch.device | None) -> list[Any]:
+    """Three means with what is kept of them; half of the noise drawn ahead, state handed on after the first."""
+    release = Release(plan, SIZES, 1, device=device, **how)
+    found: list[Any] = []
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        clip = release.clip
+        total = rng.normal(size=sum(SIZES.values())).astype(np.float64 if how else np.float32)
+        parameters = rng.normal(size=len(total)).astype(np.float32)
+        given: Any = total if device is None else torch.from_numpy(total).to(device)
+        place: Any = parameters if device is None else torch.from_numpy(parameters).to(device)
+        if number != 1:
+            with release.drawing_ahead(clip, number):
+                mean = release.noised_mean(given, clip, number)
+        else:
+            mean = release.noised_mean(given, clip, number)
+        release.observe(mean, place, {"units": 9.0, "clipped_units": 5.0}, number)
+        found += [on_host(mean), release.clip_norm, *release.state().values()]
+        if number == 0:
+            following = Release(plan, SIZES, 1, device=device, **how)
+            following.load_state(release.state())
+            release = following
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_release_of_a_devices_sum_is_the_hosts(kind: str, device: torch.device) -> None:
+    """Wherever its noise is added: bit for bit, and so is the state that it leaves."""
+    plan, how = KINDS[kind]
+    expected, found = releases(plan, how, None), releases(plan, how, device)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_secure_noise_is_added_to_a_devices_sum(device: torch.device) -> None:
+    release = Release(uls_plan(), SIZES, None, device=device)
+    mean = release.noised_mean(torch.zeros(sum(SIZES.values()), device=device), release.clip, 0)
+    assert np.std(mean) * release.plan.normaliser == pytest.approx(release.clip.norm, rel=0.1)
+
+
+@pytest.mark.parametrize("average", ["none", "exponential", "tail"])
+@pytest.mark.parametrize("rule", ["sgd", "momentum", "adam"])
+def test_an_optimizer_on_a_device_steps_as_the_hosts(rule: str, average: str, device: torch.device) -> None:
+    """From arrays and from the device's means, interrupted and gone on with, and from assigned parameters."""
+    config = OptimizerConfig(name=rule, learning_rate=0.1, average=average, schedule="linear")
+    rng = np.random.default_rng(0)
+    start, *means = rng.normal(size=(5, 100)).astype(np.float32)
+
+    def made(there: bool) -> optimizer.ServerOptimizer:
+        return optimizer.ServerOptimizer(torch.tensor(start, device=device if there else "cpu"), config, len(means))
+
+    host, one = made(False), made(True)
+    for number, mean in enumerate(means):
+        host.step(mean.copy())
+        # Not end to end in memory, as a part of something larger.
+        strided = torch.from_numpy(np.repeat(mean, 2)).to(device)[::2]
+        one.step(strided if number % 2 else mean.copy())
+        if number == 1:
+            following = made(True)
+            following.assign(one.parameters)
+            following.load_state(one.state())
+            one = following
+        assert one.finite
+        for vector in (one.vector, one.result):
+            assert isinstance(vector, torch.Tensor)
+            assert vector.device == device
+    np.testing.assert_allclose(one.parameters, host.parameters, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(one.result_on_host, host.result_on_host, rtol=1e-5, atol=1e-6)
+    assert one.state().keys() == host.state().keys()
+    one.step(torch.full((100,), torch.inf, device=device))
+    assert not one.finite
+
+
+def test_norms_are_taken_where_a_sum_is(device: torch.device) -> None:
+    values = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
+    assert norm_within(torch.from_numpy(values).to(device), 1.0) == pytest.approx(norm_within(values, 1.0), rel=1e-12)
