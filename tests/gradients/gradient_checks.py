@@ -85,7 +85,9 @@ class Around(torch.nn.Module):
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         # A running mean makes it causal and rows of tokens unlike.
-        x = self.features[input_ids].cumsum(1) / torch.arange(1, input_ids.shape[1] + 1).view(1, -1, 1)
+        x = self.features[input_ids].cumsum(1) / torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device).view(
+            1, -1, 1
+        )
         return torch.tanh(self.layer(x)) @ self.logits.t()
 
 

@@ -2,13 +2,12 @@
 
 import copy
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from gradient_checks import CLASSES, VOCABULARY, Tables, architectures, ragged
+from gradient_checks import CLASSES, VOCABULARY, Around, Tables, architectures, ragged
 
 from fedsim.clip import Clip, ClipBlock
 from fedsim.gradients import (
@@ -71,11 +70,12 @@ def check(
     device: torch.device,
     caplog: pytest.LogCaptureFixture,
     tolerance: float = 1e-5,
+    training: bool = False,
     **how: Any,
 ) -> ClippedSum:
     """The sum on the device is the host's, and no other path was taken to it."""
     how = {"objective": LANGUAGE, **how}
-    expected = clipped_sum(model.eval(), rows, ids, clip, **how)
+    expected = clipped_sum(model.train(training), rows, ids, clip, **how)
     there = copy.deepcopy(model).to(device)
     with caplog.at_level(logging.WARNING):
         found = clipped_sum(there, rows, ids, clip, **how)
@@ -154,6 +154,48 @@ def test_a_wide_layer_whose_norms_come_from_gram_matrices(
     paths = " ".join(layer_paths(model).values())
     assert "Gram norm" in paths
     assert "gathered" in paths
+
+
+class Affine(torch.nn.Module):
+    """A layer that no rule knows, called twice."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.randn(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sin(x * self.scale)
+
+
+class Twice(torch.nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.tanh(super().forward(x)))
+
+
+class ScaledEmbedding(torch.nn.Embedding):
+    """A table whose rows are scaled as they are looked up."""
+
+    def __init__(self, words: int, width: int) -> None:
+        super().__init__(words, width)
+        self.register_buffer("times", torch.tensor(width**0.5), persistent=False)
+
+    def forward(self, index: torch.Tensor) -> torch.Tensor:
+        return super().forward(index) * self.times
+
+
+def test_layers_without_a_rule_and_layers_called_twice(device: torch.device, caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    layer = Twice(Affine(6), torch.nn.LayerNorm(6), torch.nn.Linear(6, 6))
+    check(Around(layer, 6), *ragged(most=2), Clip(norm=0.5), device, caplog)
+    table = ScaledEmbedding(VOCABULARY, 12)
+    model = torch.nn.Sequential(table, torch.nn.Tanh(), torch.nn.Linear(12, VOCABULARY))
+    check(model, *ragged(most=2), Clip(norm=0.5), device, caplog)
+
+
+def test_activation_checkpoints(device: torch.device, caplog: pytest.LogCaptureFixture) -> None:
+    model: Any = next(model for name, model, _ in architectures() if name == "llama")
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    check(model, *ragged(most=2), Clip(norm=0.5), device, caplog, training=True)
 
 
 @pytest.mark.parametrize("method", ["fast", "reference"])

@@ -1,4 +1,4 @@
-"""Evaluation on a device that is not the host's."""
+"""Evaluation, and the trial of a model's rows, on a device that is not the host's."""
 
 import copy
 
@@ -7,7 +7,10 @@ import pytest
 import torch
 from tiny_models import TINY
 
+from fedsim.errors import InvalidInput
+from fedsim.models.config import ModelConfig
 from fedsim.models.evaluate import evaluate, evaluate_rows
+from fedsim.models.independence import require_independent_rows
 from fedsim.rows import IGNORED_LABEL, TokenRows
 
 
@@ -36,3 +39,12 @@ def test_losses_on_a_device_are_the_hosts(load, task: dict, device: torch.device
     assert evaluate(there, rows, loaded.objective).loss == pytest.approx(
         evaluate(loaded.model, rows, loaded.objective).loss, rel=1e-5
     )
+
+
+def test_rows_that_depend_on_each_other_are_found_on_a_device(load, device: torch.device) -> None:
+    """And only these are refused."""
+    model = copy.deepcopy(load().model).to(device)
+    require_independent_rows(model, ModelConfig(small=TINY), 0, None, TINY.context)
+    model.register_forward_pre_hook(lambda module, args, kwargs: ((args[0].flip(0),), kwargs), with_kwargs=True)
+    with pytest.raises(InvalidInput, match="row beside it"):
+        require_independent_rows(model, ModelConfig(small=TINY), 0, None, TINY.context)
