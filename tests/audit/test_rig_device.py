@@ -1,9 +1,11 @@
 """An audit whose worker computes on a device that is not the host's."""
 
 import numpy as np
+import pytest
+import torch
 from second_device import any_device
 
-from experiments.audit.canaries import CanaryUsers
+from experiments.audit.canaries import CanaryUsers, PrescribedUpdates
 from experiments.audit.rig import Rig
 from fedsim.plan import UlsPlan
 
@@ -22,8 +24,19 @@ def released() -> np.ndarray:
     return round.parameters
 
 
-def test_an_audit_on_a_device_attacks_what_the_hosts_does() -> None:
-    expected = released()
-    with any_device():
+def test_an_audit_on_a_device_attacks_what_the_hosts_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, places = PrescribedUpdates.forward, set()
+
+    def noted(model: PrescribedUpdates, tokens: torch.Tensor) -> torch.Tensor:
+        losses = forward(model, tokens)
+        places.add(losses.device)
+        return losses
+
+    with monkeypatch.context() as host:
+        host.setattr("clients.worker.computing_device", lambda: torch.device("cpu"))
+        expected = released()
+    monkeypatch.setattr(PrescribedUpdates, "forward", noted)
+    with any_device() as device:
         found = released()
+    assert places == {device}
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
