@@ -88,9 +88,6 @@ class DeviceTensor(torch.Tensor):
             return super().to(dtype or self.dtype, **others)
         return super().to(*args, **kwargs)
 
-    def cuda(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return self
-
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
@@ -206,6 +203,17 @@ class _Operations(TorchDispatchMode):
         return _computed(func, args, kwargs or {})
 
 
+class _Generator(torch.Generator):
+    """A generator that draws for the device that it was made for, and for no other."""
+
+    place: str
+
+    def __new__(cls, device: torch.device | str = "cpu") -> "_Generator":
+        made = super().__new__(cls, device="cpu")
+        made.place = torch.device(device).type
+        return made
+
+
 HALVED = {
     functional.linear, functional.scaled_dot_product_attention, functional.conv1d, functional.conv2d, torch.einsum,
     *(getattr(place, name) for place in (torch, torch.Tensor)
@@ -228,6 +236,12 @@ class _Calls(TorchFunctionMode):
         kwargs = {name: _numbered(value) for name, value in (kwargs or {}).items()}
         if func is torch.Tensor.to:
             args = tuple(map(_numbered, args))
+        if (generator := kwargs.get("generator")) is not None:
+            place = (
+                args[0].device if isinstance(args[0], torch.Tensor) else torch.device(kwargs.get("device") or "cpu")
+            )
+            if place.type != getattr(generator, "place", "cpu"):
+                raise _noted(f"{func.__name__} on {place} with a generator of another device")
         if func is torch.as_tensor and isinstance(args[0], DeviceTensor):
             return args[0].to(**{name: kwargs[name] for name in ("device", "dtype") if name in kwargs})
         if kwargs.get("out") is not None:
@@ -311,6 +325,7 @@ def second_device() -> Iterator[torch.device]:
         for name, stand_in in _CUDA.items():
             stack.enter_context(patch.object(torch.cuda, name, stand_in))
         stack.enter_context(patch.object(torch.nn.Module, "to", _module_to))
+        stack.enter_context(patch.object(torch, "Generator", _Generator))
         # Of torch.tensor(…, device=…) the mode then sees how values come to the device.
         torch._C._set_only_lift_cpu_tensors(True)
         stack.callback(torch._C._set_only_lift_cpu_tensors, lifting)

@@ -41,6 +41,8 @@ REFUSED: dict[str, Callable[[torch.Tensor, torch.Tensor], object]] = {
     "many at once": lambda x, host: torch._foreach_add_([x], [host]),
     "numpy's view": lambda x, host: x.numpy(),
     "numpy's function": lambda x, host: np.exp(x),
+    "a generator of the host": lambda x, host: x.normal_(generator=torch.Generator().manual_seed(0)),
+    "a generator for the host": lambda x, host: torch.randn(3, generator=torch.Generator(x.device)),
     "an array": lambda x, host: np.asarray(x),
 }
 
@@ -74,6 +76,7 @@ def test_whatever_makes_a_tensor_makes_it_where_it_is_asked_to(there: torch.devi
     values = np.ones((2, 2), np.float32)
     made = [
         torch.zeros(2, 2, device=there), torch.empty(2, 2, device="cuda"), torch.full((2, 2), 1.0, device=there),
+        torch.randn(2, device=there, generator=torch.Generator(there).manual_seed(0)),
         torch.arange(4, device=there), torch.tensor([[1, 2]], device=there), torch.randn(2, 2, device=there),
         torch.as_tensor(values, device=there), torch.from_numpy(values).to(there), torch.ones(2, 2).to("cuda"),
         torch.from_numpy(values).pin_memory().to(there, non_blocking=True), torch.zeros_like(like),

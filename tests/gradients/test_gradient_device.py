@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gradient_checks import CLASSES, VOCABULARY, Around, Tables, architectures, ragged
+from gradient_checks import VOCABULARY, Around, Tables, architectures, ragged
 from torch.overrides import TorchFunctionMode
 
 from fedsim.clip import Clip, ClipBlock
@@ -156,6 +156,23 @@ def test_a_wide_layer_whose_norms_come_from_gram_matrices(
     paths = " ".join(layer_paths(model).values())
     assert "Gram norm" in paths
     assert "gathered" in paths
+
+
+@pytest.mark.parametrize("capped", [True, False])
+def test_attention_to_the_last_few_tokens(
+    capped: bool, device: torch.device, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With scores and logits that are capped, so that the ordinary loss is taken, and with torch's own attention."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8,
+        "num_key_value_heads": 1, "vocab_size": VOCABULARY, "sliding_window": 5, "initializer_range": 0.3,
+    }  # fmt: skip
+    caps = {"attn_logit_softcapping": 0.5, "final_logit_softcapping": 3.0, "attn_implementation": "eager"}
+    model = Gemma2ForCausalLM(Gemma2Config(**sizes, **caps)) if capped else MistralForCausalLM(MistralConfig(**sizes))
+    check(model, *ragged(units=4, most=2), Clip(norm=0.5), device, caplog)
 
 
 class Affine(torch.nn.Module):
@@ -331,4 +348,3 @@ def test_classes_and_rows_are_brought_to_the_device(device: torch.device) -> Non
             if one is not None:
                 assert one.device == device
                 assert torch.equal(one.cpu(), other)
-    assert int(rows.classes.max()) < CLASSES  # type: ignore[union-attr]
