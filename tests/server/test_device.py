@@ -233,6 +233,15 @@ def test_any_release_of_a_devices_sum_is_the_hosts(kind: str, device: torch.devi
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
+def test_a_sum_of_nobody_is_released_where_others_are() -> None:
+    """It is an array, for no worker computed it."""
+    with any_device() as device:
+        release = Release(uls_plan(), SIZES, 1, device=device)
+        mean = release.noised_mean(np.zeros(sum(SIZES.values()), dtype=np.float32), release.clip, 0)
+        assert isinstance(mean, torch.Tensor)
+        assert mean.device == device
+
+
 def test_secure_noise_is_added_to_a_devices_sum(device: torch.device) -> None:
     release = Release(uls_plan(), SIZES, None, device=device)
     mean = release.noised_mean(torch.zeros(sum(SIZES.values()), device=device), release.clip, 0)
