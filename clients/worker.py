@@ -8,16 +8,18 @@ import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import torch
 
+from clients.repeatable import compute_repeatably
 from fedsim.clip import Clip
 from fedsim.config import RunConfig, from_flat
-from fedsim.engine.exact import quantise
+from fedsim.engine.exact import MICRO_BATCH_TOKENS, quantise
 from fedsim.engine.same_inputs import Inputs, require_same_inputs
 from fedsim.engine.work import Done, HeldOutDone, HeldOutWork, Vector, Work
+from fedsim.errors import Failure
 from fedsim.gradients import (
     ClippedSum,
     LocalSteps,
@@ -34,6 +36,7 @@ from fedsim.resources import computing_device, open_resources
 from fedsim.rows import Splits, TokenRows
 
 logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 Fetched = tuple[TokenRows, np.ndarray]
 """Rows, and the position of each row's unit among the units asked for."""
@@ -47,9 +50,9 @@ class Computing:
         gradients: "fast" or "reference".
         autocast: Whether the model runs in bfloat16; None: on a GPU.
         compiled: Whether its passes are compiled; None: as `clipped_sum` chooses.
-        exact: Whether sums are exact, so that the number of threads must be fixed.
-        threads: That number.
-        max_tokens: Tokens of a micro-batch; None chooses by the device.
+        exact: Whether sums are exact, so that every worker must compute the same bits, whatever its memory.
+        threads: CPU threads, which are fixed where sums are exact.
+        max_tokens: Tokens of a micro-batch; None chooses by the device, or where sums are exact MICRO_BATCH_TOKENS.
         row_tokens: Tokens of the longest row.
     """
 
@@ -75,6 +78,11 @@ class Computing:
             row_tokens=config.data.sequence_length,
         )
 
+    @property
+    def micro_batch(self) -> int | None:
+        """Tokens of a micro-batch to begin with; None where the device's free memory decides."""
+        return self.max_tokens or (MICRO_BATCH_TOKENS if self.exact else None)
+
 
 class Worker:
     """Computes updates and evaluations with one resident model.
@@ -98,6 +106,8 @@ class Worker:
         inputs: Inputs | None = None,
     ) -> None:
         self.device = computing_device()
+        if computing.exact:
+            compute_repeatably(self.device, computing.threads)
         self.model = model.to(self.device)
         self.objective = objective
         self.store = store
@@ -106,10 +116,7 @@ class Worker:
         self.sizes = self.layout.sizes
         self.vocabulary = vocabulary
         self.inputs = inputs
-        self.max_tokens = computing.max_tokens
-        if computing.exact:
-            # Sums inside a matrix product depend on the number of threads, so exact runs fix it on every engine.
-            torch.set_num_threads(computing.threads)
+        self.max_tokens = computing.micro_batch
         self._pool = ThreadPoolExecutor(max_workers=1)
         self._ahead: tuple[tuple[str, int, int, bytes], Future[Fetched] | None] = (("", -1, 0, b""), None)
 
@@ -126,6 +133,7 @@ class Worker:
 
         Raises:
             InputsDiffer: The units or the parameters are of other data or another model than this worker holds.
+            Failure: Sums are exact and a micro-batch does not fit into the device's memory.
         """
         started = time.perf_counter()
         require_same_inputs(request.inputs, self.inputs)
@@ -153,15 +161,20 @@ class Worker:
         return Done(round=request.round, units=request.units, total=total, statistics=statistics | seconds)
 
     def evaluate(self, request: HeldOutWork) -> HeldOutDone:
-        """Loss, predicted tokens and correct predictions of each row.
+        """Loss, predicted tokens and correct predictions of each row, in the precision that gradients are computed in.
 
         Raises:
             InputsDiffer: As for train.
+            Failure: As for train.
         """
         require_same_inputs(request.inputs, self.inputs)
         rows = self.store.split(request.split).take(request.rows)
         self.layout.load(self.model, as_tensor(request.parameters))
-        losses = evaluate_rows(self.model, rows, self.objective, device=self.device)
+        losses = self._with_memory_left(
+            lambda tokens: evaluate_rows(
+                self.model, rows, self.objective, max_tokens=tokens, device=self.device, autocast=self._autocast
+            )
+        )
         return HeldOutDone(
             rows=request.rows,
             loss_sum=losses.loss_sum,
@@ -170,21 +183,30 @@ class Worker:
         )
 
     def work(self, max_tokens: int) -> int:
-        """One clipped sum over a full micro-batch of random tokens, for measuring; returns its tokens."""
+        """Clipped gradients over a full micro-batch of random tokens, for measuring; returns its tokens."""
         length = self.computing.row_tokens
         count = max(1, max_tokens // length)
         tokens = np.random.default_rng(0).integers(0, self.vocabulary, count * length)
         classes = np.zeros(count, np.int64) if isinstance(self.objective, SequenceClassification) else None
         rows = TokenRows(tokens=tokens, offsets=np.arange(count + 1, dtype=np.int64) * length, classes=classes)
+        common: dict[str, Any] = {
+            "objective": self.objective,
+            "max_tokens": max(max_tokens, length),
+            "autocast": self._autocast,
+        }
+        if self.computing.exact:
+            for _, update, _, _ in clipped_units(
+                self.model, rows, np.zeros(count, np.int64), Clip(norm=1.0), **common
+            ):
+                update.cpu()
+            return len(tokens)
         clipped_sum(
             self.model,
             rows,
             np.arange(count),
             Clip(norm=1.0),
-            objective=self.objective,
-            max_tokens=max(max_tokens, length),
-            autocast=self._autocast,
             compiled=bool(self.computing.compiled),  # a trial is over sooner than a compilation
+            **common,
         ).total.cpu()
         return len(tokens)
 
@@ -265,12 +287,21 @@ class Worker:
         on = self.device.type == "cuda" if self.computing.autocast is None else self.computing.autocast
         return torch.bfloat16 if on else None
 
-    def _with_memory_left(self, compute: Callable[[int | None], ClippedSum]) -> ClippedSum:
-        """compute(max_tokens), with the micro-batch halved for good each time the device runs out of memory."""
+    def _with_memory_left(self, compute: Callable[[int | None], Result]) -> Result:
+        """compute(max_tokens), with the micro-batch halved for good each time the device runs out of memory.
+
+        Where sums are exact it is not: another micro-batch rounds otherwise.
+        """
         while True:
             try:
                 return compute(self.max_tokens)
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError as error:
+                if self.computing.exact:
+                    raise Failure(
+                        f"A micro-batch of {self.max_tokens} tokens does not fit into the memory of {self.device}; "
+                        "exact sums keep theirs, so that they are the same bits on every worker. Set "
+                        "--engine.max-tokens to fewer, or run fewer workers on a device."
+                    ) from error
                 smaller = (self.max_tokens or self.computing.row_tokens * 64) // 2
                 if smaller < self.computing.row_tokens:
                     raise

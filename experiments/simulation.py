@@ -76,12 +76,14 @@ def with_measured_slices(config: RunConfig, parameters: int) -> RunConfig:
     Raises:
         InvalidInput: When not even the smallest candidate fits into memory.
     """
+    from fedsim.engine.exact import MICRO_BATCH_TOKENS
     from fedsim.engine.slices import fastest, try_slices
 
     devices = _gpus() or (os.cpu_count() or 1) // config.engine.cpus_per_worker
     workers = [devices, 2 * devices, 4 * devices] if _gpus() else sorted({1, max(1, devices // 2), max(1, devices)})
     length = config.data.sequence_length
-    sizes = [config.engine.max_tokens] if config.engine.max_tokens else [length * rows for rows in (4, 16, 64, 256)]
+    given = config.engine.max_tokens or (MICRO_BATCH_TOKENS if config.engine.exact else 0)  # nothing measured decides
+    sizes = [given] if given else [length * rows for rows in (4, 16, 64, 256)]
     best = fastest(try_slices(lambda count: ray_grid(config, count, parameters), workers, sizes))
     say(f"{best.workers} workers, micro-batches of {best.max_tokens} tokens: {best.tokens_per_second:,.0f} tokens/s")
     engine = dataclasses.replace(config.engine, workers=best.workers, max_tokens=best.max_tokens)

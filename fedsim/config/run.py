@@ -106,15 +106,16 @@ class EngineConfig:
     attempts: int = 3
     """How often a user's update is asked for, of another worker each time, before the round fails."""
     max_tokens: int = 0
-    """Tokens of one micro-batch; 0 chooses from the device."""
+    """Tokens of one micro-batch; 0 chooses from the device, or with exact 1,024 on any."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """bfloat16 runs the model in mixed precision, norms and sums stay float32; auto does on a GPU alone."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether the model's forward and backward pass are compiled (torch.compile); auto does for models of 67 million
     parameters and more on a GPU, where the minute or two that it takes, once a worker, are likely to be won back."""
     exact: bool = False
-    """Sum clipped updates as fixed-point integers: the same bits for any number of workers, at the cost of one
-    gradient a user at a time."""
+    """Sum clipped updates as fixed-point integers: the same bits for any number of workers on devices of one kind, at
+    the cost of one gradient a user at a time. Passes are not compiled, GPUs compute with deterministic kernels alone,
+    and a micro-batch that does not fit ends the run rather than shrink."""
 
     def __post_init__(self) -> None:
         require_at_least("engine.workers", self.workers, 0)
@@ -125,6 +126,9 @@ class EngineConfig:
         require_positive("engine.timeout-seconds", self.timeout_seconds)
         require_positive("engine.start-seconds", self.start_seconds)
         require_at_least("engine.attempts", self.attempts, 1)
+        if self.exact and self.compile == "on":
+            hint = "What is compiled depends on what came before, and so do an update's last bits."
+            raise InvalidInput("engine.compile", self.compile, "auto or off with --engine.exact", hint)
 
 
 @dataclass(frozen=True, kw_only=True)

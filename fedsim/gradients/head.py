@@ -65,7 +65,7 @@ def fused_loss(
 
 
 def hidden_states(model: torch.nn.Module, head: torch.nn.Linear, batch: Batch) -> torch.Tensor:
-    """What the head is given, [R, T, d]; no logits are computed."""
+    """The head's input, [R, T, d], without logits; head is what `plain_head` returned for the model."""
     with _returning(head, lambda hidden: hidden):
         return causal_logits(model, batch)
 

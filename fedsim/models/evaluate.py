@@ -7,12 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedsim.gradients.model import pad_token_of
-from fedsim.gradients.objective import Objective
-from fedsim.rows import RowView, TokenRows
+from fedsim.gradients.head import CHUNK_ELEMENTS, hidden_states, plain_head
+from fedsim.gradients.model import autocasting, pad_token_of
+from fedsim.gradients.objective import Batch, CausalLanguageModel, Objective, RowLosses, SequenceClassification
+from fedsim.rows import IGNORED_LABEL, RowView, TokenRows
 
+TOKENS_PER_BATCH = {"cpu": 2**10, "cuda": 2**14}
+"""Tokens of one batch: on a CPU more fall out of its caches, a GPU is busy with fewer."""
 LOGITS_PER_BATCH = {"cpu": 2**22, "cuda": 2**28}
-"""Logits held at once: 16 MiB of float32 on a CPU, where more falls out of the cache, and 1 GiB on a GPU."""
+"""Logits of one batch of a language model whose head cannot be taken apart from it, so that all are there at once:
+16 MiB of float32 on a CPU and 1 GiB on a GPU."""
+LEAST_POSITIONS = 256
+"""Of a chunk of logits: with fewer, a large head is read from memory for longer than it computes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,24 +135,34 @@ def evaluate(
     indices: np.ndarray | None = None,
     max_tokens: int | None = None,
     device: torch.device | str | None = None,
+    autocast: torch.dtype | None = None,
 ) -> Evaluation:
     """Loss and accuracy of the model on rows.
 
-    The same rows give the same sums, whatever the batches and whoever computes which part, up to float32 rounding
-    within a row.
+    The same rows give the same sums, whatever the batches and whoever computes which part, up to rounding within a
+    row: of float32, or with autocast of bfloat16.
+
+    Logits of a language model exist for some positions at a time, whatever the batch, unless its head does more than
+    a product (`plain_head`).
 
     Args:
         model: In evaluation mode, on the device that is to be used.
         rows: Rows in memory, or a user store's view that looks them up batch by batch.
         objective: What is predicted.
         indices: Rows to read; by default all.
-        max_tokens: Tokens of one batch, padding included; by default so many that the logits stay small.
+        max_tokens: Tokens of one batch, padding included; by default so many as a device has use for.
         device: Device of the model; by default that of its first parameter.
+        autocast: bfloat16 runs the model in mixed precision. Losses are computed in float32 from its logits.
 
     Returns:
         Sums over the rows.
+
+    Raises:
+        InvalidInput: autocast is another dtype.
     """
-    found = evaluate_rows(model, rows, objective, indices=indices, max_tokens=max_tokens, device=device)
+    found = evaluate_rows(
+        model, rows, objective, indices=indices, max_tokens=max_tokens, device=device, autocast=autocast
+    )
     return found.by_unit(np.zeros(len(found.loss_sum), np.int64)).total
 
 
@@ -158,6 +174,7 @@ def evaluate_rows(
     indices: np.ndarray | None = None,
     max_tokens: int | None = None,
     device: torch.device | str | None = None,
+    autocast: torch.dtype | None = None,
 ) -> EvaluationByUnit:
     """As evaluate, for each row on its own: arrays aligned with indices (or with all rows)."""
     lengths = rows.lengths if isinstance(rows, TokenRows) else rows.row_lengths
@@ -166,16 +183,45 @@ def evaluate_rows(
     loss_sum = np.zeros(len(read))
     label_count = np.zeros(len(read), np.int64)
     correct = np.zeros(len(read), np.int64)
-    with torch.inference_mode():
-        for batch in _batches(lengths[read], max_tokens or _default_max_tokens(model, place)):
-            part, chosen = _look_up(rows, read[batch])
-            losses = objective.row_losses(model, objective.collate(part, chosen, place, pad_token_of(model)))
-            loss_sum[batch] = losses.loss_sum.double().cpu().numpy()
-            label_count[batch] = losses.label_count.cpu().numpy()
-            correct[batch] = losses.correct.cpu().numpy()
+    head = plain_head(model) if type(objective) is CausalLanguageModel else None
+    found: list[tuple[np.ndarray, RowLosses]] = []
+    # Autocast keeps the weights that it has cast until it ends: once for all batches.
+    with torch.inference_mode(), autocasting(place, autocast):
+        for places in _batches(lengths[read], max_tokens or _default_max_tokens(model, objective, head, place)):
+            part, chosen = _look_up(rows, read[places])
+            batch = objective.collate(part, chosen, place, pad_token_of(model))
+            losses = objective.row_losses(model, batch) if head is None else _in_chunks(model, head, objective, batch)
+            found.append((places, losses))
+    for places, losses in found:  # a device has by now been asked for everything, and is waited for once
+        loss_sum[places] = losses.loss_sum.double().cpu().numpy()
+        label_count[places] = losses.label_count.cpu().numpy()
+        correct[places] = losses.correct.cpu().numpy()
     return EvaluationByUnit(
         loss_sum=loss_sum, label_count=label_count, correct=correct, rows=np.ones(len(read), np.int64)
     )
+
+
+def _in_chunks(model: torch.nn.Module, head: torch.nn.Linear, objective: Objective, batch: Batch) -> RowLosses:
+    """`objective.row_losses`, of the head alone and of some positions at a time."""
+    hidden, labels = hidden_states(model, head, batch), batch.labels
+    count, length = hidden.shape[:2]
+    elements = CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS["cuda"])
+    positions = max(LEAST_POSITIONS, elements // head.out_features)
+    loss_sum = torch.zeros(count, dtype=torch.float64, device=hidden.device)
+    correct = torch.zeros(count, dtype=torch.long, device=hidden.device)
+    step = max(1, positions // length)
+    for first in range(0, count, step):
+        rows = slice(first, first + step)
+        for start in range(0, length - 1, positions):
+            stop = min(start + positions, length - 1)
+            # A position predicts the token after it: the last one of a piece predicts nothing.
+            piece = Batch(
+                input_ids=hidden[rows, start : stop + 1], attention_mask=None, labels=labels[rows, start:stop]
+            )
+            losses = objective.row_losses(head, piece)
+            loss_sum[rows] += losses.loss_sum
+            correct[rows] += losses.correct
+    return RowLosses(loss_sum=loss_sum, label_count=(labels != IGNORED_LABEL).sum(1), correct=correct)
 
 
 def _batches(lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:
@@ -188,9 +234,14 @@ def _batches(lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:
         start += size
 
 
-def _default_max_tokens(model: torch.nn.Module, device: torch.device) -> int:
+def _default_max_tokens(
+    model: torch.nn.Module, objective: Objective, head: torch.nn.Linear | None, device: torch.device
+) -> int:
+    tokens = TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cuda"])
+    if head is not None or isinstance(objective, SequenceClassification):
+        return tokens
     vocabulary = getattr(getattr(model, "config", None), "vocab_size", 4096)
-    return max(1, LOGITS_PER_BATCH.get(device.type, LOGITS_PER_BATCH["cuda"]) // vocabulary)
+    return max(1, min(tokens, LOGITS_PER_BATCH.get(device.type, LOGITS_PER_BATCH["cuda"]) // vocabulary))
 
 
 def _look_up(rows: TokenRows | RowView, indices: np.ndarray) -> tuple[TokenRows, np.ndarray]:

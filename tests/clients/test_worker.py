@@ -19,6 +19,7 @@ from fedsim.engine.evaluation_messages import EvaluateRequest
 from fedsim.engine.exact import dequantise, resolution_for
 from fedsim.engine.messages import TrainRequest
 from fedsim.models.config import ModelConfig, SmallModelConfig
+from fedsim.models.evaluate import evaluate_rows
 from fedsim.plan import ElsPlan, Plan, UlsPlan
 
 TINY = SmallModelConfig(layers=1, width=32, heads=2, vocabulary_size=512, steps=0)
@@ -166,6 +167,39 @@ def test_held_out_rows_are_measured_one_by_one(worker: Worker) -> None:
     alone = worker.evaluate(EvaluateRequest(split="test", rows=rows[1:2], parameters=parameters))
     assert reply.loss_sum[1] == pytest.approx(alone.loss_sum[0], rel=1e-5)
     np.testing.assert_array_equal(reply.label_count, worker.store.split("test").row_lengths[rows] - 1)
+
+
+def test_held_out_rows_are_measured_in_the_precision_of_gradients(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters = worker.layout.flatten(worker.model).numpy()
+    asked = EvaluateRequest(split="test", rows=np.arange(3), parameters=parameters)
+    computing = worker.computing
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        worker.computing = Computing.of(RunConfig(engine=EngineConfig(precision=precision)))
+        found[precision] = worker.evaluate(asked).loss_sum
+    worker.computing = computing
+    assert (found["bfloat16"] != found["float32"]).all()
+    np.testing.assert_allclose(found["bfloat16"], found["float32"], rtol=1e-2)
+
+
+def test_held_out_rows_that_do_not_fit_are_measured_in_smaller_batches(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def measuring(*arguments: object, **options: object) -> object:
+        tried.append(options["max_tokens"])
+        if len(tried) == 1:
+            raise torch.OutOfMemoryError("no room")
+        return evaluate_rows(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("clients.worker.evaluate_rows", measuring)
+    parameters = worker.layout.flatten(worker.model).numpy()
+    worker.evaluate(EvaluateRequest(split="test", rows=np.arange(3), parameters=parameters))
+    assert tried == [512, 256]
+    worker.max_tokens = 512
 
 
 def test_trial_work_says_how_many_tokens_it_did(worker: Worker) -> None:

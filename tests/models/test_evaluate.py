@@ -6,9 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import TINY
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedsim.errors import InvalidInput
+from fedsim.gradients.head import CHUNK_ELEMENTS, _plain_heads
+from fedsim.gradients.model import autocasting
 from fedsim.models.config import ModelConfig
-from fedsim.models.evaluate import Evaluation, EvaluationByUnit, evaluate, evaluate_rows
+from fedsim.models.evaluate import LOGITS_PER_BATCH, Evaluation, EvaluationByUnit, evaluate, evaluate_rows
 from fedsim.models.load import load_model
 from fedsim.rows import IGNORED_LABEL, TokenRows
 
@@ -90,6 +94,65 @@ def test_neither_batches_nor_parts_change_the_sums(causal, classifier, count, ma
         assert (parts.label_count, parts.rows) == (whole.label_count, count)
         # A tie between two logits may fall either way by rounding.
         assert abs(parts.correct - whole.correct) <= 1
+
+
+class MostLogits(TorchDispatchMode):
+    """Within it, how many logits, or values for each of them, the largest tensor of such has."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for made in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(made, torch.Tensor) and made.shape[-1:] == (TINY.vocabulary_size,):
+                self.number = max(self.number, made.numel())
+        return result
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_logits_exist_for_some_positions_at_a_time(causal, autocast, monkeypatch) -> None:
+    """However many tokens a batch has; a model whose logits are more than a product gets batches of few tokens."""
+    rows = random_rows(400)
+    tokens = 400 * TINY.context
+    with MostLogits() as chunked:
+        evaluate(causal.model, rows, causal.objective, max_tokens=tokens, autocast=autocast)
+    assert 0 < chunked.number <= CHUNK_ELEMENTS["cpu"] < len(rows.tokens) * TINY.vocabulary_size / 2
+    monkeypatch.setitem(LOGITS_PER_BATCH, "cpu", 2**16)
+    capped = causal.model.register_forward_hook(lambda model, given, output: output.logits.tanh())
+    _plain_heads.pop(causal.model.get_output_embeddings())
+    with MostLogits() as whole:
+        evaluate(causal.model, rows, causal.objective)
+    capped.remove()
+    _plain_heads.pop(causal.model.get_output_embeddings())
+    assert 0 < whole.number <= 2**16
+
+
+@pytest.mark.parametrize("positions", [1, 5, 40])
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_chunks_of_any_size_give_the_losses_of_whole_logits(causal, positions, autocast, monkeypatch) -> None:
+    """Of float32, or of bfloat16 as products of other shapes round them; the loss itself is never of bfloat16."""
+    rows = random_rows(12)
+    monkeypatch.setattr("fedsim.models.evaluate.LEAST_POSITIONS", positions)
+    monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", 1)
+    found = evaluate_rows(causal.model, rows, causal.objective, autocast=autocast)
+    with torch.inference_mode(), autocasting(torch.device("cpu"), autocast):
+        expected = causal.objective.row_losses(causal.model, causal.objective.collate(rows, np.arange(12), "cpu"))
+    tolerance = 1e-6 if autocast is None else 3e-4
+    np.testing.assert_allclose(found.loss_sum, expected.loss_sum, rtol=tolerance)
+    np.testing.assert_array_equal(found.label_count, expected.label_count)
+    assert abs(found.correct - expected.correct.numpy()).sum() <= (0 if autocast is None else 2)
+
+
+def test_autocast_reaches_the_model_and_no_other_precision_is_taken(causal) -> None:
+    rows = random_rows(12)
+    plain, mixed = (
+        evaluate_rows(causal.model, rows, causal.objective, autocast=dtype).loss_sum
+        for dtype in (None, torch.bfloat16)
+    )
+    off = abs(mixed - plain).sum() / plain.sum()
+    assert 1e-7 < off < 1e-2
+    with pytest.raises(InvalidInput, match="autocast"):
+        evaluate_rows(causal.model, rows, causal.objective, autocast=torch.float16)
 
 
 def test_a_view_is_read_by_index(causal) -> None:
