@@ -15,8 +15,8 @@ FLOAT64_BITS = 53
 """Integers up to 2^53 are exact in float64, so a sum below it turns back into float64 without rounding."""
 
 MICRO_BATCH_TOKENS = 1024
-"""Tokens of a micro-batch unless the configuration says: an update's last bits depend on it, so nothing measured or free
-on a device may choose it."""
+"""Tokens of a micro-batch unless the configuration says: an update's last bits depend on it, so that nothing measured
+on a device, its free memory least of all, may choose it."""
 
 UNCLIPPED = 1e-3
 """Relative excess over the limit beyond which an update was plainly not clipped (float32 clipping: ~1e-6)."""
