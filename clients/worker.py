@@ -71,7 +71,7 @@ class Computing:
         return cls(
             gradients=config.gradients,
             autocast={"auto": None, "float32": False, "bfloat16": True}[engine.precision],
-            compiled={"auto": None, "on": True, "off": False}[engine.compile],
+            compiled=False if config.model.checkpointing else {"auto": None, "on": True, "off": False}[engine.compile],
             exact=engine.exact,
             threads=engine.cpus_per_worker,
             max_tokens=engine.max_tokens or None,

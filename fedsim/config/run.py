@@ -212,6 +212,9 @@ class RunConfig:
     """What a command chooses by looking at results on private data; that costs privacy which nothing accounts for."""
 
     def __post_init__(self) -> None:
+        if self.model.checkpointing and self.engine.compile == "on":
+            hint = "A compiled pass keeps what layers read, which is what checkpointing saves."
+            raise InvalidInput("engine.compile", self.engine.compile, "auto or off with --model.checkpointing", hint)
         if self.noise.secure and self.noise_seed is not None:
             raise InvalidInput("noise-seed", self.noise_seed, "unset with --noise.secure", "Secure noise has no seed.")
         if self.noise.secure and not MECHANISMS.named(self.plan.mechanism).secure:

@@ -149,7 +149,9 @@ def token_budget(
 
 def token_bytes(model: torch.nn.Module, autocast: torch.dtype | None) -> int:
     """An estimate of the bytes that one token's activations and their gradients take in a pass."""
-    widths = sum(sum(p.shape) for p in model.parameters() if p.ndim == 2)
+    # Quantised weights are packed, and keep their shape beside them.
+    shapes = (getattr(getattr(p, "quant_state", None), "shape", p.shape) for p in model.parameters())
+    widths = sum(sum(shape) for shape in shapes if len(shape) == 2)
     # Inputs, outputs and their gradients, and about as much again in functions without parameters.
     return 4 * (2 if keeps_half(model, autocast) else 4) * widths
 

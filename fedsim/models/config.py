@@ -11,6 +11,7 @@ DEFAULT_PATH = "default"
 
 Task = Literal["causal-lm", "sequence-classification"]
 Dtype = Literal["float32", "bfloat16"]
+Quantisation = Literal["none", "nf4"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,16 @@ class ModelConfig:
     """Names of the layers that get adapters ("q_proj v_proj"); empty adapts every linear layer but the head."""
 
     base_dtype: Dtype = "float32"
-    """Precision of the frozen weights under LoRA. Trained weights are always float32."""
+    """Precision of the frozen weights under LoRA, and of products with quantised ones. Trained weights are always
+    float32."""
+
+    quantise: Quantisation = "none"
+    """Keep the linear layers of the frozen base under LoRA, but for the head, in 4 bits a weight (nf4, as in QLoRA).
+    Needs bitsandbytes: pip install 'fedsim[quantised]'."""
+
+    checkpointing: bool = False
+    """Keep each block's input alone in the forward pass and compute the rest again in the backward pass: less memory,
+    about a third more computing. Passes are then not compiled."""
 
     seed: int = 0
     """Seed of everything drawn at random here: pre-training, LoRA and classifier-head initialisation."""
@@ -109,3 +119,11 @@ class ModelConfig:
             allowed = "float32 when model.lora-rank is 0 or model.task is sequence-classification"
             hint = "Weights that are trained, a classifier's head among them, are float32."
             raise InvalidInput("model.base-dtype", self.base_dtype, allowed, hint)
+        if self.quantise not in get_args(Quantisation):
+            raise InvalidInput("model.quantise", self.quantise, "one of " + ", ".join(get_args(Quantisation)))
+        if self.quantise != "none" and (not self.lora_rank or self.task != "causal-lm"):
+            allowed = "none when model.lora-rank is 0 or model.task is sequence-classification"
+            hint = (
+                "Weights that are trained, a classifier's head among them, are float32: set model.lora-rank above 0."
+            )
+            raise InvalidInput("model.quantise", self.quantise, allowed, hint)

@@ -14,6 +14,7 @@ from fedsim.errors import Failure, InvalidInput
 from fedsim.models.config import DEFAULT_PATH
 from fedsim.models.evaluate import evaluate
 from fedsim.models.load import AUTO_CLASSES, LoadedModel
+from fedsim.models.quantised import multiply_as_stored, quantising, write_quantisation
 from fedsim.models.quiet import quiet_transformers
 from fedsim.rows import TokenRows
 
@@ -67,6 +68,8 @@ def export(loaded: LoadedModel, folder: str | Path, *, rows: TokenRows | None = 
             _save(loaded, unfinished)
             _check(loaded, unfinished, probe_rows(loaded) if rows is None else rows)
         _name_base(loaded, unfinished, folder)
+        base = str(folder / BASE) if (unfinished / BASE).exists() else loaded.base
+        write_quantisation(loaded.config, base, unfinished)
         os.chmod(unfinished, 0o755)
         _replace(unfinished, folder)
     finally:
@@ -82,8 +85,11 @@ def read_export(loaded: LoadedModel, folder: Path) -> Any:
         model = kind.from_pretrained(folder, use_safetensors=True, dtype=dtype)
     else:
         own = folder / BASE
-        labels = {"num_labels": loaded.config.num_labels} if loaded.config.task == "sequence-classification" else {}
-        base = kind.from_pretrained(own if own.exists() else loaded.base, use_safetensors=True, dtype=dtype, **labels)
+        further = quantising(loaded.config)
+        if loaded.config.task == "sequence-classification":
+            further["num_labels"] = loaded.config.num_labels
+        base = kind.from_pretrained(own if own.exists() else loaded.base, use_safetensors=True, dtype=dtype, **further)
+        multiply_as_stored(base)
         base.config.pad_token_id = loaded.pad_token
         model = PeftModel.from_pretrained(base, folder)
     return model.to(next(loaded.model.parameters()).device).eval()

@@ -20,9 +20,11 @@ from fedsim.errors import InvalidInput
 from fedsim.gradients.model import ParameterLayout
 from fedsim.gradients.objective import CausalLanguageModel, Objective, SequenceClassification
 from fedsim.hugging_face import hub_failure
+from fedsim.models.checkpointing import checkpoint_blocks
 from fedsim.models.config import DEFAULT_PATH, ModelConfig
 from fedsim.models.independence import require_independent_rows
 from fedsim.models.lora import add_adapters
+from fedsim.models.quantised import multiply_as_stored, quantising
 from fedsim.models.quiet import quiet_transformers
 
 logger = logging.getLogger(__name__)
@@ -106,7 +108,7 @@ def load_model(
     Raises:
         InvalidInput: The model cannot be found, has no safetensors weights or no tokenizer, or no layer to adapt; or
             its rows do not keep to themselves (`require_independent_rows`), as those of an encoder that is loaded as a
-            language model.
+            language model; or it cannot be quantised or checkpointed as asked.
     """
     base = _base(config, public_texts, cache, progress)
     cached = not Path(base).is_dir() and hub_failure(base, "model") is not None
@@ -121,6 +123,8 @@ def load_model(
         model = add_adapters(model, config)
     objective: Objective = CausalLanguageModel() if config.task == "causal-lm" else SequenceClassification()
     model = model.to(device).eval()
+    if config.checkpointing:
+        checkpoint_blocks(model, config)
     loaded = LoadedModel(model=model, tokenizer=tokenizer, objective=objective, config=config, base=base)
     require_independent_rows(model, config, loaded.pad_token, tokenizer.eos_token_id, loaded.context)
     return loaded
@@ -148,6 +152,7 @@ def _base(
 
 def _weights(config: ModelConfig, base: str, cached: bool) -> Any:
     """The model; cached: from what the hub's client has on this machine, without asking the hub."""
+    quantisation = quantising(config)
     try:
         shape = without_dropout(AutoConfig.from_pretrained(base, local_files_only=cached))
         if config.task == "sequence-classification":
@@ -162,6 +167,7 @@ def _weights(config: ModelConfig, base: str, cached: bool) -> Any:
                 local_files_only=cached,
                 ignore_mismatched_sizes=config.task == "sequence-classification",
                 output_loading_info=True,
+                **quantisation,
             )
     except (OSError, ValueError) as error:
         raise _not_found(config, str(error).strip().splitlines()[0]) from error
@@ -170,6 +176,7 @@ def _weights(config: ModelConfig, base: str, cached: bool) -> Any:
         raise _not_found(config, f"no weights for {', '.join(drawn)}.")
     if drawn:
         logger.info("new weights, drawn at random: %s", ", ".join(drawn))
+    multiply_as_stored(model)
     return model
 
 
