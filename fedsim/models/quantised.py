@@ -1,9 +1,10 @@
 """A frozen base in four bits a weight, under adapters that stay float32 (QLoRA; Dettmers et al. 2023).
 
-Weights are stored as 4-bit normal floats in blocks of 64, whose scales are stored in 8 bits, and multiplied out again
-where a layer is called: inputs and gradients are never rounded, so a row's gradient depends on that row alone. The
-8-bit layers of the same library are not offered, for they round a layer's inputs as well, by default after they have
-looked for outliers in all rows of a batch together.
+Weights are stored as 4-bit normal floats in blocks of 64 with a float32 scale each, 4.5 bits a weight in all, and
+multiplied out again where a layer is called: inputs and gradients are never rounded, so a row's gradient depends on
+that row alone. Of what the library has beside, the 8-bit layers are not offered, for they round a layer's inputs as
+well, by default after they have looked for outliers in all rows of a batch together; nor are scales of 8 bits, whose
+last bits depend on how many threads a process has, so that server and workers would hold different models.
 """
 
 import importlib.util
@@ -68,7 +69,7 @@ def _settings(config: ModelConfig) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type=config.quantise,
-        bnb_4bit_use_double_quant=True,
+        bnb_4bit_use_double_quant=False,
         # Left open, the first call's inputs would decide.
         bnb_4bit_compute_dtype=getattr(torch, config.base_dtype),
     )

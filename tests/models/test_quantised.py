@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from model_families import VOCABULARY, saved
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from fedsim.clip import Clip
 from fedsim.errors import InvalidInput
@@ -37,7 +38,7 @@ def quantised(load, story_llama):
         loaded = load(lora_rank=2, **{"quantise": "nf4", **path, **fields})
         flat = loaded.layout.flatten(loaded.model)
         noise = torch.randn(flat.shape, generator=torch.Generator().manual_seed(0))
-        loaded.layout.load(loaded.model, flat + 0.1 * noise)
+        loaded.layout.load(loaded.model, flat + 0.03 * noise)
         return loaded
 
     return make
@@ -138,6 +139,21 @@ def test_another_quantisation_is_another_model_and_the_same_is_the_same(quantise
     assert all(a != b for a, b in zip(once, plain, strict=True))
     other = prints(base_dtype="bfloat16")  # products of another precision
     assert other[1] != once[1]
+
+
+@needs_package
+def test_every_process_quantises_alike_however_many_threads_it_has(tmp_path: Path) -> None:
+    """Of matrices large enough for sums over their scales to be shared out."""
+    shape = LlamaConfig(
+        hidden_size=512, intermediate_size=4608, num_hidden_layers=1, num_attention_heads=2, vocab_size=VOCABULARY
+    )
+    path, threads = saved(LlamaForCausalLM(shape), tmp_path), torch.get_num_threads()
+    prints = []
+    for number in (1, 3):
+        torch.set_num_threads(number)
+        prints.append(weights_fingerprint(load_model(ModelConfig(path=path, lora_rank=1, quantise="nf4")).model))
+    torch.set_num_threads(threads)
+    assert len(set(prints)) == 1
 
 
 @needs_package
