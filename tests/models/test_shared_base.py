@@ -1,4 +1,4 @@
-"""A frozen base is one piece of memory for all processes of a machine: pages of its file that nobody has written to."""
+"""A frozen base is one piece of memory for all processes of a machine: pages of its file that nobody wrote to."""
 
 import re
 from pathlib import Path
