@@ -12,7 +12,14 @@ from fedsim.errors import InvalidInput
 from fedsim.gradients.head import CHUNK_ELEMENTS, _plain_heads
 from fedsim.gradients.model import autocasting
 from fedsim.models.config import ModelConfig
-from fedsim.models.evaluate import LOGITS_PER_BATCH, Evaluation, EvaluationByUnit, evaluate, evaluate_rows
+from fedsim.models.evaluate import (
+    LEAST_POSITIONS,
+    LOGITS_PER_BATCH,
+    Evaluation,
+    EvaluationByUnit,
+    evaluate,
+    evaluate_rows,
+)
 from fedsim.models.load import load_model
 from fedsim.rows import IGNORED_LABEL, TokenRows
 
@@ -132,7 +139,7 @@ def test_logits_exist_for_some_positions_at_a_time(causal, autocast, monkeypatch
 def test_chunks_of_any_size_give_the_losses_of_whole_logits(causal, positions, autocast, monkeypatch) -> None:
     """Of float32, or of bfloat16 as products of other shapes round them; the loss itself is never of bfloat16."""
     rows = random_rows(12)
-    monkeypatch.setattr("fedsim.models.evaluate.LEAST_POSITIONS", positions)
+    monkeypatch.setitem(LEAST_POSITIONS, "cpu", positions)
     monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", 1)
     found = evaluate_rows(causal.model, rows, causal.objective, autocast=autocast)
     with torch.inference_mode(), autocasting(torch.device("cpu"), autocast):
