@@ -17,7 +17,7 @@ from server.run_folder import DATA
 MAY_CHANGE = ("data.", "model.", "engine.", "evaluation.", "checkpoint.", "output", "resume", "noise.lost-releases")
 """Settings that may differ: where and how fast it runs, what is measured. Data and model are compared by content."""
 YET_FIXED = ("engine.exact",)
-FIXED_WITH_A_SEED = ("engine.precision", "engine.compile")
+FIXED_WITH_A_SEED = ("engine.precision", "engine.compile", "model.checkpointing")
 """What must stay where a given noise seed has rounds repeat themselves: other sums under the same noise would show
 their difference without any."""
 SEED_BITS = 256

@@ -108,6 +108,7 @@ CHANGES: dict[str, Callable[[RunConfig], RunConfig]] = {
     "optimizer.average": lambda c: dataclasses.replace(c, optimizer=OptimizerConfig(average="exponential")),
     "engine.exact": lambda c: dataclasses.replace(c, engine=dataclasses.replace(c.engine, exact=True)),
     "engine.precision": lambda c: dataclasses.replace(c, engine=dataclasses.replace(c.engine, precision="bfloat16")),
+    "model.checkpointing": lambda c: dataclasses.replace(c, model=dataclasses.replace(c.model, checkpointing=True)),
     "noise-seed": lambda c: dataclasses.replace(c, noise_seed=3),
     "data": lambda c: dataclasses.replace(c, data=dataclasses.replace(c.data, sequence_length=12)),
     "model": lambda c: dataclasses.replace(c, model=ModelConfig(small=dataclasses.replace(c.model.small, width=32))),
