@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from fedsim.models.export import export, probe_rows
 from fedsim.models.fingerprint import model_fingerprint, weights_fingerprint
 from fedsim.models.load import LoadedModel, load_model
 from fedsim.models.quantised import QUANTISATION_FILE
+from fedsim.models.quiet import quiet_transformers
 from fedsim.rows import TokenRows
 
 needs_package = pytest.mark.skipif(
@@ -184,6 +186,16 @@ def test_without_the_package_it_says_what_to_install(story_llama: str, monkeypat
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None)
     with pytest.raises(InvalidInput, match=r"model\.quantise.*bitsandbytes(.|\n)*fedsim\[quantised\]"):
         load_model(ModelConfig(path=story_llama, lora_rank=2, quantise="nf4"))
+
+
+def test_what_is_imported_for_adapters_asks_for_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """As bitsandbytes does of another package, when PEFT imports it for adapters over any base."""
+    imported = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    with quiet_transformers():
+        imported.warning("please install")
+    assert not caplog.records
+    imported.warning("something else")
+    assert caplog.records
 
 
 def test_a_plain_export_says_nothing_of_it(load, tmp_path: Path) -> None:
