@@ -1,15 +1,17 @@
-"""Other ways to do the gradient benchmark's step: without privacy, by a loop over users, and Opacus."""
+"""A rival of the clipped sum: Opacus."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
+
+from fedsim.gradients.objective import Batch
+from fedsim.rows import IGNORED_LABEL
 
 OPACUS = "opacus==1.6.0"
 
@@ -19,43 +21,21 @@ def autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractCont
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def micro_batches(tokens: torch.Tensor, rows: int, lengths: np.ndarray) -> Iterator[torch.Tensor]:
-    """`rows` rows at a time, each micro-batch cut to its longest."""
-    for start in range(0, len(tokens), rows):
-        yield tokens[start : start + rows, : int(lengths[start : start + rows].max())]
+@dataclass(frozen=True, kw_only=True)
+class UnitBatch:
+    """Rows of whole units, padded on the right.
 
+    Attributes:
+        batch: The rows.
+        units: int64 [rows], which of the batch's units each belongs to, ascending from 0.
+    """
 
-def plain_step(
-    model: torch.nn.Module, tokens: torch.Tensor, rows: int, autocast: torch.dtype | None, lengths: np.ndarray
-) -> None:
-    """An ordinary step: Hugging Face's own loss, gradients accumulated over micro-batches of `rows` rows."""
-    for batch in micro_batches(tokens, rows, lengths):
-        with autocasting(tokens.device, autocast):
-            loss = model(input_ids=batch, labels=batch, use_cache=False).loss * (len(batch) / len(tokens))
-        loss.backward()
-    model.zero_grad()
-
-
-def fused_step(
-    model: torch.nn.Module, tokens: torch.Tensor, rows: int, autocast: torch.dtype | None, lengths: np.ndarray
-) -> None:
-    """The same with the chunked loss that the fast path uses."""
-    from fedsim.gradients.head import fused_loss, plain_head
-    from fedsim.gradients.objective import Batch
-
-    head = plain_head(model)
-    assert head is not None
-    for ids in micro_batches(tokens, rows, lengths):
-        batch = Batch(input_ids=ids, attention_mask=None, labels=ids[:, 1:])
-        coefficients = torch.full((len(ids),), 1 / (len(tokens) * (tokens.shape[1] - 1)), device=ids.device)
-        with autocasting(tokens.device, autocast):
-            loss, _ = fused_loss(model, head, batch, coefficients)
-        loss.backward()
-    model.zero_grad()
+    batch: Batch
+    units: torch.Tensor
 
 
 def find_opacus(install: bool) -> bool:
-    """Whether Opacus can be imported, from a folder of its own; installed there on request."""
+    """Whether Opacus can be imported, also from a folder of its own; installed there on request."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     folder = cache / "fedsim" / "benchmarks" / OPACUS.replace("==", "-")
     if install and not folder.exists():
@@ -91,36 +71,44 @@ class OpacusStep:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.totals = [torch.zeros_like(p) for p in self.parameters]
 
-    def __call__(
-        self, tokens: torch.Tensor, rows: int, rows_per_user: int, autocast: torch.dtype | None, clip_norm: float = 1.0
-    ) -> None:
-        """A clipped sum over tokens [R, T] in micro-batches of `rows` rows, a multiple of rows_per_user."""
+    def __call__(self, batches: list[UnitBatch], clip_norm: float, autocast: torch.dtype | None) -> list[torch.Tensor]:
+        """The clipped sum over the batches' units, by parameter."""
         for total in self.totals:
             total.zero_()
-        for start in range(0, len(tokens), rows):
-            losses = self._losses(tokens[start : start + rows], autocast) / rows_per_user
-            if self.mode == "ghost":
-                self._ghost(losses)
-            else:
-                self._per_sample(losses, rows_per_user, clip_norm)
+        try:
+            for part in batches:
+                rows = torch.bincount(part.units)
+                losses = self._losses(part.batch, autocast) / rows[part.units]
+                if self.mode == "ghost":
+                    self._ghost(losses, clip_norm)
+                else:
+                    self._per_sample(losses, part.units, rows, clip_norm)
+        finally:
+            for parameter in self.parameters:
+                parameter.grad_sample = parameter.grad = None
+        return self.totals
 
-    def _losses(self, batch: torch.Tensor, autocast: torch.dtype | None) -> torch.Tensor:
-        positions = torch.arange(batch.shape[1], device=batch.device).repeat(len(batch), 1)  # Opacus wants them
-        with autocasting(batch.device, autocast):
-            logits = self.model(input_ids=batch, position_ids=positions, use_cache=False).logits[:, :-1]
-        losses = cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="none")
-        return losses.view(len(batch), -1).mean(1)
+    def _losses(self, batch: Batch, autocast: torch.dtype | None) -> torch.Tensor:
+        ids = batch.input_ids
+        positions = torch.arange(ids.shape[1], device=ids.device).repeat(len(ids), 1)  # Opacus wants them
+        with autocasting(ids.device, autocast):
+            logits = self.model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, :-1]
+        losses = cross_entropy(
+            logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
+        )
+        return losses.view(batch.labels.shape).sum(1) / (batch.labels != IGNORED_LABEL).sum(1)
 
-    def _per_sample(self, losses: torch.Tensor, rows_per_user: int, clip_norm: float) -> None:
+    def _per_sample(self, losses: torch.Tensor, units: torch.Tensor, rows: torch.Tensor, clip_norm: float) -> None:
         losses.sum().backward()
-        gradients = [p.grad_sample.unflatten(0, (-1, rows_per_user)).sum(1) for p in self.parameters]
+        gradients = [_by_unit(p.grad_sample, units, rows) for p in self.parameters]
         norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
         factors = (clip_norm / norms).clamp(max=1)
         for total, gradient, parameter in zip(self.totals, gradients, self.parameters, strict=True):
             total += torch.einsum("u,u...->...", factors, gradient)
             parameter.grad_sample = parameter.grad = None
 
-    def _ghost(self, losses: torch.Tensor) -> None:
+    def _ghost(self, losses: torch.Tensor, clip_norm: float) -> None:
+        self.model.max_grad_norm = clip_norm
         losses.sum().backward(retain_graph=True)
         for parameter in self.parameters:
             parameter.grad = None
@@ -131,3 +119,10 @@ class OpacusStep:
         for total, parameter in zip(self.totals, self.parameters, strict=True):
             total += parameter.grad
             parameter.grad = None
+
+
+def _by_unit(gradients: torch.Tensor, units: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Rows' gradients [rows, …] added up by unit."""
+    if len(rows) == len(gradients):
+        return gradients
+    return gradients.new_zeros(len(rows), *gradients.shape[1:]).index_add_(0, units, gradients)

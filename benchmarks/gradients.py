@@ -17,15 +17,25 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
-import numpy as np
 import torch
 
 from benchmarks.gradient_models import SIZES, Size, build
-from benchmarks.gradient_rivals import OpacusStep, find_opacus, fused_step, plain_step
-from fedsim.clip import Clip
-from fedsim.gradients import CausalLanguageModel, clipped_sum, layer_paths
-from fedsim.rows import TokenRows
+from benchmarks.gradient_rivals import OpacusStep, find_opacus
+from benchmarks.gradient_steps import (
+    Case,
+    Step,
+    clipped_step,
+    fused_step,
+    median_clip,
+    padded_batches,
+    plain_step,
+    ragged_case,
+    uniform_case,
+    unit_batches,
+)
+from fedsim.gradients import layer_paths
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -35,7 +45,7 @@ class Way:
     """One way to do the step, at one micro-batch size."""
 
     name: str
-    step: Callable[[], None]
+    step: Step
     times: list[float] = field(default_factory=list)
     memory: float = 0.0
 
@@ -62,33 +72,15 @@ def main() -> None:
         ("uls_ragged", users, 16),
     ):  # fmt: skip
         if case in options.cases.split(","):
-            drawn = ragged_rows(units, most, size) if "ragged" in case else even_rows(units, most, size)
-            measured = measure(case, *drawn, size, device, autocast, opacus and "ragged" not in case, options)
+            drawn = (ragged_case if "ragged" in case else uniform_case)(size, units, most)
+            measured = measure(case, drawn, size, device, autocast, opacus, options)
             ratios.update({f"{options.size}.{case}.{key}": value for key, value in measured.items()})
     print(json.dumps(ratios))
 
 
-def even_rows(units: int, rows_per_unit: int, size: Size) -> tuple[np.ndarray, np.ndarray]:
-    """Units of as many rows each, all of the model's length: the units of rows, and the rows' lengths."""
-    return np.repeat(np.arange(units), rows_per_unit), np.full(units * rows_per_unit, size.length)
-
-
-def ragged_rows(units: int, most: int, size: Size) -> tuple[np.ndarray, np.ndarray]:
-    """The same of units as uneven as people are, of up to `most` rows.
-
-    Numbers of rows (median 10, before the cut to `most`) and lengths (median a third of the model's
-    length) are log-normal, near those of Shakespeare's roles and their speeches.
-    """
-    rng = np.random.default_rng(1)
-    counts = np.clip(rng.lognormal(np.log(10), 1.3, units), 1, most).astype(np.int64)
-    lengths = np.clip(rng.lognormal(np.log(size.length / 3), 0.9, counts.sum()), 3, size.length).astype(np.int64)
-    return np.repeat(np.arange(units), counts), lengths
-
-
 def measure(
-    case: str,
-    ids: np.ndarray,
-    lengths: np.ndarray,
+    name: str,
+    case: Case,
     size: Size,
     device: torch.device,
     autocast: torch.dtype | None,
@@ -97,52 +89,35 @@ def measure(
 ) -> dict[str, float]:
     """Times and memory of every way for one case; prints a table and returns the ratios."""
     model = build(size, device, options.checkpointing)
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(0, size.vocabulary, (len(ids), size.length))
-    order = np.argsort(-lengths, kind="stable")  # the rivals' rows of like lengths are padded to the longest together
-    batch, sorted_lengths = torch.from_numpy(tokens[order]).to(device), lengths[order]
-    real = np.arange(size.length) < lengths[:, None]
-    rows = TokenRows(tokens=tokens[real], offsets=np.concatenate([[0], np.cumsum(lengths)]))
-    number, units, rows_per_unit = int(lengths.sum()), len(np.unique(ids)), int(np.bincount(ids).max())
     # A clip that bites for about half of the units, as a tuned one does.
-    sample = np.flatnonzero(ids < 4)
-    unit = Clip(norm=1.0)
-    norms = clipped_sum(
-        model, rows.take(sample), ids[sample], unit, objective=CausalLanguageModel(), autocast=autocast
-    ).norms
-    clip = Clip(norm=float(norms.median()))
+    clip = median_clip(model, case.of_units(4), autocast, None)
 
-    def ours(method: str) -> None:
-        clipped_sum(
-            model, rows, ids, clip, objective=CausalLanguageModel(), method=method, autocast=autocast,
-            max_tokens=options.max_tokens,
-        )  # fmt: skip
-
-    even = bool((lengths == size.length).all())
+    ours = partial(clipped_step, model, case, clip, autocast)
+    number = len(case.rows)
     wanted = map(int, options.micro_batches.split(","))
-    sizes = [n for n in wanted if n <= len(tokens) and (n % rows_per_unit == 0 or not even)]
-    ways = [Way("fast", lambda: ours("fast")), Way("loop", lambda: ours("reference"))]
+    sizes = [n for n in wanted if n <= number and (n % case.most_rows == 0 or not case.even)]
+    ways = [Way("fast", partial(ours, "fast", options.max_tokens)), Way("loop", partial(ours, "reference", None))]
     for n in sizes:
-        ways.append(Way(f"non-private/{n}", lambda n=n: plain_step(model, batch, n, autocast, sorted_lengths)))
-        fused = lambda n=n: fused_step(model, batch, n, autocast, sorted_lengths)  # noqa: E731
-        ways.append(Way(f"non-private, fused loss/{n}", fused))
+        batches = padded_batches(case, n * size.length, device)
+        ways.append(Way(f"non-private/{n}", partial(plain_step, model, batches, number, autocast)))
+        ways.append(Way(f"non-private, fused loss/{n}", partial(fused_step, model, batches, number, autocast)))
     if opacus:
         for mode in ("per-sample", "ghost"):
             step = OpacusStep(build(size, device, False, linear_layers=True), mode)
-            ways += [
-                Way(f"opacus {mode}/{n}", lambda n=n, s=step: s(batch, n, rows_per_unit, autocast)) for n in sizes
-            ]
+            for n in sizes:
+                units = unit_batches(case, n * size.length, device)
+                ways.append(Way(f"opacus {mode}/{n}", partial(step, units, clip.norm, autocast)))
     run(ways, device, options.repeats, CLOCKS[options.clock])
 
-    up_to = "" if even else "up to "
-    what = f"{units} units of {up_to}{rows_per_unit} rows of {up_to}{size.length} tokens"
-    print(f"\n{case}: {what}, {number} tokens a step")
+    up_to = "" if case.even else "up to "
+    what = f"{case.units} units of {up_to}{case.most_rows} rows of {up_to}{size.length} tokens"
+    print(f"\n{name}: {what}, {case.tokens} tokens a step")
     for way in ways:
-        print(f"  {way.name:32s} {number / way.time:12,.0f} tokens/s {way.memory / 2**20:10,.0f} MiB")
+        print(f"  {way.name:32s} {case.tokens / way.time:12,.0f} tokens/s {way.memory / 2**20:10,.0f} MiB")
     for path in sorted(set(layer_paths(model).values())):
         layers = [name for name, value in layer_paths(model).items() if value == path]
         print(f"  {path}: {len(layers)} parameters, {', '.join(layers[:3])}{' …' if len(layers) > 3 else ''}")
-    return _ratios(ways, number)
+    return _ratios(ways, case.tokens)
 
 
 def run(ways: list[Way], device: torch.device, repeats: int, clock: Callable[[], float]) -> None:
@@ -163,7 +138,7 @@ def run(ways: list[Way], device: torch.device, repeats: int, clock: Callable[[],
             way.times.append(clock() - start)
 
 
-def peak_memory(step: Callable[[], None], device: torch.device) -> float:
+def peak_memory(step: Step, device: torch.device) -> float:
     """Bytes that a step needs at most, the model included on a GPU, beyond what the process had on a CPU."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -1,0 +1,1 @@
+"""Speed and memory against peers and limits. A package of that name comes with Opacus: this one goes first."""
