@@ -39,6 +39,8 @@ SIZES = {
         kind="llama-lora", width=64, layers=2, heads=4, vocabulary=512, length=32, intermediate=128, rank=4,
         base=torch.bfloat16,
     ),
+    "350m-128k": Size(kind="gpt2", width=1024, layers=24, heads=16, vocabulary=128256, length=128),
+    "350m-long": Size(kind="gpt2", width=1024, layers=24, heads=16, vocabulary=50257, length=1024, users=8),
     "1.1b-lora": Size(
         kind="llama-lora", width=2048, layers=22, heads=32, vocabulary=32000, length=128, intermediate=5632
     ),

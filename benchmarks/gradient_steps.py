@@ -93,7 +93,7 @@ def padded_batches(case: Case, max_tokens: int, device: torch.device) -> list[Ba
 
 
 def alike_batches(case: Case, max_tokens: int, device: torch.device) -> list[Batch]:
-    """The rows in micro-batches of one shape, as a compiled step wants them: padded to the longest, with empty rows."""
+    """The rows in micro-batches of one shape, as a compiled step wants it: padded to the longest, empty rows added."""
     length = int(case.rows.lengths.max())
     rows = min(max(1, max_tokens // length), len(case.rows))
     batches = []

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from flwr.clientapp import ClientApp
 
 from benchmarks.round import worker_of
@@ -16,5 +17,6 @@ def client_app() -> ClientApp:
 
 
 def grid(settings: Mapping[str, Any], workers: int) -> RayGrid:
-    """So many workers on Ray actors."""
-    return RayGrid("benchmarks.round_clients:client_app", dict(settings), workers=workers)
+    """So many workers on Ray actors, which share a GPU where there is one."""
+    gpus = 1 / workers if torch.cuda.is_available() else 0.0
+    return RayGrid("benchmarks.round_clients:client_app", dict(settings), workers=workers, gpus_per_worker=gpus)

@@ -1,173 +1,99 @@
-"""The cells of the benchmark, each run in a process of its own: `python -m benchmarks.gpu.cells NAME`.
+"""What is measured, in order of worth: each cell's share of the time, and what its figures mean."""
 
-Every finding is a line of JSON on standard output as soon as it is known, so that a cell that is cut short keeps what
-it had.
-"""
+from dataclasses import dataclass, replace
+from typing import Literal
 
-import argparse
-import json
-import os
-import time
-from functools import partial
-from pathlib import Path
+from benchmarks.gradient_models import SIZES, Size
 
-import numpy as np
-import torch
+Kind = Literal["ceilings", "clips", "steps", "rounds", "slices"]
 
-from benchmarks import round as whole
-from benchmarks.gpu.checks import clip_checks
-from benchmarks.gpu.measure import Way, kernels_of, measure, seconds
-from benchmarks.gpu.steps import (
-    Case,
-    clipped_step,
-    fused_step,
-    median_clip,
-    padded_batches,
-    plain_step,
-    ragged_case,
-    uniform_case,
-)
-from benchmarks.gradient_models import SIZES, Size, build
 
-MODELS = ("350m", "1.1b-lora", "7b-lora", "124m")
-ROUNDS = "rounds-"
-"""What a cell's name begins with that measures whole rounds of the model named after it."""
-CELLS = ("ceilings", "clips", "350m", ROUNDS + "350m", *MODELS[1:])
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One process of the benchmark.
+
+    Attributes:
+        kind: What it does.
+        share: Its weight where the time that is left is shared out among the cells to come.
+        meaning: What its figures say, for the page.
+        model: Name of the model's size.
+        checkpointing: Whether activations are computed again in the backward pass.
+        engine: Of rounds: "direct" or "ray".
+    """
+
+    kind: Kind
+    share: float
+    meaning: str
+    model: str = ""
+    checkpointing: bool = False
+    engine: str = "direct"
+
+
+CELLS = {
+    "ceilings": Cell(
+        kind="ceilings", share=3,
+        meaning="What the device does at most: no step can be quicker than its copies and products.",
+    ),
+    "clips": Cell(
+        kind="clips", share=13,
+        meaning="Whether the clip holds on this device. Random ragged users of small models: in float32 their clipped "
+        "sum is compared with that of the loop over users in float64 on the CPU, and in float32 and bfloat16 copies of "
+        "one user are added up, which must not reach further than so many clip norms.",
+    ),
+    "350m": Cell(
+        kind="steps", share=27, model="350m", meaning="A GPT-2 of 350 million parameters, all of which are trained."
+    ),
+    "rounds-350m": Cell(
+        kind="rounds", share=9, model="350m",
+        meaning="Whole rounds by phase, 256 users with a row each in expectation: sampled, charged to a ledger on "
+        "disk, loaded from a store, clipped and summed, noised, stepped. One worker in the server's process, without "
+        "Flower or Ray.",
+    ),
+    "1.1b-lora": Cell(
+        kind="steps", share=11, model="1.1b-lora",
+        meaning="A Llama of 1.1 billion parameters in float32, of which adapters of rank 16 on every layer are "
+        "trained.",
+    ),
+    "7b-lora": Cell(
+        kind="steps", share=11, model="7b-lora",
+        meaning="A Llama of 7 billion parameters in bfloat16, of which adapters of rank 16 in float32 are trained.",
+    ),
+    "124m": Cell(
+        kind="steps", share=8, model="124m", meaning="A GPT-2 of 124 million parameters, all of which are trained."
+    ),
+    "rounds-350m-ray": Cell(
+        kind="rounds", share=4, model="350m", engine="ray",
+        meaning="The same rounds with Flower clients on two Ray actors that share the device: what messages and "
+        "processes cost beside the cell without them.",
+    ),
+    "350m-128k": Cell(
+        kind="steps", share=4, model="350m-128k",
+        meaning="The model of 350 million parameters with a vocabulary of 128,256 tokens, two and a half times as many: "
+        "what the head, its loss and the tied embedding cost.",
+    ),
+    "350m-long": Cell(
+        kind="steps", share=4, model="350m-long",
+        meaning="The model of 350 million parameters on rows of 1,024 tokens, eight users in place of 64: as many tokens a step, of which "
+        "each unit has eight times as many.",
+    ),
+    "350m-checkpointing": Cell(
+        kind="steps", share=3, model="350m", checkpointing=True,
+        meaning="The model of 350 million parameters with activation checkpointing, a second forward pass for less memory: ours, which is "
+        "not compiled then, and without privacy. Opacus goes without it.",
+    ),
+    "slices-350m": Cell(
+        kind="slices", share=3, model="350m",
+        meaning="The clipped sum of 64 users of four rows by one process, and by two and four on the same device, among "
+        "which the users are shared out and which are measured together: whether fractions of a device are worth "
+        "their memory.",
+    ),
+}  # fmt: skip
 """In order of worth."""
-SMALL_AND_LARGE = {False: (8192, 32768), True: (2048, 8192)}
-"""Tokens of the micro-batches that are tried, for models of up to a billion parameters and for wider ones."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("cell")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--checks", type=int, default=200)
-    parser.add_argument("--ways", default="all")
-    parser.add_argument("--cases", default="all")
-    parser.add_argument("--tables", type=Path, help="folder for tables of kernels")
-    parser.add_argument("--no-compile", action="store_true")
-    options = parser.parse_args()
-    device = torch.device(options.device)
-    if options.cell == "ceilings":
-        ceilings(device)
-    elif options.cell == "clips":
-        clips(device, options.checks)
-    elif options.cell.startswith(ROUNDS):
-        rounds(options.cell.removeprefix(ROUNDS), device)
-    else:
-        steps(options.cell, device, options)
-
-
-def say(**line: object) -> None:
-    """One finding."""
-    print(json.dumps(line), flush=True)
-
-
-def ceilings(device: torch.device) -> None:
-    """What the device does at most: a copy, counting bytes read and written, and a product of bfloat16."""
-    cuda = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if cuda else "CPU"
-    values = torch.randn(2**30 if cuda else 2**22, device=device)
-    target = torch.empty_like(values)
-    copy = min(seconds(partial(target.copy_, values), device) for _ in range(10))
-    del target
-    n = 8192 if cuda else 256
-    a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
-    product = sorted(seconds(lambda: a @ b, device) for _ in range(20))[10]
-    say(
-        device=name,
-        torch=torch.__version__,
-        copy_gb_per_second=round(8 * len(values) / copy / 1e9),
-        bfloat16_tflops=round(2 * n**3 / product / 1e12, 3),
-    )
-
-
-def clips(device: torch.device, number: int) -> None:
-    """The clip checks, summed up."""
-    lines = list(clip_checks(device, number))
-    failed = [line for line in lines if not line["held"]]
-    say(
-        checks=len(lines),
-        failed=failed[:5],
-        number_failed=len(failed),
-        largest_reach=float(np.max([line["reach"] for line in lines])),  # nan where one is
-        largest_float32_error=max(float(line.get("against_float64", 0)) for line in lines),  # type: ignore[arg-type]
-    )
-
-
-def rounds(name: str, device: torch.device) -> None:
-    """Rounds end to end, by phase: one worker in this process, 256 users with a row each in expectation."""
-    arguments = ["--size", name, "--engine", "direct", "--rows", "1", "--rounds", "6", "--warm-up", "3"]
-    if device.type == "cuda":
-        arguments += ["--users", "256", "--precision", "bfloat16"]
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    words, line = whole.rounds(whole.options_of(arguments))
-    say(in_words=words, **line)
-
-
-def steps(name: str, device: torch.device, options: argparse.Namespace) -> None:
-    """Every case of one model, every way of doing it."""
-    size = SIZES[name]
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    autocast = torch.bfloat16 if device.type == "cuda" else None
-    start = time.perf_counter()
-    model = build(size, device, False)
-    say(model=name, build_seconds=round(time.perf_counter() - start, 1))
-    cases = {
-        "64x4": uniform_case(size, size.users, 4),
-        "64x1": uniform_case(size, size.users, 1),
-        "256x1": uniform_case(size, 4 * size.users, 1),
-        "ragged": ragged_case(size, size.users),
-    }
-    compiled = None if options.no_compile or device.type != "cuda" else torch.compile(model, dynamic=False)
-    for key, case in cases.items():
-        if options.cases != "all" and key not in options.cases.split(","):
-            continue
-        ways = ways_of(model, compiled if key != "ragged" else None, size, case, device, autocast)
-        if options.ways != "all":
-            ways = [way for way in ways if way.name in options.ways.split(";")]
-        for way in measure(ways, device):
-            if way.name in ("ours", "non-private"):
-                way.kernels, table = kernels_of(way.step, device)
-                if options.tables:
-                    write_table(options.tables / f"{name}-{key}-{way.name}.txt", table)
-            say(model=name, case=key, tokens=case.tokens, **way.line())
-
-
-def ways_of(
-    model: torch.nn.Module,
-    compiled: torch.nn.Module | None,
-    size: Size,
-    case: Case,
-    device: torch.device,
-    autocast: torch.dtype | None,
-) -> list[Way]:
-    """All ways of doing a case's step, at several micro-batches."""
-    rows = len(case.rows)
-    small, large = SMALL_AND_LARGE[size.width > 2048]
-    clip = median_clip(model, case, autocast, small)
-    ours = partial(clipped_step, model, case, clip, autocast)
-    ways = [Way("loop", 0, partial(ours, "reference", None)), Way("ours, size chosen", 0, partial(ours, "fast", None))]
-    for tokens in {min(n, len(case.rows) * size.length): None for n in (large, small)}:
-        batches = padded_batches(case, tokens, device)
-        if tokens <= small:
-            ways.append(Way("ours", tokens, partial(ours, "fast", tokens)))
-            ways.append(Way("ours, not compiled", tokens, partial(ours, "fast", tokens, False)))
-        ways.append(Way("non-private", tokens, partial(plain_step, model, batches, rows, autocast)))
-        ways.append(Way("non-private, fused loss", tokens, partial(fused_step, model, batches, rows, autocast)))
-        if compiled is not None and tokens <= small:
-            ways.append(Way("non-private, compiled", tokens, partial(plain_step, compiled, batches, rows, autocast)))
-    return ways
-
-
-def write_table(path: Path, table: list[tuple[str, int, float]]) -> None:
-    """Kernels by name, the longest first: milliseconds, launches, name; the sum of all above them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [f"{sum(ms for *_, ms in table):10.3f} ms {sum(n for _, n, _ in table):6d}  all kernels"]
-    lines += [f"{milliseconds:10.3f} ms {number:6d}  {name[:150]}" for name, number, milliseconds in table[:25]]
-    path.write_text("\n".join(lines) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+def size_of(cell: Cell, tiny: bool) -> tuple[str, Size]:
+    """The cell's model and what that is called; a tiny one of its kind where asked."""
+    if not tiny:
+        return cell.model, SIZES[cell.model]
+    name = {"gpt2": "tiny", "llama-lora": "tiny-lora"}[SIZES[cell.model].kind]
+    return name, replace(SIZES[name], users=4, layers=1, vocabulary=128, length=16)

@@ -1,12 +1,15 @@
-"""Whether the clip holds on this device: sums against float64, and copies of one unit against the bound."""
+"""What the device does at most, and whether the clip holds on it."""
 
 import copy
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
 
+from benchmarks.gpu.findings import Findings
+from benchmarks.gpu.measure import seconds
 from benchmarks.gradient_models import Size, build
 from fedsim.clip import Clip
 from fedsim.gradients import CausalLanguageModel, ClippedSum, clipped_sum
@@ -22,6 +25,43 @@ SHAPES = (
     ),
 )  # fmt: skip
 """Between them: tied and untied heads, gradients held and not, Gram norms and direct ones, adapters on either base."""
+
+
+def ceilings(device: torch.device, findings: Findings) -> None:
+    """A copy, counting bytes read and written, and a product of bfloat16."""
+    cuda = device.type == "cuda"
+    values = torch.randn(2**30 if cuda else 2**22, device=device)
+    target = torch.empty_like(values)
+    copy_seconds = min(seconds(partial(target.copy_, values), device) for _ in range(10))
+    del target
+    n = 8192 if cuda else 256
+    a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
+    product = sorted(seconds(lambda: a @ b, device) for _ in range(20))[10]
+    findings.say(
+        copy_gb_per_second=round(8 * len(values) / copy_seconds / 1e9),
+        bfloat16_tflops=round(2 * n**3 / product / 1e12, 3),
+        product_size=n,
+    )
+
+
+def clips(device: torch.device, findings: Findings, number: int) -> None:
+    """The clip checks, as many as the time allows, summed up."""
+    lines: list[dict[str, object]] = []
+    for line in clip_checks(device, number):
+        lines.append(line)
+        if len(lines) < number and findings.time_is_over():
+            break
+    failed = [line for line in lines if not line["held"]]
+    errors = [float(line["against_float64"]) for line in lines if "against_float64" in line]  # type: ignore[arg-type]
+    findings.say(
+        checks=len(lines),
+        asked=number,
+        failed=failed[:5],
+        number_failed=len(failed),
+        largest_reach=float(np.max([line["reach"] for line in lines])),  # nan where one is
+        against_float64=len(errors),
+        largest_float32_error=float(np.max(errors)) if errors else None,
+    )
 
 
 def clip_checks(device: torch.device, number: int) -> Iterator[dict[str, object]]:

@@ -5,12 +5,18 @@ import statistics
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.steps import Step, out_of_memory
+from benchmarks.gpu.findings import Findings, in_a_line
+from benchmarks.gradient_steps import Step
+
+REPEATS = 5
+ENOUGH_SECONDS = 8.0
+"""A way that has taken so long altogether is not repeated."""
 
 
 @dataclass
@@ -19,11 +25,10 @@ class Way:
 
     Attributes:
         name: Which way.
-        tokens: Of a micro-batch, padding included.
+        tokens: Of a micro-batch, padding included; 0 where the library chooses.
         step: What is measured.
         seconds: One a repetition.
         peak: Bytes at most above what was there before, the model and its like.
-        kernels: Launched by one step; None where they were not counted.
     """
 
     name: str
@@ -31,7 +36,6 @@ class Way:
     step: Step
     seconds: list[float] = field(default_factory=list)
     peak: int = 0
-    kernels: int | None = None
 
     @property
     def median(self) -> float:
@@ -45,38 +49,64 @@ class Way:
             "way": self.name,
             "micro_batch": self.tokens,
             "milliseconds": round(1e3 * self.median, 3),
+            "steps": len(self.seconds),
             "spread": round(spread, 3),
             "peak_mib": round(self.peak / 2**20),
-            "kernels": self.kernels,
         }
 
 
-def measure(ways: list[Way], device: torch.device, repeats: int = 5) -> list[Way]:
-    """Each way once to warm up and once for its memory, then all in turns; a way without enough memory is left out.
+def measure(ways: Iterable[Way], device: torch.device, findings: Findings, **about: object) -> list[Way]:
+    """Each way once to warm up, once for its memory and once for its time, then all in turns.
 
-    Of a way that was tried at several micro-batches only the quickest of the warm repetition goes on to be measured.
+    A way is told of as soon as it was timed once, and again at the end: what is cut short has told what it knew. Of a
+    way that is tried at several micro-batches only the quickest goes on to be measured. One that fails is told of with
+    the reason, and the others go on.
+
+    Args:
+        about: What the ways are of; goes into each line.
     """
-    tried: dict[str, tuple[float, Way]] = {}
+    best: dict[str, Way] = {}
     for way in ways:
-        start = time.perf_counter()
-        if out_of_memory(way.step):
-            _tell(f"{way.name} at {way.tokens} tokens: out of memory")
-            continue
+        found = {"way": way.name, "micro_batch": way.tokens}
+        if findings.time_is_over():
+            findings.say(**about, **found, left_out="no time was left")
+        elif reason := _tried(way, device):
+            findings.say(**about, **found, left_out=reason)
+        else:
+            findings.say(**about, **way.line())
+            if way.name not in best or way.median < best[way.name].median:
+                best[way.name] = way
+    once = {way.name: way.seconds.pop() for way in best.values()}
+    for _ in range(REPEATS):
+        for way in best.values():
+            if not findings.time_is_over() and sum(way.seconds) + once[way.name] < ENOUGH_SECONDS:
+                way.seconds.append(seconds(way.step, device))
+    for way in best.values():
+        if len(way.seconds) > 1:
+            findings.say(**about, **way.line())
+    return list(best.values())
+
+
+def _tried(way: Way, device: torch.device) -> str | None:
+    """Why the way cannot be measured, in words; None where it was, once."""
+    start = time.perf_counter()
+    try:
+        way.step()
         way.peak = peak_memory(way.step, device)
-        quick = seconds(way.step, device)
-        _tell(f"{way.name} at {way.tokens} tokens: {1e3 * quick:.1f} ms, {time.perf_counter() - start:.1f} s in all")
-        if way.name not in tried or quick < tried[way.name][0]:
-            tried[way.name] = (quick, way)
-    best = [way for _, way in tried.values()]
-    for _ in range(repeats):
-        for way in best:
-            way.seconds.append(seconds(way.step, device))
-    return best
-
-
-def _tell(line: str) -> None:
-    """Progress, beside the findings."""
-    print(line, file=sys.stderr, flush=True)
+        way.seconds = [seconds(way.step, device)]
+        reason = None
+    except torch.OutOfMemoryError:
+        reason = "out of memory"
+    except Exception as error:
+        reason = in_a_line(error)
+    if reason:  # here what the step held is free again
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    took = time.perf_counter() - start
+    what = reason or f"{1e3 * way.seconds[0]:.1f} ms"
+    print(f"{way.name} at {way.tokens} tokens: {what}; {took:.1f} s in all", file=sys.stderr, flush=True)
+    return reason
 
 
 def seconds(step: Step, device: torch.device) -> float:
@@ -97,7 +127,6 @@ def seconds(step: Step, device: torch.device) -> float:
 def peak_memory(step: Step, device: torch.device) -> int:
     """Bytes at most beyond those held before; 0 on a CPU, where `benchmarks.gradients` measures it."""
     if device.type != "cuda":
-        step()
         return 0
     gc.collect()
     torch.cuda.synchronize(device)
@@ -108,10 +137,10 @@ def peak_memory(step: Step, device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def kernels_of(step: Step, device: torch.device) -> tuple[int, list[tuple[str, int, float]]]:
-    """How many kernels a step launches, and by name their number and milliseconds, the longest first."""
+def kernels_of(step: Step, device: torch.device) -> list[tuple[str, int, float]]:
+    """The kernels of a step by name, their number and milliseconds, the longest first; none on a CPU."""
     if device.type != "cuda":
-        return 0, []
+        return []
     with profile(activities=[ProfilerActivity.CUDA]) as recorded:
         step()
         torch.cuda.synchronize(device)
@@ -121,5 +150,4 @@ def kernels_of(step: Step, device: torch.device) -> tuple[int, list[tuple[str, i
         if event.device_type == torch.autograd.DeviceType.CUDA:
             number[event.name] += 1
             spent[event.name] += event.device_time
-    table = [(name, number[name], microseconds / 1e3) for name, microseconds in spent.most_common()]
-    return sum(number.values()), table
+    return [(name, number[name], microseconds / 1e3) for name, microseconds in spent.most_common()]
