@@ -37,8 +37,8 @@ CELLS = {
     "clips": Cell(
         kind="clips", share=13,
         meaning="Whether the clip holds on this device. Random ragged users of small models: in float32 their clipped "
-        "sum is compared with that of the loop over users in float64 on the CPU, and in float32 and bfloat16 copies of "
-        "one user are added up, which must not reach further than so many clip norms.",
+        "sum is compared with that of the loop over users in float64 on the CPU, and in float32 and bfloat16 copies "
+        "of one user are added up, which must not reach further than so many clip norms.",
     ),
     "350m": Cell(
         kind="steps", share=27, model="350m", meaning="A GPT-2 of 350 million parameters, all of which are trained."
@@ -68,24 +68,24 @@ CELLS = {
     ),
     "350m-128k": Cell(
         kind="steps", share=4, model="350m-128k",
-        meaning="The model of 350 million parameters with a vocabulary of 128,256 tokens, two and a half times as many: "
-        "what the head, its loss and the tied embedding cost.",
+        meaning="The model of 350 million parameters with a vocabulary of 128,256 tokens, two and a half times as "
+        "many: what the head, its loss and the tied embedding cost.",
     ),
     "350m-long": Cell(
         kind="steps", share=4, model="350m-long",
-        meaning="The model of 350 million parameters on rows of 1,024 tokens, eight users in place of 64: as many tokens a step, of which "
-        "each unit has eight times as many.",
+        meaning="The model of 350 million parameters on rows of 1,024 tokens, eight users in place of "
+        "64: as many tokens a step, of which each unit has eight times as many.",
     ),
     "350m-checkpointing": Cell(
         kind="steps", share=3, model="350m", checkpointing=True,
-        meaning="The model of 350 million parameters with activation checkpointing, a second forward pass for less memory: ours, which is "
-        "not compiled then, and without privacy. Opacus goes without it.",
+        meaning="The model of 350 million parameters with activation checkpointing, a second forward "
+        "pass for less memory: ours, which is not compiled then, and without privacy. Opacus goes without it.",
     ),
     "slices-350m": Cell(
         kind="slices", share=3, model="350m",
-        meaning="The clipped sum of 64 users of four rows by one process, and by two and four on the same device, among "
-        "which the users are shared out and which are measured together: whether fractions of a device are worth "
-        "their memory.",
+        meaning="The clipped sum of 64 users of four rows by one process, and by two and four on the same device, "
+        "among which the users are shared out and which are measured together: whether fractions of a device are "
+        "worth their memory.",
     ),
 }  # fmt: skip
 """In order of worth."""

@@ -11,11 +11,13 @@ from fedsim.phases import PHASES
 
 BASELINE, COMPILED = "non-private", "non-private, compiled"
 COLUMNS = (
-    "case", "way", "micro-batch", "steps", "ms", "tokens/s", "over non-private", "over compiled", "memory, MiB", "kernels",
+    "case", "way", "micro-batch", "steps", "ms", "tokens/s", "over non-private", "over compiled", "memory, MiB",
+    "kernels",
 )  # fmt: skip
 EXPLANATION = """\
 `python -m benchmarks.gpu --minutes 9 --out DIR` writes this page from `lines.jsonl`. Cells stand in order of worth;
-each was a process of its own with a share of the time. With `--resume DIR/lines.jsonl` a later run does what is missing.
+each was a process of its own with a share of the time. With `--resume DIR/lines.jsonl` a later run does what is
+missing.
 
 A case is the units of a step by the rows of each: `64x4` are 64 users with four rows of the model's full length,
 `64x1` with one, `256x1` as many examples as example-level sampling clips. `ragged-64x16` are 64 users as uneven as

@@ -36,8 +36,9 @@ def plot(by_cell: dict[str, list[Line]], path: Path) -> bool:
     for draw, ax in zip(panels, axes[:, 0], strict=True):
         draw(ax)
         ax.spines[["top", "right"]].set_visible(False)
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in COLOURS.values()]
-    figure.legend(handles, list(COLOURS), loc="outside upper center", ncols=5, fontsize=8, frameon=False)
+    shown = [way for way in COLOURS if any(line.get("way") == way for lines in by_cell.values() for line in lines)]
+    handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[way]) for way in shown]
+    figure.legend(handles, shown, loc="outside upper center", ncols=5, fontsize=8, frameon=False)
     figure.savefig(path)
     plt.close(figure)
     return True
@@ -84,6 +85,7 @@ def _steps(ax: Any, name: str, times: dict[tuple[str, str], Line]) -> None:
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_locator(NullLocator())
     ax.set_xticks(range(len(cases)), cases, fontsize=8)
+    ax.set_xlim(-0.6, max(4, len(cases)) - 0.4)
     ax.set_ylabel("time over\nnon-private", fontsize=8)
     ax.tick_params(axis="y", labelsize=7)
     ax.set_title(name, fontsize=9, loc="left")
