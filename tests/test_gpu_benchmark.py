@@ -2,9 +2,7 @@
 
 import contextlib
 import json
-import multiprocessing
 import os
-import queue
 import sys
 import time
 from pathlib import Path
@@ -14,13 +12,13 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as benchmark
-from benchmarks.gpu import cell, checks, slices, ways
+from benchmarks.gpu import cell, checks, ways
 from benchmarks.gpu.cells import CELLS, size_of
 from benchmarks.gpu.checks import clip_checks
 from benchmarks.gpu.findings import Findings, endings, read_lines
 from benchmarks.gpu.measure import Way, measure
 from benchmarks.gpu.page import write_page
-from benchmarks.gradient_models import SIZES, Size
+from benchmarks.gradient_models import Size
 
 CPU = torch.device("cpu")
 WAYS = [
@@ -215,60 +213,6 @@ def test_a_cell_is_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_name_that_no_cell_has_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit):
         run("--cells ceilings,350", tmp_path, monkeypatch)
-
-
-def test_slices_of_a_device_work_at_the_same_time(capsys: pytest.CaptureFixture[str]) -> None:
-    """Two processes, each with half of the users, and what both did in a second together."""
-    known: Lines = [
-        {"cell": "350m", "started": True, "device": "CPU", "torch": "2"},
-        {"cell": "350m", "complete": f"not compiled 2 {slices.LARGEST}"},
-    ]
-    slices.slices(size_of(CELLS["slices-350m"], True)[1], CPU, findings(known=known), counts=(2,))
-    line, complete = said(capsys)
-    assert line["processes"] == 2
-    assert line["steps"] >= 2
-    assert line["tokens_per_second"] > 0
-    assert complete["complete"] == f"not compiled 2 {slices.LARGEST // 2}"
-
-
-def slice_of(size: Size, number: int = 0, count: int = 1) -> slices.Slice:
-    return slices.Slice(size=size, device="cpu", number=number, count=count, max_tokens=64, compiled=False, seconds=0)
-
-
-def test_slices_share_out_the_users() -> None:
-    size = size_of(CELLS["1.1b-lora"], True)[1]
-    assert size.users == 4
-    shares = [slice_of(size, number, 4).step()[1] for number in range(4)]
-    assert shares == [4 * size.length] * 4  # the four rows of one user each
-
-
-def leave(*_: object) -> None:
-    sys.exit(1)
-
-
-def say_nothing(*_: object) -> None:
-    return
-
-
-@pytest.mark.parametrize(
-    ("work", "seconds", "reason"),
-    [(leave, 60, "a process ended with exit code 1"), (say_nothing, 1, "no time was left")],
-)
-def test_a_slice_that_does_not_answer_is_left_out(work: Any, seconds: float, reason: str) -> None:
-    assert slices.together([slice_of(SIZES["tiny"])], seconds, work=work) == {"left_out": reason}
-
-
-@pytest.mark.parametrize(
-    ("error", "told"), [(torch.OutOfMemoryError(), "out of memory"), (ValueError("no\nway"), "ValueError: no")]
-)
-def test_a_slice_that_fails_says_why(error: Exception, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise error
-
-    answers: queue.Queue[dict[str, Any]] = queue.Queue()
-    monkeypatch.setattr(slices, "build", fail)
-    slices._work(slice_of(SIZES["tiny"]), multiprocessing.get_context("spawn").Barrier(1), answers)
-    assert slices._next(answers, [], time.monotonic() + 1)[0] == told
 
 
 def test_no_clip_check_fails(capsys: pytest.CaptureFixture[str]) -> None:
