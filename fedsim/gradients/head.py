@@ -242,21 +242,30 @@ class _Head:
 
     def _plain(self, places: slice, labels: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
         scored, place = labels != IGNORED_LABEL, labels.clamp(min=0).unsqueeze(-1)
-        logits = torch.nn.functional.linear(self.hidden[places], self.weight, self.bias).to(self.losses.dtype)
-        self.correct[places] = (logits.gather(-1, place) >= logits.amax(-1, keepdim=True))[:, 0] & scored
-        in_place = out is not None and out.dtype == logits.dtype
-        gradient = torch.log_softmax(logits, -1, out=out if in_place else None)
-        self.losses[places] = -gradient.gather(-1, place)[:, 0].masked_fill(~scored, 0)
-        gradient.exp_()
+        logits = self._logits(places, out)
+        largest, own = logits.amax(-1, keepdim=True), logits.gather(-1, place)
+        self.correct[places] = (own >= largest)[:, 0] & scored
+        # In the logits' place: on a CPU what is copied falls out of the caches.
+        gradient = torch.softmax(logits, -1, out=logits if logits.device.type == "cpu" else None)
+        # The largest probability, 1 / Σ exp(logit − largest), is at least 1 / V, however small that of the label.
+        losses = largest - own - gradient.amax(-1, keepdim=True).log()
+        self.losses[places] = losses[:, 0].masked_fill(~scored, 0)
         gradient.scatter_add_(-1, place, gradient.new_full((), -1.0).expand(place.shape))
         if gradient.is_cuda:
             gradient.masked_fill_(~scored.unsqueeze(-1), 0)
         else:
             gradient.index_fill_(0, (~scored).nonzero()[:, 0], 0)
         gradient = gradient.to(self.hidden.dtype)
-        if out is not None and not in_place:
+        if out is not None and gradient.data_ptr() != out.data_ptr():
             out.copy_(gradient)
         return gradient
+
+    def _logits(self, places: slice, out: torch.Tensor | None) -> torch.Tensor:
+        """[n, V] in losses' dtype, written to out where that is of it."""
+        hidden = self.hidden[places]
+        if out is not None and out.dtype == self.losses.dtype and self.bias is None:
+            return torch.mm(hidden, self.weight.t(), out=out)
+        return torch.nn.functional.linear(hidden, self.weight, self.bias).to(self.losses.dtype)
 
     def _chunks(self, segments: Segments, first: int, whole: bool) -> Iterator[tuple[slice, range]]:
         """Chunks of positions and whose they are: none has units on both sides of `first`; those before may be one."""
