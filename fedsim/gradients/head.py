@@ -256,7 +256,7 @@ class _Head:
         else:
             gradient.index_fill_(0, (~scored).nonzero()[:, 0], 0)
         gradient = gradient.to(self.hidden.dtype)
-        if out is not None and gradient.data_ptr() != out.data_ptr():
+        if out is not None and gradient is not out:
             out.copy_(gradient)
         return gradient
 
