@@ -30,6 +30,7 @@ from fedsim.gradients.rows.attention import Configured, attention_configs, packe
 from fedsim.gradients.rows.packed import packed_batch
 from fedsim.gradients.rows.segments import Segments
 from fedsim.gradients.tape import Forms, Record, RowsMixedError, Tape, recording
+from fedsim.gradients.trial.settings import settings_of
 from fedsim.gradients.units import Units, measured_pass, pack_units, split_rows
 from fedsim.rows import TokenRows
 
@@ -150,6 +151,11 @@ class FastSum:
     def attention(self) -> Configured:
         """Where the model's parts look up what attention to use."""
         return attention_configs(self.model)
+
+    @cached_property
+    def settings(self) -> tuple[object, ...]:
+        """What the model was when the sum was asked for."""
+        return settings_of(self.model)
 
     @cached_property
     def unreached(self) -> list[torch.nn.Parameter]:

@@ -12,7 +12,6 @@ from fedsim.gradients.clipping import LARGEST_NORM
 from fedsim.gradients.compiled.graphs import CompiledPass
 from fedsim.gradients.fast import FastSum
 from fedsim.gradients.tape import RowsMixedError
-from fedsim.gradients.trial.settings import settings_of
 from fedsim.gradients.trial.verdict import clip_by_parameter, differing, tolerances
 from fedsim.gradients.units import pack_units
 
@@ -89,7 +88,7 @@ def _in_a_line(error: Exception) -> str:
 
 def _pass_key(asked: FastSum) -> tuple[object, ...]:
     """What a compiled pass was made for: whatever of the model may be another than in the copy that was compiled."""
-    return asked.autocast, settings_of(asked.model)
+    return asked.autocast, asked.settings
 
 
 def _shapes(asked: FastSum) -> int:

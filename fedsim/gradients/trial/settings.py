@@ -1,11 +1,14 @@
 """What of a model decides what it computes, besides its parameters' values: a trial holds for as long as it is so."""
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
 
 TOLD_APART = ("_parameters", "_buffers", "_modules")
 """Of a module's collections, those whose members are looked at by themselves."""
+PLAIN = frozenset({bool, int, float, str, type(None), torch.dtype})
+COLLECTIONS = frozenset({list, tuple, set, dict, OrderedDict})
 
 
 def settings_of(model: torch.nn.Module) -> tuple[object, ...]:
@@ -21,9 +24,9 @@ def _settings(of: Any) -> tuple[object, ...]:
     """Numbers, words and switches among an object's attributes, and how many hooks it has."""
     found: list[object] = [type(of)]
     for name, value in vars(of).items():
-        if isinstance(value, (bool, int, float, str, torch.dtype)) or value is None:
+        if type(value) in PLAIN:
             found.append((name, value))
-        elif isinstance(value, (list, tuple, set, dict)) and name not in TOLD_APART:
+        elif value.__class__ in COLLECTIONS and value and name not in TOLD_APART:
             found.append((name, len(value), str(value) if all(map(_plain, _members(value))) else ""))
     return tuple(found)
 
@@ -33,4 +36,4 @@ def _members(value: Any) -> list[Any]:
 
 
 def _plain(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str))
+    return type(value) in PLAIN

@@ -15,7 +15,6 @@ from fedsim.gradients.reference import unit_gradient
 from fedsim.gradients.tape import Forms
 from fedsim.gradients.trial.leaks import LEAST_TOKENS, NOT_FINITE, leak_of
 from fedsim.gradients.trial.pieces import packed_pieces, padded_pieces
-from fedsim.gradients.trial.settings import settings_of
 from fedsim.gradients.units import make_units, measured_pass, sharing_units
 from fedsim.rows import TokenRows
 
@@ -71,14 +70,13 @@ def why_reference(asked: FastSum) -> str:
     """
     known = _verdicts.setdefault(asked.model, {})
     key = (asked.layout, asked.objective, asked.autocast, asked.model.training, asked.packable)
-    settings = settings_of(asked.model)
     then, verdict = known.get(key, (None, None))
-    if verdict is None or then != settings or _beyond(verdict, asked):
+    if verdict is None or then != asked.settings or _beyond(verdict, asked):
         verdict, lasting = _tried_with_memory_left(asked)
         if lasting:
-            known[key] = settings, verdict
+            known[key] = asked.settings, verdict
             if not verdict.packed:  # which is the verdict on padded rows
-                known[*key[:-1], False] = settings, verdict
+                known[*key[:-1], False] = asked.settings, verdict
     asked.allowed, asked.packed = verdict.forms or None, verdict.packed
     if verdict.most is not None:
         asked.budget = min(asked.budget, verdict.most)
