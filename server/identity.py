@@ -20,6 +20,8 @@ YET_FIXED = ("engine.exact",)
 FIXED_WITH_A_SEED = ("engine.precision", "engine.compile", "model.checkpointing")
 """What must stay where a given noise seed has rounds repeat themselves: other sums under the same noise would show
 their difference without any."""
+FIXED_WITH_EXACT_SUMS = ("engine.max-tokens", "engine.cpus-per-worker")
+"""What decides the last bits of an exact sum, and so must stay beside them."""
 SEED_BITS = 256
 """Of a secret seed, more than the 128 of a stream's key: amplification by sampling holds while nobody guesses it."""
 
@@ -92,11 +94,13 @@ def identity_of(config: RunConfig, plan: Plan, resources: Resources) -> dict[str
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """The settings that must not change, as JSON values."""
-    repeats = config.noise_seed is not None
+    fixed: tuple[str, ...] = YET_FIXED
+    if config.noise_seed is not None:
+        fixed += FIXED_WITH_A_SEED + (FIXED_WITH_EXACT_SUMS if config.engine.exact else ())
     return {
         name: _plain(value)
         for name, value in sorted(to_flat(config).items())
-        if not name.startswith(MAY_CHANGE) or name in YET_FIXED or (repeats and name in FIXED_WITH_A_SEED)
+        if not name.startswith(MAY_CHANGE) or name in fixed
     }
 
 

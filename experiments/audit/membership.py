@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
+from peft import load_peft_weights, set_peft_model_state_dict
 
 from fedsim.config import RunConfig
 from fedsim.errors import InvalidInput
@@ -102,7 +102,8 @@ def _fine_tuned(config: RunConfig, folder: RunFolder) -> torch.nn.Module:
         raise InvalidInput("run", str(folder.path), "the folder of a finished run", "It holds no model.")
     if not config.model.lora_rank:
         return load_model(dataclasses.replace(config.model, path=str(folder.model))).model.eval()
-    start = dataclasses.replace(config.model, lora_rank=0, lora_targets=())
-    base = open_resources(dataclasses.replace(config, model=start))
+    # On the base as it was trained on, rounded or not.
+    model = open_resources(config).loaded.model
     with quiet_transformers():
-        return PeftModel.from_pretrained(base.loaded.model, str(folder.model)).eval()
+        set_peft_model_state_dict(model, load_peft_weights(str(folder.model), device="cpu"))
+    return model.eval()

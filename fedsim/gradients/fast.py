@@ -29,7 +29,7 @@ from fedsim.gradients.per_unit.unit_gradients import FACTOR_BITS
 from fedsim.gradients.rows.attention import Configured, attention_configs, packed_attention
 from fedsim.gradients.rows.packed import packed_batch
 from fedsim.gradients.rows.segments import Segments
-from fedsim.gradients.tape import Forms, Record, RowsMixedError, Tape, recording
+from fedsim.gradients.tape import Forms, Record, Tape, recording, used_by_layers
 from fedsim.gradients.trial.settings import settings_of
 from fedsim.gradients.units import Units, measured_pass, pack_units, split_rows
 from fedsim.rows import TokenRows
@@ -66,6 +66,7 @@ class FastSum:
     Attributes:
         packable: Whether a trial may find that rows may be packed; a compiled pass takes padded ones.
         packed: Whether a micro-batch's rows lie end to end, without padding; at first they do not.
+        settings: What the model was when the sum was asked for.
         half: Whether activations may be kept in bfloat16 or float16.
         allowed: In which forms layers may be called, as of `Tape`; None for any.
         forms: In which forms they were.
@@ -88,8 +89,8 @@ class FastSum:
         self.layout = ParameterLayout.of_parameters(self.parameters)
         self.clip = ModelClip(clip, self.layout)
         self.device = device_of(self.parameters.values())
-        self.half = keeps_half(model, autocast)
-        self.head = plain_head(model) if type(objective) is CausalLanguageModel else None
+        self.half, self.settings = keeps_half(model, autocast), settings_of(model)
+        self.head = plain_head(model, self.settings) if type(objective) is CausalLanguageModel else None
         self.paths: dict[str, set[str]] = {}
         self.packable, self.packed = True, False
         self.allowed: Forms | None = None
@@ -153,13 +154,8 @@ class FastSum:
         return attention_configs(self.model)
 
     @cached_property
-    def settings(self) -> tuple[object, ...]:
-        """What the model was when the sum was asked for."""
-        return settings_of(self.model)
-
-    @cached_property
     def unreached(self) -> list[torch.nn.Parameter]:
-        """Parameters of layers that no allowed form calls: what else may use them, the trial did not see."""
+        """Parameters of layers that no allowed form calls, so that the trial saw no use of them."""
         if self.allowed is None:
             return []
         called = [module for module, (name, _) in self.layers.items() if name in self.allowed]
@@ -245,8 +241,9 @@ class FastSum:
             with frozen(list(self.parameters.values())):
                 row_losses = self._compiled_backward(self.compiled, tape, batch, coefficients)
             return tape, row_losses, coefficients
-        parameters = list(self.parameters.values())
-        with frozen(parameters), refused(self.unreached), recording(tape, self.layers), within:
+        of_head = [] if self.head is None else [p for p in self.head.parameters() if p.requires_grad]
+        others = [p for p in self.parameters.values() if not any(p is own for own in of_head)]
+        with frozen(of_head), used_by_layers(others, self.layers), recording(tape, self.layers), within:
             loss, row_losses = self._loss(batch, coefficients, tape)
             torch.autograd.backward(loss)
         self.forms = tape.forms
@@ -315,23 +312,3 @@ def frozen(parameters: list[torch.nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-
-
-@contextmanager
-def refused(parameters: list[torch.nn.Parameter]) -> Iterator[None]:
-    """Within `frozen` and a pass of any use of these parameters an error is raised.
-
-    Raises:
-        RowsMixedError: A gradient came to one of them, and no layer was there to note whose.
-    """
-
-    def refuse(gradient: torch.Tensor) -> None:
-        raise RowsMixedError("a parameter is used that was not when the model was tried")
-
-    of_use = [parameter.requires_grad_(True) for parameter in parameters]
-    handles = [parameter.register_hook(refuse) for parameter in of_use]  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

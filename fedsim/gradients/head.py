@@ -15,6 +15,7 @@ from fedsim.gradients.per_unit.products import add_product
 from fedsim.gradients.per_unit.unit_gradients import least_held
 from fedsim.gradients.rows.segments import Segments
 from fedsim.gradients.tape import Tape
+from fedsim.gradients.trial.settings import settings_of
 from fedsim.rows import IGNORED_LABEL
 
 CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
@@ -22,19 +23,26 @@ CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 VOCABULARY_STEP = 64
 """On a GPU a head is filled up with zeros to a multiple of so many tokens."""
 
-_plain_heads: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
+_plain_heads: WeakKeyDictionary[torch.nn.Module, tuple[object, bool]] = WeakKeyDictionary()
+"""Of each head what its model was when it was tried, and what was found."""
 
 
-def plain_head(model: torch.nn.Module) -> torch.nn.Linear | None:
+def plain_head(model: torch.nn.Module, settings: tuple[object, ...] | None = None) -> torch.nn.Linear | None:
     """The Linear whose output a model returns as its logits, unchanged; None if there is none.
 
     Found out by trying: the head is made to return a known tensor, and the logits must be that tensor bit by bit.
-    Models that cap or scale their logits fail and take the ordinary loss.
+    Models that cap or scale their logits fail and take the ordinary loss. A model that is another than it was is tried
+    again.
+
+    Args:
+        settings: `settings_of(model)`, where that is known.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     if type(head) is not torch.nn.Linear or head._forward_hooks or head._forward_pre_hooks:
         return None
-    if head not in _plain_heads:
+    settings = settings_of(model) if settings is None else settings
+    then, plain = _plain_heads.get(head, (None, False))
+    if then != settings:
         # Large and small values of both signs: a cap or a scale would change them.
         probe = torch.linspace(-300, 300, 2 * head.out_features, device=head.weight.device).view(1, 2, -1)
         batch = Batch(
@@ -44,8 +52,9 @@ def plain_head(model: torch.nn.Module) -> torch.nn.Linear | None:
         )
         with torch.no_grad(), _returning(head, lambda hidden: probe):
             logits = causal_logits(model, batch)
-        _plain_heads[head] = logits.shape == probe.shape and torch.equal(logits.to(probe.dtype), probe)
-    return head if _plain_heads[head] else None
+        plain = logits.shape == probe.shape and torch.equal(logits.to(probe.dtype), probe)
+        _plain_heads[head] = settings, plain
+    return head if plain else None
 
 
 def fused_loss(

@@ -1,5 +1,6 @@
 """A table of layers: from a layer's inputs and output gradients to terms of its parameters' gradients."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -164,24 +165,23 @@ def generic(tape: Tape, module: Any, inputs: tuple[torch.Tensor, ...], gradient:
 
     Each unit's gradients of the layer's own parameters are formed and held.
     """
-    own = [p for p in module.parameters(recurse=False) if tape.wants(p)]
+    own = {name: p for name, p in module.named_parameters(recurse=False) if tape.wants(p)}
+    copies = {name: p.detach().requires_grad_() for name, p in own.items()}
     if tape.packed or len(gradient) != tape.rows:
         raise RowsMixedError(f"{type(module).__name__} returns {len(gradient)} rows for {tape.rows}")
     per_unit: list[tuple[torch.Tensor, ...]] = []
-    hooks, module._forward_hooks = module._forward_hooks, type(module._forward_hooks)()
-    required = [p.requires_grad for p in own]
+    hooks, module._forward_hooks = module._forward_hooks, OrderedDict()
+    before, module._forward_pre_hooks = module._forward_pre_hooks, OrderedDict()
     try:
-        for parameter in own:
-            parameter.requires_grad_(True)
         for start, stop in pairwise(tape.segments.offsets.tolist()):
             with torch.enable_grad():
-                output = module(*(x[start:stop] if len(x) == tape.rows else x for x in inputs))
-            per_unit.append(
-                torch.autograd.grad(output, own, gradient[start:stop], allow_unused=True, materialize_grads=True)
+                given = tuple(x[start:stop] if len(x) == tape.rows else x for x in inputs)
+                output = functional_call(module, copies, given)
+            found = torch.autograd.grad(
+                output, list(copies.values()), gradient[start:stop], allow_unused=True, materialize_grads=True
             )
+            per_unit.append(found)
     finally:
-        module._forward_hooks = hooks
-        for parameter, was in zip(own, required, strict=True):
-            parameter.requires_grad_(was)
-    for parameter, gradients in zip(own, zip(*per_unit, strict=True), strict=True):
+        module._forward_hooks, module._forward_pre_hooks = hooks, before
+    for parameter, gradients in zip(own.values(), zip(*per_unit, strict=True), strict=True):
         tape.at(parameter).add_held(torch.stack(gradients), "held, recomputed unit by unit")

@@ -157,6 +157,40 @@ class Tape:
             self.at(parameter).add_held(part)
 
 
+@contextmanager
+def used_by_layers(parameters: Iterable[torch.nn.Parameter], layers: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """Within it these parameters get no gradients of the calls of layers that hold them, and of nothing else may.
+
+    What a layer's call makes of its parameters its hook notes; of a use past such a call nobody would know whose
+    gradient it is, and it would be missing from the sum.
+
+    Raises:
+        RowsMixedError: A gradient reached one of them.
+    """
+    watched = {id(parameter): parameter for parameter in parameters}
+
+    def refuse(gradient: torch.Tensor) -> None:
+        raise RowsMixedError("a parameter is used past the calls of the layer that holds it")
+
+    def switch(own: list[torch.nn.Parameter], on: bool) -> Callable[..., None]:
+        def hook(*call: object) -> None:
+            for parameter in own:
+                parameter.requires_grad_(on)
+
+        return hook
+
+    with ExitStack() as stack:
+        for parameter in watched.values():
+            stack.callback(parameter.requires_grad_, True)
+            stack.callback(parameter.register_hook(refuse).remove)  # type: ignore[no-untyped-call]
+        for module in layers:
+            own = [watched[id(parameter)] for parameter in module._parameters.values() if id(parameter) in watched]
+            if own:
+                stack.callback(module.register_forward_pre_hook(switch(own, False)).remove)
+                stack.callback(module.register_forward_hook(switch(own, True), always_call=True).remove)
+        yield
+
+
 Record = Callable[[Tape, Any, tuple[torch.Tensor, ...], torch.Tensor], None]
 """A layer's rule: from its inputs and its output's gradient to terms of its parameters' gradients."""
 
@@ -165,7 +199,7 @@ Record = Callable[[Tape, Any, tuple[torch.Tensor, ...], torch.Tensor], None]
 def recording(tape: Tape, layers: dict[torch.nn.Module, tuple[str, Record]]) -> Iterator[None]:
     """Within it, a forward pass through the layers, given with names, and its backward pass write to the tape.
 
-    The model's parameters must not require gradients meanwhile: what autograd would do for them is done here.
+    Parameters must get no gradients of these layers' calls meanwhile: what autograd would do for them is done here.
     """
     # Makes every recorded output require a gradient, wherever the first trainable layer is.
     anchor = torch.zeros((), requires_grad=True)

@@ -22,7 +22,7 @@ from fedsim.errors import InvalidInput
 from fedsim.models.config import ModelConfig
 from fedsim.privacy.ledger import Ledger, read_entries
 from fedsim.resources import open_resources
-from server.identity import Seeds
+from server.identity import Seeds, settings_of
 from server.training import Stopped
 
 
@@ -130,6 +130,16 @@ def test_another_plan_data_tokenizer_or_model_is_refused_by_name(small_run, tmp_
     # Where and how it runs may change.
     elsewhere = dataclasses.replace(again, engine=EngineConfig(kind="local", workers=2, timeout_seconds=9.0))
     assert trained(elsewhere)["rounds"] == ROUNDS
+
+
+def test_what_decides_an_exact_sums_bits_stays_beside_a_noise_seed(small_run, tmp_path: Path) -> None:
+    config = small_run(tmp_path)
+    for exact in (False, True):
+        for seed in (None, 3):
+            engine = dataclasses.replace(config.engine, exact=exact)
+            fixed = settings_of(dataclasses.replace(config, engine=engine, noise_seed=seed))
+            for name in ("engine.max-tokens", "engine.cpus-per-worker"):
+                assert (name in fixed) == (exact and seed is not None)
 
 
 def test_a_ledger_that_lacks_charges_is_refused(small_run, tmp_path: Path, monkeypatch) -> None:

@@ -1,0 +1,130 @@
+"""What becomes of a model after it was tried is noticed, and so is whatever uses a parameter beside its layer."""
+
+import types
+
+import numpy as np
+import pytest
+import torch
+from gradient_checks import VOCABULARY
+from packed_attacks import CLIP, OBJECTIVE, off, rows_of
+from packed_models import earlier, gemma2, llama
+
+from fedsim.gradients import clipped_sum
+from fedsim.gradients.fast import FastSum
+from fedsim.models.evaluate import evaluate
+from fedsim.rows import TokenRows
+
+ROWS = [12] * 20 + [9, 11, 7]
+
+
+def summed(model: torch.nn.Module, rows: TokenRows, **arguments: object) -> torch.Tensor:
+    return clipped_sum(model, rows, np.arange(len(rows)), CLIP, objective=OBJECTIVE, **arguments).total
+
+
+class Sometimes(torch.nn.Module):
+    """Uses a layer's weight beside the layer's own call, of one word alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.layer = torch.nn.Embedding(VOCABULARY, 16), torch.nn.Linear(16, 16)
+        self.head = torch.nn.Linear(16, VOCABULARY)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        x = self.table(input_ids)
+        more = torch.nn.functional.linear(x, self.layer.weight)
+        return self.head(torch.tanh(self.layer(x)) + 3 * more * (input_ids == 1)[..., None])
+
+
+def test_a_use_of_a_called_layers_weight_that_no_tried_unit_makes_is_refused() -> None:
+    """One user more, who is tried, would change what all others add."""
+    lists = [rows_of([12], seed).tokens.tolist() for seed in range(20)]
+    for tokens in lists[1:-1]:
+        tokens[3] = 1
+    lists[0], lists[-1] = lists[0][:9], lists[-1] * 2
+    less, more = (
+        summed(Sometimes().double().eval(), TokenRows.from_lists(rows), max_tokens=256)
+        for rows in (lists, [*lists, [1] * 26])
+    )
+    assert float((more - less).norm()) <= CLIP.norm * (1 + 1e-6)
+
+
+def test_a_module_whose_forward_pass_is_replaced_is_tried_again() -> None:
+    """As libraries do that put quicker kernels into a model."""
+    model, rows = llama().double(), rows_of(ROWS)
+    summed(model, rows, max_tokens=256)
+    block = model.model.layers[0].mlp
+    own = type(block).forward
+    block.forward = types.MethodType(lambda self, x: own(self, x) + 0.3 * earlier(1)(x), block)
+    assert off(model, rows, (0, 21), max_tokens=256) < 1e-5
+
+
+def test_a_model_whose_hook_is_exchanged_for_another_is_tried_again() -> None:
+    model, rows = llama().double(), rows_of(ROWS)
+    table = model.get_input_embeddings()
+    handle = table.register_forward_hook(lambda _, inputs, output: output + 0.1)
+    summed(model, rows, max_tokens=256)
+    handle.remove()
+    table.register_forward_hook(lambda _, inputs, output: output + output.mean((0, 1), keepdim=True))
+    found, expected = (summed(model, rows, max_tokens=256, method=method) for method in ("fast", "reference"))
+    assert float((found - expected).norm()) <= 1e-9
+
+
+class Mixes(torch.nn.Module):
+    """Lets rows see each other as far as a buffer says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.head = torch.nn.Embedding(VOCABULARY, 16), torch.nn.Linear(16, VOCABULARY)
+        self.register_buffer("mix", torch.zeros(()))
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        x = self.table(input_ids)
+        return self.head(torch.tanh(x + self.mix * x.mean((0, 1), keepdim=True)))
+
+
+def test_a_model_whose_buffer_is_filled_is_tried_again() -> None:
+    model, rows = Mixes().double().eval(), rows_of(ROWS)
+    summed(model, rows, max_tokens=256)
+    model.mix.fill_(1.0)
+    found, expected = (summed(model, rows, max_tokens=256, method=method) for method in ("fast", "reference"))
+    assert float((found - expected).norm()) <= 1e-9
+
+
+def _capped_later() -> torch.nn.Module:
+    model = gemma2()
+    model.config.final_logit_softcapping = None
+    evaluate(model, rows_of(ROWS), OBJECTIVE)
+    model.config.final_logit_softcapping = 1.0
+    return model
+
+
+def test_a_head_is_plain_no_longer_once_its_logits_are_capped() -> None:
+    fresh = gemma2()
+    fresh.config.final_logit_softcapping = 1.0
+    losses = [evaluate(model, rows_of(ROWS), OBJECTIVE).loss for model in (_capped_later(), fresh)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_units_alone_have_the_loss_of_the_model_as_it_is() -> None:
+    model, rows = _capped_later(), rows_of([12] * 3)
+    found, expected = (
+        clipped_sum(model, rows, np.zeros(3, int), CLIP, objective=OBJECTIVE, max_tokens=16, method=method).norms
+        for method in ("fast", "reference")
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_model_that_is_refused_is_not_passed_again_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PEFT's trained tokens, where the trial's two units do not say them: their gradient arrives all the same, as
+    zeros, so the trial could refuse what it did not reach."""
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(llama(), LoraConfig(target_modules=["q_proj"], trainable_token_indices=[1])).eval()
+    summed(model, rows_of(ROWS), max_tokens=256)
+    passes: list[int] = []
+    passed = FastSum.passed
+    monkeypatch.setattr(FastSum, "passed", lambda self, units: (passes.append(len(units)), passed(self, units))[1])
+    summed(model, rows_of(ROWS), max_tokens=256)
+    assert not passes
