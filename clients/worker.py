@@ -252,15 +252,16 @@ class Worker:
     ) -> ClippedSum:
         """One unit after the other, each put on the public fixed-point grid, summed as integers."""
         updates = clipped_units(self.model, rows, unit_ids, request.clip, **self._common(plan, max_tokens))
-        total = np.zeros(self.layout.size, dtype=np.int64)
+        total = torch.zeros(self.layout.size, dtype=torch.int64)
         norms, losses = [], []
         for _, update, norm, loss in updates:
-            total += quantise(update.cpu().numpy(), request.clip, self.sizes, request.resolution)
+            total = total.to(update.device)
+            total += quantise(update, request.clip, self.sizes, request.resolution)
             norms.append(norm)
             losses.append(loss)
         before = torch.tensor(norms, dtype=torch.float64)
         return ClippedSum(
-            total=torch.from_numpy(total),
+            total=total,
             norms=before,
             losses=torch.tensor(losses, dtype=torch.float64),
             finite=before <= LARGEST_NORM,

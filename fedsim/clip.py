@@ -112,16 +112,25 @@ class Clip:
             The ratio with every rounding error of its computation added, so never too small; nan or inf where a value
             is not finite.
         """
-        # Any order of adding P terms is off by less than P × 2^-53; a scale, a power and a root add a few more.
-        slack = (len(update) + 32) * 2.0**-53
         if not self.scales and not self.blocks:
-            return float(np.linalg.norm(update, self.order)) / self.norm * (1 + slack)
-        self.require_parameters(sizes)
+            return float(np.linalg.norm(update, self.order)) / self.norm * (1 + _slack(len(update)))
         powers = np.square(update) if self.order == 2 else np.abs(update)
         starts = np.concatenate([[0], np.cumsum(list(sizes.values()))[:-1]]).astype(np.int64)
-        by_parameter = np.add.reduceat(powers, starts) / np.array(
-            [self.scales.get(name, 1.0) ** self.order for name in sizes]
-        )
+        return self.reach_of_sums(np.add.reduceat(powers, starts), sizes)
+
+    def reach_of_sums(self, sums: np.ndarray, sizes: Mapping[str, int]) -> float:
+        """The same of an update that is elsewhere, on a GPU say.
+
+        Args:
+            sums: float64 [parameters], Σ|x|^order over the values x of each, added up in float64 in any order.
+            sizes: As for `reach`.
+        """
+        slack = _slack(sum(sizes.values()))
+        if not self.scales and not self.blocks:
+            whole = float(sums.sum())
+            return (math.sqrt(whole) if self.order == 2 else whole) / self.norm * (1 + slack)
+        self.require_parameters(sizes)
+        by_parameter = sums / np.array([self.scales.get(name, 1.0) ** self.order for name in sizes])
         by_block = np.bincount(self.block_of(tuple(sizes)), by_parameter, minlength=len(self.limits))
         norms = np.sqrt(by_block) if self.order == 2 else by_block
         return float((norms / np.array(self.limits)).max()) * (1 + slack)
@@ -167,6 +176,14 @@ class Clip:
 
     def _whole_share(self) -> float:
         return float(math.fsum(block.share**self.order for block in self.blocks) ** (1 / self.order))
+
+
+def _slack(terms: int) -> float:
+    """By how much, relatively, a norm of so many terms may be off.
+
+    Adding them in any order takes less than 2^-53 of it a term; a scale, a power and a root take a few more.
+    """
+    return (terms + 32) * 2.0**-53
 
 
 def _range(values: list[float]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedsim.clip import Clip
+from fedsim.engine.work import Vector
 
 FLOAT64_BITS = 53
 """Integers up to 2^53 are exact in float64, so a sum below it turns back into float64 without rounding."""
@@ -40,7 +41,7 @@ def resolution_for(clip: Clip, max_units: int) -> float:
     return math.ldexp(1.0, exponent + (max_units - 1).bit_length() - FLOAT64_BITS)
 
 
-def quantise(update: np.ndarray, clip: Clip, sizes: Mapping[str, int], resolution: float) -> np.ndarray:
+def quantise(update: Vector, clip: Clip, sizes: Mapping[str, int], resolution: float) -> Vector:
     """A clipped update as whole steps of the grid, rounded toward zero.
 
     The result times resolution is within the clip exactly, not up to rounding, in the clip's own norm and blocks: an
@@ -48,19 +49,20 @@ def quantise(update: np.ndarray, clip: Clip, sizes: Mapping[str, int], resolutio
     counted against it, and truncation never moves a coordinate away from zero.
 
     Args:
-        update: float32 or float64 [P], clipped.
+        update: float32 or float64 [P], clipped: an array, or a tensor on any device.
         clip: What it was clipped to.
         sizes: Values of each parameter by name, in the order of the vector.
         resolution: `resolution_for(clip, …)`, or any power of two.
 
     Returns:
-        int64 [P].
+        int64 [P], an array or a tensor on the update's device.
 
     Raises:
         ValueError: The update is not finite, or reaches farther than float32 clipping could have left it.
     """
-    values = update.astype(np.float64)
-    reach = clip.reach(values, sizes)
+    array = isinstance(update, np.ndarray)
+    values = update.astype(np.float64) if array else update.double().clone()
+    reach = clip.reach(values, sizes) if array else clip.reach_of_sums(_sums(values, clip.order, sizes), sizes)
     if not reach <= 1 + UNCLIPPED:
         raise ValueError(f"an update that reaches {reach:.6g} of its limit is not {clip.in_words()}")
     if reach > 1:
@@ -68,7 +70,16 @@ def quantise(update: np.ndarray, clip: Clip, sizes: Mapping[str, int], resolutio
         values *= 1 / reach * (1 - 2.0**-50)
     # Division by a power of two is exact (results are far from float64's smallest), and so is truncation.
     values /= resolution
-    return np.trunc(values, out=values).astype(np.int64)
+    return np.trunc(values, out=values).astype(np.int64) if array else values.trunc_().long()
+
+
+def _sums(values: Vector, order: int, sizes: Mapping[str, int]) -> np.ndarray:
+    """Σ|x|^order of each parameter of a tensor, added up where it is."""
+    sums = values.new_empty(len(sizes))
+    for place, part in enumerate(values.split(list(sizes.values()))):
+        sums[place] = part.square().sum() if order == 2 else part.abs().sum()
+    found: np.ndarray = sums.cpu().numpy()
+    return found
 
 
 def dequantise(total: np.ndarray, resolution: float) -> np.ndarray:

@@ -1,9 +1,12 @@
 """Fixed-point sums: exact, order-free, and never longer than the clip."""
 
+from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -83,12 +86,25 @@ def test_sum_does_not_depend_on_order_where_the_float_sum_does() -> None:
     np.testing.assert_allclose(dequantise(whole[0], resolution), floats[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("where", [np.asarray, torch.from_numpy])
 @pytest.mark.parametrize(
     "bad", [np.float32([np.nan]), np.float32([np.inf]), np.float32([1.5]), np.float32([3e38, 3e38])]
 )
-def test_what_was_not_clipped_is_refused(bad: np.ndarray) -> None:
+def test_what_was_not_clipped_is_refused(bad: np.ndarray, where: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match="is not clipped"):
-        exact_steps(bad, 1.0, resolution_for(Clip(norm=1.0), 10))
+        exact_steps(where(bad), 1.0, resolution_for(Clip(norm=1.0), 10))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_tensor_has_the_steps_of_an_array_and_stays_as_it_is(dtype: torch.dtype) -> None:
+    clip, generator = Clip(norm=1.0, scales=SCALES), torch.Generator().manual_seed(0)
+    for _ in range(50):
+        update = torch.randn(8, generator=generator, dtype=dtype) * 0.02
+        before = update.clone()
+        steps = quantise(update, clip, SIZES, 2.0**-40)
+        assert torch.equal(update, before)
+        assert steps.dtype == torch.int64
+        np.testing.assert_array_equal(steps.numpy(), quantise(update.numpy(), clip, SIZES, 2.0**-40))
 
 
 @pytest.mark.parametrize("units", [0, 2**53])
@@ -104,13 +120,16 @@ BLOCKS = (ClipBlock(parameters=("a",), share=0.6), ClipBlock(parameters=("b",), 
 
 @settings(max_examples=100, deadline=None)
 @given(update=hnp.arrays(np.float32, 8, elements=st.floats(-1e3, 1e3, width=32)), bound=st.floats(1e-3, 1e3))
-@pytest.mark.parametrize("given_clip", [{"scales": SCALES}, {"order": 1}, {"blocks": BLOCKS}])
-def test_every_clip_holds_exactly_on_the_grid(given_clip: dict, update: np.ndarray, bound: float) -> None:
+@pytest.mark.parametrize("given_clip", [{}, {"scales": SCALES}, {"order": 1}, {"blocks": BLOCKS}])
+@pytest.mark.parametrize("where", [np.asarray, torch.from_numpy])
+def test_every_clip_holds_exactly_on_the_grid(
+    where: Callable[..., Any], given_clip: dict, update: np.ndarray, bound: float
+) -> None:
     clip = Clip(norm=bound, **given_clip)
     reach = clip.reach(update.astype(np.float64), SIZES)
     close = (update / np.float32(max(1.0, reach * 0.9999))).astype(np.float32)  # a little too long where it is long
     resolution = resolution_for(clip, 1000)
-    steps = quantise(close, clip, SIZES, resolution)
+    steps = np.asarray(quantise(where(close), clip, SIZES, resolution))
     scales = np.repeat([clip.scales.get(name, 1.0) for name in SIZES], list(SIZES.values()))
     whitened = [
         abs(Fraction(int(v)) * Fraction(resolution) / Fraction(float(s))) for v, s in zip(steps, scales, strict=True)
