@@ -232,18 +232,18 @@ def test_a_clip_of_other_parameters_is_refused(argument: str, clip: Clip, method
 def test_the_check_on_first_use_does_not_depend_on_the_clip(caplog) -> None:
     """A layer whose gradient is wrong is noticed under a clip that hides it, before one that rests on it."""
 
-    class HalfSeen(torch.nn.Module):
-        """Half of what reaches the loss from `layer` goes past its call."""
+    class Turned(torch.nn.Module):
+        """`layer` is given the rows in another order."""
 
         def __init__(self) -> None:
             super().__init__()
             self.layer, self.other = torch.nn.Linear(6, 6, bias=False), torch.nn.Linear(6, 6, bias=False)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.other(x) + self.layer(x) + torch.nn.functional.linear(x, self.layer.weight)
+            return self.other(x) + self.layer(x.flip(0)).flip(0)
 
     torch.manual_seed(0)
-    model = Around(HalfSeen(), 6)
+    model = Around(Turned(), 6)
     rows, ids = ragged()
     layer, other = ParameterLayout.of(model).names
     for norm, shares in ((1e-3, (1e-6, 0.9)), (0.1, (0.7, 0.7))):
