@@ -106,8 +106,8 @@ def _(patch: pytest.MonkeyPatch) -> None:
     def unclipped(model: Any, rows: Any, units: Any, clip: Clip, **common: Any) -> Any:
         return clipped_units(model, rows, units, dataclasses.replace(clip, norm=3 * clip.norm), **common)
 
-    def quantised(update: np.ndarray, clip: Clip, sizes: Mapping[str, int], resolution: float) -> np.ndarray:
-        return np.trunc(update.astype(np.float64) / resolution).astype(np.int64)
+    def quantised(update: torch.Tensor, clip: Clip, sizes: Mapping[str, int], resolution: float) -> torch.Tensor:
+        return (update.double() / resolution).trunc().long()
 
     patch.setattr(clients.worker, "clipped_units", unclipped)
     patch.setattr(clients.worker, "quantise", quantised)
