@@ -135,7 +135,7 @@ def _tried(asked: FastSum) -> tuple[Verdict, bool]:
         if trial is None:
             if packed:
                 continue
-            return Verdict(reason="", forms={}), False  # every unit is alone, and that is plain autograd
+            return Verdict(reason="", forms={}), False  # every unit is alone: none can reach another
         found = _difference(trial, np.flatnonzero(trial.units.counts))
         if found is None:
             return Verdict(reason="of the units that were tried none is finite", forms={}), False
@@ -204,16 +204,12 @@ def _trial(asked: FastSum, packed: bool) -> FastSum | None:
     pieces = packed_pieces(asked) if packed else padded_pieces(asked)
     if pieces is None:
         return None
+    rows = TokenRows.joined([row for unit in pieces for row in unit])
+    unit_ids = np.repeat(np.arange(len(pieces)), [sum(map(len, unit)) for unit in pieces])
     trial = FastSum(
         asked.model,
-        TokenRows.joined([row for unit in pieces for row in unit]),
-        make_units(
-            TokenRows.joined([row for unit in pieces for row in unit]),
-            np.repeat(np.arange(len(pieces)), [sum(map(len, unit)) for unit in pieces]),
-            asked.objective,
-            "examples",
-            None,
-        ),
+        rows,
+        make_units(rows, unit_ids, asked.objective, "examples", None),
         asked.objective,
         clip_by_parameter(asked.layout),
         asked.budget,
