@@ -20,6 +20,8 @@ from fedsim.rows import IGNORED_LABEL
 
 CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 """Logits of one chunk: 4 MiB of float32 on a CPU, which stay in its cache."""
+LEAST_POSITIONS = {"cpu": 2**7, "cuda": 2**8}
+"""Of a chunk, however large the vocabulary: with fewer, reading the head's weights takes longer than the product."""
 VOCABULARY_STEP = 64
 """On a GPU a head is filled up with zeros to a multiple of so many tokens."""
 
@@ -77,6 +79,12 @@ def hidden_states(model: torch.nn.Module, head: torch.nn.Linear, batch: Batch) -
     """The head's input, [R, T, d], without logits; head is what `plain_head` returned for the model."""
     with _returning(head, lambda hidden: hidden):
         return causal_logits(model, batch)
+
+
+def chunk_positions(words: int, device: torch.device) -> int:
+    """Of how many positions a head of so many words makes logits at a time."""
+    kind = device.type if device.type in CHUNK_ELEMENTS else "cuda"
+    return max(LEAST_POSITIONS[kind], CHUNK_ELEMENTS[kind] // words)
 
 
 def head_loss(
@@ -175,19 +183,18 @@ class _Head:
         self.hidden_gradient = torch.empty_like(hidden)
         self.weight_gradient: torch.Tensor | None = None
         self.bias_gradient: torch.Tensor | None = None
-        limit = CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS["cuda"])
-        self.chunk = max(1, limit // len(weight))
+        self.chunk = chunk_positions(self.width, hidden.device)
 
     def run(self, want_weight: bool, want_bias: bool) -> None:
         """Losses and gradients of everything for autograd."""
         if want_weight:
-            self.weight_gradient = self.losses.new_zeros(self.width, self.weight.shape[1])
+            self.weight_gradient = self.losses.new_empty(self.width, self.weight.shape[1])
         bias = torch.zeros(self.width, dtype=self.losses.dtype, device=self.weight.device)
         for start in range(0, len(self.hidden), self.chunk):
             places = slice(start, start + self.chunk)
             gradient = self.logit_gradient(places)
             if self.weight_gradient is not None:
-                add_product(self.weight_gradient, gradient.t(), self.weighted(places))
+                add_product(self.weight_gradient, gradient.t(), self.weighted(places), first=start == 0)
             if want_bias:
                 bias += gradient.t().to(bias.dtype) @ self.coefficients[places].to(bias.dtype)
         self.bias_gradient = bias if want_bias else None
@@ -198,7 +205,7 @@ class _Head:
         least = least_held(self.width, self.hidden.shape[1], self.hidden.element_size())
         first = int(np.searchsorted(segments.lengths, least))
         kept = self.hidden.new_empty(int(segments.offsets[first]), len(self.weight))
-        held = self.losses.new_zeros(len(segments) - first, self.width, self.weight.shape[1])
+        held = self.losses.new_empty(len(segments) - first, self.width, self.weight.shape[1])
         biases = self.losses.new_zeros(len(segments), self.width) if tape.wants(head.bias) else None
         self.hidden_gradient[segments.total :] = 0  # of what belongs to no unit
         # What is kept whole is made whole, unless something of its size would be made beside it.
@@ -211,7 +218,8 @@ class _Head:
                 own = slice(begin, min(end, places.stop - places.start))
                 if unit >= first:
                     within = slice(places.start + own.start, places.start + own.stop)
-                    add_product(held[unit - first], gradient[own].t(), self.weighted(within))
+                    begun = within.start > segments.offsets[unit]
+                    add_product(held[unit - first], gradient[own].t(), self.weighted(within), first=not begun)
                 if biases is not None:
                     coefficients = self.coefficients[places][own].to(biases.dtype)
                     biases[unit] += gradient[own].t().to(biases.dtype) @ coefficients

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedsim.gradients.head import CHUNK_ELEMENTS, hidden_states, plain_head
+from fedsim.gradients.head import chunk_positions, hidden_states, plain_head
 from fedsim.gradients.model import autocasting, pad_token_of
 from fedsim.gradients.objective import Batch, CausalLanguageModel, Objective, RowLosses, SequenceClassification
 from fedsim.rows import IGNORED_LABEL, RowView, TokenRows
@@ -17,9 +17,6 @@ TOKENS_PER_BATCH = {"cpu": 2**10, "cuda": 2**14}
 LOGITS_PER_BATCH = {"cpu": 2**22, "cuda": 2**28}
 """Logits of one batch of a language model whose head cannot be taken apart from it, so that all are there at once:
 16 MiB of float32 on a CPU and 1 GiB on a GPU."""
-LEAST_POSITIONS = {"cpu": 2**7, "cuda": 2**8}
-"""Of a chunk of logits, however large the vocabulary: with fewer, reading the head's weights takes longer than the
-product."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,8 +203,7 @@ def _in_chunks(model: torch.nn.Module, head: torch.nn.Linear, objective: Objecti
     """`objective.row_losses`, of the head alone and of some positions at a time."""
     hidden, labels = hidden_states(model, head, batch), batch.labels
     count, length = hidden.shape[:2]
-    kind = hidden.device.type if hidden.device.type in CHUNK_ELEMENTS else "cuda"
-    positions = max(LEAST_POSITIONS[kind], CHUNK_ELEMENTS[kind] // head.out_features)
+    positions = chunk_positions(head.out_features, hidden.device)
     loss_sum = torch.zeros(count, dtype=torch.float64, device=hidden.device)
     correct = torch.zeros(count, dtype=torch.long, device=hidden.device)
     step = max(1, positions // length)

@@ -1,6 +1,7 @@
 """What the fast path cannot serve takes the reference path by itself; the loss is fused only where that is right."""
 
 import logging
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from fedsim.clip import Clip
 from fedsim.errors import Failure
 from fedsim.gradients import CausalLanguageModel, clipped_sum, layer_paths
 from fedsim.gradients import head as head_module
-from fedsim.gradients.head import fused_loss, plain_head
+from fedsim.gradients.head import CHUNK_ELEMENTS, LEAST_POSITIONS, chunk_positions, fused_loss, plain_head
 from fedsim.gradients.per_unit.unit_gradients import UnitGradients
 
 OBJECTIVE = CausalLanguageModel()
@@ -98,10 +99,19 @@ def test_the_fused_loss_is_used_only_where_the_head_gives_the_logits() -> None:
     assert plain_head(Tables(4, True, None)) is None
 
 
-@pytest.mark.parametrize("chunk", [1, 900, 10**9])
+@pytest.fixture
+def filled_with_nan() -> Iterator[None]:
+    """Memory that nobody has written to is nan."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("filled_with_nan")
+@pytest.mark.parametrize("chunk", [1, 15, 10**6])
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_fused_loss_equals_the_ordinary_one(chunk: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(head_module.CHUNK_ELEMENTS, "cpu", chunk)
+    monkeypatch.setattr(head_module, "chunk_positions", lambda words, device: chunk)
     model = language_model().double()
     if bias:
         model.lm_head.bias = torch.nn.Parameter(torch.randn(VOCABULARY, dtype=torch.float64))
@@ -120,6 +130,16 @@ def test_the_fused_loss_equals_the_ordinary_one(chunk: int, bias: bool, monkeypa
     from gradient_checks import check
 
     check(model, most=3)
+
+
+@pytest.mark.parametrize("words", [1, 61, 4_096, 50_257, 262_144])
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_a_chunk_is_small_unless_products_of_fewer_positions_would_read_the_weights_too_often(
+    words: int, kind: str
+) -> None:
+    positions = chunk_positions(words, torch.device(kind))
+    assert positions >= LEAST_POSITIONS[kind]
+    assert positions == LEAST_POSITIONS[kind] or positions * words <= CHUNK_ELEMENTS[kind] < (positions + 1) * words
 
 
 def test_a_model_that_fails_on_a_unit_is_named() -> None:

@@ -9,17 +9,10 @@ from tiny_models import TINY
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedsim.errors import InvalidInput
-from fedsim.gradients.head import CHUNK_ELEMENTS, _plain_heads
+from fedsim.gradients.head import CHUNK_ELEMENTS, LEAST_POSITIONS, _plain_heads
 from fedsim.gradients.model import autocasting
 from fedsim.models.config import ModelConfig
-from fedsim.models.evaluate import (
-    LEAST_POSITIONS,
-    LOGITS_PER_BATCH,
-    Evaluation,
-    EvaluationByUnit,
-    evaluate,
-    evaluate_rows,
-)
+from fedsim.models.evaluate import LOGITS_PER_BATCH, Evaluation, EvaluationByUnit, evaluate, evaluate_rows
 from fedsim.models.load import load_model
 from fedsim.rows import IGNORED_LABEL, TokenRows
 

@@ -103,11 +103,17 @@ def _bmm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return torch.bmm(left.float(), right.float())
 
 
-def add_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """target [p, q] += left [p, n] right [n, q], accumulated in target's dtype."""
+def add_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor, first: bool = False) -> None:
+    """target [p, q] += left [p, n] right [n, q], accumulated in target's dtype.
+
+    Args:
+        first: Whether nothing was added before: what target holds, even nan, is not read.
+    """
+    before = 0 if first else 1
     if left.dtype == right.dtype == target.dtype:
-        target.addmm_(left, right)
+        target.addmm_(left, right, beta=before)
     elif left.dtype == right.dtype and left.is_cuda:
-        target += torch.mm(left, right, out_dtype=target.dtype)
+        product = torch.mm(left, right, out_dtype=target.dtype)
+        target.copy_(product) if first else target.add_(product)
     else:
-        target.addmm_(left.to(target.dtype), right.to(target.dtype))
+        target.addmm_(left.to(target.dtype), right.to(target.dtype), beta=before)
