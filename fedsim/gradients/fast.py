@@ -29,7 +29,7 @@ from fedsim.gradients.per_unit.unit_gradients import FACTOR_BITS
 from fedsim.gradients.rows.attention import Configured, attention_configs, packed_attention
 from fedsim.gradients.rows.packed import packed_batch
 from fedsim.gradients.rows.segments import Segments
-from fedsim.gradients.tape import Forms, Record, Tape, recording, used_by_layers
+from fedsim.gradients.tape import Forms, LayerHooks, Record, Tape
 from fedsim.gradients.trial.settings import settings_of
 from fedsim.gradients.units import Units, measured_pass, pack_units, split_rows
 from fedsim.rows import TokenRows
@@ -91,6 +91,8 @@ class FastSum:
         self.device = device_of(self.parameters.values())
         self.half, self.settings = keeps_half(model, autocast), settings_of(model)
         self.head = plain_head(model, self.settings) if type(objective) is CausalLanguageModel else None
+        self._of_head = [] if self.head is None else [p for p in self.head.parameters() if p.requires_grad]
+        self._hooks: LayerHooks | None = None
         self.paths: dict[str, set[str]] = {}
         self.packable, self.packed = True, False
         self.allowed: Forms | None = None
@@ -119,6 +121,10 @@ class FastSum:
 
         Where the device runs out of memory the budget is halved and the units are packed anew.
         """
+        with self._hooked() if self.compiled is None else nullcontext():
+            return self._run()
+
+    def _run(self) -> ClippedSum:
         together, alone = pack_units(self.units, self.budget, self.packed)
         pending = together[::-1]
         while pending:
@@ -152,6 +158,19 @@ class FastSum:
     def attention(self) -> Configured:
         """Where the model's parts look up what attention to use."""
         return attention_configs(self.model)
+
+    @contextmanager
+    def _hooked(self) -> Iterator[LayerHooks]:
+        """Within it the layers have their hooks, the same for all passes."""
+        if self._hooks is not None:
+            yield self._hooks
+            return
+        own = [p for p in self.parameters.values() if not any(p is of_head for of_head in self._of_head)]
+        with LayerHooks(own, self.layers) as self._hooks:
+            try:
+                yield self._hooks
+            finally:
+                self._hooks = None
 
     @cached_property
     def unreached(self) -> list[torch.nn.Parameter]:
@@ -241,9 +260,7 @@ class FastSum:
             with frozen(list(self.parameters.values())):
                 row_losses = self._compiled_backward(self.compiled, tape, batch, coefficients)
             return tape, row_losses, coefficients
-        of_head = [] if self.head is None else [p for p in self.head.parameters() if p.requires_grad]
-        others = [p for p in self.parameters.values() if not any(p is own for own in of_head)]
-        with frozen(of_head), used_by_layers(others, self.layers), recording(tape, self.layers), within:
+        with frozen(self._of_head), self._hooked() as hooks, hooks.recording(tape), within:
             loss, row_losses = self._loss(batch, coefficients, tape)
             torch.autograd.backward(loss)
         self.forms = tape.forms

@@ -1,7 +1,7 @@
 """What one forward and backward pass leaves for the clipped sum: each layer's inputs and output gradients."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -157,77 +157,90 @@ class Tape:
             self.at(parameter).add_held(part)
 
 
-@contextmanager
-def used_by_layers(parameters: Iterable[torch.nn.Parameter], layers: Iterable[torch.nn.Module]) -> Iterator[None]:
-    """Within it these parameters get no gradients of the calls of layers that hold them, and of nothing else may.
-
-    What a layer's call makes of its parameters its hook notes; of a use past such a call nobody would know whose
-    gradient it is, and it would be missing from the sum.
-
-    Raises:
-        RowsMixedError: A gradient reached one of them.
-    """
-    watched = {id(parameter): parameter for parameter in parameters}
-
-    def refuse(gradient: torch.Tensor) -> None:
-        raise RowsMixedError("a parameter is used past the calls of the layer that holds it")
-
-    def switch(own: list[torch.nn.Parameter], on: bool) -> Callable[..., None]:
-        def hook(*call: object) -> None:
-            for parameter in own:
-                parameter.requires_grad_(on)
-
-        return hook
-
-    with ExitStack() as stack:
-        for parameter in watched.values():
-            stack.callback(parameter.requires_grad_, True)
-            stack.callback(parameter.register_hook(refuse).remove)  # type: ignore[no-untyped-call]
-        for module in layers:
-            own = [watched[id(parameter)] for parameter in module._parameters.values() if id(parameter) in watched]
-            if own:
-                stack.callback(module.register_forward_pre_hook(switch(own, False)).remove)
-                stack.callback(module.register_forward_hook(switch(own, True), always_call=True).remove)
-        yield
-
-
 Record = Callable[[Tape, Any, tuple[torch.Tensor, ...], torch.Tensor], None]
 """A layer's rule: from its inputs and its output's gradient to terms of its parameters' gradients."""
 
 
-@contextmanager
-def recording(tape: Tape, layers: dict[torch.nn.Module, tuple[str, Record]]) -> Iterator[None]:
-    """Within it, a forward pass through the layers, given with names, and its backward pass write to the tape.
+class LayerHooks:
+    """Hooks on layers that write to the tape of the pass under way, and do nothing between passes.
 
-    Parameters must get no gradients of these layers' calls meanwhile: what autograd would do for them is done here.
+    A layer's parameters get no gradients of its calls meanwhile: what autograd would do for them is done by its rule.
+    Of a use past such a call nobody would know whose gradient it is, and it would be missing from the sum: where a
+    gradient reaches one of them the pass ends with RowsMixedError.
+
+    Args:
+        parameters: Those of which no gradient may be seen.
+        layers: With names and rules. Parameters of theirs that are not in `parameters` are the caller's to freeze.
     """
-    # Makes every recorded output require a gradient, wherever the first trainable layer is.
-    anchor = torch.zeros((), requires_grad=True)
-    with ExitStack() as stack:
-        for module, (name, record) in layers.items():
-            handle = module.register_forward_hook(_hook(tape, name, record, anchor), with_kwargs=True)
-            stack.callback(handle.remove)
-        if tape.order is not None:
-            stack.enter_context(tape.order)
-        yield
 
+    def __init__(
+        self, parameters: Iterable[torch.nn.Parameter], layers: dict[torch.nn.Module, tuple[str, Record]]
+    ) -> None:
+        self._watched = {id(parameter): parameter for parameter in parameters}
+        self._layers = layers
+        self._tape: Tape | None = None
+        # Makes every recorded output require a gradient, wherever the first trainable layer is.
+        self._anchor = torch.zeros((), requires_grad=True)
+        self._installed = ExitStack()
 
-def _hook(tape: Tape, name: str, record: Record, anchor: torch.Tensor) -> Callable[..., object]:
-    def hook(module: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, Any], output: object) -> object:
-        if not torch.is_grad_enabled():
-            return None
-        if not isinstance(output, torch.Tensor) or not all(isinstance(a, torch.Tensor) for a in args) or kwargs:
-            raise RowsMixedError(f"{type(module).__name__} takes or returns something other than tensors")
-        tape.called(name, args)  # type: ignore[arg-type]
-        if isinstance(module, torch.nn.Embedding) and len(output) == 1 < tape.rows and not tape.packed:
-            # Positions looked up once for all rows: looked up for each row instead, so that rows stay apart.
-            output = output.expand(tape.rows, *output.shape[1:])
-        recorded = _recorded(output, anchor, tape, record, module, *args)
-        if tape.order is not None and recorded.ndim == 2 and not len(recorded) % tape.rows:
-            tape.order.mark(recorded)  # in the order of the arguments, which are known by now
-        return recorded
+    def __enter__(self) -> "LayerHooks":
+        with ExitStack() as stack:
+            for parameter in self._watched.values():
+                stack.callback(parameter.register_hook(self._refuse).remove)  # type: ignore[no-untyped-call]
+            for module, (name, record) in self._layers.items():
+                own = [self._watched[id(p)] for p in module._parameters.values() if id(p) in self._watched]
+                if own:
+                    stack.callback(module.register_forward_pre_hook(self._switch(own, False)).remove)
+                    stack.callback(module.register_forward_hook(self._switch(own, True), always_call=True).remove)
+                stack.callback(module.register_forward_hook(self._hook(name, record), with_kwargs=True).remove)
+            self._installed = stack.pop_all()
+        return self
 
-    return hook
+    def __exit__(self, *_: object) -> None:
+        self._installed.close()
+
+    @contextmanager
+    def recording(self, tape: Tape) -> Iterator[None]:
+        """Within it, a forward pass through the layers and its backward pass write to the tape."""
+        self._tape = tape
+        try:
+            with nullcontext() if tape.order is None else tape.order:
+                yield
+        finally:
+            self._tape = None
+            for parameter in self._watched.values():  # a call that was broken off may have left it off
+                if not parameter.requires_grad:
+                    parameter.requires_grad_(True)
+
+    def _refuse(self, gradient: torch.Tensor) -> None:
+        if self._tape is not None:
+            raise RowsMixedError("a parameter is used past the calls of the layer that holds it")
+
+    def _switch(self, own: list[torch.nn.Parameter], on: bool) -> Callable[..., None]:
+        def hook(*call: object) -> None:
+            if self._tape is not None:
+                for parameter in own:
+                    parameter.requires_grad_(on)
+
+        return hook
+
+    def _hook(self, name: str, record: Record) -> Callable[..., object]:
+        def hook(module: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, Any], output: object) -> object:
+            tape = self._tape
+            if tape is None or not torch.is_grad_enabled():
+                return None
+            if not isinstance(output, torch.Tensor) or not all(isinstance(a, torch.Tensor) for a in args) or kwargs:
+                raise RowsMixedError(f"{type(module).__name__} takes or returns something other than tensors")
+            tape.called(name, args)  # type: ignore[arg-type]
+            if isinstance(module, torch.nn.Embedding) and len(output) == 1 < tape.rows and not tape.packed:
+                # Positions looked up once for all rows: looked up for each row instead, so that rows stay apart.
+                output = output.expand(tape.rows, *output.shape[1:])
+            recorded = _recorded(output, self._anchor, tape, record, module, *args)
+            if tape.order is not None and recorded.ndim == 2 and not len(recorded) % tape.rows:
+                tape.order.mark(recorded)  # in the order of the arguments, which are known by now
+            return recorded
+
+        return hook
 
 
 class _Recorded(torch.autograd.Function):

@@ -1,5 +1,7 @@
 """What privacy rests on: no unit moves the sum by more than the clip, and none can poison the others."""
 
+import contextlib
+import copy
 import math
 
 import numpy as np
@@ -13,6 +15,7 @@ from fedsim.clip import Clip
 from fedsim.errors import InvalidInput
 from fedsim.gradients import CausalLanguageModel, ParameterLayout, clipped_sum, clipped_units
 from fedsim.gradients.clipping import ModelClip, rounded_down
+from fedsim.gradients.fast import FastSum
 from fedsim.gradients.per_unit.products import gram_inner
 from fedsim.gradients.per_unit.unit_gradients import FACTOR_BITS, _scaled
 from fedsim.rows import IGNORED_LABEL, TokenRows
@@ -186,16 +189,51 @@ def test_units_without_labels_or_rows_add_nothing() -> None:
     torch.testing.assert_close(found.norms[0], alone.norms[0])
 
 
-def test_the_model_is_left_as_it_was() -> None:
-    model, objective = MODELS["gpt2, tied"]
+@pytest.mark.parametrize("end", [None, KeyboardInterrupt, RuntimeError])
+def test_the_model_is_left_as_it_was(end: type[BaseException] | None) -> None:
+    """However the sum ends: in the middle of a layer's call of a later pass, for instance."""
+    model, objective = copy.deepcopy(MODELS["gpt2, tied"])
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    rows, ids = ragged()
-    fast_sum(model, rows, ids, Clip(norm=1.0), objective=objective)
-    assert all(
-        torch.equal(before[name], p) and p.requires_grad and p.grad is None for name, p in model.named_parameters()
-    )
-    assert not any(module._forward_hooks for module in model.modules())
+    layer, calls = model.transformer.h[1].mlp.c_fc, []
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        calls.append(x)
+        if end is not None and len(calls) == 2:
+            raise end
+        return type(layer).forward(layer, x)
+
+    rows, ids = ragged(most=2)
+    layer.forward = forward
+    with contextlib.nullcontext() if end is None else pytest.raises(end):
+        fast_sum(model, rows, ids, Clip(norm=1.0), objective=objective, max_tokens=60)
+    assert len(calls) >= 2
+    for name, p in model.named_parameters():
+        assert torch.equal(before[name], p)
+        assert p.requires_grad
+        assert p.grad is None
+        assert not p._backward_hooks
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert "forward" not in vars(model.lm_head)
+
+
+def test_layers_get_their_hooks_once_for_all_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And units that take plain autograd beside them are none of their business."""
+    placed, passes, alone = [], [], []
+    hooks = torch.nn.Module, "register_forward_pre_hook", placed
+    noted = hooks, (FastSum, "passed", passes), (FastSum, "add_alone", alone)
+    for kind, name, calls in noted:
+        own = getattr(kind, name)
+        monkeypatch.setattr(kind, name, lambda *a, own=own, calls=calls, **k: (calls.append(a[1]), own(*a, **k))[1])
+    model, objective = MODELS["gpt2, tied"]
+    rows, ids = ragged(most=3)
+    whole = fast_sum(model, rows, ids, Clip(norm=1.0), objective=objective)
+    once = len(placed)
+    parts = fast_sum(model, rows, ids, Clip(norm=1.0), objective=objective, max_tokens=60)
+    assert once
+    assert len(placed) == 2 * once
+    assert len(passes) > 2
+    assert alone
+    assert_same(parts, whole, 1e-5)
 
 
 @pytest.mark.parametrize(
