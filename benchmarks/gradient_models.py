@@ -10,11 +10,11 @@ class Size:
     """A model shape, and the batch that is measured on it by default.
 
     Attributes:
-        kind: "gpt2", all of whose parameters train, or "llama-lora", whose adapters do.
+        kind: "gpt2" or "gemma3", all of whose parameters train, or "llama-lora", whose adapters do.
         width, layers, heads, vocabulary: The model's shape.
         length: Tokens a row.
         users: Users of the ULS cases; the ELS case has four times as many examples.
-        key_value_heads, intermediate, rank: Of a Llama, and of its adapters.
+        key_value_heads, intermediate, rank: Of a Gemma or a Llama, and of its adapters.
         base: Dtype of the frozen parameters.
     """
 
@@ -39,6 +39,10 @@ SIZES = {
         kind="llama-lora", width=64, layers=2, heads=4, vocabulary=512, length=32, intermediate=128, rank=4,
         base=torch.bfloat16,
     ),
+    "gemma": Size(
+        kind="gemma3", width=256, layers=4, heads=4, vocabulary=65536, length=64, users=8, key_value_heads=1,
+        intermediate=512,
+    ),
     "350m-128k": Size(kind="gpt2", width=1024, layers=24, heads=16, vocabulary=128256, length=128),
     "350m-long": Size(kind="gpt2", width=1024, layers=24, heads=16, vocabulary=50257, length=1024, users=8),
     "1.1b-lora": Size(
@@ -60,7 +64,7 @@ def build(size: Size, device: torch.device, checkpointing: bool, linear_layers: 
     """
     torch.manual_seed(0)
     with device:  # large models are made where they are used
-        model = _gpt2(size) if size.kind == "gpt2" else _llama_with_lora(size)
+        model = {"gpt2": _gpt2, "gemma3": _gemma3, "llama-lora": _llama_with_lora}[size.kind](size)
     if linear_layers:
         _replace_conv1d(model)
     if checkpointing:
@@ -85,6 +89,23 @@ def _gpt2(size: Size) -> torch.nn.Module:
         loss_type="ForCausalLM",
     )
     return GPT2LMHeadModel(config)
+
+
+def _gemma3(size: Size) -> torch.nn.Module:
+    """Whose head reads the words' embeddings, which the model scales where it looks them up."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    config = Gemma3TextConfig(
+        hidden_size=size.width,
+        intermediate_size=size.intermediate,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.key_value_heads,
+        head_dim=size.width // size.heads,
+        vocab_size=size.vocabulary,
+        pad_token_id=0,
+    )
+    return Gemma3ForCausalLM(config)
 
 
 def _llama_with_lora(size: Size) -> torch.nn.Module:

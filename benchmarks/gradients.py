@@ -194,6 +194,8 @@ def _ratios(ways: list[Way], tokens: int) -> dict[str, float]:
         other = best(name)
         if other is not None:
             ratios[f"speedup_over_{key}"] = other.time / fast.time
+            if other.memory and fast.memory and key == "loop":
+                ratios[f"memory_over_{key}"] = fast.memory / other.memory
     for key, value in ratios.items():
         print(f"  {key:32s} {value:10.2f}")
     return {key: round(value, 4) for key, value in ratios.items()}

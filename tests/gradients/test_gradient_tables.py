@@ -11,6 +11,8 @@ from torch.profiler import ProfilerActivity, profile
 from fedsim.clip import Clip
 from fedsim.gradients import CausalLanguageModel, clipped_sum
 from fedsim.gradients.layers import rule_for
+from fedsim.gradients.per_unit.unit_gradients import UnitGradients
+from fedsim.gradients.rows.segments import Segments
 
 
 class Scaled(torch.nn.Embedding):
@@ -103,3 +105,17 @@ def test_a_gemma_takes_little_more_memory_than_the_loop() -> None:
 
     assert_same(total("fast"), total("reference"), TOLERANCE[torch.float32])
     assert peak(lambda: total("fast")) <= 1.5 * peak(lambda: total("reference"))
+
+
+def test_what_is_looked_up_is_added_to_gradients_that_are_held() -> None:
+    """And not to tables beside them, which of a large vocabulary would take as much again."""
+    torch.manual_seed(0)
+    units, tokens, words, width = 3, 20, 900, 64
+    held, rows = torch.randn(units, words, width), torch.randn(units * tokens, width)
+    index = torch.randint(words, (units * tokens,))
+    gradients = UnitGradients(torch.Size([words, width]), units)
+    gradients.add_held(held.clone())
+    segments = Segments(np.full(units, tokens), torch.device("cpu"))
+    assert peak(lambda: gradients.add_lookup(index, rows, segments)) < held.nbytes / 4
+    owner = torch.arange(units).repeat_interleave(tokens)
+    torch.testing.assert_close(gradients.take_held(), held.index_put((owner, index), rows, accumulate=True))

@@ -107,7 +107,10 @@ class UnitGradients:
         first = min(self.first, int(np.searchsorted(segments.lengths, self.shape[0])))
         if first < len(segments):
             part, (places, added) = segments.cut(first, len(segments), index, rows)
-            self.add_held(self._table(part, places, added))
+            if self.held is not None and first == self.first:
+                self._add_to(self.held, part, places, added)  # a table of its own would be as large again
+            else:
+                self.add_held(self._table(part, places, added))
         if first:
             self.lookups.append(segments.cut(0, first, index, rows))
 
@@ -199,9 +202,14 @@ class UnitGradients:
 
     def _table(self, segments: Segments, index: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """What is looked up as gradients, [u, *shape]."""
-        table = rows.new_zeros(len(segments) * self.shape[0], self.shape[1], dtype=wide_dtype(rows.dtype))
+        table = rows.new_zeros(len(segments), *self.shape, dtype=wide_dtype(rows.dtype))
+        self._add_to(table, segments, index, rows)
+        return table
+
+    def _add_to(self, table: torch.Tensor, segments: Segments, index: torch.Tensor, rows: torch.Tensor) -> None:
+        """table [u, *shape] += what is looked up."""
         place = index + segments.owner * self.shape[0]
-        return table.index_add_(0, place, rows.to(table.dtype)).view(len(segments), *self.shape)
+        table.view(-1, self.shape[1]).index_add_(0, place, rows.to(table.dtype))
 
     def _factor_norms(self) -> tuple[torch.Tensor, torch.Tensor]:
         outer = joined(self.outers) if self.outers else None
