@@ -24,8 +24,8 @@ from fedsim.gradients.model import (
     trainable_parameters,
 )
 from fedsim.gradients.objective import Batch, CausalLanguageModel, Objective, RowLosses, token_losses
+from fedsim.gradients.per_unit.outer_products import FACTOR_BITS
 from fedsim.gradients.per_unit.pass_gradients import PassGradients
-from fedsim.gradients.per_unit.unit_gradients import FACTOR_BITS
 from fedsim.gradients.rows.attention import Configured, attention_configs, packed_attention
 from fedsim.gradients.rows.packed import packed_batch
 from fedsim.gradients.rows.segments import Segments

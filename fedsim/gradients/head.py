@@ -8,12 +8,13 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from fedsim.gradients.kernels import loss_gradient_, usable
 from fedsim.gradients.model import compute_dtype, wide_dtype
 from fedsim.gradients.objective import Batch, RowLosses, causal_logits
+from fedsim.gradients.per_unit.formed_again import FormedAgain
+from fedsim.gradients.per_unit.logits import HeadInputs, Logits, Scores
+from fedsim.gradients.per_unit.outer_products import least_held
 from fedsim.gradients.per_unit.products import add_product
-from fedsim.gradients.per_unit.unit_gradients import least_held
-from fedsim.gradients.rows.segments import Segments
+from fedsim.gradients.rows.segments import Segments, Term
 from fedsim.gradients.tape import Tape
 from fedsim.gradients.trial.settings import settings_of
 from fedsim.rows import IGNORED_LABEL
@@ -22,8 +23,14 @@ CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 """Logits of one chunk: 4 MiB of float32 on a CPU, which stay in its cache."""
 LEAST_POSITIONS = {"cpu": 2**7, "cuda": 2**8}
 """Of a chunk, however large the vocabulary: with fewer, reading the head's weights takes longer than the product."""
-VOCABULARY_STEP = 64
-"""On a GPU a head is filled up with zeros to a multiple of so many tokens."""
+KEPT_ELEMENTS = {"cpu": 2**26, "cuda": 2**29}
+"""Values of the logits' gradient that a micro-batch keeps for the sum at most: 256 MiB of float32, 1 GiB of bfloat16.
+
+Kept, they cost a write and a read; formed again, one more product of the head. But they are as many as tokens times
+words: of a large vocabulary, more than everything else that a pass leaves.
+"""
+GROUP_ELEMENTS = {"cpu": 2**24, "cuda": 2**28}
+"""Values of those that are formed again together: each group reads and writes the whole weight's sum once."""
 
 _plain_heads: WeakKeyDictionary[torch.nn.Module, tuple[object, bool]] = WeakKeyDictionary()
 """Of each head what its model was when it was tried, and what was found."""
@@ -83,8 +90,12 @@ def hidden_states(model: torch.nn.Module, head: torch.nn.Linear, batch: Batch) -
 
 def chunk_positions(words: int, device: torch.device) -> int:
     """Of how many positions a head of so many words makes logits at a time."""
-    kind = device.type if device.type in CHUNK_ELEMENTS else "cuda"
-    return max(LEAST_POSITIONS[kind], CHUNK_ELEMENTS[kind] // words)
+    return max(_on(device, LEAST_POSITIONS), _on(device, CHUNK_ELEMENTS) // words)
+
+
+def _on(device: torch.device, limits: dict[str, int]) -> int:
+    """A device's limit; one of another kind counts as a GPU."""
+    return limits.get(device.type, limits["cuda"])
 
 
 def head_loss(
@@ -96,7 +107,8 @@ def head_loss(
     labels = torch.nn.functional.pad(batch.labels, (0, 1), value=IGNORED_LABEL).flatten()
     times = len(labels) // len(coefficients)
     each = coefficients if times == 1 else coefficients.repeat_interleave(times)
-    loss, losses, correct = _fused_loss(hidden.flatten(0, 1), head.weight, head.bias, labels, each, head, tape)
+    words = batch.input_ids.flatten()
+    loss, losses, correct = _fused_loss(hidden.flatten(0, 1), head.weight, head.bias, labels, words, each, head, tape)
     of_rows = [x.view(len(coefficients), -1).sum(1) for x in (losses, labels != IGNORED_LABEL, correct)]
     return loss, RowLosses(loss_sum=of_rows[0], label_count=of_rows[1], correct=of_rows[2])
 
@@ -115,7 +127,8 @@ class _FusedLoss(torch.autograd.Function):
 
     With p the softmax of a position's logits, y its label and a its coefficient, the gradient with respect to the
     logits is a · (p − onehot(y)). It is formed once, used for the hidden states' and the weight's gradients, and
-    dropped, or kept for the tape where the head's per-unit gradients would be larger.
+    dropped. Where the head's per-unit gradients would be larger it is kept for the tape; or formed again for the sum,
+    if that would be too much to keep.
     """
 
     @staticmethod
@@ -125,26 +138,28 @@ class _FusedLoss(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         labels: torch.Tensor,
+        words: torch.Tensor,
         coefficients: torch.Tensor,
         head: Any,
         tape: Tape | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         dtype = compute_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
-            work = _Head(hidden.to(dtype).contiguous(), weight, bias, labels, coefficients)
+            work = _Head(hidden.detach().to(dtype).contiguous(), weight, bias, labels, coefficients)
             if tape is not None and tape.wants(head.weight):
-                work.record(tape, head)
+                work.record(tape, head, words)
             else:
                 work.run(ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[2])
         ctx.save_for_backward(work.hidden_gradient.to(hidden.dtype), work.weight_gradient, work.bias_gradient)
-        ctx.mark_non_differentiable(work.losses, work.correct)
-        return (work.losses * coefficients).sum(), work.losses, work.correct
+        losses, correct = work.scores
+        ctx.mark_non_differentiable(losses, correct)
+        return (losses * coefficients).sum(), losses, correct
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, bias = ctx.saved_tensors
         scaled = [None if g is None else g * gradient.to(g.dtype) for g in (hidden, weight, bias)]
-        return *scaled, None, None, None, None
+        return *scaled, None, None, None, None, None
 
 
 _fused_loss: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = _FusedLoss.apply
@@ -168,127 +183,139 @@ class _Head:
         labels: torch.Tensor,
         coefficients: torch.Tensor,
     ) -> None:
-        self.hidden, self.width, self.by_kernel = hidden, len(weight), usable(hidden)
-        self.weight = weight.detach().to(hidden.dtype)
-        self.bias = None if bias is None else bias.detach().to(hidden.dtype)
-        if self.by_kernel and self.width % VOCABULARY_STEP:
-            # A vocabulary of 50,257 would keep every product of the head on a GPU's slowest path.
-            more = -self.width % VOCABULARY_STEP
-            self.weight = torch.nn.functional.pad(self.weight, (0, 0, 0, more))
-            self.bias = None if self.bias is None else torch.nn.functional.pad(self.bias, (0, more))
-        self.labels, self.coefficients = labels, coefficients
+        self.chunk = chunk_positions(len(weight), hidden.device)
+        self.inputs = HeadInputs(hidden, weight, bias, labels, self.chunk)
+        self.logits, self.shape = Logits(self.inputs), weight.shape
+        self.coefficients = coefficients
         wide = wide_dtype(hidden.dtype)
-        self.losses = torch.zeros(len(hidden), dtype=wide, device=hidden.device)
-        self.correct = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
+        losses = torch.zeros(len(hidden), dtype=wide, device=hidden.device)
+        self.scores = Scores(losses, torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device))
         self.hidden_gradient = torch.empty_like(hidden)
         self.weight_gradient: torch.Tensor | None = None
         self.bias_gradient: torch.Tensor | None = None
-        self.chunk = chunk_positions(self.width, hidden.device)
 
     def run(self, want_weight: bool, want_bias: bool) -> None:
         """Losses and gradients of everything for autograd."""
         if want_weight:
-            self.weight_gradient = self.losses.new_empty(self.width, self.weight.shape[1])
-        bias = torch.zeros(self.width, dtype=self.losses.dtype, device=self.weight.device)
-        for start in range(0, len(self.hidden), self.chunk):
-            places = slice(start, start + self.chunk)
+            self.weight_gradient = self._new(self.shape)
+        bias = torch.zeros(self.shape[0], dtype=self.scores.losses.dtype, device=self.coefficients.device)
+        for start in range(0, len(self.coefficients), self.chunk):
+            places = slice(start, min(start + self.chunk, len(self.coefficients)))
             gradient = self.logit_gradient(places)
             if self.weight_gradient is not None:
                 add_product(self.weight_gradient, gradient.t(), self.weighted(places), first=start == 0)
             if want_bias:
-                bias += gradient.t().to(bias.dtype) @ self.coefficients[places].to(bias.dtype)
+                bias += self._of_bias(gradient, places)
         self.bias_gradient = bias if want_bias else None
 
-    def record(self, tape: Tape, head: Any) -> None:
-        """The same, with the weight's and the bias's gradients left on the tape, for each unit."""
-        segments = tape.segments.times(len(self.hidden) // tape.rows)
-        least = least_held(self.width, self.hidden.shape[1], self.hidden.element_size())
+    def record(self, tape: Tape, head: Any, words: torch.Tensor) -> None:
+        """The same, with the weight's and the bias's gradients left on the tape, for each unit.
+
+        Args:
+            words: int64 [M], what the model is given at the positions.
+        """
+        segments = tape.segments.times(len(words) // tape.rows)
+        least = least_held(self.shape[0], self.shape[1], self.inputs.hidden.element_size())
         first = int(np.searchsorted(segments.lengths, least))
-        kept = self.hidden.new_empty(int(segments.offsets[first]), len(self.weight))
-        held = self.losses.new_empty(len(segments) - first, self.width, self.weight.shape[1])
-        biases = self.losses.new_zeros(len(segments), self.width) if tape.wants(head.bias) else None
+        biases = self._new((len(segments), self.shape[0])).zero_() if tape.wants(head.bias) else None
         self.hidden_gradient[segments.total :] = 0  # of what belongs to no unit
-        # What is kept whole is made whole, unless something of its size would be made beside it.
-        whole = self.by_kernel and biases is None
-        for places, units in self._chunks(segments, first, whole):
-            room = kept[places] if places.stop <= len(kept) else None
-            gradient = self.logit_gradient(places, room)
-            for unit in units if units.stop > first or biases is not None else ():
-                begin, end = (max(int(x) - places.start, 0) for x in segments.offsets[unit : unit + 2])
-                own = slice(begin, min(end, places.stop - places.start))
-                if unit >= first:
-                    within = slice(places.start + own.start, places.start + own.stop)
-                    begun = within.start > segments.offsets[unit]
-                    add_product(held[unit - first], gradient[own].t(), self.weighted(within), first=not begun)
-                if biases is not None:
-                    coefficients = self.coefficients[places][own].to(biases.dtype)
-                    biases[unit] += gradient[own].t().to(biases.dtype) @ coefficients
-        if len(held):
-            tape.at(head.weight).add_held(held)
+        gradients = tape.at(head.weight)
+        if first < len(segments):
+            gradients.add_held(self._held(segments, first, biases))
         if first:
-            factors = kept[:, : self.width], self.weighted(slice(0, len(kept)))
-            tape.at(head.weight).outers.append(segments.cut(0, first, *factors))
+            small, (words,) = segments.cut(0, first, words)
+            if small.total * self.logits.columns <= _on(words.device, KEPT_ELEMENTS):
+                gradients.outers.append(self._kept(small, biases))
+            else:
+                gradients.add_formed_again(self._formed_again(small, words, biases))
         if biases is not None:
             tape.at(head.bias).add_held(biases)
 
     def weighted(self, places: slice) -> torch.Tensor:
         """Hidden states times their coefficients: the cheaper side to scale."""
-        return self.hidden[places] * self.coefficients[places, None].to(self.hidden.dtype)
+        hidden = self.inputs.hidden[places]
+        return hidden * self.coefficients[places, None].to(hidden.dtype)
 
     def logit_gradient(self, places: slice, out: torch.Tensor | None = None) -> torch.Tensor:
         """p − onehot(y), [n, V] in hidden's dtype, without coefficients; written to out where that is given.
 
         On the way it writes the positions' losses, correct predictions and the hidden states' gradients.
         """
-        labels = self.labels[places]
-        gradient = self._in_place(places, labels, out) if self.by_kernel else self._plain(places, labels, out)
-        torch.matmul(gradient, self.weight, out=self.hidden_gradient[places])
-        self.hidden_gradient[places] *= self.coefficients[places, None].to(self.hidden.dtype)
-        return gradient[:, : self.width]
+        gradient = self.logits.gradient(places, out, self.scores)
+        torch.matmul(gradient, self.logits.weight, out=self.hidden_gradient[places])
+        self.hidden_gradient[places] *= self.coefficients[places, None].to(gradient.dtype)
+        return gradient[:, : self.shape[0]]
 
-    def _in_place(self, places: slice, labels: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
-        """In two passes over the logits, which are never copied."""
-        hidden = self.hidden[places]
-        gradient = hidden.new_empty(len(hidden), len(self.weight)) if out is None else out
-        if self.bias is None:
-            torch.mm(hidden, self.weight.t(), out=gradient)
-        else:
-            torch.addmm(self.bias, hidden, self.weight.t(), out=gradient)
-        self.losses[places], self.correct[places] = loss_gradient_(gradient[:, : self.width], labels)
-        return gradient
+    def _held(self, segments: Segments, first: int, biases: torch.Tensor | None) -> torch.Tensor:
+        """The gradients of units from the first on that are held, [units, V, d]."""
+        held = self._new((len(segments) - first, *self.shape))
+        for places, units in _chunks(segments, first, len(segments), self.chunk):
+            gradient = self.logit_gradient(places)
+            for unit, own, part in _parts(segments, units, places, gradient):
+                begun = own.start > segments.offsets[unit]
+                add_product(held[unit - first], part.t(), self.weighted(own), first=not begun)
+            self._add_biases(biases, segments, units, places, gradient)
+        return held
 
-    def _plain(self, places: slice, labels: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
-        scored, place = labels != IGNORED_LABEL, labels.clamp(min=0).unsqueeze(-1)
-        logits = self._logits(places, out)
-        largest, own = logits.amax(-1, keepdim=True), logits.gather(-1, place)
-        self.correct[places] = (own >= largest)[:, 0] & scored
-        # In the logits' place: on a CPU what is copied falls out of the caches.
-        gradient = torch.softmax(logits, -1, out=logits if logits.device.type == "cpu" else None)
-        # The largest probability, 1 / Σ exp(logit − largest), is at least 1 / V, however small that of the label.
-        losses = largest - own - gradient.amax(-1, keepdim=True).log()
-        self.losses[places] = losses[:, 0].masked_fill(~scored, 0)
-        gradient.scatter_add_(-1, place, gradient.new_full((), -1.0).expand(place.shape))
-        if gradient.is_cuda:
-            gradient.masked_fill_(~scored.unsqueeze(-1), 0)
-        else:
-            gradient.index_fill_(0, (~scored).nonzero()[:, 0], 0)
-        gradient = gradient.to(self.hidden.dtype)
-        if out is not None and gradient is not out:
-            out.copy_(gradient)
-        return gradient
+    def _kept(self, segments: Segments, biases: torch.Tensor | None) -> Term:
+        """Factors of units whose gradients are larger: the logits' gradient, and hidden states times coefficients."""
+        kept = self.inputs.hidden.new_empty(segments.total, self.logits.columns)
+        # What is kept whole is made whole, unless something of its size would be made beside it.
+        chunk = len(kept) if self.logits.by_kernel and biases is None else self.chunk
+        for places, units in _chunks(segments, 0, len(segments), chunk):
+            gradient = self.logit_gradient(places, kept[places])
+            self._add_biases(biases, segments, units, places, gradient)
+        return segments, (kept[:, : self.shape[0]], self.weighted(slice(0, len(kept))))
 
-    def _logits(self, places: slice, out: torch.Tensor | None) -> torch.Tensor:
-        """[n, V] in losses' dtype, written to out where that is of it."""
-        hidden = self.hidden[places]
-        if out is not None and out.dtype == self.losses.dtype and self.bias is None:
-            return torch.mm(hidden, self.weight.t(), out=out)
-        return torch.nn.functional.linear(hidden, self.weight, self.bias).to(self.losses.dtype)
+    def _formed_again(self, segments: Segments, words: torch.Tensor, biases: torch.Tensor | None) -> FormedAgain:
+        """The same with a logits' gradient that would be too large to keep, and is dropped."""
+        positions = max(self.chunk, _on(words.device, GROUP_ELEMENTS) // self.logits.columns)
+        right = self.weighted(slice(0, segments.total))
+        term = FormedAgain(segments, self.inputs, right, words, positions)
+        room = right.new_empty(term.largest, self.logits.columns)
+        for units in term.groups:
+            places = term.places(units)
+            gradient = self.logit_gradient(places, room[: places.stop - places.start])
+            term.measure(units, gradient)
+            self._add_biases(biases, segments, range(units.start, units.stop), places, gradient)
+        return term
 
-    def _chunks(self, segments: Segments, first: int, whole: bool) -> Iterator[tuple[slice, range]]:
-        """Chunks of positions and whose they are: none has units on both sides of `first`; those before may be one."""
-        middle = int(segments.offsets[first])
-        for begin, stop, chunk in ((0, middle, middle if whole else self.chunk), (middle, segments.total, self.chunk)):
-            for start in range(begin, stop, max(1, chunk)):
-                end = min(start + chunk, stop)
-                one = int(np.searchsorted(segments.offsets, start, side="right")) - 1
-                yield slice(start, end), range(one, int(np.searchsorted(segments.offsets, end)))
+    def _add_biases(
+        self,
+        biases: torch.Tensor | None,
+        segments: Segments,
+        units: range,
+        places: slice,
+        gradient: torch.Tensor,
+    ) -> None:
+        """Add what a chunk's positions leave to its units' gradients of the bias, [u, V], if they are wanted."""
+        if biases is not None:
+            for unit, own, part in _parts(segments, units, places, gradient):
+                biases[unit] += self._of_bias(part, own)
+
+    def _of_bias(self, gradient: torch.Tensor, places: slice) -> torch.Tensor:
+        wide = self.scores.losses.dtype
+        return gradient.t().to(wide) @ self.coefficients[places].to(wide)
+
+    def _new(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """Room for sums, of the dtype in which they are added up."""
+        return self.scores.losses.new_empty(shape)
+
+
+def _chunks(segments: Segments, first: int, stop: int, chunk: int) -> Iterator[tuple[slice, range]]:
+    """The positions of neighbouring units, so many at a time, and whose they are."""
+    begin, end = segments.offsets[[first, stop]].tolist()
+    for start in range(begin, end, max(1, chunk)):
+        places = slice(start, min(start + chunk, end))
+        one = int(np.searchsorted(segments.offsets, start, side="right")) - 1
+        yield places, range(one, int(np.searchsorted(segments.offsets, places.stop)))
+
+
+def _parts(
+    segments: Segments, units: range, places: slice, vectors: torch.Tensor
+) -> Iterator[tuple[int, slice, torch.Tensor]]:
+    """Each unit, which of its positions are among some, and the vectors of these."""
+    for unit in units:
+        begin, end = segments.offsets[[unit, unit + 1]].tolist()
+        own = slice(max(begin, places.start), min(end, places.stop))
+        yield unit, own, vectors[own.start - places.start : own.stop - places.start]

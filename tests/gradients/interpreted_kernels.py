@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from fedsim.gradients import kernels
+from fedsim.gradients.per_unit.outer_products import add_outer
 from fedsim.gradients.per_unit.products import gram_inner
-from fedsim.gradients.per_unit.unit_gradients import UnitGradients, add_outer
+from fedsim.gradients.per_unit.unit_gradients import UnitGradients
 from fedsim.gradients.rows.segments import Segments
 from fedsim.rows import IGNORED_LABEL
 
@@ -218,7 +219,7 @@ def test_the_callers_take_the_kernels_where_they_may_and_only_there(monkeypatch:
     taken: list[str] = []
     names = ("weighted_products", "gram_norms_of")
     for name in names:
-        place = f"fedsim.gradients.per_unit.unit_gradients.{name}"
+        place = f"fedsim.gradients.per_unit.outer_products.{name}"
         monkeypatch.setattr(place, lambda *a, name=name: taken.append(name) or torch.zeros(2, 1, 2))
 
     def calls(one: torch.Tensor, other: torch.Tensor) -> list[str]:

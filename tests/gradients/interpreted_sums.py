@@ -10,12 +10,11 @@ from fedsim.gradients import (
     CausalLanguageModel,
     ClippedSum,
     clipped_sum,
-    head,
     layer_paths,
 )
 from fedsim.gradients.clipping import ModelClip
 from fedsim.gradients.model import ParameterLayout
-from fedsim.gradients.per_unit import pass_gradients, unit_gradients
+from fedsim.gradients.per_unit import logits, outer_products, pass_gradients
 from fedsim.gradients.per_unit.pass_gradients import PassGradients
 from fedsim.gradients.per_unit.unit_gradients import UnitGradients
 from fedsim.gradients.rows.segments import Segments
@@ -26,9 +25,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:Runtim
 VOCABULARY = 70
 """No multiple of what a head is filled up to."""
 KERNELS = {
-    "weighted_products": (pass_gradients, unit_gradients),
-    "gram_norms_of": (pass_gradients, unit_gradients),
-    "loss_gradient_": (head,),
+    "weighted_products": (pass_gradients, outer_products),
+    "gram_norms_of": (pass_gradients, outer_products),
+    "loss_gradient_": (logits,),
 }
 
 

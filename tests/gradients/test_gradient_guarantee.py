@@ -16,8 +16,8 @@ from fedsim.errors import InvalidInput
 from fedsim.gradients import CausalLanguageModel, ParameterLayout, clipped_sum, clipped_units
 from fedsim.gradients.clipping import ModelClip, rounded_down
 from fedsim.gradients.fast import FastSum
+from fedsim.gradients.per_unit.outer_products import FACTOR_BITS, _scaled
 from fedsim.gradients.per_unit.products import gram_inner
-from fedsim.gradients.per_unit.unit_gradients import FACTOR_BITS, _scaled
 from fedsim.rows import IGNORED_LABEL, TokenRows
 
 OBJECTIVE = CausalLanguageModel()

@@ -19,7 +19,7 @@ from fedsim.gradients import (
 )
 from fedsim.gradients.fast import unsure
 from fedsim.gradients.objective import RowLosses
-from fedsim.gradients.per_unit import unit_gradients
+from fedsim.gradients.per_unit import outer_products
 from fedsim.gradients.per_unit.products import batched_inner, squared_row_norms
 from fedsim.gradients.per_unit.unit_gradients import UnitGradients
 from fedsim.gradients.rows.segments import Segments
@@ -276,20 +276,20 @@ def test_no_product_adds_up_more_tokens_than_its_running_sum_may(monkeypatch: py
     """Seen in the shapes: some libraries divide long sums by themselves, and would hide it in the numbers."""
     summed: list[int] = []
     formed: list[int] = []
-    product, batched = unit_gradients.add_product, unit_gradients.batched_outer
-    monkeypatch.setattr(unit_gradients, "add_product", lambda t, a, b: (summed.append(a.shape[1]), product(t, a, b)))
-    monkeypatch.setattr(unit_gradients, "batched_outer", lambda a, b: (formed.append(a.shape[1]), batched(a, b))[1])
+    product, batched = outer_products.add_product, outer_products.batched_outer
+    monkeypatch.setattr(outer_products, "add_product", lambda t, a, b: (summed.append(a.shape[1]), product(t, a, b)))
+    monkeypatch.setattr(outer_products, "batched_outer", lambda a, b: (formed.append(a.shape[1]), batched(a, b))[1])
     left, right, two = (
         torch.ones(2000, 90),
         torch.ones(2000, 80),
         Segments(np.array([1000, 1000]), torch.device("cpu")),
     )
     target = torch.zeros(90, 80)
-    unit_gradients.add_outer(target, left, right, torch.ones(2), two)
+    outer_products.add_outer(target, left, right, torch.ones(2), two)
     assert torch.equal(target, torch.full((90, 80), 2000.0))
     assert sum(summed) == 2000
     assert summed == [256, 256, 256, 232 + 256, 256, 256, 232]  # what is left of one unit, and the next one's first
-    gradients = unit_gradients.UnitGradients(torch.Size((90, 80)), 2)
+    gradients = UnitGradients(torch.Size((90, 80)), 2)
     gradients.outers.append((two, (left, right)))
     squared, _ = gradients.squared_norms()
     torch.testing.assert_close(squared, torch.full_like(squared, 1000.0**2 * 90 * 80))

@@ -65,7 +65,7 @@ class PassGradients:
             for (block, first), names in together.items()
             for bundle in _bundles(block, slice(first, len(segments)), names, gradients)
         ]
-        self.matrices = {name: g for name, g in gradients.items() if g.held is not None or g.outers or g.lookups}
+        self.matrices = {name: g for name, g in gradients.items() if g.any}
 
     def squared_norms(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Squared norms and spreads as of UnitGradients, of gradients divided by their scales: float64 [blocks, u]."""

@@ -5,65 +5,32 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from fedsim.gradients.kernels import gram_norms_of, usable, weighted_products
+from fedsim.gradients.kernels import usable
 from fedsim.gradients.model import wide_dtype
-from fedsim.gradients.per_unit.products import (
-    TOKEN_PIECE,
-    add_product,
-    batched_inner,
-    batched_outer,
-    end_to_end,
-    gram_inner,
-    pieces,
-    squared_row_norms,
+from fedsim.gradients.per_unit.formed_again import FormedAgain
+from fedsim.gradients.per_unit.outer_products import (
+    add_outer,
+    bucket_norms,
+    cross,
+    gram_form,
+    least_held,
+    outer_products,
+    zeroed,
 )
+from fedsim.gradients.per_unit.products import end_to_end, squared_row_norms
 from fedsim.gradients.rows.segments import Segments, Term, joined
-
-GRAM_ELEMENTS = 2**24
-"""Elements of one batch of Gram matrices at most: 64 MiB of float32."""
-FACTOR_BITS = 9
-"""Significant bits of a clip factor whose product with a bfloat16 (8 bits) is two bfloat16s exactly: see `_scaled`."""
-
-
-def add_outer(
-    target: torch.Tensor, left: torch.Tensor, right: torch.Tensor, factors: torch.Tensor, segments: Segments
-) -> None:
-    """target [p, q] += Σ_u factors[u] · left_u^T right_u, for left [M, p] and right [M, q] of the units' segments."""
-    if target.dtype == torch.float32 and usable(left, right):
-        for bucket in segments.buckets:
-            pair = bucket.of(left, zeroed=True), bucket.of(right)
-            weighted_products([target], [pair], factors[bucket.units])
-        return
-    each = segments.each(factors)[:, None]
-    scale_left = left.shape[-1] <= right.shape[-1]  # the smaller one is cheaper to scale
-    for scaled in _scaled(left if scale_left else right, each):
-        one, other = (scaled, right) if scale_left else (left, scaled)
-        for piece in segments.pieces(TOKEN_PIECE):
-            add_product(target, one[piece].t(), other[piece])
-
-
-def _scaled(tensor: torch.Tensor, factors: torch.Tensor) -> list[torch.Tensor]:
-    """tensor [M, d] times factors [M, 1], as terms whose sum is that product, rounded at most as float32 is.
-
-    Rounding a scaled bfloat16 tensor to bfloat16 would move a clipped unit's norm by up to 2⁻⁸ and so past the
-    clip; the part lost in rounding is therefore a second term. A product of 8 and FACTOR_BITS = 9 significant bits
-    has 17; to the nearest 8, the rest has no more than 8: with factors of so few bits the two terms are exact.
-    """
-    product = tensor.to(factors.dtype) * factors
-    if tensor.dtype != torch.bfloat16:
-        return [product]
-    rounded = product.to(tensor.dtype)
-    return [rounded, (product - rounded).to(tensor.dtype)]
 
 
 class UnitGradients:
-    """The gradients of one parameter for the u units of a pass, as a sum of three kinds of terms.
+    """The gradients of one parameter for the u units of a pass, as a sum of four kinds of terms.
 
     held: gradients themselves, of the units from `first` on: [u - first, *shape].
     outers: pairs (left [M, p], right [M, q]) of the units before, a gradient [p, q] = left^T right over a unit's
         vectors: what a matrix product leaves.
     lookups: pairs (index [M], rows [M, q]) of the units before: rows are added at the places that index names along
         the first axis.
+    again: one term like those of outers whose left is not kept, as it would be too large (`FormedAgain`). It becomes
+        one of outers where others are added to the same parameter.
 
     Held gradients are used for units for which they take no more memory than the factors: for p·q values of a gradient
     against n·(p + q) of its factors. The same comparison tells which is less arithmetic: the norm of a held gradient
@@ -77,6 +44,7 @@ class UnitGradients:
         self.held: torch.Tensor | None = None
         self.outers: list[Term] = []
         self.lookups: list[Term] = []
+        self.again: FormedAgain | None = None
         self.paths: set[str] = set()
 
     def add_held(self, gradients: torch.Tensor, path: str = "held") -> None:
@@ -98,7 +66,7 @@ class UnitGradients:
         least = least_held(left.shape[1], right.shape[1], left.element_size())
         first = min(self.first, int(np.searchsorted(segments.lengths, least)))
         if first < len(segments):
-            self.add_held(_products(*segments.cut(first, len(segments), left, right)))
+            self.add_held(outer_products(*segments.cut(first, len(segments), left, right)))
         if first:
             self.outers.append(segments.cut(0, first, left, right))
 
@@ -114,6 +82,12 @@ class UnitGradients:
         if first:
             self.lookups.append(segments.cut(0, first, index, rows))
 
+    def add_formed_again(self, term: FormedAgain) -> None:
+        """Add a head's gradients of the units before those that are held, before any other term of these is added."""
+        assert self.first == len(term.segments)
+        assert self.again is None
+        self.again = term
+
     def held_elements(self) -> int:
         """Values of the gradients held."""
         return 0 if self.held is None else self.held.numel()
@@ -127,12 +101,21 @@ class UnitGradients:
     @property
     def units(self) -> slice:
         """The units of which there is anything here: all, but for those whose gradients were taken."""
-        start = 0 if self.outers or self.lookups else self.first
+        start = 0 if self._factors else self.first
         return slice(start, self.first + (0 if self.held is None else len(self.held)))
+
+    @property
+    def any(self) -> bool:
+        """Whether there are gradients here that nobody took."""
+        return self.held is not None or self._factors
+
+    @property
+    def _factors(self) -> bool:
+        return bool(self.outers or self.lookups) or self.again is not None
 
     def gram_term(self) -> Term | None:
         """The factors of which a kernel is to find the norms in Gram form; None where another way is right."""
-        if self.held is not None or self.lookups or not self.outers:
+        if self.held is not None or self.lookups or self.again is not None or not self.outers:
             return None
         if not all(usable(*factors) for _, factors in self.outers):
             return None
@@ -151,7 +134,7 @@ class UnitGradients:
         eps · |L[t, x_s]||r_t||e_s|, and these add up to no more than eps · (spread of the outer part · ‖rows‖²)^½.
         """
         squares, spreads = [], []
-        if self.outers or self.lookups:
+        if self._factors:
             squared, spread = self._factor_norms()
             squares.append(squared)
             spreads.append(spread)
@@ -172,6 +155,8 @@ class UnitGradients:
             if not any(term is other for other in without):
                 segments, (left, right) = term
                 add_outer(target, left, right, factors[: self.first], segments)
+        if self.again is not None:
+            self.again.add_weighted(target, factors[: self.first])
         for segments, (index, rows) in self.lookups:
             target.index_add_(0, index, (rows * segments.each(factors)[:, None]).to(target.dtype))
 
@@ -179,17 +164,20 @@ class UnitGradients:
         """Make the gradients of units, bool [u], exactly zero: a factor of 0 would leave 0 · inf = nan."""
         if self.held is not None:
             self.held[units[self.first :]] = 0
-        self.outers = [(s, tuple(_zeroed(x, units[s.owner]) for x in factors)) for s, factors in self.outers]
-        self.lookups = [(s, (index, _zeroed(rows, units[s.owner]))) for s, (index, rows) in self.lookups]
+        self.outers = [(s, tuple(zeroed(x, units[s.owner]) for x in factors)) for s, factors in self.outers]
+        self.lookups = [(s, (index, zeroed(rows, units[s.owner]))) for s, (index, rows) in self.lookups]
+        if self.again is not None:
+            self.again.zero(units[: self.first])
 
     def hold_from(self, first: int) -> None:
         """Hold the gradients of the units from `first` on, whatever they have been kept as so far."""
-        if first >= self.first or not (self.held is not None or self.outers or self.lookups):
+        if first >= self.first or not self.any:
             return
+        self._keep_again()
         held = [] if self.held is None else [self.held]
         more: list[torch.Tensor] = []
         for segments, factors in self.outers:
-            more.append(_products(*segments.cut(first, self.first, *factors)))
+            more.append(outer_products(*segments.cut(first, self.first, *factors)))
         for segments, (index, rows) in self.lookups:
             part, (index, rows) = segments.cut(first, self.first, index, rows)
             more.append(self._table(part, index, rows))
@@ -211,74 +199,42 @@ class UnitGradients:
         place = index + segments.owner * self.shape[0]
         table.view(-1, self.shape[1]).index_add_(0, place, rows.to(table.dtype))
 
+    def _keep_again(self) -> None:
+        """Make the term that is formed again one of `outers`."""
+        if self.again is not None:
+            self.outers, self.again = [*self.outers, self.again.kept()], None
+
     def _factor_norms(self) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.again is not None and (self.outers or not self.again.meets(self.lookups)):
+            self._keep_again()
         outer = joined(self.outers) if self.outers else None
-        if outer is not None:
+        if self.again is not None:
+            squared, spread = self.again.squares, self.again.spreads
+            self.paths |= self.again.paths
+        elif outer is not None:
             squared, spread = (found.double() for found in self._outer_norms(*outer))
-            if not self.lookups:
-                return squared, spread
+        if not self.lookups:
+            return squared, spread
         self.paths.add("gathered")
         segments, (index, rows) = joined(self.lookups)
-        self.lookups = [(segments, (index, _merged(index, rows, segments.owner)))]
-        gathered = segments.sums(squared_row_norms(self.lookups[0][1][1])[:, None])[:, 0]
-        if outer is None:
+        rows = _merged(index, rows, segments.owner)
+        self.lookups = [(segments, (index, rows))]
+        gathered = segments.sums(squared_row_norms(rows)[:, None])[:, 0]
+        if self.again is not None:
+            inner = self.again.inner_with_rows(rows)
+        elif outer is not None:
+            inner = cross(outer, self.lookups[0])
+        else:
             return gathered, torch.zeros_like(gathered)
         self.paths.add("exact cross term")
-        squared = squared + gathered + 2 * _cross(outer, self.lookups[0])
-        return squared, (spread.sqrt() + gathered.sqrt()).square()
+        return squared + gathered + 2 * inner, (spread.sqrt() + gathered.sqrt()).square()
 
     def _outer_norms(self, segments: Segments, factors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         found = [
-            self._bucket_norms(bucket.of(factors[0], zeroed=True), bucket.of(factors[1]))
-            for bucket in segments.buckets
+            bucket_norms(bucket.of(factors[0], zeroed=True), bucket.of(factors[1])) for bucket in segments.buckets
         ]
-        return end_to_end([squared for squared, _ in found]), end_to_end([spread for _, spread in found])
-
-    def _bucket_norms(self, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of units with as many vectors, [u, n, p] and [u, n, q]."""
-        (u, n, p), q = left.shape, right.shape[2]
-        gram = gram_form(n, p, q)
-        self.paths.add("Gram norm" if gram else "direct norm")
-        if gram and usable(left, right):
-            squares, spreads = gram_norms_of([(left, right)])
-            return squares[0], spreads[0]
-        chunk = max(1, GRAM_ELEMENTS // (n * n if gram else p * q))
-        squared, spread = [], []
-        for start in range(0, u, chunk):
-            a, b = left[start : start + chunk], right[start : start + chunk]
-            if gram:
-                products, diagonal = gram_inner(a, b)
-                squared.append(products)
-                spread.append(diagonal)
-            else:
-                # As add_outer adds it up, so that the sum is of what the norm is of.
-                pairs = zip(pieces(a, TOKEN_PIECE, 1), pieces(b, TOKEN_PIECE, 1), strict=True)
-                gradient = sum(batched_outer(c, d) for c, d in pairs)
-                assert isinstance(gradient, torch.Tensor)
-                squared.append(squared_row_norms(gradient.flatten(1)))
-                lengths = [torch.linalg.vector_norm(x, dim=2, dtype=wide_dtype(x.dtype)) for x in (a, b)]
-                spread.append((lengths[0] * lengths[1]).square().sum(1))
-        return end_to_end(squared), end_to_end(spread)
-
-
-def gram_form(n: int, p: int, q: int) -> bool:
-    """Whether the norm of a unit of n vectors is found with less arithmetic from Gram matrices than from the gradient.
-
-    Bytes may favour factors (bfloat16) where arithmetic favours the gradient: then it is formed and dropped.
-    """
-    return n * (p + q) <= p * q
-
-
-def least_held(p: int, q: int, element_size: int) -> int:
-    """Vectors from which on a gradient left^T right takes no more memory than its factors; it is float32 or wider."""
-    return -(-p * q * max(4, element_size) // ((p + q) * element_size))
-
-
-def _products(segments: Segments, factors: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """left^T right of each unit, [u, p, q]."""
-    left, right = factors
-    parts = [batched_outer(b.of(left, zeroed=True), b.of(right)) for b in segments.buckets]
-    return end_to_end(parts)
+        self.paths |= {path for _, _, path in found}
+        return end_to_end([squared for squared, _, _ in found]), end_to_end([spread for _, spread, _ in found])
 
 
 def _merged(index: torch.Tensor, rows: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
@@ -295,20 +251,3 @@ def _merged(index: torch.Tensor, rows: torch.Tensor, owner: torch.Tensor) -> tor
     where = torch.empty_like(positions).scatter_(0, positions, first[run])
     wide = rows.to(wide_dtype(rows.dtype))
     return torch.zeros_like(wide).index_add_(0, where, wide)
-
-
-def _cross(outer: Term, lookup: Term) -> torch.Tensor:
-    """Inner product a unit of left^T right and of rows at index: Σ_ts left[t, index_s] · ⟨right_t, rows_s⟩."""
-    (segments, (left, right)), (others, (index, rows)) = outer, lookup
-    found = []
-    for bucket in segments.buckets:
-        other = bucket if others is segments else others.bucket(bucket.units.start, bucket.units.stop)
-        one, places = bucket.of(left, zeroed=True), other.of(index)
-        at_index = one.gather(2, places[:, None, :].expand(-1, bucket.length, -1))
-        inner = batched_inner(bucket.of(right).to(rows.dtype), other.of(rows, zeroed=True))
-        found.append((at_index * inner).sum((1, 2)))
-    return end_to_end(found)
-
-
-def _zeroed(tensor: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-    return tensor.masked_fill(vectors[:, None], 0)
