@@ -10,11 +10,13 @@ from fedsim.gradients import (
     CausalLanguageModel,
     ClippedSum,
     clipped_sum,
+    head,
     layer_paths,
 )
 from fedsim.gradients.clipping import ModelClip
 from fedsim.gradients.model import ParameterLayout
 from fedsim.gradients.per_unit import logits, outer_products, pass_gradients
+from fedsim.gradients.per_unit.formed_again import FormedAgain
 from fedsim.gradients.per_unit.pass_gradients import PassGradients
 from fedsim.gradients.per_unit.unit_gradients import UnitGradients
 from fedsim.gradients.rows.segments import Segments
@@ -146,6 +148,29 @@ def test_copies_of_a_unit_reach_no_further_than_so_many_clip_norms(model: torch.
         assert 1 - 2 * CLIP_MARGIN < reach <= 1
     assert any("Gram norm" in path for path in layer_paths(model).values())
     assert taken == set(KERNELS)
+
+
+@pytest.mark.parametrize("model", ["tied GPT-2", "head with bias"], indirect=True)
+def test_logits_that_are_formed_again_give_the_same_sum(
+    model: torch.nn.Module, taken: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one unit at a time, or two."""
+    rows, ids = ragged()
+    clip = Clip(norm=float(half_sum(model, rows, ids, Clip(norm=1e9)).norms.median()) * 1.01)
+    expected = half_sum(model, rows, ids, clip)
+    terms: list[FormedAgain] = []
+    add = FormedAgain.add_weighted
+    monkeypatch.setattr(FormedAgain, "add_weighted", lambda self, *a: (terms.append(self), add(self, *a)))
+    monkeypatch.setitem(head.KEPT_ELEMENTS, "cpu", 0)
+    monkeypatch.setitem(head.GROUP_ELEMENTS, "cpu", 16 * 128)
+    monkeypatch.setattr(head, "chunk_positions", lambda words, device: 1)
+    taken.clear()
+    found = half_sum(model, rows, ids, clip)
+    assert any(units.stop - units.start == 2 for units in terms[0].groups)
+    assert taken == set(KERNELS)
+    for name in ("total", "norms", "losses"):
+        one, other = getattr(found, name), getattr(expected, name)
+        assert float((one - other).norm()) <= 1e-5 * float(other.norm()), name
 
 
 def test_a_unit_with_an_infinity_adds_exactly_zero(taken: set[str]) -> None:

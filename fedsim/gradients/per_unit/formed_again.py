@@ -18,10 +18,9 @@ class FormedAgain:
     units at a time: in the head's forward pass, which forms it anyway, `measure` takes of it what norms need, and
     `add_weighted` forms it once more, for one more product of the head.
 
-    The norms bound the sum because both are of the same gradient. It is formed by the same operations on the same
-    tensors, the same positions together: where a device's operations give the same from call to call, as those used
-    here do, it is the same bit by bit. Should a library's product differ all the same, then by a rounding error of the
-    logits, of about 2⁻²² of the gradient in float32, where the clip's margin is 2⁻¹⁶.
+    The norms bound the sum because both are of the same gradient, the same bit by bit: it is formed by the same
+    operations on the same tensors, the same positions together, and none of these operations depends on chance.
+    Products of one shape are the same from call to call in cuBLAS, on one stream, and on a CPU with as many threads.
 
     Args:
         segments: The units, whose vectors are the first M positions of the head.
