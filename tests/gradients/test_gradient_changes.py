@@ -11,6 +11,7 @@ from packed_models import earlier, gemma2, llama
 
 from fedsim.gradients import clipped_sum
 from fedsim.gradients.fast import FastSum
+from fedsim.gradients.trial.settings import settings_of
 from fedsim.models.evaluate import evaluate
 from fedsim.rows import TokenRows
 
@@ -128,3 +129,69 @@ def test_a_model_that_is_refused_is_not_passed_again_in_vain(monkeypatch: pytest
     monkeypatch.setattr(FastSum, "passed", lambda self, units: (passes.append(len(units)), passed(self, units))[1])
     summed(model, rows_of(ROWS), max_tokens=256)
     assert not passes
+
+
+def _adapted() -> torch.nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(llama(), LoraConfig(target_modules=["q_proj"])).eval()
+    model.register_buffer("mix", torch.zeros(()))
+    return model
+
+
+def _layer(model: torch.nn.Module) -> torch.nn.Module:
+    return next(module for module in model.modules() if hasattr(module, "lora_A"))
+
+
+SETTINGS_CHANGED = {
+    "a switch": lambda model: model.train(),
+    "of a module far down": lambda model: setattr(_layer(model).lora_dropout.default, "training", True),
+    "a number": lambda model: setattr(_layer(model), "out_features", 3),
+    "a number in a collection": lambda model: _layer(model).scaling.update(default=3.0),
+    "a word in a collection": lambda model: _layer(model).scaling.update(other=2.0),
+    "a collection": lambda model: _layer(model).merged_adapters.append("default"),
+    "a function": lambda model: setattr(_layer(model), "forward", lambda x: x),
+    "a hook": lambda model: _layer(model).register_forward_hook(lambda *call: None),
+    "a hook before": lambda model: _layer(model).register_forward_pre_hook(lambda *call: None),
+    "a hook of the backward pass": lambda model: _layer(model).register_full_backward_hook(lambda *call: None),
+    "a parameter": lambda model: setattr(_layer(model).base_layer, "weight", torch.nn.Parameter(torch.ones(2, 2))),
+    "what is trained": lambda model: _layer(model).base_layer.weight.requires_grad_(True),
+    "a dtype": lambda model: _layer(model).base_layer.double(),
+    "a buffer's values": lambda model: model.mix.fill_(1.0),
+    "a buffer": lambda model: setattr(model, "mix", torch.ones(())),
+    "a module": lambda model: setattr(_layer(model), "base_layer", torch.nn.Identity()),
+    "a module more": lambda model: model.add_module("more", torch.nn.Identity()),
+    "a configuration": lambda model: setattr(model.config, "rms_norm_eps", 0.5),
+    "a configuration within": lambda model: setattr(model.config.text_config, "rms_norm_eps", 0.5),
+}
+
+
+@pytest.mark.parametrize("changed", SETTINGS_CHANGED)
+def test_settings_are_others_once_a_model_is_another_and_the_same_until_then(changed: str) -> None:
+    model = _adapted()
+    model.config.text_config = type(model.config)()
+    before = settings_of(model)
+    assert settings_of(model) == before
+    assert hash(settings_of(model)) == hash(before)  # compiled passes are looked up by it
+    SETTINGS_CHANGED[changed](model)
+    assert settings_of(model) != before
+
+
+def test_a_module_in_several_places_is_looked_at_once() -> None:
+    model = llama()
+    shared = model.model.layers[0]
+    model.again = shared
+    once = settings_of(model)
+    model.more = shared
+    assert settings_of(model) == once
+
+
+def test_settings_are_read_in_one_walk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of torch's own walks takes as long as all the rest, of a model with thousands of modules."""
+    model, walks = _adapted(), []
+    walk = torch.nn.Module.named_modules
+    monkeypatch.setattr(
+        torch.nn.Module, "named_modules", lambda self, *a, **k: (walks.append(self), walk(self, *a, **k))[1]
+    )
+    settings_of(model)
+    assert len({id(module) for module in walks}) == len(walks)

@@ -1,12 +1,11 @@
 """What of a model decides what it computes, besides its parameters' values: a trial holds for as long as it is so."""
 
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
-TOLD_APART = ("_parameters", "_buffers", "_modules")
+TOLD_APART = frozenset({"_parameters", "_buffers", "_modules"})
 """Of a module's collections, those whose members are looked at by themselves."""
 PLAIN = frozenset({bool, int, float, str, type(None), torch.dtype})
 COLLECTIONS = frozenset({list, tuple, set, dict, OrderedDict})
@@ -18,15 +17,32 @@ def settings_of(model: torch.nn.Module) -> tuple[object, ...]:
     To be compared with what it was. Settings are numbers and words, alone or in collections, functions and hooks. What
     is behind other objects that hang on a module is not seen.
     """
-    parameters = tuple((id(p), p.dtype, p.device, p.requires_grad) for p in model.parameters())
-    buffers = tuple((id(b), b.dtype, b.device, _version(b)) for b in model.buffers())
-    modules, configs = [], {}
-    for module in model.modules():
-        modules.append(_settings(module))
+    # Of thousands of modules each has a dozen collections that are empty. So there is one walk, which notes everything
+    # end to end: tuples of each, and walks for parameters and buffers, would take longer than all the rest.
+    noted: list[object] = []
+    modules, known = [model], {id(model)}
+    configs: dict[int, Any] = {}
+    for module in modules:  # which grows on the way
+        _note(module, noted)
+        if module._parameters:
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    noted += (id(parameter), parameter.dtype, parameter.device, parameter.requires_grad)
+        if module._buffers:
+            for buffer in module._buffers.values():
+                if buffer is not None:
+                    noted += (id(buffer), buffer.dtype, buffer.device, _version(buffer))
+        if module._modules:
+            for child in module._modules.values():
+                if child is not None and id(child) not in known:
+                    known.add(id(child))
+                    modules.append(child)
         config = vars(module).get("config")
-        if hasattr(config, "__dict__"):
+        if config is not None and hasattr(config, "__dict__"):
             configs[id(config)] = config
-    return parameters, buffers, tuple(modules), tuple(map(_config_settings, configs.values()))
+    for config in configs.values():
+        _note_config(config, noted)
+    return tuple(noted)
 
 
 def _version(buffer: torch.Tensor) -> int:
@@ -34,31 +50,33 @@ def _version(buffer: torch.Tensor) -> int:
     return 0 if buffer.is_inference() else buffer._version
 
 
-def _config_settings(config: Any) -> tuple[object, ...]:
-    """Those of a configuration and of others within it."""
-    within = (value for value in vars(config).values() if type(value).__name__.endswith("Config"))
-    return (_settings(config), *map(_config_settings, within))
+def _note_config(config: Any, noted: list[object]) -> None:
+    """Settings of a configuration and of others within it."""
+    _note(config, noted)
+    for value in vars(config).values():
+        if type(value).__name__.endswith("Config"):
+            _note_config(value, noted)
 
 
-def _settings(of: Any) -> tuple[object, ...]:
-    """Numbers, words, switches and functions among an object's attributes, and which hooks it has."""
-    found: list[object] = [type(of)]
+def _note(of: Any, noted: list[object]) -> None:
+    """What an object is; numbers, words, switches and functions among its attributes, and which hooks it has."""
+    note = noted.append
+    note(type(of))
     for name, value in vars(of).items():
         kind = type(value)
-        if kind in PLAIN:
-            found.append((name, value))
-        elif kind in COLLECTIONS:
+        if kind in COLLECTIONS:
             if value and name not in TOLD_APART:
-                found.append((name, len(value), tuple(map(_told, _members(value)))))
-        elif isinstance(value, Callable) and not isinstance(value, torch.nn.Module):  # type: ignore[arg-type]
-            found.append((name, id(value)))
-    return tuple(found)
-
-
-def _members(value: Any) -> list[Any]:
-    return [*value.keys(), *value.values()] if isinstance(value, dict) else list(value)
-
-
-def _told(member: Any) -> object:
-    """A member of a collection, or what it is where it cannot be compared."""
-    return member if type(member) in PLAIN else type(member)
+                note(name)
+                note(len(value))
+                if kind is dict or kind is OrderedDict:
+                    for key in value:
+                        note(key if type(key) in PLAIN else type(key))
+                    value = value.values()
+                for member in value:  # or what it is where it cannot be compared
+                    note(member if type(member) in PLAIN else type(member))
+        elif kind in PLAIN:
+            note(name)
+            note(value)
+        elif callable(value) and not isinstance(value, torch.nn.Module):
+            note(name)
+            note(id(value))
