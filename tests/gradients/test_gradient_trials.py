@@ -158,16 +158,16 @@ def test_a_leak_of_the_backward_pass_alone_is_not_packed() -> None:
 def test_any_two_rows_of_a_trial_are_told_apart(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some exchange has to change the one and keep the other."""
     chosen = []
-    exchanged = leaks._Trial.exchanged
+    exchanged = leaks.LeakTrial.exchanged
 
     def seen(self: object, rows: np.ndarray, generator: np.random.Generator) -> TokenRows:
         chosen.append(rows.copy())
         return exchanged(self, rows, generator)
 
-    monkeypatch.setattr(leaks._Trial, "exchanged", seen)
+    monkeypatch.setattr(leaks.LeakTrial, "exchanged", seen)
     monkeypatch.setattr(leaks, "LEAST_ROWS", number)
     rows = rows_of([8] * number)
-    assert leaks.leak_of(gpt2(), None, [], rows, 8 * number, None) == ""
+    assert leaks.LeakTrial(gpt2(), None, [], rows, 8 * number, None).leak() == ""
     apart = np.zeros((number, number), bool)
     for c in chosen:
         apart |= c[:, None] & ~c[None]

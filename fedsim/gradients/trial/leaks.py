@@ -22,15 +22,8 @@ NOT_FINITE = "outputs are not finite"
 """What is said where nothing can be compared."""
 
 
-def leak_of(
-    model: torch.nn.Module,
-    head: torch.nn.Linear | None,
-    layers: Sequence[torch.nn.Module],
-    rows: TokenRows,
-    tokens: int,
-    autocast: torch.dtype | None,
-) -> str:
-    """How a row depends on its neighbours in a packed pass, in words; empty if it does not.
+class LeakTrial:
+    """Rows that fill a micro-batch, and what a model makes of them: do they see each other?
 
     With the rows' lengths and places as they are, the tokens of some rows are replaced by others. Everything that is
     computed for the rest has the same shapes and the same operands, so it must be the same bit by bit, at every
@@ -52,37 +45,6 @@ def leak_of(
         tokens: Of a micro-batch at most.
         autocast: As of `clipped_sum`.
     """
-    if tokens < LEAST_TOKENS:
-        return f"of micro-batches of {tokens} tokens little can be seen"
-    trial = _Trial(model, head, layers, rows, tokens, autocast)
-    base, digests = trial.outputs(trial.rows)
-    if not bool(torch.isfinite(base).all()):
-        return NOT_FINITE
-    generator, places = np.random.default_rng(0), np.arange(len(trial.rows))
-    for bit in range(max(1, (len(places) - 1).bit_length())):
-        for chosen in ((places >> bit) % 2 == 0, (places >> bit) % 2 == 1):
-            changed, others = trial.outputs(trial.exchanged(chosen, generator))
-            kept = on_device(np.repeat(~chosen, trial.rows.lengths), base.device)
-            if len(others) != len(digests) or not _same(others, digests, kept):
-                return "a row sees what other rows say"
-            if chosen.any() and bool((changed[~kept] == base[~kept]).all()):
-                return "outputs do not depend on tokens"
-    backwards = places[::-1]
-    turned = torch.split(trial.outputs(trial.rows.take(backwards))[0], trial.rows.lengths[backwards].tolist())
-    limit = 5e-2 if keeps_half(model, autocast) else 1e-3
-    for one, other in zip(torch.split(base, trial.rows.lengths.tolist()), reversed(turned), strict=True):
-        if not float((one.double() - other).norm()) <= limit * float(one.double().norm()):
-            return "a row depends on how many tokens come before it"
-    return ""
-
-
-def _same(one: list[torch.Tensor], other: list[torch.Tensor], kept: torch.Tensor) -> bool:
-    """Whether digests [N] agree on the tokens kept."""
-    return bool((torch.stack(one)[:, : len(kept)] == torch.stack(other)[:, : len(kept)])[:, kept].all())
-
-
-class _Trial:
-    """Rows that fill a micro-batch, and what a model makes of them."""
 
     def __init__(
         self,
@@ -98,6 +60,28 @@ class _Trial:
         self.table = model.get_input_embeddings()  # type: ignore[operator]
         self.words = len(self.table.weight)
         self.rows = _filling(rows, tokens)
+
+    def leak(self) -> str:
+        """How a row depends on its neighbours in a packed pass, in words; empty if it does not."""
+        base, digests = self.outputs(self.rows)
+        if not bool(torch.isfinite(base).all()):
+            return NOT_FINITE
+        generator, places = np.random.default_rng(0), np.arange(len(self.rows))
+        for bit in range(max(1, (len(places) - 1).bit_length())):
+            for chosen in ((places >> bit) % 2 == 0, (places >> bit) % 2 == 1):
+                changed, others = self.outputs(self.exchanged(chosen, generator))
+                kept = on_device(np.repeat(~chosen, self.rows.lengths), base.device)
+                if len(others) != len(digests) or not _same(others, digests, kept):
+                    return "a row sees what other rows say"
+                if chosen.any() and bool((changed[~kept] == base[~kept]).all()):
+                    return "outputs do not depend on tokens"
+        backwards = places[::-1]
+        turned = torch.split(self.outputs(self.rows.take(backwards))[0], self.rows.lengths[backwards].tolist())
+        limit = 5e-2 if keeps_half(self.model, self.autocast) else 1e-3
+        for one, other in zip(torch.split(base, self.rows.lengths.tolist()), reversed(turned), strict=True):
+            if not float((one.double() - other).norm()) <= limit * float(one.double().norm()):
+                return "a row depends on how many tokens come before it"
+        return ""
 
     def exchanged(self, chosen: np.ndarray, generator: np.random.Generator) -> TokenRows:
         """The rows with other tokens in the chosen ones, each unlike the one that was there."""
@@ -145,6 +129,11 @@ class _Trial:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _same(one: list[torch.Tensor], other: list[torch.Tensor], kept: torch.Tensor) -> bool:
+    """Whether digests [N] agree on the tokens kept."""
+    return bool((torch.stack(one)[:, : len(kept)] == torch.stack(other)[:, : len(kept)])[:, kept].all())
 
 
 def _filling(rows: TokenRows, tokens: int) -> TokenRows:

@@ -13,7 +13,7 @@ from fedsim.gradients.fast import FastSum
 from fedsim.gradients.model import ParameterLayout, keeps_half
 from fedsim.gradients.reference import unit_gradient
 from fedsim.gradients.tape import Forms
-from fedsim.gradients.trial.leaks import LEAST_TOKENS, NOT_FINITE, leak_of
+from fedsim.gradients.trial.leaks import LEAST_TOKENS, NOT_FINITE, LeakTrial
 from fedsim.gradients.trial.pieces import packed_pieces, padded_pieces
 from fedsim.gradients.units import make_units, measured_pass, sharing_units
 from fedsim.rows import TokenRows
@@ -182,9 +182,11 @@ def _leak(asked: FastSum) -> tuple[str, int, int | None]:
     rows, most = asked.rows.take(asked.units.rows), None
     # A power of 2, so that a call of a few more tokens than this one needs no trial of its own.
     tokens = min(asked.budget, 1 << (_longest_pass(asked) - 1).bit_length())
+    if tokens < LEAST_TOKENS:
+        return f"of micro-batches of {tokens} tokens little can be seen", tokens, most
     while True:
         try:
-            found = leak_of(asked.model, asked.head, list(asked.layers), rows, tokens, asked.autocast)
+            found = LeakTrial(asked.model, asked.head, list(asked.layers), rows, tokens, asked.autocast).leak()
             return found, tokens, most
         except torch.OutOfMemoryError:
             if tokens < 2 * LEAST_TOKENS:
