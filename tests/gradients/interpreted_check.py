@@ -81,3 +81,11 @@ def test_a_label_beyond_the_vocabulary_has_no_loss() -> None:
     logits = torch.randn(2, 30).to(torch.bfloat16)
     losses, _ = kernels.loss_gradient_(logits, torch.tensor([30, 3]))
     assert losses.isnan().tolist() == [True, False]
+
+
+def test_a_device_to_which_nothing_can_be_brought_has_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **named: Any) -> Any:
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(torch.Tensor, "to", refuse)
+    assert check.fault_of(CPU) == "RuntimeError: out of order"

@@ -14,7 +14,7 @@ from packed_models import LEAKS, Leaky, adapted, gemma2, gemma3, gpt2, llama, mi
 from fedsim.clip import Clip
 from fedsim.gradients import CausalLanguageModel, clipped_sum
 from fedsim.gradients.fast import FastSum
-from fedsim.gradients.rows.attention import NAME, attention_configs, packed_attention
+from fedsim.gradients.rows.attention import NAME, _varlen_right, attention_configs, packed_attention
 from fedsim.gradients.rows.packed import PackedRows, packed_batch
 from fedsim.gradients.rows.segments import Segments, joined
 from fedsim.rows import IGNORED_LABEL, TokenRows
@@ -235,3 +235,8 @@ def test_code_of_somebodys_own_is_not_packed(changed: str, passes: list[FastSum]
         model.model.norm.forward = type(model.model.norm).forward.__get__(model.model.norm)
     clipped_sum(model, *ragged(units=9), Clip(norm=0.5), objective=OBJECTIVE, max_tokens=200)
     assert not any(asked.packed for asked in passes)
+
+
+def test_a_device_on_which_nothing_can_be_drawn_is_left_to_attention_row_by_row() -> None:
+    """Whatever fails while torch's own attention is tried tells that it is not to be used."""
+    assert not _varlen_right(torch.device("meta"), torch.bfloat16, 8, 2)

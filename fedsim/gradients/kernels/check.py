@@ -21,9 +21,9 @@ def fault_of(device: torch.device) -> str:
     drawn = torch.randn(2, 3, 700, 72, generator=generator)
     drawn[:, :, 350:] -= 0.9 * drawn[:, :, :350]  # tokens that are alike and opposite
     drawn[1, :, 350:] += 1.9 * drawn[1, :, :350]
-    left, right = drawn.to(torch.bfloat16).to(device)
-    factors = torch.tensor([0.3, 1.0, 0.0], device=device)
     try:
+        left, right = drawn.to(torch.bfloat16).to(device)
+        factors = torch.tensor([0.3, 1.0, 0.0], device=device)
         fault = _sums_fault(left, right, factors) or _norms_fault(left[:, :350], right[:, :350])
         return fault or _loss_fault(device, generator)
     except Exception as error:
