@@ -307,7 +307,9 @@ class FastSum:
         squared, spread = gradients.squared_norms()
         for name, paths in gradients.paths.items():
             self.paths.setdefault(name, set()).update(paths)
-        return squared.clamp(min=0).sqrt().to(self.norms.dtype), unsure(squared, spread, self.norms.dtype)
+        # Factors in half precision are added up in float32, whatever the parameters are.
+        added_in = torch.float32 if self.half else self.norms.dtype
+        return squared.clamp(min=0).sqrt().to(self.norms.dtype), unsure(squared, spread, added_in)
 
 
 def unsure(squared: torch.Tensor, spread: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

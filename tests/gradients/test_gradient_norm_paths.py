@@ -17,12 +17,13 @@ from fedsim.gradients import (
     SequenceClassification,
     clipped_sum,
 )
-from fedsim.gradients.fast import unsure
+from fedsim.gradients.fast import FastSum, unsure
 from fedsim.gradients.objective import RowLosses
 from fedsim.gradients.per_unit import outer_products
 from fedsim.gradients.per_unit.products import batched_inner, squared_row_norms
 from fedsim.gradients.per_unit.unit_gradients import UnitGradients
 from fedsim.gradients.rows.segments import Segments
+from fedsim.gradients.units import make_units
 from fedsim.rows import TokenRows
 
 
@@ -199,6 +200,37 @@ def test_a_cancelling_unit_whose_gradient_is_formed_and_dropped_is_unsure(dtype:
         squared, spread = gradients.squared_norms()
         assert gradients.paths == {"direct norm"}
         assert bool(unsure(squared, spread, torch.float32)) == expected
+
+
+class Opposite(torch.nn.Module):
+    """Hidden states of word 2 are almost those of word 1, but negative, and nothing is known of any word yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(VOCABULARY, 64)
+        self.table.weight.data[2] = -self.table.weight.data[1].bfloat16() * (1 - 2**-7)
+        self.head = torch.nn.Linear(64, VOCABULARY, bias=False)
+        torch.nn.init.zeros_(self.head.weight)
+        self.eval()
+
+    def get_output_embeddings(self) -> torch.nn.Linear:
+        return self.head
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.table(input_ids))
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_how_sure_a_norm_is_depends_on_what_its_products_were_added_up_in(autocast: torch.dtype | None) -> None:
+    """Of float64 parameters, too, the head's products under autocast are float32."""
+    objective = CausalLanguageModel()
+    rows = TokenRows.from_lists([[1, 2, 3]])
+    rows = TokenRows(tokens=rows.tokens, offsets=rows.offsets, labels=np.array([3, 3, 3]))
+    units = make_units(rows, np.zeros(1, int), objective, "examples", None)
+    sum_ = FastSum(Opposite().double(), rows, units, objective, Clip(norm=1.0), 10**6, autocast)
+    pass_ = sum_.passed(np.array([0]))
+    assert sum_.paths["head.weight"] == {"Gram norm"}
+    assert bool(pass_.unsure.all()) == (autocast is not None)
 
 
 def test_gradients_in_half_precision_are_widened_before_they_are_measured() -> None:
