@@ -19,8 +19,9 @@ LARGEST_NORM = 1e18
 """A unit whose norm, as in ClippedSum.norms, exceeds this counts as not finite: its square would overflow float32."""
 
 SMALLEST_LIMIT = 1e-8
-"""Norms are added up in float32 only for a clip to no less than this: what squares lose to underflow (2⁻¹²⁶ a term)
-does not count then, whatever the sizes of activations."""
+"""Norms are added up in float32 only for a clip to no less than this: what squares of gradients lose to underflow
+(2⁻¹²⁶ a term) does not count then. What Gram matrices lose, of which the other factor may make much, is in a norm's
+spread (`products.gram_inner`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

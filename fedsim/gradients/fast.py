@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fedsim.clip import Clip
-from fedsim.gradients.clipping import CLIP_MARGIN, ClippedSum, ModelClip, is_finite, rounded_down
+from fedsim.gradients.clipping import CLIP_MARGIN, SMALLEST_LIMIT, ClippedSum, ModelClip, is_finite, rounded_down
 from fedsim.gradients.compiled.graphs import CompiledPass
 from fedsim.gradients.head import fused_loss, head_loss, plain_head
 from fedsim.gradients.layers import rule_for
@@ -26,6 +26,7 @@ from fedsim.gradients.model import (
 from fedsim.gradients.objective import Batch, CausalLanguageModel, Objective, RowLosses, token_losses
 from fedsim.gradients.per_unit.outer_products import FACTOR_BITS
 from fedsim.gradients.per_unit.pass_gradients import PassGradients
+from fedsim.gradients.per_unit.products import SPREAD_ALLOWED
 from fedsim.gradients.rows.attention import Configured, attention_configs, packed_attention
 from fedsim.gradients.rows.packed import packed_batch
 from fedsim.gradients.rows.segments import Segments
@@ -309,16 +310,27 @@ class FastSum:
             self.paths.setdefault(name, set()).update(paths)
         # Factors in half precision are added up in float32, whatever the parameters are.
         added_in = torch.float32 if self.half else self.norms.dtype
-        return squared.clamp(min=0).sqrt().to(self.norms.dtype), unsure(squared, spread, added_in)
+        least = min(*self.clip.limits, SMALLEST_LIMIT)
+        return squared.clamp(min=0).sqrt().to(self.norms.dtype), unsure(squared, spread, added_in, least)
 
 
-def unsure(squared: torch.Tensor, spread: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Where tokens cancel so far that a norm may be off by more than CLIP_MARGIN / 2: bool, same shape.
+def unsure(squared: torch.Tensor, spread: torch.Tensor, dtype: torch.dtype, least: float = 0) -> torch.Tensor:
+    """Where tokens cancel, or products underflow, so far that a norm may be off by more than CLIP_MARGIN / 2.
 
     Rounding errors reach about eps · `spread` of the squared norm (see `gram_inner` and `UnitGradients.squared_norms`
-    for what a spread is), of which we allow for 8 times.
+    for what a spread is), of which we allow for SPREAD_ALLOWED times.
+
+    Args:
+        squared, spread: Same shape.
+        dtype: In what products were added up.
+        least: A norm so small that an error far below it matters to no clip: what underflows in a gradient that is
+            exactly zero otherwise is let pass.
+
+    Returns:
+        bool, same shape.
     """
-    return 8 * torch.finfo(dtype).eps * spread > CLIP_MARGIN / 2 * squared
+    allowed = CLIP_MARGIN / 2 * squared + CLIP_MARGIN / 16 * least**2
+    return SPREAD_ALLOWED * torch.finfo(dtype).eps * spread > allowed
 
 
 @contextmanager

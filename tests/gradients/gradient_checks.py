@@ -1,6 +1,7 @@
 """The generic checker: whatever the model, the fast path must give what plain autograd gives, unit by unit."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -8,12 +9,50 @@ import torch
 from fedsim.clip import Clip
 from fedsim.gradients import CausalLanguageModel, SequenceClassification, clipped_sum
 from fedsim.gradients.fast import FastSum
+from fedsim.gradients.objective import RowLosses
 from fedsim.gradients.units import make_units
 from fedsim.rows import IGNORED_LABEL, TokenRows
 
 VOCABULARY = 61
 CLASSES = 5
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+@dataclass(frozen=True)
+class Prescribed(CausalLanguageModel):
+    """The model returns its rows' losses itself."""
+
+    def row_losses(self, model: torch.nn.Module, batch) -> RowLosses:
+        losses = model(batch.input_ids)
+        return RowLosses(loss_sum=losses, label_count=torch.ones(len(losses)), correct=torch.zeros(len(losses)))
+
+
+class Made(torch.nn.Module):
+    """One matrix [p, q], tied or not, whose gradient is Σ_t left_t right_t^T + Σ_t rows_t at place_t.
+
+    The loss is linear: what the head makes of right_t, times left_t, and what is looked up at place_t, times rows_t.
+    """
+
+    def __init__(self, left: torch.Tensor, right: torch.Tensor, place=None, rows=None) -> None:
+        super().__init__()
+        self.left, self.right, self.place, self.rows = left, right, place, rows
+        self.head = torch.nn.Linear(right.shape[1], left.shape[1], bias=False)
+        torch.nn.init.zeros_(self.head.weight)
+        if place is not None:
+            self.table = torch.nn.Embedding(left.shape[1], right.shape[1])
+            self.table.weight = self.head.weight
+        self.eval()
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        units = len(input_ids)
+        loss = (self.head(self.right.expand(units, -1, -1)) * self.left).sum((1, 2))
+        if self.place is not None:
+            loss = loss + (self.table(self.place.expand(units, -1)) * self.rows).sum((1, 2))
+        return loss
+
+    def gradient(self) -> torch.Tensor:
+        exact = self.left.double().t() @ self.right.double()
+        return exact if self.place is None else exact.index_add(0, self.place, self.rows.double())
 
 
 def ragged(seed: int = 0, units: int = 7, longest: int = 14, most: int = 5) -> tuple[TokenRows, np.ndarray]:

@@ -175,6 +175,17 @@ def test_tokens_that_cancel_or_repeat_are_seen_in_the_spread() -> None:
     torch.testing.assert_close(squared[:2], known[:2].double(), rtol=1e-5, atol=0)
 
 
+def test_what_vanishes_in_one_factor_and_not_in_the_other_is_seen_in_the_spread() -> None:
+    """Squares of 10⁻²⁵ are 0 in float32, and what is left would be a norm of 0, of which nothing is unsure."""
+    left, right = (torch.randn(2, 200, d, generator=torch.Generator().manual_seed(d)).bfloat16() for d in (40, 24))
+    for one, other in ((left, right), (right, left)):
+        _, spread = gram_norms(one * 1e-25, other * 1e16)
+        _, known_spread = gram_inner(one * 1e-25, other * 1e16)
+        assert float((spread / known_spread - 1).abs().max()) < 1e-3
+        norms = exact(one, other).flatten(1).norm(dim=1) * 1e-9
+        assert bool((8 * 2**-23 * spread > norms.square()).all())
+
+
 @pytest.mark.parametrize("programs", [1, 2, 132])
 def test_a_factor_of_zero_adds_exactly_zero_and_the_others_as_without_the_unit(
     programs: int, monkeypatch: pytest.MonkeyPatch

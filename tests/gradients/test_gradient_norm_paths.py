@@ -1,11 +1,9 @@
 """Every way in which a norm is formed bounds what is summed: units made to order, clipped, measured in float64."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
-from gradient_checks import MLP, VOCABULARY, Tables, fast_sum
+from gradient_checks import MLP, VOCABULARY, Made, Prescribed, Tables, fast_sum
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,45 +21,7 @@ from fedsim.gradients.per_unit import outer_products
 from fedsim.gradients.per_unit.products import batched_inner, squared_row_norms
 from fedsim.gradients.per_unit.unit_gradients import UnitGradients
 from fedsim.gradients.rows.segments import Segments
-from fedsim.gradients.units import make_units
 from fedsim.rows import TokenRows
-
-
-@dataclass(frozen=True)
-class Prescribed(CausalLanguageModel):
-    """The model returns its rows' losses itself."""
-
-    def row_losses(self, model: torch.nn.Module, batch) -> RowLosses:
-        losses = model(batch.input_ids)
-        return RowLosses(loss_sum=losses, label_count=torch.ones(len(losses)), correct=torch.zeros(len(losses)))
-
-
-class Made(torch.nn.Module):
-    """One matrix [p, q], tied or not, whose gradient is Σ_t left_t right_t^T + Σ_t rows_t at place_t.
-
-    The loss is linear: what the head makes of right_t, times left_t, and what is looked up at place_t, times rows_t.
-    """
-
-    def __init__(self, left: torch.Tensor, right: torch.Tensor, place=None, rows=None) -> None:
-        super().__init__()
-        self.left, self.right, self.place, self.rows = left, right, place, rows
-        self.head = torch.nn.Linear(right.shape[1], left.shape[1], bias=False)
-        torch.nn.init.zeros_(self.head.weight)
-        if place is not None:
-            self.table = torch.nn.Embedding(left.shape[1], right.shape[1])
-            self.table.weight = self.head.weight
-        self.eval()
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        units = len(input_ids)
-        loss = (self.head(self.right.expand(units, -1, -1)) * self.left).sum((1, 2))
-        if self.place is not None:
-            loss = loss + (self.table(self.place.expand(units, -1)) * self.rows).sum((1, 2))
-        return loss
-
-    def gradient(self) -> torch.Tensor:
-        exact = self.left.double().t() @ self.right.double()
-        return exact if self.place is None else exact.index_add(0, self.place, self.rows.double())
 
 
 def reach(model: Made, max_tokens: int = 10**9) -> float:
@@ -200,37 +160,6 @@ def test_a_cancelling_unit_whose_gradient_is_formed_and_dropped_is_unsure(dtype:
         squared, spread = gradients.squared_norms()
         assert gradients.paths == {"direct norm"}
         assert bool(unsure(squared, spread, torch.float32)) == expected
-
-
-class Opposite(torch.nn.Module):
-    """Hidden states of word 2 are almost those of word 1, but negative, and nothing is known of any word yet."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = torch.nn.Embedding(VOCABULARY, 64)
-        self.table.weight.data[2] = -self.table.weight.data[1].bfloat16() * (1 - 2**-7)
-        self.head = torch.nn.Linear(64, VOCABULARY, bias=False)
-        torch.nn.init.zeros_(self.head.weight)
-        self.eval()
-
-    def get_output_embeddings(self) -> torch.nn.Linear:
-        return self.head
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return self.head(self.table(input_ids))
-
-
-@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
-def test_how_sure_a_norm_is_depends_on_what_its_products_were_added_up_in(autocast: torch.dtype | None) -> None:
-    """Of float64 parameters, too, the head's products under autocast are float32."""
-    objective = CausalLanguageModel()
-    rows = TokenRows.from_lists([[1, 2, 3]])
-    rows = TokenRows(tokens=rows.tokens, offsets=rows.offsets, labels=np.array([3, 3, 3]))
-    units = make_units(rows, np.zeros(1, int), objective, "examples", None)
-    sum_ = FastSum(Opposite().double(), rows, units, objective, Clip(norm=1.0), 10**6, autocast)
-    pass_ = sum_.passed(np.array([0]))
-    assert sum_.paths["head.weight"] == {"Gram norm"}
-    assert bool(pass_.unsure.all()) == (autocast is not None)
 
 
 def test_gradients_in_half_precision_are_widened_before_they_are_measured() -> None:

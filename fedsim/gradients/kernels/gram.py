@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from fedsim.gradients.kernels.tables import Pair, addresses, by_shape, make_room
+from fedsim.gradients.per_unit.products import underflow_spread
 
 TILE = 128
 """Tokens of a side of the piece of a Gram matrix that one program forms."""
@@ -34,13 +35,14 @@ def gram_norms_of(pairs: Sequence[Pair]) -> tuple[torch.Tensor, torch.Tensor]:
         table = addresses([pair for _, pair in members])
         side = triton.cdiv(shape.tokens, TILE)
         below = side * (side - 1) // 2
+        lost = underflow_spread(2 * shape.tokens, torch.float32)
         own = torch.empty(items, units, shape.tokens, device=device, dtype=torch.float32)
         sums = torch.empty(2, items, units, side + below, device=device, dtype=torch.float32)
         for diagonal, first, pieces in ((True, 0, side), (False, side, below)):  # these need what those left
             if pieces:
                 _gram[(items * units, pieces)](
                     table, own, sums, shape.p, shape.q, units, shape.tokens, first, side + below, *shape.distances,
-                    DIAGONAL=diagonal, TILE=TILE, FEATURES=FEATURES, PIECE=PIECE, EXACT=not own.is_cuda,
+                    lost, DIAGONAL=diagonal, TILE=TILE, FEATURES=FEATURES, PIECE=PIECE, EXACT=not own.is_cuda,
                     num_warps=8, num_stages=4,
                 )  # fmt: skip
         for (number, _), each in zip(members, sums.sum(3, dtype=torch.float64).unbind(1), strict=True):
@@ -70,7 +72,7 @@ def _inner(
 
 @triton.jit(do_not_specialize=["units", "tokens", "first", "pieces", "left_unit", "right_unit"])
 def _gram(
-    table, own, sums, p, q, units, tokens, first, pieces, left_unit, left_token, right_unit, right_token,
+    table, own, sums, p, q, units, tokens, first, pieces, left_unit, left_token, right_unit, right_token, lost,
     DIAGONAL: tl.constexpr, TILE: tl.constexpr, FEATURES: tl.constexpr, PIECE: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     place, number = tl.program_id(0), tl.program_id(1)
@@ -92,11 +94,17 @@ def _gram(
         j = number - before
     up, down = i * TILE + tl.arange(0, TILE), j * TILE + tl.arange(0, TILE)
     products = _inner(left, p, unit, i * TILE, j * TILE, DIAGONAL, TILE, FEATURES, PIECE, EXACT)
-    products *= _inner(right, q, unit, i * TILE, j * TILE, DIAGONAL, TILE, FEATURES, PIECE, EXACT)
+    if DIAGONAL:
+        square = tl.arange(0, TILE)[:, None] == tl.arange(0, TILE)[None, :]
+        traces = q * tl.sum(tl.sum(tl.where(square, products, 0.0), 1), 0)
+    others = _inner(right, q, unit, i * TILE, j * TILE, DIAGONAL, TILE, FEATURES, PIECE, EXACT)
+    if DIAGONAL:
+        traces += p * tl.sum(tl.sum(tl.where(square, others, 0.0), 1), 0)
+    products *= others
     base = place * tokens
     if DIAGONAL:
-        square = tl.where(tl.arange(0, TILE)[:, None] == tl.arange(0, TILE)[None, :], products, 0.0)
-        mine, theirs = tl.sum(square, 1), tl.sum(square, 0)
+        own_products = tl.where(square, products, 0.0)
+        mine, theirs = tl.sum(own_products, 1), tl.sum(own_products, 0)
         tl.store(own + base + up, mine, mask=up < tokens)
     else:
         mine = tl.load(own + base + up, mask=up < tokens, other=0.0)
@@ -107,4 +115,7 @@ def _gram(
     times = 1.0 if DIAGONAL else 2.0  # what lies above the diagonal is the same
     out = sums + place * pieces + first + number
     tl.store(out, times * tl.sum(tl.sum(products, 1), 0))
-    tl.store(out + tl.num_programs(0) * pieces, times * tl.sum(tl.sum(scaled * scaled, 1), 0))
+    spread = times * tl.sum(tl.sum(scaled * scaled, 1), 0)
+    if DIAGONAL:
+        spread += lost * traces
+    tl.store(out + tl.num_programs(0) * pieces, spread)

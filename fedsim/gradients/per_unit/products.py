@@ -2,6 +2,10 @@
 
 import torch
 
+from fedsim.gradients.model import wide_dtype
+
+SPREAD_ALLOWED = 8
+"""A squared norm is taken to be off by so many times eps · its spread at most."""
 GRAM_BLOCK = 128
 """Tokens of a block of a Gram matrix, of which only those on and below the diagonal are computed."""
 NORM_PIECE = 1024
@@ -51,7 +55,13 @@ def gram_inner(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, t
     With P the products of entries and d_t = P_tt = |l_t|²|r_t|², an entry's error is about eps · (d_t d_s)^½. Errors
     of unlike tokens are independent; those of a token said m times are the same error m² times. Both are what
     Σ_ts P_ts² / (d_t d_s)^½ sees: it is Σ_t d_t for tokens that are unlike, and m times that for tokens said m times.
+
+    What entries lose to underflow is in the spread too: |l|² may vanish where |r|² makes much of it. Entries of LL^T
+    and RR^T, of p and q features, are off by 2p and 2q smallest normal numbers at most (`underflow_spread`), and
+    Σ_ts |⟨r_t, r_s⟩| ≤ n Σ_t |r_t|²; so the result is off by 2n (q · tr LL^T + p · tr RR^T) of them at most.
     """
+    p, q = left.shape[2], right.shape[2]
+    lost = underflow_spread(2 * left.shape[1] * p, wide_dtype(left.dtype))
     totals: list[torch.Tensor] = []
     spreads: list[torch.Tensor] = []
     step = max(GRAM_BLOCK, -(-left.shape[1] // 4))  # more than 4 blocks a side would save little more
@@ -59,19 +69,33 @@ def gram_inner(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, t
     shrink: list[torch.Tensor] = []
     for row, (a, b) in enumerate(parts):
         for column in range(row, -1, -1):  # the block on the diagonal first: it has the row's d_t
-            products = batched_inner(a, parts[column][0]).mul_(batched_inner(b, parts[column][1]))
-            if row == column:
+            products, others = batched_inner(a, parts[column][0]), batched_inner(b, parts[column][1])
+            twice = row != column
+            if not twice:  # while they are there by themselves
+                of_left, of_right = products.diagonal(dim1=1, dim2=2), others.diagonal(dim1=1, dim2=2)
+                traces = torch.add(of_right, of_left, alpha=q / p).sum(1)
+            products.mul_(others)
+            del others
+            if not twice:
                 own = products.diagonal(dim1=1, dim2=2)
                 shrink.append(own.clamp(min=torch.finfo(own.dtype).tiny).pow(-0.25))
-            twice = row != column
             total = products.sum((1, 2))
             totals.append(2 * total if twice else total)
             products.mul_(shrink[row][:, :, None]).mul_(shrink[column][:, None, :])
             spread = torch.linalg.vector_norm(products, dim=(1, 2)).square()
-            spreads.append(2 * spread if twice else spread)
+            spreads.append(2 * spread if twice else spread.add_(traces, alpha=lost))
     if len(totals) == 1:
         return totals[0], spreads[0]
     return torch.stack(totals).sum(0), torch.stack(spreads).sum(0)
+
+
+def underflow_spread(numbers: float, dtype: torch.dtype) -> float:
+    """What stands in a spread for an error of so many smallest normal numbers of a dtype.
+
+    Each product, and each sum, may be off by one, where a device flushes what is smaller to 0.
+    """
+    limits = torch.finfo(dtype)
+    return numbers * limits.tiny / (SPREAD_ALLOWED * limits.eps)
 
 
 def squared_row_norms(rows: torch.Tensor) -> torch.Tensor:
