@@ -4,7 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
-# Processes that share the tests: one a core, or, where ARGS names files, none but pytest's own.
+# Processes that share the tests: one a core, at most eight; where ARGS names files, pytest's own alone, which has
+# imported everything once before several have. A file's tests stay together, for they share fixtures and what was
+# computed; files are begun in their order, which has short ones at its end.
 WORKERS ?= $(if $(findstring .py,$(ARGS)),0,auto)
 
 export FLWR_TELEMETRY_ENABLED := 0
@@ -17,7 +19,8 @@ run: $(STAMP)
 	$(BIN)/python -m experiments.run $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder \
+		$(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

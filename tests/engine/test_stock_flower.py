@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
@@ -16,7 +17,9 @@ from fedsim.engine.arrays import HeldArray, array_record, stored_bytes
 TESTS = Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.usefixtures("cluster")
 def test_rounds_on_flowers_own_engine() -> None:
+    """On a cluster that Flower starts, not on one of two nodes that happens to run here."""
     paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("stock_flower_round.py"))],
@@ -30,6 +33,7 @@ def test_rounds_on_flowers_own_engine() -> None:
     result = json.loads(lines[0].removeprefix("RESULT "))
     assert not result["ours"]
     assert all(round["right"] for round in result["rounds"])
+    assert result["nodes"] == 1
     assert [round["messages"] for round in result["rounds"]] == [3, 9, 3]
 
 
