@@ -11,9 +11,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Ray without an address would join the cluster last started on this machine: a neighbour's, who ends it when it likes.
 os.environ.setdefault("RAY_ADDRESS", "local")
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
-    # Each worker its share of the cores, and the processes it starts: numerical libraries read this when they are first
-    # loaded, and would otherwise start as many threads in every worker as the machine has cores, which then wait for
-    # one another.
+    # Each worker its share of the cores, as has what it starts. Numerical libraries read this when they are first
+    # loaded; without it each would have as many threads in every worker as there are cores, waiting for one another.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 
