@@ -1,6 +1,6 @@
 """Anything may be read from a disk: only the errors that are meant to come out of it do.
 
-FEDSIM_FUZZ_SECONDS sets how long each fuzzer runs, all of them at the same time; twenty seconds where CI is set.
+FEDSIM_FUZZ_SECONDS sets how long each fuzzer runs, all of them at the same time; a minute where CI is set.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from fedsim.privacy.ledger import Ledger, LedgerDamaged, TornLine, _encode, read
 from server import checkpoint as checkpoints
 from server.checkpoint import Checkpoint, CheckpointDamaged
 
-SECONDS = float(os.environ.get("FEDSIM_FUZZ_SECONDS", "20" if os.environ.get("CI") else "4"))
+SECONDS = float(os.environ.get("FEDSIM_FUZZ_SECONDS", "60" if os.environ.get("CI") else "4"))
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12)
 anything = st.recursive(
