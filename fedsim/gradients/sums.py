@@ -143,7 +143,7 @@ def _run(asked: FastSum) -> ClippedSum | None:
 
 
 def _shortest(clip: Clip) -> float:
-    """The least norm, of Δ itself and not of Δ⊘s, to which the clip may bring a block."""
+    """The least norm, of Δ⊘s or of Δ itself, to which the clip may bring a block: squares of both are added up."""
     parts = [block.parameters for block in clip.blocks] or [tuple(clip.scales)]
     least = [min((clip.scales.get(name, 1.0) for name in part), default=1.0) for part in parts]
-    return min(limit * scale for limit, scale in zip(clip.limits, least, strict=True))
+    return min(limit * min(scale, 1.0) for limit, scale in zip(clip.limits, least, strict=True))
