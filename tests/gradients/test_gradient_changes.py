@@ -1,6 +1,7 @@
 """What becomes of a model after it was tried is noticed, and so is whatever uses a parameter beside its layer."""
 
 import types
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -178,12 +179,79 @@ def test_settings_are_others_once_a_model_is_another_and_the_same_until_then(cha
 
 
 def test_a_module_in_several_places_is_looked_at_once() -> None:
+    """Of each further place only where it is is noted."""
     model = llama()
     shared = model.model.layers[0]
-    model.again = shared
     once = settings_of(model)
-    model.more = shared
-    assert settings_of(model) == once
+    model.again = shared
+    assert len(settings_of(model)) == len(once) + 2
+
+
+def _tree() -> torch.nn.Module:
+    """Two branches, of which the first has all there is."""
+    model = torch.nn.Module()
+    model.a, model.b = torch.nn.Module(), torch.nn.Module()
+    model.a.layer, model.a.other, model.a.setting = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), ["word", 2]
+    model.a.register_buffer("mix", torch.zeros(()))
+    model.b.layer = model.a.layer
+    return model
+
+
+def _moved(kind: str, one: tuple[str, str], other: tuple[str, str]) -> Callable[[torch.nn.Module], None]:
+    """Something taken from where it is and put elsewhere."""
+
+    def move(model: torch.nn.Module) -> None:
+        members = [getattr(getattr(model, place), kind) for place, _ in (one, other)]
+        members[1][other[1]] = members[0].pop(one[1])
+
+    return move
+
+
+MOVED = {
+    "a module to another": _moved("_modules", ("a", "other"), ("b", "other")),
+    "a module to another name": _moved("_modules", ("a", "other"), ("a", "renamed")),
+    "another module in a second place": lambda model: setattr(model.b, "layer", model.a.other),
+    "a buffer to another name": _moved("_buffers", ("a", "mix"), ("a", "renamed")),
+    "a parameter to another name": lambda model: _moved("_parameters", ("layer", "bias"), ("layer", "b"))(model.a),
+    "words of a list to attributes": lambda model: vars(model.a).update(setting=2, word=2),
+    "a list to a tuple": lambda model: setattr(model.a, "setting", ("word", 2)),
+}
+
+
+@pytest.mark.parametrize("moved", MOVED)
+def test_where_something_is_belongs_to_the_settings(moved: str) -> None:
+    """A list of all there is, end to end, tells whose each thing is."""
+    model = _tree()
+    before = settings_of(model)
+    MOVED[moved](model)
+    assert settings_of(model) != before
+
+
+class Branch(torch.nn.Module):
+    """Its mean over rows and tokens is another's to use, or nobody's."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.mean(x.mean((0, 1), keepdim=True)) if hasattr(self, "mean") else x
+
+
+class Branched(Mixes):
+    """What its first branch makes of rows is not used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.idle, self.busy = Branch(), Branch()
+        self.idle.mean = torch.nn.Identity()
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.busy(self.table(input_ids))))
+
+
+def test_a_model_whose_module_is_moved_is_tried_again() -> None:
+    model, rows = Branched().double().eval(), rows_of(ROWS)
+    summed(model, rows, max_tokens=256)
+    model.busy.mean = model.idle._modules.pop("mean")
+    found, expected = (summed(model, rows, max_tokens=256, method=method) for method in ("fast", "reference"))
+    assert float((found - expected).norm()) <= 1e-9
 
 
 def test_settings_are_read_in_one_walk(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,23 +20,25 @@ def settings_of(model: torch.nn.Module) -> tuple[object, ...]:
     # Of thousands of modules each has a dozen collections that are empty. So there is one walk, which notes everything
     # end to end: tuples of each, and walks for parameters and buffers, would take longer than all the rest.
     noted: list[object] = []
-    modules, known = [model], {id(model)}
+    modules, numbers = [model], {id(model): 0}
     configs: dict[int, Any] = {}
     for module in modules:  # which grows on the way
         _note(module, noted)
         if module._parameters:
-            for parameter in module._parameters.values():
+            for name, parameter in module._parameters.items():
                 if parameter is not None:
-                    noted += (id(parameter), parameter.dtype, parameter.device, parameter.requires_grad)
+                    noted += (name, id(parameter), parameter.dtype, parameter.device, parameter.requires_grad)
         if module._buffers:
-            for buffer in module._buffers.values():
+            for name, buffer in module._buffers.items():
                 if buffer is not None:
-                    noted += (id(buffer), buffer.dtype, buffer.device, _version(buffer))
+                    noted += (name, id(buffer), buffer.dtype, buffer.device, _version(buffer))
         if module._modules:
-            for child in module._modules.values():
-                if child is not None and id(child) not in known:
-                    known.add(id(child))
-                    modules.append(child)
+            for name, child in module._modules.items():
+                if child is not None:
+                    number = numbers.setdefault(id(child), len(modules))
+                    if number == len(modules):
+                        modules.append(child)
+                    noted += (name, number)  # whose child it is, of which there may be several
         config = vars(module).get("config")
         if config is not None and hasattr(config, "__dict__"):
             configs[id(config)] = config
@@ -67,6 +69,7 @@ def _note(of: Any, noted: list[object]) -> None:
         if kind in COLLECTIONS:
             if value and name not in TOLD_APART:
                 note(name)
+                note(kind)  # else what follows could be other attributes' names and values
                 note(len(value))
                 if kind is dict or kind is OrderedDict:
                     for key in value:
