@@ -2,6 +2,8 @@
 
 import types
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -225,6 +227,50 @@ def test_where_something_is_belongs_to_the_settings(moved: str) -> None:
     before = settings_of(model)
     MOVED[moved](model)
     assert settings_of(model) != before
+
+
+def _function(model: torch.nn.Module) -> object:
+    model.function = lambda x: x
+    return model.function
+
+
+def _buffer(model: torch.nn.Module) -> object:
+    model._buffers.clear()
+    model.register_buffer("mix", torch.rand(()))
+    return model.mix
+
+
+def _parameter(model: torch.nn.Module) -> object:
+    model._parameters.clear()
+    model.scale = torch.nn.Parameter(torch.rand(3))
+    return model.scale
+
+
+@pytest.mark.parametrize("exchange", [_function, _buffer, _parameter])
+def test_what_is_put_where_something_was_in_memory_is_told_from_it(
+    exchange: Callable[[torch.nn.Module], object],
+) -> None:
+    model, seen, addresses = torch.nn.Module(), [], []
+    for _ in range(50):
+        addresses.append(id(exchange(model)))
+        seen.append(settings_of(model))
+        assert settings_of(model) == seen[-1]
+    assert len(set(addresses)) < len(seen)
+    assert all(one != other for one, other in combinations(seen, 2))
+    assert len({hash(one) for one in seen}) <= len(seen)  # of what is gone, too
+
+
+@dataclass
+class Called:
+    """Cannot be hashed."""
+
+    def __call__(self) -> None: ...
+
+
+def test_settings_can_be_hashed_whatever_hangs_on_a_model() -> None:
+    model = torch.nn.Module()
+    model.called = Called()
+    assert hash(settings_of(model)) == hash(settings_of(model))
 
 
 class Branch(torch.nn.Module):

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from typing import Any
+from weakref import ref
 
 import torch
 
@@ -27,11 +28,11 @@ def settings_of(model: torch.nn.Module) -> tuple[object, ...]:
         if module._parameters:
             for name, parameter in module._parameters.items():
                 if parameter is not None:
-                    noted += (name, id(parameter), parameter.dtype, parameter.device, parameter.requires_grad)
+                    noted += (name, *_itself(parameter), parameter.dtype, parameter.device, parameter.requires_grad)
         if module._buffers:
             for name, buffer in module._buffers.items():
                 if buffer is not None:
-                    noted += (name, id(buffer), buffer.dtype, buffer.device, _version(buffer))
+                    noted += (name, *_itself(buffer), buffer.dtype, buffer.device, _version(buffer))
         if module._modules:
             for name, child in module._modules.items():
                 if child is not None:
@@ -45,6 +46,16 @@ def settings_of(model: torch.nn.Module) -> tuple[object, ...]:
     for config in configs.values():
         _note_config(config, noted)
     return tuple(noted)
+
+
+def _itself(of: Any) -> tuple[object, ...]:
+    """Equal to that of the same object alone: when one is gone, another may have its number."""
+    try:
+        same = ref(of)
+        hash(same)  # which it keeps when the object is gone
+    except TypeError:  # an object that cannot be referred to so
+        return (id(of),)
+    return id(of), same
 
 
 def _version(buffer: torch.Tensor) -> int:
@@ -82,4 +93,4 @@ def _note(of: Any, noted: list[object]) -> None:
             note(value)
         elif callable(value) and not isinstance(value, torch.nn.Module):
             note(name)
-            note(id(value))
+            noted += _itself(value)
