@@ -6,8 +6,10 @@ import torch
 from gradient_checks import VOCABULARY, Made, Prescribed, fast_sum
 
 from fedsim.clip import Clip
-from fedsim.gradients import CausalLanguageModel, ParameterLayout, clipped_sum
-from fedsim.gradients.fast import FastSum
+from fedsim.gradients import CLIP_MARGIN, CausalLanguageModel, ParameterLayout, clipped_sum
+from fedsim.gradients.clipping import SMALLEST_LIMIT
+from fedsim.gradients.fast import FastSum, unsure
+from fedsim.gradients.per_unit.outer_products import bucket_norms
 from fedsim.gradients.units import make_units
 from fedsim.rows import TokenRows
 
@@ -67,6 +69,23 @@ def test_factors_that_are_zero_leave_a_norm_sure(monkeypatch: pytest.MonkeyPatch
     assert not alone
     assert not found.norms.any()
     assert not found.total.any()
+
+
+@pytest.mark.parametrize("size", [1e-24, 3e-24])
+def test_a_gradient_whose_one_factor_is_too_small_to_have_a_length_is_unsure_where_tokens_cancel(size: float) -> None:
+    """As where a gradient is formed for its norm and dropped, of bfloat16 factors."""
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        left, right = (torch.randn(1, 256, 8, generator=generator) * scale for scale in (size, 1e18))
+        left[:, 128:], right[:, 128:] = -left[:, :128], right[:, :128]
+        left, right = left.bfloat16(), right.bfloat16()
+        left[:, -1] *= 1 - 2**-6
+        squared, spread, path = bucket_norms(left, right)
+        assert path == "direct norm"
+        exact = float((left[0].double().t() @ right[0].double()).norm())
+        assert exact > 2 * SMALLEST_LIMIT
+        off = abs(float(squared.double().sqrt()) / exact - 1)
+        assert off < CLIP_MARGIN / 2 or bool(unsure(squared.double(), spread.double(), torch.float32))
 
 
 class Opposite(torch.nn.Module):

@@ -85,9 +85,16 @@ def bucket_norms(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor,
             gradient = sum(batched_outer(c, d) for c, d in pairs)
             assert isinstance(gradient, torch.Tensor)
             squared.append(squared_row_norms(gradient.flatten(1)))
-            lengths = [torch.linalg.vector_norm(x, dim=2, dtype=wide_dtype(x.dtype)) for x in (a, b)]
-            spread.append((lengths[0] * lengths[1]).square().sum(1))
+            spread.append((_lengths(a) * _lengths(b)).square().sum(1))
     return end_to_end(squared), end_to_end(spread), path
+
+
+def _lengths(vectors: torch.Tensor) -> torch.Tensor:
+    """The lengths of vectors [u, n, d], [u, n]; none less than what squares lose to underflow may make of it."""
+    wide = wide_dtype(vectors.dtype)
+    least = (2 * vectors.shape[2] * torch.finfo(wide).tiny) ** 0.5
+    lengths: torch.Tensor = torch.linalg.vector_norm(vectors, dim=2, dtype=wide)
+    return lengths.clamp(min=least)
 
 
 def at_words(left: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
