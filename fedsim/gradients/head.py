@@ -59,7 +59,8 @@ def plain_head(model: torch.nn.Module, settings: tuple[object, ...] | None = Non
             attention_mask=None,
             labels=torch.zeros(1, 1, dtype=torch.long, device=head.weight.device),
         )
-        with torch.no_grad(), _returning(head, lambda hidden: probe):
+        # A copy of it: a model may write to its logits where they are.
+        with torch.no_grad(), _returning(head, lambda hidden: probe.clone()):
             logits = causal_logits(model, batch)
         plain = logits.shape == probe.shape and torch.equal(logits.to(probe.dtype), probe)
         _plain_heads[head] = settings, plain

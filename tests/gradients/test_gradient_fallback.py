@@ -14,6 +14,7 @@ from fedsim.gradients import CausalLanguageModel, clipped_sum, layer_paths
 from fedsim.gradients import head as head_module
 from fedsim.gradients.head import CHUNK_ELEMENTS, LEAST_POSITIONS, chunk_positions, fused_loss, plain_head
 from fedsim.gradients.per_unit.unit_gradients import UnitGradients
+from fedsim.models.evaluate import evaluate
 
 OBJECTIVE = CausalLanguageModel()
 
@@ -97,6 +98,21 @@ def test_the_fused_loss_is_used_only_where_the_head_gives_the_logits() -> None:
     assert plain_head(language_model(final_logit_softcapping=None)) is not None
     assert plain_head(language_model(final_logit_softcapping=30.0)) is None
     assert plain_head(Tables(4, True, None)) is None
+
+
+def test_a_head_whose_logits_are_written_to_where_they_are_is_not_plain() -> None:
+    """As some models do to forbid a few tokens."""
+
+    def forbid(module: torch.nn.Module, given: object, output) -> None:
+        output.logits[..., 3:5] = -10.0
+
+    model = language_model()
+    model.register_forward_hook(forbid)
+    assert plain_head(model) is None
+    rows, _ = ragged()
+    whole = evaluate(model, rows, OBJECTIVE)
+    expected = OBJECTIVE.row_losses(model, OBJECTIVE.collate(rows, np.arange(len(rows)), "cpu")).loss_sum
+    assert whole.loss_sum == pytest.approx(float(expected.sum()), rel=1e-5)
 
 
 @pytest.fixture
