@@ -51,7 +51,8 @@ def layer_paths(model: torch.nn.Module) -> dict[str, str]:
     """How the last checked call formed each trainable parameter's per-unit norms, by parameter name.
 
     "held": the unit's gradient itself. "Gram norm" and "direct norm": from activations and output gradients.
-    "gathered": table rows. "exact cross term": a tied input and output embedding. Empty before the first call.
+    "formed again": from those of a head whose logits' gradient is too large to keep. "gathered": table rows. "exact
+    cross term": a tied input and output embedding. Empty before the first call.
     """
     return dict(_paths.get(model, {}))
 
