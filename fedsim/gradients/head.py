@@ -14,6 +14,7 @@ from fedsim.gradients.per_unit.formed_again import FormedAgain
 from fedsim.gradients.per_unit.logits import HeadInputs, Logits, Scores
 from fedsim.gradients.per_unit.outer_products import least_held
 from fedsim.gradients.per_unit.products import add_product
+from fedsim.gradients.per_unit.unit_gradients import UnitGradients
 from fedsim.gradients.rows.segments import Segments, Term
 from fedsim.gradients.tape import Tape
 from fedsim.gradients.trial.settings import settings_of
@@ -147,7 +148,7 @@ class _FusedLoss(torch.autograd.Function):
         dtype = compute_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             work = _Head(hidden.detach().to(dtype).contiguous(), weight, bias, labels, coefficients)
-            if tape is not None and tape.wants(head.weight):
+            if tape is not None and (tape.wants(head.weight) or tape.wants(head.bias)):
                 work.record(tape, head, words)
             else:
                 work.run(ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[2])
@@ -210,17 +211,28 @@ class _Head:
         self.bias_gradient = bias if want_bias else None
 
     def record(self, tape: Tape, head: Any, words: torch.Tensor) -> None:
-        """The same, with the weight's and the bias's gradients left on the tape, for each unit.
+        """The same, with the weight's and the bias's gradients left on the tape, for each unit; one may be frozen.
 
         Args:
             words: int64 [M], what the model is given at the positions.
         """
         segments = tape.segments.times(len(words) // tape.rows)
-        least = least_held(self.shape[0], self.shape[1], self.inputs.hidden.element_size())
-        first = int(np.searchsorted(segments.lengths, least))
         biases = self._new((len(segments), self.shape[0])).zero_() if tape.wants(head.bias) else None
         self.hidden_gradient[segments.total :] = 0  # of what belongs to no unit
-        gradients = tape.at(head.weight)
+        if tape.wants(head.weight):
+            self._record_weight(tape.at(head.weight), segments, words, biases)
+        else:
+            for places, units in _chunks(segments, 0, len(segments), self.chunk):
+                self._add_biases(biases, segments, units, places, self.logit_gradient(places))
+        if biases is not None:
+            tape.at(head.bias).add_held(biases)
+
+    def _record_weight(
+        self, gradients: UnitGradients, segments: Segments, words: torch.Tensor, biases: torch.Tensor | None
+    ) -> None:
+        """The weight's gradients, and on the way what biases are given of theirs."""
+        least = least_held(self.shape[0], self.shape[1], self.inputs.hidden.element_size())
+        first = int(np.searchsorted(segments.lengths, least))
         if first < len(segments):
             gradients.add_held(self._held(segments, first, biases))
         if first:
@@ -229,8 +241,6 @@ class _Head:
                 gradients.outers.append(self._kept(small, biases))
             else:
                 gradients.add_formed_again(self._formed_again(small, words, biases))
-        if biases is not None:
-            tape.at(head.bias).add_held(biases)
 
     def weighted(self, places: slice) -> torch.Tensor:
         """Hidden states times their coefficients: the cheaper side to scale."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gradient_checks import VOCABULARY, Around, Tables, assert_same, ragged
+from head_models import Language
 
 from fedsim.clip import Clip
 from fedsim.errors import Failure
@@ -145,6 +146,19 @@ def test_the_fused_loss_equals_the_ordinary_one(chunk: int, bias: bool, monkeypa
         torch.testing.assert_close(one, other)
     from gradient_checks import check
 
+    check(model, most=3)
+
+
+@pytest.mark.parametrize("chunk", [1, 15, 10**6])
+@pytest.mark.parametrize("trained", ["bias", "weight"])
+def test_a_head_of_which_a_part_is_frozen(trained: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a model's biases alone are trained."""
+    from gradient_checks import check
+
+    monkeypatch.setattr(head_module, "chunk_positions", lambda words, device: chunk)
+    model = Language(False, True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith(trained))
     check(model, most=3)
 
 
