@@ -48,8 +48,8 @@ def plain_head(model: torch.nn.Module, settings: tuple[object, ...] | None = Non
         settings: `settings_of(model)`, where that is known.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
-    if type(head) is not torch.nn.Linear or head._forward_hooks or head._forward_pre_hooks:
-        return None
+    if type(head) is not torch.nn.Linear or head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head):
+        return None  # what a hook, or a forward pass put in the place of the class's own, does would be left out
     settings = settings_of(model) if settings is None else settings
     then, plain = _plain_heads.get(head, (None, False))
     if then != settings:

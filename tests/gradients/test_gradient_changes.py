@@ -63,6 +63,25 @@ def test_a_module_whose_forward_pass_is_replaced_is_tried_again() -> None:
     assert off(model, rows, (0, 21), max_tokens=256) < 1e-5
 
 
+@pytest.mark.parametrize("way", ["clipped_sum", "evaluate"])
+def test_a_head_whose_forward_pass_is_replaced_keeps_it(way: str) -> None:
+    """As libraries do that move a layer's inputs to where its weights are."""
+    model, rows = llama().double(), rows_of(ROWS)
+    summed(model, rows, max_tokens=256)
+    plain = evaluate(model, rows, OBJECTIVE).loss_sum
+
+    def doubled(self: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        return 2 * torch.nn.Linear.forward(self, x)
+
+    model.lm_head.forward = replaced = types.MethodType(doubled, model.lm_head)
+    if way == "clipped_sum":
+        found, expected = (summed(model, rows, max_tokens=256, method=method) for method in ("fast", "reference"))
+        assert float((found - expected).norm()) <= 1e-9
+    else:
+        assert evaluate(model, rows, OBJECTIVE).loss_sum != pytest.approx(plain, rel=1e-6)
+    assert vars(model.lm_head)["forward"] is replaced
+
+
 def test_a_model_whose_hook_is_exchanged_for_another_is_tried_again() -> None:
     model, rows = llama().double(), rows_of(ROWS)
     table = model.get_input_embeddings()
