@@ -38,7 +38,7 @@ _plain_heads: WeakKeyDictionary[torch.nn.Module, tuple[object, bool]] = WeakKeyD
 
 
 def plain_head(model: torch.nn.Module, settings: tuple[object, ...] | None = None) -> torch.nn.Linear | None:
-    """The Linear whose output a model returns as its logits, unchanged; None if there is none.
+    """The Linear whose output a model returns as its logits, unchanged, and asks for once; None if there is none.
 
     Found out by trying: the head is made to return a known tensor, and the logits must be that tensor bit by bit.
     Models that cap or scale their logits fail and take the ordinary loss. A model that is another than it was is tried
@@ -60,10 +60,16 @@ def plain_head(model: torch.nn.Module, settings: tuple[object, ...] | None = Non
             attention_mask=None,
             labels=torch.zeros(1, 1, dtype=torch.long, device=head.weight.device),
         )
-        # A copy of it: a model may write to its logits where they are.
-        with torch.no_grad(), _returning(head, lambda hidden: probe.clone()):
+        given: list[torch.Tensor] = []
+
+        def known(hidden: torch.Tensor) -> torch.Tensor:
+            given.append(probe.clone())  # a copy, for a model may write to its logits where they are
+            return given[-1]
+
+        with torch.no_grad(), _returning(head, known):
             logits = causal_logits(model, batch)
-        plain = logits.shape == probe.shape and torch.equal(logits.to(probe.dtype), probe)
+        same = logits.shape == probe.shape and torch.equal(logits.to(probe.dtype), probe)
+        plain = same and len(given) == 1
         _plain_heads[head] = settings, plain
     return head if plain else None
 

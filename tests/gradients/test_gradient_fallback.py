@@ -1,7 +1,7 @@
 """What the fast path cannot serve takes the reference path by itself; the loss is fused only where that is right."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -101,19 +101,43 @@ def test_the_fused_loss_is_used_only_where_the_head_gives_the_logits() -> None:
     assert plain_head(Tables(4, True, None)) is None
 
 
-def test_a_head_whose_logits_are_written_to_where_they_are_is_not_plain() -> None:
-    """As some models do to forbid a few tokens."""
+def _forbidding() -> torch.nn.Module:
+    """Writes to its logits where they are, as some models do to forbid a few tokens."""
 
     def forbid(module: torch.nn.Module, given: object, output) -> None:
         output.logits[..., 3:5] = -10.0
 
     model = language_model()
     model.register_forward_hook(forbid)
+    return model
+
+
+class Twice(torch.nn.Module):
+    """Asks its head for more than the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = torch.nn.Embedding(VOCABULARY, VOCABULARY)
+        self.head = torch.nn.Linear(VOCABULARY, VOCABULARY)
+        self.eval()
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return self.head
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        x = self.table(input_ids)
+        return self.head(x + torch.tanh(self.head(x)))
+
+
+@pytest.mark.parametrize("make", [_forbidding, Twice])
+def test_a_head_whose_output_is_more_or_less_than_the_logits_is_not_plain(make: Callable[[], torch.nn.Module]) -> None:
+    model = make()
     assert plain_head(model) is None
     rows, _ = ragged()
-    whole = evaluate(model, rows, OBJECTIVE)
-    expected = OBJECTIVE.row_losses(model, OBJECTIVE.collate(rows, np.arange(len(rows)), "cpu")).loss_sum
-    assert whole.loss_sum == pytest.approx(float(expected.detach().sum()), rel=1e-5)
+    found = evaluate(model, rows, OBJECTIVE)
+    expected = OBJECTIVE.row_losses(model, OBJECTIVE.collate(rows, np.arange(len(rows)), "cpu")).loss_sum.detach()
+    assert found.loss_sum == pytest.approx(float(expected.sum()), rel=1e-5)
 
 
 @pytest.fixture
