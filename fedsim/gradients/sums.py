@@ -47,7 +47,7 @@ def clipped_sum(
     gradient is not finite, in any block, adds exactly zero and leaves the others as they are.
 
     Products of float32 numbers are computed as such, whatever the caller allows torch to round (`exact_products`); the
-    caller's settings are the same afterwards.
+    caller's settings are the same afterwards. Gradients are computed under `torch.no_grad()` too.
 
     Args:
         model: Any module whose rows are independent of each other and of how far they are padded, in evaluation mode
@@ -76,12 +76,13 @@ def clipped_sum(
 
     Raises:
         InvalidInput: An argument outside the above, a clip of other parameters, or a model with dropout on.
-        Failure: The device rounds products of float32 numbers whatever torch says, or the settings changed meanwhile.
+        Failure: The device rounds products of float32 numbers whatever torch says, or the settings changed meanwhile;
+            or what the model's last layer was given was written to meanwhile.
     """
     if method not in ("fast", "reference"):
         raise InvalidInput("method", method, "'fast' or 'reference'")
     device = model_device(model)
-    with exact_products(device):
+    with exact_products(device), torch.enable_grad():
         if method == "fast" and clip.order == 2 and local_steps is None and _shortest(clip) >= SMALLEST_LIMIT:
             check_deterministic(model)
             units = make_units(rows, unit_ids, objective, weighting, weights)

@@ -216,6 +216,16 @@ def test_the_model_is_left_as_it_was(end: type[BaseException] | None) -> None:
     assert "forward" not in vars(model.lm_head)
 
 
+@pytest.mark.parametrize("method", ["fast", "reference"])
+def test_a_caller_who_wants_no_gradients_gets_the_same_sum(method: str) -> None:
+    model, objective = copy.deepcopy(MODELS["gpt2, tied"])
+    rows, ids = ragged()
+    with torch.no_grad():
+        found = clipped_sum(model, rows, ids, Clip(norm=1.0), objective=objective, method=method)
+        assert not torch.is_grad_enabled()
+    assert_same(found, clipped_sum(model, rows, ids, Clip(norm=1.0), objective=objective, method=method), 1e-6)
+
+
 def test_layers_get_their_hooks_once_for_all_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """And units that take plain autograd beside them are none of their business."""
     placed, passes, alone = [], [], []
