@@ -310,24 +310,28 @@ class FastSum:
             self.paths.setdefault(name, set()).update(paths)
         # Factors in half precision are added up in float32, whatever the parameters are.
         added_in = torch.float32 if self.half else self.norms.dtype
-        return squared.clamp(min=0).sqrt().to(self.norms.dtype), unsure(squared, spread, added_in)
+        least = min(*self.clip.limits, SMALLEST_LIMIT)
+        return squared.clamp(min=0).sqrt().to(self.norms.dtype), unsure(squared, spread, added_in, least)
 
 
-def unsure(squared: torch.Tensor, spread: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def unsure(
+    squared: torch.Tensor, spread: torch.Tensor, dtype: torch.dtype, least: float = SMALLEST_LIMIT
+) -> torch.Tensor:
     """Where tokens cancel, or products underflow, so far that a norm may be off by more than CLIP_MARGIN / 2.
 
     Rounding errors reach about eps · `spread` of the squared norm (see `gram_inner` and `UnitGradients.squared_norms`
     for what a spread is), of which we allow for SPREAD_ALLOWED times. What is far below the least squared norm that is
-    ever clipped to matters to no clip: so a gradient of which one factor is exactly zero is sure.
+    clipped to matters to no clip: so a gradient of which one factor is exactly zero is sure.
 
     Args:
         squared, spread: Same shape.
         dtype: In what products were added up.
+        least: No more than any norm that is clipped to.
 
     Returns:
         bool, same shape.
     """
-    allowed = CLIP_MARGIN / 2 * squared + CLIP_MARGIN / 16 * SMALLEST_LIMIT**2
+    allowed = CLIP_MARGIN / 2 * squared + CLIP_MARGIN / 16 * least**2
     return SPREAD_ALLOWED * torch.finfo(dtype).eps * spread > allowed
 
 
