@@ -47,7 +47,8 @@ def clipped_sum(
     gradient is not finite, in any block, adds exactly zero and leaves the others as they are.
 
     Products of float32 numbers are computed as such, whatever the caller allows torch to round (`exact_products`); the
-    caller's settings are the same afterwards. Gradients are computed under `torch.no_grad()` too.
+    caller's settings are the same afterwards. Gradients are computed under `torch.no_grad()` and
+    `torch.inference_mode()` too.
 
     Args:
         model: Any module whose rows are independent of each other and of how far they are padded, in evaluation mode
@@ -82,7 +83,7 @@ def clipped_sum(
     if method not in ("fast", "reference"):
         raise InvalidInput("method", method, "'fast' or 'reference'")
     device = model_device(model)
-    with exact_products(device), torch.enable_grad():
+    with exact_products(device), torch.inference_mode(False), torch.enable_grad():
         if method == "fast" and clip.order == 2 and local_steps is None and _shortest(clip) >= SMALLEST_LIMIT:
             check_deterministic(model)
             units = make_units(rows, unit_ids, objective, weighting, weights)

@@ -217,10 +217,11 @@ def test_the_model_is_left_as_it_was(end: type[BaseException] | None) -> None:
 
 
 @pytest.mark.parametrize("method", ["fast", "reference"])
-def test_a_caller_who_wants_no_gradients_gets_the_same_sum(method: str) -> None:
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_a_caller_who_wants_no_gradients_gets_the_same_sum(without: type, method: str) -> None:
     model, objective = copy.deepcopy(MODELS["gpt2, tied"])
     rows, ids = ragged()
-    with torch.no_grad():
+    with without():
         found = clipped_sum(model, rows, ids, Clip(norm=1.0), objective=objective, method=method)
         assert not torch.is_grad_enabled()
     assert_same(found, clipped_sum(model, rows, ids, Clip(norm=1.0), objective=objective, method=method), 1e-6)
