@@ -24,8 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 aten = torch.ops.aten
 functional = torch.nn.functional
 
-DEVICE = torch.device("cuda", 0)
-"""What tensors say."""
+DEVICE = torch.device("cuda", 0)  # what tensors say
 UNDERNEATH = "meta"
 """What torch's own layers take them for. A tensor that these make by the way is on the device, too."""
 
@@ -33,8 +32,7 @@ CROSSING = {aten.copy_.default, aten._to_copy.default, aten._copy_from.default, 
 """What brings values from one device to another."""
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 """What takes indices from the host as well: a GPU waits while they are brought there."""
-MEMORY = 1 << 30
-"""Bytes that the device says are free."""
+MEMORY = 1 << 30  # bytes that the device says are free
 
 
 class DeviceMismatch(RuntimeError):
@@ -138,7 +136,10 @@ def _computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     inner, named = (
         _changed(given, lambda t: t.values if isinstance(t, DeviceTensor) else t) for given in (args, kwargs)
     )
-    found = _on_the_cpu(func)(*inner, **named)
+    try:
+        found = _on_the_cpu(func)(*inner, **named)
+    except IndexError as error:  # on a GPU nothing works after it
+        raise _noted(f"{func}: {error}") from error
     if any(tensor.values.shape != tensor.shape or tensor.values.stride() != tensor.stride() for tensor in ours):
         raise NotImplementedError(f"{func} changed the shape of a DeviceTensor in place")
     if not here:

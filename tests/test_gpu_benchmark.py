@@ -203,6 +203,15 @@ def alive(pid: int) -> bool:
         return False
 
 
+def test_some_ways_alone_leave_the_others_to_a_later_run(
+    here: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = run("--cells 350m --cases 4x1 --ways non-private", tmp_path, monkeypatch)
+    assert endings(lines)["350m"]["ended"] == "in part"
+    assert not any("complete" in line for line in lines)
+    assert {line["way"] for line in lines if "way" in line} == {"non-private"}
+
+
 def test_a_cell_is_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = run("--cells ceilings", tmp_path, monkeypatch)
     assert [line["cell"] for line in lines] == ["ceilings"] * 3
@@ -215,10 +224,12 @@ def test_a_name_that_no_cell_has_is_refused(tmp_path: Path, monkeypatch: pytest.
         run("--cells ceilings,350", tmp_path, monkeypatch)
 
 
-def test_no_clip_check_fails(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every shape in float32 and in bfloat16."""
+def test_no_clip_check_fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every shape in float32 and in bfloat16. What is known is told on the way."""
+    monkeypatch.setattr(checks, "TOLD_EVERY", 3)
     checks.clips(CPU, findings(), 8)
-    (line,) = said(capsys)
+    *before, line = said(capsys)
+    assert [told["checks"] for told in before] == [3, 6]
     assert line["checks"] == 8
     assert line["number_failed"] == 0
     assert line["failed"] == []

@@ -44,6 +44,7 @@ REFUSED: dict[str, Callable[[torch.Tensor, torch.Tensor], object]] = {
     "a generator of the host": lambda x, host: x.normal_(generator=torch.Generator().manual_seed(0)),
     "a generator for the host": lambda x, host: torch.randn(3, generator=torch.Generator(x.device)),
     "an array": lambda x, host: np.asarray(x),
+    "an index beyond the end": lambda x, host: torch.nn.functional.embedding(torch.full((2,), 3, device=x.device), x),
 }
 
 

@@ -15,7 +15,17 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu.cells import CELLS, Cell, size_of
-from benchmarks.gpu.findings import FAILED, FINISHED, OUT_OF_TIME, SKIPPED, Absent, Findings, in_a_line, read_lines
+from benchmarks.gpu.findings import (
+    FAILED,
+    FINISHED,
+    IN_PART,
+    OUT_OF_TIME,
+    SKIPPED,
+    Absent,
+    Findings,
+    in_a_line,
+    read_lines,
+)
 
 
 def main() -> None:
@@ -46,7 +56,11 @@ def _run(cell: Cell, device: torch.device, findings: Findings, options: argparse
     except Exception as error:
         traceback.print_exc()
         return FAILED, in_a_line(error)
-    return (OUT_OF_TIME, "its share of the time was over") if findings.cut else (FINISHED, "")
+    if findings.cut:
+        return OUT_OF_TIME, "its share of the time was over"
+    if cell.kind == "steps" and options.ways:
+        return IN_PART, f"only {options.ways} was asked for"
+    return FINISHED, ""
 
 
 def run(cell: Cell, device: torch.device, findings: Findings, options: argparse.Namespace) -> None:

@@ -25,6 +25,8 @@ SHAPES = (
     ),
 )  # fmt: skip
 """Between them: tied and untied heads, gradients held and not, Gram norms and direct ones, adapters on either base."""
+TOLD_EVERY = 20
+"""Checks: a cell that is cut short keeps those that it had time for."""
 
 
 def ceilings(device: torch.device, findings: Findings) -> None:
@@ -45,23 +47,29 @@ def ceilings(device: torch.device, findings: Findings) -> None:
 
 
 def clips(device: torch.device, findings: Findings, number: int) -> None:
-    """The clip checks, as many as the time allows, summed up."""
+    """The clip checks, as many as the time allows, summed up every now and then."""
     lines: list[dict[str, object]] = []
     for line in clip_checks(device, number):
         lines.append(line)
-        if len(lines) < number and findings.time_is_over():
+        if len(lines) == number or findings.time_is_over():
             break
+        if len(lines) % TOLD_EVERY == 0:
+            findings.say(**_summed_up(lines, number))
+    findings.say(**_summed_up(lines, number))
+
+
+def _summed_up(lines: list[dict[str, object]], asked: int) -> dict[str, object]:
     failed = [line for line in lines if not line["held"]]
     errors = [float(line["against_float64"]) for line in lines if "against_float64" in line]  # type: ignore[arg-type]
-    findings.say(
-        checks=len(lines),
-        asked=number,
-        failed=failed[:5],
-        number_failed=len(failed),
-        largest_reach=float(np.max([line["reach"] for line in lines])),  # nan where one is
-        against_float64=len(errors),
-        largest_float32_error=float(np.max(errors)) if errors else None,
-    )
+    return {
+        "checks": len(lines),
+        "asked": asked,
+        "failed": failed[:5],
+        "number_failed": len(failed),
+        "largest_reach": float(np.max([line["reach"] for line in lines])),  # nan where one is
+        "against_float64": len(errors),
+        "largest_float32_error": float(np.max(errors)) if errors else None,
+    }
 
 
 def clip_checks(device: torch.device, number: int) -> Iterator[dict[str, object]]:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 Line = dict[str, Any]
-FINISHED, OUT_OF_TIME, SKIPPED, FAILED = "finished", "out of time", "skipped", "failed"
-"""How a cell ends: all was done; its share of the time was over; something it needs is not there; an error."""
+FINISHED, IN_PART, OUT_OF_TIME, SKIPPED, FAILED = "finished", "in part", "out of time", "skipped", "failed"
+"""How a cell ends: all was done; what was asked of it was; its share of the time was over; something it needs is not
+there; an error."""
 
 
 class Absent(Exception):

@@ -191,7 +191,8 @@ def steps(setting: Setting, findings: Findings, cases: str, ways: str, tables: P
             measured = measure(asked, setting.device, findings, case=name, tokens=problem.case.tokens)
             if turn == "nearest" and not findings.time_is_over():
                 _profile(measured, setting, findings, name, tables)
-            findings.complete(part)
+            if not ways:
+                findings.complete(part)
             del measured
             gc.collect()
 

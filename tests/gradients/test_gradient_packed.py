@@ -225,6 +225,20 @@ def test_a_row_predicts_its_own_tokens_alone() -> None:
     assert packed.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2]]
 
 
+@pytest.mark.parametrize("lengths", [[1], [3, 5], [7] * 40, [200, 1]])
+def test_what_fills_a_micro_batch_is_read_at_positions_that_its_rows_have(
+    lengths: list[int], device: torch.device
+) -> None:
+    """A model need not have more, and on a GPU a position that it has not ends all computing."""
+    rows = TokenRows.from_lists([[5] * length for length in lengths])
+    batch, packed = packed_batch(rows, np.arange(len(rows)), device)
+    assert batch.position_ids is not None
+    assert int(batch.position_ids.max()) == max(lengths) - 1
+    assert packed.lengths[: len(rows)].tolist() == lengths
+    assert packed.tokens == batch.input_ids.shape[1] == 128 * -(-sum(lengths) // 128)
+    assert (batch.labels[0, sum(lengths) - 1 :] == IGNORED_LABEL).all()
+
+
 @pytest.mark.parametrize("changed", ["a class", "a hook", "a forward pass"])
 def test_code_of_somebodys_own_is_not_packed(changed: str, passes: list[FastSum]) -> None:
     """Whatever a trial would see of it."""

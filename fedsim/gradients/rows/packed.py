@@ -91,13 +91,20 @@ class PackedRows:
         return found
 
 
+def _rows_of(tokens: int, longest: int) -> np.ndarray:
+    """As many tokens in rows of no more than `longest`, int64."""
+    whole, rest = divmod(tokens, longest)
+    return np.array([longest] * whole + [rest] * (rest > 0), dtype=np.int64)
+
+
 def packed_batch(
     rows: TokenRows, indices: np.ndarray, device: torch.device, pad_token: int = 0
 ) -> tuple[Batch, PackedRows]:
     """The rows at indices end to end, and where they lie.
 
-    On a GPU what fills the micro-batch up to a multiple of GPU_STEP is a row of its own that scores nothing; elsewhere
-    it makes a short one odd, so that its tokens are not as many as the model's heads: these must be told apart.
+    On a GPU rows that score nothing fill the micro-batch up to a multiple of GPU_STEP, none longer than its own: the
+    model has positions for those. Elsewhere one token makes a short one odd, so that its tokens are not as many as the
+    model's heads: these must be told apart.
     """
     taken = rows.take(indices)
     lengths, tokens = taken.lengths, taken.tokens.astype(np.int64)
@@ -109,7 +116,7 @@ def packed_batch(
     if more:
         tokens = np.append(tokens, np.full(more, pad_token))
         labels = np.append(labels, np.full(more, IGNORED_LABEL))
-        lengths = np.append(lengths, more)
+        lengths = np.append(lengths, _rows_of(more, int(lengths.max())))
     packed = PackedRows(lengths, device)
     batch = Batch(
         input_ids=on_device(tokens[None], device),
