@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from packed_models import LEAKS, Leaky, adapted, gemma2, gemma3, gpt2, llama, mi
 from fedsim.clip import Clip
 from fedsim.gradients import CausalLanguageModel, clipped_sum
 from fedsim.gradients.fast import FastSum
+from fedsim.gradients.rows import segments as rows_segments
 from fedsim.gradients.rows.attention import NAME, _varlen_right, attention_configs, packed_attention
 from fedsim.gradients.rows.packed import PackedRows, packed_batch
 from fedsim.gradients.rows.segments import Segments, joined
@@ -200,7 +202,12 @@ def test_segments_bucket_and_cut_every_vector_once(lengths: list[int], most: int
     x = torch.randn(segments.total + 3, width, dtype=torch.float64)  # the last three are nobody's
     expected = [x[a:b] for a, b in zip(segments.offsets[:-1], segments.offsets[1:], strict=True)]
     sums = torch.stack([part.sum(0) for part in expected])
-    torch.testing.assert_close(segments.sums(x), sums)
+    with patch.object(rows_segments, "BAG_LENGTH", most):
+        torch.testing.assert_close(segments.sums(x), sums)
+    assert sum(bucket.copied for bucket in segments.buckets) == segments.copied
+    for zero in (False, True):
+        for bucket, filled in zip(segments.buckets, segments.filled(x, zeroed=zero), strict=True):
+            assert torch.equal(filled, bucket.of(x, zeroed=zero))
     zeroed = torch.cat([bucket.of(x, zeroed=True).sum(1) for bucket in segments.buckets])
     torch.testing.assert_close(zeroed, sums)
     for bucket in segments.buckets:

@@ -22,12 +22,12 @@ FACTOR_BITS = 9
 """Significant bits of a clip factor whose product with a bfloat16 (8 bits) is two bfloat16s exactly: see `_scaled`."""
 
 
-def gram_form(n: int, p: int, q: int) -> bool:
-    """Whether the norm of a unit of n vectors is found with less arithmetic from Gram matrices than from the gradient.
+def longest_gram(p: int, q: int) -> int:
+    """Vectors up to which a unit's norm is found with less arithmetic from Gram matrices than from the gradient.
 
     Bytes may favour factors (bfloat16) where arithmetic favours the gradient: then it is formed and dropped.
     """
-    return n * (p + q) <= p * q
+    return p * q // (p + q)
 
 
 def least_held(p: int, q: int, element_size: int) -> int:
@@ -66,7 +66,7 @@ def bucket_norms(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor,
         Squared norms and their spreads (as of `gram_inner`), [u], and the name of the way.
     """
     (u, n, p), q = left.shape, right.shape[2]
-    gram = gram_form(n, p, q)
+    gram = n <= longest_gram(p, q)
     path = "Gram norm" if gram else "direct norm"
     if gram and usable(left, right):
         squares, spreads = gram_norms_of([(left, right)])

@@ -13,10 +13,10 @@ from fedsim.gradients.kernels.tables import Pair
 from fedsim.gradients.model import on_device
 from fedsim.gradients.per_unit.products import squared_row_norms
 from fedsim.gradients.per_unit.unit_gradients import UnitGradients
-from fedsim.gradients.rows.segments import Bucket, Segments, Term
+from fedsim.gradients.rows.segments import Segments, Term
 
 BUNDLE_ELEMENTS = 2**28
-"""Values of one bundle at most, and of what is copied for one launch: 1 GiB of float32."""
+"""Values of one bundle at most, and of what is copied at a time: 1 GiB of float32."""
 
 Whose = TypeVar("Whose")
 
@@ -84,20 +84,18 @@ class PassGradients:
 
     def add_weighted(self, targets: dict[str, torch.Tensor], factors: torch.Tensor) -> None:
         """targets[name] += Σ over units of factors [blocks, u] of the parameter's block · gradient."""
-        # By block, units, and how many of the target's terms come before: of each target no more than one together.
-        together: dict[tuple[int, int, int, int], list[tuple[torch.Tensor, Bucket, Term]]] = {}
+        # By block, and by how many of the target's terms come before: of each target no more than one together.
+        together: dict[tuple[int, int], list[tuple[torch.Tensor, Term]]] = {}
         for name, gradients in self.matrices.items():
             block, target = self.clip.block[name], targets[name]
             fitting = [term for term in gradients.outers if target.dtype == torch.float32 and usable(*term[1])]
             gradients.add_weighted(target, factors[block], without=fitting)
             for place, term in enumerate(fitting):
-                for bucket in term[0].buckets:
-                    key = block, bucket.units.start, bucket.units.stop, place
-                    together.setdefault(key, []).append((target, bucket, term))
-        for (block, start, stop, _), products in together.items():
-            for launch in _launches(products):
+                together.setdefault((block, place), []).append((target, term))
+        for (block, _), products in together.items():
+            for units, launch in _launches(products):
                 whole, pairs = [target for target, _ in launch], [pair for _, pair in launch]
-                weighted_products(whole, pairs, factors[block, start:stop])
+                weighted_products(whole, pairs, factors[block, units])
         for bundle in self.bundles:
             added = bundle.matrix.t() @ factors[bundle.block, bundle.units].to(bundle.matrix.dtype)
             whole = [targets[name].view(-1) for name in bundle.names]
@@ -115,21 +113,18 @@ class PassGradients:
         for bundle in self.bundles:
             yield bundle.block, bundle.units, squared_row_norms(self._scaled(bundle)), None
         terms = {name: term for name, g in self.matrices.items() if (term := g.gram_term()) is not None}
-        together: dict[tuple[int, int], list[tuple[str, Bucket, Term]]] = {}
-        for name, term in terms.items():
-            for bucket in term[0].buckets:
-                together.setdefault((bucket.units.start, bucket.units.stop), []).append((name, bucket, term))
-        for (start, stop), buckets in together.items():
-            for launch in _launches(buckets):
-                for block, squares, spreads in self._gram_norms(launch):
-                    yield block, slice(start, stop), squares, spreads
+        for units, launch in _launches(terms.items()):
+            for block, squares, spreads in self._gram_norms(launch):
+                yield block, units, squares, spreads
         for name, gradients in self.matrices.items():
-            if name not in terms:
-                block, power = self.clip.block[name], self.clip.inverse[name] ** 2
-                squares, spreads = gradients.squared_norms()
-                if power != 1:
-                    squares, spreads = squares * power, spreads * power
-                yield block, gradients.units, squares, spreads
+            first = len(terms[name][0]) if name in terms else gradients.units.start
+            if first == gradients.units.stop:
+                continue
+            block, power = self.clip.block[name], self.clip.inverse[name] ** 2
+            squares, spreads = gradients.squared_norms(first)
+            if power != 1:
+                squares, spreads = squares * power, spreads * power
+            yield block, slice(first, gradients.units.stop), squares, spreads
 
     def _gram_norms(self, launch: list[tuple[str, Pair]]) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """Blocks, squared norms and spreads of the parameters whose norms one kernel finds together."""
@@ -174,16 +169,25 @@ def _bundles(block: int, units: slice, names: list[str], gradients: dict[str, Un
             held, start, values = [], place + 1, 0
 
 
-def _launches(buckets: Iterable[tuple[Whose, Bucket, Term]]) -> Iterator[list[tuple[Whose, Pair]]]:
-    """Factors of the same units, as many together as copies allow: units that are filled up are copied."""
-    launch: list[tuple[Whose, Pair]] = []
-    copied = 0
-    for whose, bucket, (_, (left, right)) in buckets:
-        values = sum(map(bucket.copied, (left, right)))
-        if launch and copied + values > BUNDLE_ELEMENTS:
-            yield launch
-            launch, copied = [], 0
-        launch.append((whose, (bucket.of(left, zeroed=True), bucket.of(right))))
-        copied += values
-    if launch:
-        yield launch
+def _launches(terms: Iterable[tuple[Whose, Term]]) -> Iterator[tuple[slice, list[tuple[Whose, Pair]]]]:
+    """Some units and the factors of these, of as many terms together as copies allow: those filled up are copied."""
+    chunk: list[tuple[Whose, Term]] = []
+    values = 0
+    for whose, (segments, factors) in terms:
+        more = segments.copied * sum(factor.shape[1] for factor in factors)
+        if chunk and values + more > BUNDLE_ELEMENTS:
+            yield from _by_units(chunk)
+            chunk, values = [], 0
+        chunk.append((whose, (segments, factors)))
+        values += more
+    yield from _by_units(chunk)
+
+
+def _by_units(terms: Iterable[tuple[Whose, Term]]) -> Iterator[tuple[slice, list[tuple[Whose, Pair]]]]:
+    together: dict[tuple[int, int], list[tuple[Whose, Pair]]] = {}
+    for whose, (segments, (left, right)) in terms:
+        pairs = zip(segments.filled(left, zeroed=True), segments.filled(right), strict=True)
+        for bucket, pair in zip(segments.buckets, pairs, strict=True):
+            together.setdefault((bucket.units.start, bucket.units.stop), []).append((whose, pair))
+    for (start, stop), launch in together.items():
+        yield slice(start, stop), launch

@@ -12,8 +12,8 @@ from fedsim.gradients.per_unit.outer_products import (
     add_outer,
     bucket_norms,
     cross,
-    gram_form,
     least_held,
+    longest_gram,
     outer_products,
     zeroed,
 )
@@ -114,28 +114,33 @@ class UnitGradients:
         return bool(self.outers or self.lookups) or self.again is not None
 
     def gram_term(self) -> Term | None:
-        """The factors of which a kernel is to find the norms in Gram form; None where another way is right."""
-        if self.held is not None or self.lookups or self.again is not None or not self.outers:
+        """The factors of the first units, whose norms a kernel is to find in Gram form; None where another way is
+        right for all."""
+        if self.lookups or self.again is not None or not self.outers:
             return None
         if not all(usable(*factors) for _, factors in self.outers):
             return None
         self.outers = [joined(self.outers)]
         segments, (left, right) = self.outers[0]
-        if not gram_form(int(segments.lengths[-1]), left.shape[1], right.shape[1]):
+        stop = int(np.searchsorted(segments.lengths, longest_gram(left.shape[1], right.shape[1]), side="right"))
+        if not stop:
             return None
         self.paths.add("Gram norm")
-        return self.outers[0]
+        return segments.cut(0, stop, left, right)
 
-    def squared_norms(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def squared_norms(self, first: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """Squared norms of `units`, and their spreads: how far rounding errors reach (`gram_inner`, `fast.unsure`).
 
         The spread is 0 where the norm was taken of the gradient itself. Of an outer part and rows added to it, errors
         reach as far as both are long, however short they leave their sum: an error of the cross term is
         eps · |L[t, x_s]||r_t||e_s|, and these add up to no more than eps · (spread of the outer part · ‖rows‖²)^½.
+
+        Args:
+            first: Units before are left out: those of `gram_term`.
         """
         squares, spreads = [], []
-        if self._factors:
-            squared, spread = self._factor_norms()
+        if self._factors and first < self.first:
+            squared, spread = self._factor_norms(first)
             squares.append(squared)
             spreads.append(spread)
         if self.held is not None:
@@ -204,7 +209,7 @@ class UnitGradients:
         if self.again is not None:
             self.outers, self.again = [*self.outers, self.again.kept()], None
 
-    def _factor_norms(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _factor_norms(self, first: int) -> tuple[torch.Tensor, torch.Tensor]:
         if self.again is not None and (self.outers or not self.again.meets(self.lookups)):
             self._keep_again()
         outer = joined(self.outers) if self.outers else None
@@ -212,7 +217,9 @@ class UnitGradients:
             squared, spread = self.again.squares, self.again.spreads
             self.paths |= self.again.paths
         elif outer is not None:
-            squared, spread = (found.double() for found in self._outer_norms(*outer))
+            segments, factors = outer
+            after = segments.cut(first, len(segments), *factors)
+            squared, spread = (found.double() for found in self._outer_norms(*after))
         if not self.lookups:
             return squared, spread
         self.paths.add("gathered")

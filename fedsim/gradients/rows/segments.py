@@ -12,6 +12,8 @@ BUCKET_SPREAD = 1.25
 """How much longer than its shortest the longest unit of a bucket may be; what is filled up is computed for nothing."""
 BUCKET_LENGTH = 128
 """On a CPU units of more vectors are in a bucket only with units of as many: each is work enough for itself."""
+BAG_LENGTH = 64
+"""Vectors that are added up one after the other; a GPU would do one long unit so, and stand still otherwise."""
 
 
 class Segments:
@@ -110,14 +112,49 @@ class Segments:
         if self.uniform:
             return vectors[: self.total].view(len(self), -1, vectors.shape[1]).sum(1, dtype=wide)
         # A bag of all vectors from each start on is that sum, in one kernel, the same from call to call.
-        summed: torch.Tensor = torch.nn.functional.embedding_bag(
-            self._places, vectors.to(wide), self.starts[:-1], mode="sum"
-        )
-        return summed
+        pieces, of_pieces = self._bags
+        summed = _bagged(vectors[: self.total].to(wide), pieces)
+        return summed if of_pieces is None else _bagged(summed, of_pieces)
+
+    def filled(self, vectors: torch.Tensor, zeroed: bool = False) -> list[torch.Tensor]:
+        """`Bucket.of` of every bucket: what has to be copied of all of them is, at once."""
+        copied = [bucket for bucket in self.buckets if isinstance(bucket.where, torch.Tensor)]
+        if len(copied) < 2:
+            return [bucket.of(vectors, zeroed) for bucket in self.buckets]
+        where, beyond = self._copied
+        taken = vectors.index_select(0, where)
+        if zeroed:
+            taken.masked_fill_(beyond.view(-1, *[1] * (vectors.ndim - 1)), 0)
+        parts = iter(torch.split(taken, [bucket.copied for bucket in copied]))
+        return [
+            next(parts).view(-1, bucket.length, *vectors.shape[1:]) if bucket.copied else bucket.of(vectors)
+            for bucket in self.buckets
+        ]
+
+    @property
+    def copied(self) -> int:
+        """How many vectors `filled` copies."""
+        return sum(bucket.copied for bucket in self.buckets)
 
     @cached_property
-    def _places(self) -> torch.Tensor:
-        return torch.arange(self.total, device=self.device)
+    def _copied(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The buckets that are copied, end to end: which vector each is, and whether it fills a unit up."""
+        found = [(bucket.where, bucket.beyond) for bucket in self.buckets]
+        where, beyond = zip(
+            *((w, b.ravel()) for w, b in found if isinstance(w, torch.Tensor) and b is not None), strict=True
+        )
+        return torch.cat(where), torch.cat(beyond)
+
+    @cached_property
+    def _bags(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Where pieces of units begin, of BAG_LENGTH vectors at most, and where each unit's pieces do."""
+        if not len(self) or self.lengths[-1] <= BAG_LENGTH:
+            return self.starts[:-1], None
+        numbers = -(-self.lengths // BAG_LENGTH)
+        first = np.concatenate([[0], np.cumsum(numbers)])[:-1]
+        place = np.arange(numbers.sum()) - np.repeat(first, numbers)
+        starts = np.repeat(self.offsets[:-1], numbers) + BAG_LENGTH * place
+        return on_device(starts, self.device), on_device(first, self.device)
 
     def _alike(self, first: int, other: int) -> bool:
         """Whether two units may share a bucket."""
@@ -159,10 +196,10 @@ class Bucket:
     where: slice | torch.Tensor
     beyond: torch.Tensor | None
 
-    def copied(self, vectors: torch.Tensor) -> int:
-        """How many values `of` copies."""
-        each = vectors[0].numel() if len(vectors) else 0
-        return 0 if isinstance(self.where, slice) else len(self.where) * each
+    @property
+    def copied(self) -> int:
+        """How many vectors `of` copies."""
+        return 0 if isinstance(self.where, slice) else len(self.where)
 
     def of(self, vectors: torch.Tensor, zeroed: bool = False) -> torch.Tensor:
         """[M, …] → [units, length, …]; what units were filled up with is zero if asked for, else their last vector."""
@@ -186,3 +223,10 @@ def joined(terms: list[Term]) -> Term:
     order = on_device(np.argsort(owner, kind="stable"), whole.device)
     tensors = zip(*(tuple(x[: segments.total] for x in tensors) for segments, tensors in terms), strict=True)
     return whole, tuple(torch.cat(parts).index_select(0, order) for parts in tensors)
+
+
+def _bagged(vectors: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+    """The sum of vectors [M, d] from each start to the next."""
+    places = torch.arange(len(vectors), device=vectors.device)
+    summed: torch.Tensor = torch.nn.functional.embedding_bag(places, vectors, starts, mode="sum")
+    return summed
