@@ -235,7 +235,8 @@ def test_parameters_of_ragged_units_share_launches(
     blocks = (("a", "c", "vector"), ("b", "twice", "longer held"))
     scales = {name: 1.0 for name in sizes} | {"a": 0.5, "vector": 3.0, "twice": 0.25}
     clip = Clip(norm=1.0, scales=scales, blocks=tuple(ClipBlock(parameters=part, share=0.5**0.5) for part in blocks))
-    monkeypatch.setattr(pass_gradients, "BUNDLE_ELEMENTS", most)
+    for limit in ("BUNDLE_ELEMENTS", "COPIED_ELEMENTS"):
+        monkeypatch.setattr(pass_gradients, limit, most)
     if side_by_side:  # as on a GPU
         monkeypatch.setattr(pass_gradients, "_side_by_side", lambda gradients: gradients.held is not None)
     launched: list[str] = []

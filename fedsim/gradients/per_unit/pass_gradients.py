@@ -16,7 +16,9 @@ from fedsim.gradients.per_unit.unit_gradients import UnitGradients
 from fedsim.gradients.rows.segments import Segments, Term
 
 BUNDLE_ELEMENTS = 2**28
-"""Values of one bundle at most, and of what is copied at a time: 1 GiB of float32."""
+"""Values of one bundle at most: 1 GiB of float32."""
+COPIED_ELEMENTS = 2**29
+"""Values of factors that are copied at a time: 1 GiB of bfloat16. Fewer would be more launches."""
 
 Whose = TypeVar("Whose")
 
@@ -175,7 +177,7 @@ def _launches(terms: Iterable[tuple[Whose, Term]]) -> Iterator[tuple[slice, list
     values = 0
     for whose, (segments, factors) in terms:
         more = segments.copied * sum(factor.shape[1] for factor in factors)
-        if chunk and values + more > BUNDLE_ELEMENTS:
+        if chunk and values + more > COPIED_ELEMENTS:
             yield from _by_units(chunk)
             chunk, values = [], 0
         chunk.append((whose, (segments, factors)))

@@ -113,8 +113,8 @@ class Segments:
             return vectors[: self.total].view(len(self), -1, vectors.shape[1]).sum(1, dtype=wide)
         # A bag of all vectors from each start on is that sum, in one kernel, the same from call to call.
         pieces, of_pieces = self._bags
-        summed = _bagged(vectors[: self.total].to(wide), pieces)
-        return summed if of_pieces is None else _bagged(summed, of_pieces)
+        summed = _bagged(vectors[: self.total].to(wide), *pieces)
+        return summed if of_pieces is None else _bagged(summed, *of_pieces)
 
     def filled(self, vectors: torch.Tensor, zeroed: bool = False) -> list[torch.Tensor]:
         """`Bucket.of` of every bucket: what has to be copied of all of them is, at once."""
@@ -146,15 +146,17 @@ class Segments:
         return torch.cat(where), torch.cat(beyond)
 
     @cached_property
-    def _bags(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Where pieces of units begin, of BAG_LENGTH vectors at most, and where each unit's pieces do."""
+    def _bags(self) -> "tuple[Bags, Bags | None]":
+        """Pieces of units, of BAG_LENGTH vectors at most, and units of pieces."""
+        places = torch.arange(self.total, device=self.device)
         if not len(self) or self.lengths[-1] <= BAG_LENGTH:
-            return self.starts[:-1], None
+            return (places, self.starts[:-1]), None
         numbers = -(-self.lengths // BAG_LENGTH)
-        first = np.concatenate([[0], np.cumsum(numbers)])[:-1]
+        first = np.cumsum(numbers) - numbers
         place = np.arange(numbers.sum()) - np.repeat(first, numbers)
         starts = np.repeat(self.offsets[:-1], numbers) + BAG_LENGTH * place
-        return on_device(starts, self.device), on_device(first, self.device)
+        of_pieces = places[: len(starts)], on_device(first, self.device)
+        return (places, on_device(starts, self.device)), of_pieces
 
     def _alike(self, first: int, other: int) -> bool:
         """Whether two units may share a bucket."""
@@ -210,6 +212,8 @@ class Bucket:
         return found
 
 
+Bags = tuple[torch.Tensor, torch.Tensor]
+"""Places 0, 1, … of vectors, int64 [M], and where each bag of them begins."""
 Term = tuple[Segments, tuple[torch.Tensor, ...]]
 """Tensors [M, …] whose vectors are those of units, end to end."""
 
@@ -225,8 +229,7 @@ def joined(terms: list[Term]) -> Term:
     return whole, tuple(torch.cat(parts).index_select(0, order) for parts in tensors)
 
 
-def _bagged(vectors: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+def _bagged(vectors: torch.Tensor, places: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
     """The sum of vectors [M, d] from each start to the next."""
-    places = torch.arange(len(vectors), device=vectors.device)
     summed: torch.Tensor = torch.nn.functional.embedding_bag(places, vectors, starts, mode="sum")
     return summed
