@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -15,7 +14,6 @@ from fedsim.data.ingest import build_store, open_or_build
 from fedsim.data.sources import Progress, public_texts
 from fedsim.data.store import SPLITS, UserStore
 from fedsim.errors import InvalidInput
-from fedsim.hugging_face import hub_failure
 from fedsim.models.config import DEFAULT_PATH, ModelConfig
 from fedsim.terminal import shown
 
@@ -57,12 +55,11 @@ def _tokenizer(config: ModelConfig, progress: Progress) -> Any:
         return train_tokenizer(public_texts(default_cache(), progress), config.small.vocabulary_size)
     from transformers import AutoTokenizer
 
-    folder = Path(config.path).expanduser()
+    from fedsim.models.sources import find_source
+
+    source = find_source(config.path)
     try:
-        if folder.exists():
-            return AutoTokenizer.from_pretrained(str(folder))
-        silent = hub_failure(config.path, "model") is not None
-        return AutoTokenizer.from_pretrained(config.path, local_files_only=silent)
+        return AutoTokenizer.from_pretrained(source.tokenizer, local_files_only=source.cached)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         allowed = "a folder or a name on the Hugging Face hub with a tokenizer"

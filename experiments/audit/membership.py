@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import load_peft_weights, set_peft_model_state_dict
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from fedsim.config import RunConfig
 from fedsim.errors import InvalidInput
@@ -100,8 +101,8 @@ def infer_users(
 def _fine_tuned(config: RunConfig, folder: RunFolder) -> torch.nn.Module:
     if not folder.model.is_dir():
         raise InvalidInput("run", str(folder.path), "the folder of a finished run", "It holds no model.")
-    if not config.model.lora_rank:
-        return load_model(dataclasses.replace(config.model, path=str(folder.model))).model.eval()
+    if not (folder.model / ADAPTER_CONFIG_NAME).is_file():
+        return load_model(config.model.reading(str(folder.model))).model.eval()
     # On the base as it was trained on, rounded or not.
     model = open_resources(config).loaded.model
     with quiet_transformers():

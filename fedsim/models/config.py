@@ -1,7 +1,8 @@
 """What model to fine-tune, and how. Plain data: importing this needs neither torch nor transformers."""
 
+import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 from fedsim.errors import InvalidInput
 from fedsim.validation import require_at_least, require_positive
@@ -12,6 +13,9 @@ DEFAULT_PATH = "default"
 Task = Literal["causal-lm", "sequence-classification"]
 Dtype = Literal["float32", "bfloat16"]
 Quantisation = Literal["none", "nf4"]
+
+ADAPTER_OPTIONS = ("lora_rank", "lora_alpha", "lora_targets")
+"""What adapters to draw; adapters that are read have decided it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +66,9 @@ class ModelConfig:
     """The model to fine-tune."""
 
     path: str = DEFAULT_PATH
-    """A Hugging Face model by name or folder, or "default": a small GPT-2 pre-trained on public text."""
+    """A Hugging Face model or PEFT's LoRA adapters, by name or folder; or the folder of a run, for what it exported;
+    or "default": a small GPT-2 pre-trained on public text. Adapters are put on the base that they name, and trained
+    on."""
 
     task: Task = "causal-lm"
     """Predict the next token, or the class of a whole row."""
@@ -71,7 +77,7 @@ class ModelConfig:
     """Classes, for sequence-classification."""
 
     lora_rank: int = 0
-    """Rank of LoRA adapters; 0 fine-tunes every weight."""
+    """Rank of LoRA adapters; 0 fine-tunes every weight, or the adapters in path as they are."""
 
     lora_alpha: float = 16.0
     """LoRA scale: adapters are multiplied by lora_alpha / lora_rank."""
@@ -115,15 +121,31 @@ class ModelConfig:
             raise InvalidInput("model.lora-targets", self.lora_targets, "empty when model.lora-rank is 0", hint)
         if self.base_dtype not in get_args(Dtype):
             raise InvalidInput("model.base-dtype", self.base_dtype, "one of " + ", ".join(get_args(Dtype)))
-        if self.base_dtype != "float32" and (not self.lora_rank or self.task != "causal-lm"):
-            allowed = "float32 when model.lora-rank is 0 or model.task is sequence-classification"
-            hint = "Weights that are trained, a classifier's head among them, are float32."
-            raise InvalidInput("model.base-dtype", self.base_dtype, allowed, hint)
         if self.quantise not in get_args(Quantisation):
             raise InvalidInput("model.quantise", self.quantise, "one of " + ", ".join(get_args(Quantisation)))
-        if self.quantise != "none" and (not self.lora_rank or self.task != "causal-lm"):
-            allowed = "none when model.lora-rank is 0 or model.task is sequence-classification"
-            hint = (
-                "Weights that are trained, a classifier's head among them, are float32: set model.lora-rank above 0."
-            )
-            raise InvalidInput("model.quantise", self.quantise, allowed, hint)
+        if self.path == DEFAULT_PATH or self.lora_rank or self.task != "causal-lm":
+            self.require_adapted(bool(self.lora_rank))
+
+    def require_adapted(self, adapted: bool) -> None:
+        """Refuse what there must be adapters for, and nothing trained beside them.
+
+        Args:
+            adapted: Whether the model has adapters: drawn anew, or read from `path`, which is known once it is opened.
+
+        Raises:
+            InvalidInput: The frozen base is to be rounded, and there is none or its head is trained.
+        """
+        for name in ("base_dtype", "quantise"):
+            value, exact = getattr(self, name), getattr(ModelConfig, name)
+            if value != exact and (not adapted or self.task != "causal-lm"):
+                allowed = f"{exact} without adapters (model.lora-rank), or when model.task is sequence-classification"
+                hint = "Weights that are trained, a classifier's head among them, are float32."
+                raise InvalidInput(f"model.{name.replace('_', '-')}", value, allowed, hint)
+
+    def reading(self, path: str) -> Self:
+        """The same for what a run of this configuration exported: its adapters are there, and need not be drawn.
+
+        Args:
+            path: Folder of the export.
+        """
+        return dataclasses.replace(self, path=path, **{name: getattr(ModelConfig, name) for name in ADAPTER_OPTIONS})

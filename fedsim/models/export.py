@@ -9,18 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
+from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from fedsim.errors import Failure, InvalidInput
-from fedsim.models.config import DEFAULT_PATH
+from fedsim.models.adapters import resize_tokens
 from fedsim.models.evaluate import evaluate
 from fedsim.models.load import AUTO_CLASSES, LoadedModel
 from fedsim.models.quantised import multiply_as_stored, quantising, write_quantisation
 from fedsim.models.quiet import quiet_transformers
+from fedsim.models.sources import BASE
 from fedsim.rows import TokenRows
 
 TOLERANCE = 1e-5
-BASE = "base"
-"""Sub-folder with the default model's own weights beside adapters on it: nobody else has them."""
 
 
 class ExportMismatch(Failure):
@@ -81,16 +82,18 @@ def read_export(loaded: LoadedModel, folder: Path) -> Any:
     """The model in an export of `loaded`, read back as anyone would, on the device of `loaded`."""
     kind = AUTO_CLASSES[loaded.config.task]
     dtype = getattr(torch, loaded.config.base_dtype)
-    if not loaded.config.lora_rank:
+    if not loaded.adapted:
         model = kind.from_pretrained(folder, use_safetensors=True, dtype=dtype)
     else:
         own = folder / BASE
-        further = quantising(loaded.config)
+        source = loaded.source
+        further = quantising(loaded.config) | {"local_files_only": source.cached, "revision": source.revision}
         if loaded.config.task == "sequence-classification":
             further["num_labels"] = loaded.config.num_labels
         base = kind.from_pretrained(own if own.exists() else loaded.base, use_safetensors=True, dtype=dtype, **further)
         multiply_as_stored(base)
         base.config.pad_token_id = loaded.pad_token
+        resize_tokens(base, load_file(folder / ADAPTER_SAFE_WEIGHTS_NAME))
         model = PeftModel.from_pretrained(base, folder)
     return model.to(next(loaded.model.parameters()).device).eval()
 
@@ -114,7 +117,7 @@ def _save(loaded: LoadedModel, folder: Path) -> None:
     # PEFT adds a model card with nothing but blanks to fill in.
     (folder / "README.md").unlink(missing_ok=True)
     loaded.tokenizer.save_pretrained(folder)
-    if loaded.config.lora_rank and loaded.config.path == DEFAULT_PATH:
+    if loaded.adapted and loaded.source.carried:
         shutil.copytree(loaded.base, folder / BASE)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,13 +20,14 @@ from transformers import (
 from fedsim.errors import InvalidInput
 from fedsim.gradients.model import ParameterLayout
 from fedsim.gradients.objective import CausalLanguageModel, Objective, SequenceClassification
-from fedsim.hugging_face import hub_failure
+from fedsim.models.adapters import put_on
 from fedsim.models.checkpointing import checkpoint_blocks
 from fedsim.models.config import DEFAULT_PATH, ModelConfig
 from fedsim.models.independence import require_independent_rows
 from fedsim.models.lora import add_adapters
 from fedsim.models.quantised import multiply_as_stored, quantising
 from fedsim.models.quiet import quiet_transformers
+from fedsim.models.sources import Source, find_source
 
 logger = logging.getLogger(__name__)
 
@@ -42,14 +44,24 @@ class LoadedModel:
         tokenizer: Its tokenizer.
         objective: What is minimised and measured.
         config: What was asked for.
-        base: Name or folder that the weights came from (the cache's folder for the default model).
+        source: Where it was read from.
     """
 
     model: torch.nn.Module
     tokenizer: PreTrainedTokenizerBase
     objective: Objective
     config: ModelConfig
-    base: str
+    source: Source
+
+    @property
+    def base(self) -> str:
+        """Name or folder that the weights came from (the cache's folder for the default model)."""
+        return self.source.base
+
+    @property
+    def adapted(self) -> bool:
+        """Whether adapters are trained, over a frozen base."""
+        return isinstance(self.model, PeftModel)
 
     @property
     def pad_token(self) -> int:
@@ -110,36 +122,32 @@ def load_model(
             its rows do not keep to themselves (`require_independent_rows`), as those of an encoder that is loaded as a
             language model; or it cannot be quantised or checkpointed as asked.
     """
-    base = _base(config, public_texts, cache, progress)
-    cached = not Path(base).is_dir() and hub_failure(base, "model") is not None
-    model = _weights(config, base, cached)
-    tokenizer = _tokenizer(config, base, cached)
+    source = _source(config, public_texts, cache, progress)
+    config.require_adapted(bool(config.lora_rank or source.adapters))
+    model = _weights(config, source)
+    tokenizer = _tokenizer(config, source)
     # A classifier reads its answer at the last token that is not padding. A causal model needs none, and would look
     # through every batch for it, which on a GPU waits for the device.
     model.config.pad_token_id = tokenizer.pad_token_id if config.task == "sequence-classification" else None
-    for parameter in model.parameters():
-        parameter.requires_grad_(config.lora_rank == 0)
-    if config.lora_rank:
+    model.requires_grad_(not (source.adapters or config.lora_rank))
+    if source.adapters:
+        model = put_on(model, source, config)
+    elif config.lora_rank:
         model = add_adapters(model, config)
     objective: Objective = CausalLanguageModel() if config.task == "causal-lm" else SequenceClassification()
     model = model.to(device).eval()
     if config.checkpointing:
         checkpoint_blocks(model, config)
-    loaded = LoadedModel(model=model, tokenizer=tokenizer, objective=objective, config=config, base=base)
+    loaded = LoadedModel(model=model, tokenizer=tokenizer, objective=objective, config=config, source=source)
     require_independent_rows(model, config, loaded.pad_token, tokenizer.eos_token_id, loaded.context)
     return loaded
 
 
-def _base(
+def _source(
     config: ModelConfig, public_texts: Callable[[], Iterable[str]] | None, cache: Path | None, progress: bool
-) -> str:
+) -> Source:
     if config.path != DEFAULT_PATH:
-        folder = Path(config.path).expanduser()
-        if folder.is_dir():
-            return str(folder.resolve())
-        if config.path.startswith((".", "/", "~")) or config.path.count("/") > 1:
-            raise _not_found(config, f"there is no folder {folder}.")
-        return config.path
+        return find_source(config.path)
     if public_texts is None or cache is None:
         raise InvalidInput("model.path", config.path, "a Hugging Face model where no public text or cache is given")
     from fedsim.models.small import small_model_folder
@@ -147,14 +155,14 @@ def _base(
     folder = small_model_folder(
         config.small, texts=public_texts, cache=cache, seed=config.seed, threads=config.threads, progress=progress
     )
-    return str(folder)
+    return Source(base=str(folder), carried=True)
 
 
-def _weights(config: ModelConfig, base: str, cached: bool) -> Any:
-    """The model; cached: from what the hub's client has on this machine, without asking the hub."""
+def _weights(config: ModelConfig, source: Source) -> Any:
     quantisation = quantising(config)
+    base, place = source.base, {"local_files_only": source.cached, "revision": source.revision}
     try:
-        shape = without_dropout(AutoConfig.from_pretrained(base, local_files_only=cached))
+        shape = without_dropout(AutoConfig.from_pretrained(base, **place))
         if config.task == "sequence-classification":
             shape.num_labels = config.num_labels
         with torch.random.fork_rng(devices=[]), quiet_transformers():
@@ -164,13 +172,13 @@ def _weights(config: ModelConfig, base: str, cached: bool) -> Any:
                 config=shape,
                 dtype=getattr(torch, config.base_dtype),
                 use_safetensors=True,
-                local_files_only=cached,
                 ignore_mismatched_sizes=config.task == "sequence-classification",
                 output_loading_info=True,
+                **place,
                 **quantisation,
             )
     except (OSError, ValueError) as error:
-        raise _not_found(config, str(error).strip().splitlines()[0]) from error
+        raise _not_found(config, _of_base(source) + str(error).strip().splitlines()[0]) from error
     drawn = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
     if drawn and config.task == "causal-lm":
         raise _not_found(config, f"no weights for {', '.join(drawn)}.")
@@ -180,15 +188,19 @@ def _weights(config: ModelConfig, base: str, cached: bool) -> Any:
     return model
 
 
-def _tokenizer(config: ModelConfig, base: str, cached: bool) -> PreTrainedTokenizerBase:
+def _tokenizer(config: ModelConfig, source: Source) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=cached)
+        tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, local_files_only=source.cached)
     except (OSError, ValueError) as error:
         raise _not_found(config, str(error).strip().splitlines()[0]) from error
     if tokenizer.pad_token is None:
         # Any token will do, since what it fills is masked; adding one would change the model's vocabulary.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
+
+
+def _of_base(source: Source) -> str:
+    return f"the base of these adapters, {source.base}: " if source.adapters else ""
 
 
 def without_dropout(config: PretrainedConfig) -> PretrainedConfig:
