@@ -16,7 +16,16 @@ from server.run_folder import DATA
 
 MAY_CHANGE = ("data.", "model.", "engine.", "evaluation.", "checkpoint.", "output", "resume", "noise.lost-releases")
 """Settings that may differ: where and how fast it runs, what is measured. Data and model are compared by content."""
-YET_FIXED = ("engine.exact",)
+YET_FIXED = (
+    "engine.exact",
+    "model.alpha-pattern",
+    "model.lora-alpha",
+    "model.lora-init",
+    "model.trainable",
+    "model.use-dora",
+    "model.use-rslora",
+)
+"""Of these, what a model is trained by that its frozen and its first weights do not tell."""
 FIXED_WITH_A_SEED = ("engine.precision", "engine.compile", "model.checkpointing")
 """What must stay where a given noise seed has rounds repeat themselves: other sums under the same noise would show
 their difference without any."""

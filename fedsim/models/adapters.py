@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from fedsim.errors import InvalidInput
 from fedsim.models.config import ADAPTER_OPTIONS, ModelConfig
-from fedsim.models.lora import TASK_TYPES
+from fedsim.models.lora import TASK_TYPES, drawing, freeze_orthonormal
 from fedsim.models.quantised import QUANTISATION_FILE
 from fedsim.models.quiet import quiet_transformers
 from fedsim.models.sources import Source, adapter_settings, adapter_weights, file_of
@@ -54,8 +54,7 @@ def put_on(model: Any, source: Source, config: ModelConfig) -> Any:
     resize_tokens(model, weights)
     allowed = f"adapters that fit {source.base}, the base that they name"
     try:
-        with torch.random.fork_rng(devices=[]), quiet_transformers():
-            torch.manual_seed(config.seed)
+        with drawing(config.seed), quiet_transformers():
             adapted = get_peft_model(model, settings)
             found: Any = set_peft_model_state_dict(adapted, weights)
     except KeyError as error:
@@ -68,6 +67,8 @@ def put_on(model: Any, source: Source, config: ModelConfig) -> Any:
         few = ", ".join([*missing, *found.unexpected_keys][:3])
         what = "have no weights for layers of it" if missing else "have weights for layers that it lacks"
         raise InvalidInput("model.path", config.path, allowed, f"They {what}: {few}.")
+    if config.lora_init == "orthonormal":
+        freeze_orthonormal(adapted)
     _say_of_quantisation(source, config)
     return adapted
 

@@ -1,6 +1,7 @@
 """What model to fine-tune, and how. Plain data: importing this needs neither torch nor transformers."""
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from typing import Literal, Self, get_args
 
@@ -14,8 +15,23 @@ Task = Literal["causal-lm", "sequence-classification"]
 Dtype = Literal["float32", "bfloat16"]
 Quantisation = Literal["none", "nf4"]
 
-ADAPTER_OPTIONS = ("lora_rank", "lora_alpha", "lora_targets")
+Init = Literal["kaiming", "gaussian", "orthonormal"]
+
+ALL_LINEAR = "all-linear"
+ALL = "all"
+ADAPTER_OPTIONS = (
+    "lora_rank",
+    "lora_alpha",
+    "lora_targets",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "use_dora",
+    "modules_to_save",
+)
 """What adapters to draw; adapters that are read have decided it."""
+EXPRESSION = set(r"\^$*+?{}[]|()")
+"""Any of these makes of a name a regular expression."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +99,35 @@ class ModelConfig:
     """LoRA scale: adapters are multiplied by lora_alpha / lora_rank."""
 
     lora_targets: tuple[str, ...] = ()
-    """Names of the layers that get adapters ("q_proj v_proj"); empty adapts every linear layer but the head."""
+    """The layers that get adapters: names ("q_proj v_proj"), regular expressions that a layer's whole name fits
+    ("model\\.layers\\.[0-3]\\..*_proj"), or all-linear, which is what empty means: every linear layer but the head."""
+
+    rank_pattern: tuple[str, ...] = ()
+    """Layers whose adapters have another rank, each written name=rank; names or regular expressions of how a layer's
+    name ends ("down_proj=16")."""
+
+    alpha_pattern: tuple[str, ...] = ()
+    """Layers whose adapters have another lora_alpha, each written name=alpha."""
+
+    use_rslora: bool = False
+    """Multiply adapters by lora_alpha / √lora_rank instead (rank-stabilised LoRA, Kalajdzievski 2023)."""
+
+    use_dora: bool = False
+    """Train the norm of each adapted row of weights apart from its direction (DoRA, Liu et al. 2024). Its norms are
+    not of one row of text, so gradients are computed user by user, which takes several times as long."""
+
+    lora_init: Init = "kaiming"
+    """How the first half of an adapter, A, is drawn; the second, B, starts as zero. kaiming and gaussian are PEFT's.
+    orthonormal draws rows that are orthonormal and freezes them, so that B alone is trained: what changes in the
+    weights then has the norm of what changes in B, times the scale, and noise on B is noise on the weights and no
+    product of noises."""
+
+    modules_to_save: tuple[str, ...] = ()
+    """Modules beside the adapters that are trained in full and saved with them ("lm_head embed_tokens")."""
+
+    trainable: tuple[str, ...] = ()
+    """Without adapters, what is trained, while all else is frozen: parts of parameters' names ("bias" for BitFit,
+    "layers.3 lm_head") or regular expressions that a whole name fits; empty or all trains every weight."""
 
     base_dtype: Dtype = "float32"
     """Precision of the frozen weights under LoRA, and of products with quantised ones. Trained weights are always
@@ -116,15 +160,73 @@ class ModelConfig:
         require_at_least("model.seed", self.seed, 0)
         require_at_least("model.threads", self.threads, 1)
         require_positive("model.lora-alpha", self.lora_alpha)
-        if self.lora_targets and not self.lora_rank:
-            hint = "Set model.lora-rank to a number above 0, or leave the targets out."
-            raise InvalidInput("model.lora-targets", self.lora_targets, "empty when model.lora-rank is 0", hint)
+        if self.lora_init not in get_args(Init):
+            raise InvalidInput("model.lora-init", self.lora_init, "one of " + ", ".join(get_args(Init)))
+        self._check_adapter_options()
+        self._check_names()
         if self.base_dtype not in get_args(Dtype):
             raise InvalidInput("model.base-dtype", self.base_dtype, "one of " + ", ".join(get_args(Dtype)))
         if self.quantise not in get_args(Quantisation):
             raise InvalidInput("model.quantise", self.quantise, "one of " + ", ".join(get_args(Quantisation)))
-        if self.path == DEFAULT_PATH or self.lora_rank or self.task != "causal-lm":
+        if self.path == DEFAULT_PATH or self.lora_rank:
             self.require_adapted(bool(self.lora_rank))
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Ranks by name or regular expression of layers, where they have their own."""
+        return {name: int(rank) for name, rank in map(_assigned, self.rank_pattern)}
+
+    @property
+    def alphas(self) -> dict[str, float]:
+        """Alphas by name or regular expression of layers, where they have their own."""
+        return {name: float(alpha) for name, alpha in map(_assigned, self.alpha_pattern)}
+
+    def _check_adapter_options(self) -> None:
+        for name in ADAPTER_OPTIONS[2:]:
+            value, shown = getattr(self, name), name.replace("_", "-")
+            if value and not self.lora_rank:
+                hint = "Set model.lora-rank to a number above 0, or leave it out: adapters that are there decided it."
+                raise InvalidInput(f"model.{shown}", value, "left out when model.lora-rank is 0", hint)
+        if self.use_dora and self.lora_init == "orthonormal":
+            hint = "DoRA multiplies by a norm that is trained: what changes in the weights is not linear in B."
+            raise InvalidInput("model.lora-init", self.lora_init, "kaiming or gaussian with --model.use-dora", hint)
+        if self.use_dora and self.quantise != "none":
+            hint = "Norms of quantised weights are not offered."
+            raise InvalidInput("model.use-dora", True, "off with --model.quantise", hint)
+        if self.trainable and self.lora_rank:
+            hint = "Under adapters the base is frozen; name what is trained beside them in model.modules-to-save."
+            raise InvalidInput("model.trainable", self.trainable, "left out with model.lora-rank", hint)
+        for name, smallest, kind in (("rank_pattern", 1, int), ("alpha_pattern", 0, float)):
+            for one in getattr(self, name):
+                layer, value = _assigned(one)
+                try:
+                    good = bool(layer) and smallest <= kind(value) < float("inf") and kind(value) > 0
+                except ValueError:
+                    good = False
+                if not good:
+                    allowed = f"name={'rank, a whole number' if kind is int else 'alpha, a number'} above 0"
+                    raise InvalidInput(f"model.{name.replace('_', '-')}", one, allowed)
+
+    def _check_names(self) -> None:
+        for name, whole in (("lora_targets", ALL_LINEAR), ("trainable", ALL)):
+            given = getattr(self, name)
+            if whole in given and len(given) > 1:
+                raise InvalidInput(f"model.{name.replace('_', '-')}", given, f"{whole} by itself, or names")
+        expressions = {
+            "lora-targets": self.lora_targets,
+            "trainable": self.trainable,
+            "modules-to-save": self.modules_to_save,
+            "rank-pattern": tuple(self.ranks),
+            "alpha-pattern": tuple(self.alphas),
+        }
+        for name, given in expressions.items():
+            for one in given:
+                try:
+                    re.compile(one)
+                except re.error as error:
+                    raise InvalidInput(f"model.{name}", one, f"names or regular expressions ({error})") from None
+                if not one.strip():
+                    raise InvalidInput(f"model.{name}", given, "names, none of them empty")
 
     def require_adapted(self, adapted: bool) -> None:
         """Refuse what there must be adapters for, and nothing trained beside them.
@@ -141,6 +243,16 @@ class ModelConfig:
                 allowed = f"{exact} without adapters (model.lora-rank), or when model.task is sequence-classification"
                 hint = "Weights that are trained, a classifier's head among them, are float32."
                 raise InvalidInput(f"model.{name.replace('_', '-')}", value, allowed, hint)
+            if value != exact and self.modules_to_save:
+                hint = "Modules that are trained in full are float32, and read what the base computes."
+                raise InvalidInput(
+                    f"model.{name.replace('_', '-')}", value, f"{exact} with model.modules-to-save", hint
+                )
+        if self.lora_init != "kaiming" and not adapted:
+            hint = "Set model.lora-rank to a number above 0, or leave it out."
+            raise InvalidInput("model.lora-init", self.lora_init, "left out where there are no adapters", hint)
+        if self.trainable and adapted:
+            raise InvalidInput("model.trainable", self.trainable, "left out where model.path holds adapters")
 
     def reading(self, path: str) -> Self:
         """The same for what a run of this configuration exported: its adapters are there, and need not be drawn.
@@ -149,3 +261,13 @@ class ModelConfig:
             path: Folder of the export.
         """
         return dataclasses.replace(self, path=path, **{name: getattr(ModelConfig, name) for name in ADAPTER_OPTIONS})
+
+
+def is_expression(name: str) -> bool:
+    """Whether what was given for a name is a regular expression."""
+    return bool(EXPRESSION & set(name))
+
+
+def _assigned(text: str) -> tuple[str, str]:
+    name, _, value = text.rpartition("=")
+    return name, value

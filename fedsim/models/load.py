@@ -28,6 +28,7 @@ from fedsim.models.lora import add_adapters
 from fedsim.models.quantised import multiply_as_stored, quantising
 from fedsim.models.quiet import quiet_transformers
 from fedsim.models.sources import Source, find_source
+from fedsim.models.trainable import freeze_others
 
 logger = logging.getLogger(__name__)
 
@@ -124,16 +125,17 @@ def load_model(
     """
     source = _source(config, public_texts, cache, progress)
     config.require_adapted(bool(config.lora_rank or source.adapters))
-    model = _weights(config, source)
+    model, drawn = _weights(config, source)
     tokenizer = _tokenizer(config, source)
     # A classifier reads its answer at the last token that is not padding. A causal model needs none, and would look
     # through every batch for it, which on a GPU waits for the device.
     model.config.pad_token_id = tokenizer.pad_token_id if config.task == "sequence-classification" else None
-    model.requires_grad_(not (source.adapters or config.lora_rank))
     if source.adapters:
-        model = put_on(model, source, config)
+        model = put_on(model.requires_grad_(False), source, config)
     elif config.lora_rank:
-        model = add_adapters(model, config)
+        model = add_adapters(model.requires_grad_(False), config)
+    else:
+        freeze_others(model, config.trainable, drawn)
     objective: Objective = CausalLanguageModel() if config.task == "causal-lm" else SequenceClassification()
     model = model.to(device).eval()
     if config.checkpointing:
@@ -158,7 +160,8 @@ def _source(
     return Source(base=str(folder), carried=True)
 
 
-def _weights(config: ModelConfig, source: Source) -> Any:
+def _weights(config: ModelConfig, source: Source) -> tuple[Any, list[str]]:
+    """The model, and names of the weights that were drawn because no file had them."""
     quantisation = quantising(config)
     base, place = source.base, {"local_files_only": source.cached, "revision": source.revision}
     try:
@@ -185,7 +188,7 @@ def _weights(config: ModelConfig, source: Source) -> Any:
     if drawn:
         logger.info("new weights, drawn at random: %s", ", ".join(drawn))
     multiply_as_stored(model)
-    return model
+    return model, drawn
 
 
 def _tokenizer(config: ModelConfig, source: Source) -> PreTrainedTokenizerBase:

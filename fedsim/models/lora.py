@@ -1,6 +1,8 @@
-"""LoRA adapters (Hu et al. 2021) through PEFT, over a frozen base."""
+"""LoRA adapters (Hu et al. 2021) through PEFT, drawn anew over a frozen base."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,39 +10,49 @@ from peft import LoraConfig, TaskType, get_peft_model
 from transformers.pytorch_utils import Conv1D
 
 from fedsim.errors import InvalidInput
-from fedsim.models.config import ModelConfig
+from fedsim.models.config import ALL_LINEAR, ModelConfig, is_expression
 from fedsim.models.quiet import quiet_transformers
 
 TASK_TYPES = {"causal-lm": TaskType.CAUSAL_LM, "sequence-classification": TaskType.SEQ_CLS}
+ADAPTER = "default"
+"""PEFT's name of the one adapter that a layer has here."""
+ORTHONORMAL = 1e-4
+"""How far A·Aᵀ may be from the identity, in any value, where A is read from a file that may hold half precision."""
 
 
 def add_adapters(model: Any, config: ModelConfig) -> torch.nn.Module:
-    """The model with LoRA adapters, everything else frozen but a classifier's head.
+    """The model with LoRA adapters, everything else frozen but a classifier's head and the modules to save.
 
     Adapters are float32 whatever the precision of the base, and start as zero: the adapted model first computes what
     the base computes. Their random halves are drawn from config.seed, so every process draws the same.
 
     Args:
         model: A Hugging Face model.
-        config: Rank above 0, alpha, targets.
+        config: Rank above 0, alpha, targets and the like.
 
     Raises:
-        InvalidInput: No layer matches the targets.
+        InvalidInput: No layer matches the targets, or a name that was given is no layer's.
     """
-    adapters = LoraConfig(
+    settings = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
-        target_modules=list(config.lora_targets) or "all-linear",
+        target_modules=_targets(config.lora_targets),
+        rank_pattern=config.ranks,
+        alpha_pattern=config.alphas,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        init_lora_weights="gaussian" if config.lora_init == "gaussian" else True,
+        modules_to_save=list(config.modules_to_save) or None,
         lora_dropout=0.0,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         bias="none",
         task_type=TASK_TYPES[config.task],
     )
     adaptable = _linear_layers(model)
+    _require_modules(model, config.modules_to_save)
     try:
-        with torch.random.fork_rng(devices=[]), quiet_transformers():
-            torch.manual_seed(config.seed)
-            return get_peft_model(model, adapters)
+        with drawing(config.seed), quiet_transformers():
+            adapted = get_peft_model(model, settings)
     except (ValueError, TypeError) as error:
         said = str(error).removeprefix("[PEFT:PeftType.LORA] ")
         # PEFT quotes the layers that it refuses.
@@ -48,6 +60,100 @@ def add_adapters(model: Any, config: ModelConfig) -> torch.nn.Module:
         allowed = f"some of the model's linear layers: {', '.join(offered) or 'it has none that can be adapted'}"
         chosen = config.lora_targets or "every linear layer, unless set"
         raise InvalidInput("model.lora-targets", chosen, allowed, f"PEFT said: {said}") from error
+    _require_used(adapted, config)
+    if config.lora_init == "orthonormal":
+        with drawing(config.seed):
+            _draw_orthonormal(adapted)
+        freeze_orthonormal(adapted)
+    return adapted
+
+
+def freeze_orthonormal(adapted: Any) -> None:
+    """Let of every adapter B alone be trained, over an A whose rows are orthonormal.
+
+    With ΔW = s·B·A and A·Aᵀ = 1, ‖ΔW‖² = s²·tr(B·A·Aᵀ·Bᵀ) = s²·‖B‖² (Frobenius norms), and so for any difference of
+    two B: a clip of B's updates is one of the weights' updates, and Gaussian noise on B is Gaussian noise on the
+    weights, of equal size in all directions within A's rows. An A that is fixed at random is the federated "FFA-LoRA"
+    (Sun et al. 2024), whose rows are not orthonormal.
+
+    Args:
+        adapted: A PEFT model with LoRA adapters.
+
+    Raises:
+        InvalidInput: Some A has other rows.
+    """
+    for name, layer in adapters_of(adapted):
+        if ADAPTER not in layer.lora_A:
+            raise InvalidInput("model.lora-init", "orthonormal", "adapters on linear layers alone", f"{name} is none.")
+        rows = layer.lora_A[ADAPTER].weight
+        off = (rows.double() @ rows.double().T - torch.eye(len(rows), dtype=torch.float64)).abs().max()
+        if not off <= ORTHONORMAL:
+            allowed = "left out for adapters whose A has other rows"
+            raise InvalidInput("model.lora-init", "orthonormal", allowed, f"{name}: A·Aᵀ is {float(off):.2g} off.")
+        rows.requires_grad_(False)
+
+
+def adapters_of(adapted: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    """PEFT's layers with a LoRA adapter, by name."""
+    return ((name, module) for name, module in adapted.named_modules() if hasattr(module, "lora_A"))
+
+
+@contextmanager
+def drawing(seed: int) -> Iterator[None]:
+    """Within it what is drawn, and computed of it, has the same bits in every process, however many threads it has."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _draw_orthonormal(adapted: Any) -> None:
+    """Rows of every A from the orthogonal group's uniform law, by the QR decomposition of normal draws."""
+    for name, layer in adapters_of(adapted):
+        weight = layer.lora_A[ADAPTER].weight if ADAPTER in layer.lora_A else None
+        if weight is None:
+            continue
+        if weight.shape[0] > weight.shape[1]:
+            hint = f"The layer {name} has {weight.shape[1]} inputs, fewer than its rank of {weight.shape[0]}."
+            raise InvalidInput("model.lora-init", "orthonormal", "a rank of no more than any layer's inputs", hint)
+        with torch.no_grad():
+            weight.copy_(torch.nn.init.orthogonal_(torch.empty(weight.shape, dtype=torch.float64)))
+
+
+def _targets(named: tuple[str, ...]) -> str | list[str]:
+    """PEFT's target_modules: a list of names, or one expression for a layer's whole name."""
+    if not named or named == (ALL_LINEAR,):
+        return ALL_LINEAR
+    if not any(map(is_expression, named)):
+        return list(named)
+    return "|".join(f"(?:{one})" if is_expression(one) else rf"(?:.*\.)?{re.escape(one)}" for one in named)
+
+
+def _require_modules(model: Any, named: tuple[str, ...]) -> None:
+    """Refuse modules to save that are not there."""
+    names = [name for name, _ in model.named_modules() if name]
+    for one in named:
+        if not any(f".{name}".endswith(f".{one}") for name in names):
+            parts = sorted({name.rpartition(".")[2] for name in names if not name.rpartition(".")[2].isdigit()})
+            raise InvalidInput("model.modules-to-save", one, f"the end of a module's name: {', '.join(parts)}")
+
+
+def _require_used(adapted: Any, config: ModelConfig) -> None:
+    """Refuse names of which PEFT would take no notice, for no adapted layer has them."""
+    layers = list(adapted.base_model.targeted_module_names)
+    offered = ", ".join(sorted({layer.rpartition(".")[2] for layer in layers}))
+    for one in config.lora_targets:
+        whole = one == ALL_LINEAR or (is_expression(one) and any(re.fullmatch(one, layer) for layer in layers))
+        if not whole and not any(f".{layer}".endswith(f".{one}") for layer in layers):
+            raise InvalidInput("model.lora-targets", one, f"a layer's name; of those named there are {offered}")
+    for field, patterns in (("rank-pattern", config.ranks), ("alpha-pattern", config.alphas)):
+        for one in patterns:
+            if not any(re.match(rf"(.*\.)?({one})$", layer) for layer in layers):
+                raise InvalidInput(f"model.{field}", one, f"the end of an adapted layer's name: {offered}")
 
 
 def _linear_layers(model: Any) -> set[str]:
