@@ -34,6 +34,7 @@ COMMANDS = {
     "audit": ("experiments.audit.command", "Audit", "attack a plan or a finished run: lower bounds on ε"),
     "search-noise": ("experiments.search_noise", "SearchNoise", "find a law for randomised-scale Laplace noise"),
     "prepare": ("experiments.prepare", "Prepare", "build a user store from files or a hub data set"),
+    "merge": ("experiments.merge", "Merge", "write adapters merged into their base, as a plain model"),
     "report": ("experiments.report.command", "Report", "write the report of a finished run or comparison again"),
 }
 DEFAULT_COMMAND = "compare"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 from typing import Any
 
 import torch
@@ -101,6 +102,16 @@ def read_settings(source: Source) -> LoraConfig:
         raise InvalidInput("model.path", source.adapters, "adapters that PEFT reads", f"It said: {error}") from error
 
 
+def task_of(source: Source) -> dict[str, Any]:
+    """Options of `ModelConfig` that adapters tell: their task, and how many classes their head has."""
+    if read_settings(source).task_type != TASK_TYPES["sequence-classification"]:
+        return {"task": "causal-lm"}
+    weights = load_file(adapter_weights(source))
+    heads = [tensor for name, tensor in weights.items() if re.search(r"\.(score|classifier)\.(.*\.)?weight$", name)]
+    # Of a head of several layers the last has the classes.
+    return {"task": "sequence-classification", "num_labels": min((len(head) for head in heads), default=2)}
+
+
 def _require_asked_for(config: ModelConfig, settings: LoraConfig) -> None:
     if config.lora_rank not in (0, settings.r):
         hint = "Leave it out to train these adapters on."
@@ -133,8 +144,23 @@ def resize_tokens(model: Any, weights: dict[str, torch.Tensor]) -> None:
         model.requires_grad_(False)
 
 
+def require_plain_base(source: Source) -> None:
+    """Refuse to merge adapters that were trained on a quantised base: into which, their sums would be rounded away.
+
+    Raises:
+        InvalidInput: They were.
+    """
+    if _on_quantised(source):
+        hint = f"Use them on the base as {QUANTISATION_FILE} beside them says."
+        raise InvalidInput("path", source.adapters, "adapters on a base that was not quantised", hint)
+
+
+def _on_quantised(source: Source) -> bool:
+    return file_of(source.adapters or "", QUANTISATION_FILE, source.cached) is not None
+
+
 def _say_of_quantisation(source: Source, config: ModelConfig) -> None:
-    if config.quantise == "none" and file_of(source.adapters or "", QUANTISATION_FILE, source.cached):
+    if config.quantise == "none" and _on_quantised(source):
         logger.warning(
             "the adapters in %s were trained on a quantised base (%s); without --model.quantise nf4 they are now put "
             "on one that is not",

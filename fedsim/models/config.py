@@ -16,6 +16,7 @@ Dtype = Literal["float32", "bfloat16"]
 Quantisation = Literal["none", "nf4"]
 
 Init = Literal["kaiming", "gaussian", "orthonormal"]
+Exported = Literal["adapters", "merged"]
 
 ALL_LINEAR = "all-linear"
 ALL = "all"
@@ -129,6 +130,10 @@ class ModelConfig:
     """Without adapters, what is trained, while all else is frozen: parts of parameters' names ("bias" for BitFit,
     "layers.3 lm_head") or regular expressions that a whole name fits; empty or all trains every weight."""
 
+    export: Exported = "adapters"
+    """What a run with adapters leaves: the adapters, which need their base and PEFT, or a plain model in float32 with
+    the adapters merged into it."""
+
     base_dtype: Dtype = "float32"
     """Precision of the frozen weights under LoRA, and of products with quantised ones. Trained weights are always
     float32."""
@@ -162,6 +167,11 @@ class ModelConfig:
         require_positive("model.lora-alpha", self.lora_alpha)
         if self.lora_init not in get_args(Init):
             raise InvalidInput("model.lora-init", self.lora_init, "one of " + ", ".join(get_args(Init)))
+        if self.export not in get_args(Exported):
+            raise InvalidInput("model.export", self.export, "one of " + ", ".join(get_args(Exported)))
+        if self.export == "merged" and self.quantise != "none":
+            hint = "Adapters on a quantised base belong to that: merged into it they would be rounded away."
+            raise InvalidInput("model.export", self.export, "adapters with model.quantise", hint)
         self._check_adapter_options()
         self._check_names()
         if self.base_dtype not in get_args(Dtype):
@@ -248,9 +258,12 @@ class ModelConfig:
                 raise InvalidInput(
                     f"model.{name.replace('_', '-')}", value, f"{exact} with model.modules-to-save", hint
                 )
-        if self.lora_init != "kaiming" and not adapted:
-            hint = "Set model.lora-rank to a number above 0, or leave it out."
-            raise InvalidInput("model.lora-init", self.lora_init, "left out where there are no adapters", hint)
+        for name in ("lora_init", "export"):
+            value = getattr(self, name)
+            if value != getattr(ModelConfig, name) and not adapted:
+                hint = "Set model.lora-rank to a number above 0, or leave it out."
+                allowed = "left out where there are no adapters"
+                raise InvalidInput(f"model.{name.replace('_', '-')}", value, allowed, hint)
         if self.trainable and adapted:
             raise InvalidInput("model.trainable", self.trainable, "left out where model.path holds adapters")
 
@@ -260,7 +273,14 @@ class ModelConfig:
         Args:
             path: Folder of the export.
         """
+        if self.export == "merged":
+            return self.merged(path)
         return dataclasses.replace(self, path=path, **{name: getattr(ModelConfig, name) for name in ADAPTER_OPTIONS})
+
+    def merged(self, path: str) -> Self:
+        """The same for a plain model at `path`, in which this one's adapters are merged."""
+        names = (*ADAPTER_OPTIONS, "lora_init", "export", "base_dtype", "quantise")
+        return dataclasses.replace(self, path=path, **{name: getattr(ModelConfig, name) for name in names})
 
 
 def is_expression(name: str) -> bool:

@@ -16,12 +16,16 @@ from fedsim.errors import Failure, InvalidInput
 from fedsim.models.adapters import resize_tokens
 from fedsim.models.evaluate import evaluate
 from fedsim.models.load import AUTO_CLASSES, LoadedModel
+from fedsim.models.merge import merge
 from fedsim.models.quantised import multiply_as_stored, quantising, write_quantisation
 from fedsim.models.quiet import quiet_transformers
 from fedsim.models.sources import BASE
 from fedsim.rows import TokenRows
 
 TOLERANCE = 1e-5
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TOLERANCES = {"float32": TOLERANCE, "float16": 1e-3, "bfloat16": 1e-2}
+"""How far a loss may be off, relatively, by what weights are rounded to: each moves by 2⁻²⁵, 2⁻¹² or 2⁻⁹ of itself."""
 
 
 class ExportMismatch(Failure):
@@ -43,6 +47,8 @@ class ExportMismatch(Failure):
 def export(loaded: LoadedModel, folder: str | Path, *, rows: TokenRows | None = None) -> Path:
     """Write the model to a folder: Hugging Face's format, or PEFT's for adapters; safetensors and tokenizer.
 
+    Where its configuration asks for it, adapters are merged (`export_merged`).
+
     The folder is read back and must give the trained model's loss on the rows. It appears complete and checked, or
     not at all; a folder that is there already is replaced then.
 
@@ -58,6 +64,43 @@ def export(loaded: LoadedModel, folder: str | Path, *, rows: TokenRows | None = 
         InvalidInput: The folder cannot be written.
         ExportMismatch: The losses differ by more than 1e-5, relatively.
     """
+    if loaded.config.export == "merged":
+        return export_merged(loaded, folder, rows=rows)
+    rows = probe_rows(loaded) if rows is None else rows
+    return _written(loaded, folder, rows, evaluate(loaded.model, rows, loaded.objective).loss, TOLERANCE)
+
+
+def export_merged(
+    loaded: LoadedModel, folder: str | Path, *, dtype: str = "float32", rows: TokenRows | None = None
+) -> Path:
+    """Write a model with adapters as a plain one, in which they are merged; `loaded` is of no use afterwards.
+
+    Args:
+        loaded: The model, with the adapters that are to be merged.
+        folder: Where to.
+        dtype: What the weights are kept in: float32, bfloat16 or float16.
+        rows: Rows for the check, as for `export`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InvalidInput: The folder cannot be written, or the model cannot be merged (`merge`).
+        ExportMismatch: The merged model, read back, has a loss that differs from that of the adapters on their base by
+            more than rounding to dtype accounts for (`TOLERANCES`).
+    """
+    if dtype not in DTYPES:
+        raise InvalidInput("dtype", dtype, "one of " + ", ".join(DTYPES))
+    rows = probe_rows(loaded) if rows is None else rows
+    trained = evaluate(loaded.model.float(), rows, loaded.objective).loss
+    merged = merge(loaded)
+    # Before it is rounded: of 16 bits nobody could tell what was lost by rounding from what merging left out.
+    _require_same(trained, evaluate(merged.model, rows, loaded.objective).loss, TOLERANCE)
+    merged.model.to(DTYPES[dtype])
+    return _written(merged, folder, rows, trained, TOLERANCES[dtype])
+
+
+def _written(loaded: LoadedModel, folder: str | Path, rows: TokenRows, trained: float, tolerance: float) -> Path:
     folder = Path(folder).absolute()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +110,7 @@ def export(loaded: LoadedModel, folder: str | Path, *, rows: TokenRows | None = 
     try:
         with quiet_transformers():
             _save(loaded, unfinished)
-            _check(loaded, unfinished, probe_rows(loaded) if rows is None else rows)
+            _check(loaded, unfinished, rows, trained, tolerance)
         _name_base(loaded, unfinished, folder)
         base = str(folder / BASE) if (unfinished / BASE).exists() else loaded.base
         write_quantisation(loaded.config, base, unfinished)
@@ -121,10 +164,12 @@ def _save(loaded: LoadedModel, folder: Path) -> None:
         shutil.copytree(loaded.base, folder / BASE)
 
 
-def _check(loaded: LoadedModel, folder: Path, rows: TokenRows) -> None:
-    trained = evaluate(loaded.model, rows, loaded.objective).loss
-    exported = evaluate(read_export(loaded, folder), rows, loaded.objective).loss
-    if not abs(exported - trained) <= TOLERANCE * abs(trained):
+def _check(loaded: LoadedModel, folder: Path, rows: TokenRows, trained: float, tolerance: float) -> None:
+    _require_same(trained, evaluate(read_export(loaded, folder), rows, loaded.objective).loss, tolerance)
+
+
+def _require_same(trained: float, exported: float, tolerance: float) -> None:
+    if not abs(exported - trained) <= tolerance * abs(trained):
         raise ExportMismatch(trained, exported)
 
 

@@ -100,13 +100,19 @@ def adapters_of(adapted: torch.nn.Module) -> Iterator[tuple[str, Any]]:
 
 @contextmanager
 def drawing(seed: int) -> Iterator[None]:
-    """Within it what is drawn, and computed of it, has the same bits in every process, however many threads it has."""
+    """Within it what is drawn, and computed of it, has the same bits in every process."""
+    with single_threaded(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Within it sums have the same bits however many threads the process has."""
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            yield
+        yield
     finally:
         torch.set_num_threads(threads)
 

@@ -1,0 +1,40 @@
+"""`merge`: a run's adapters, or anybody's, merged into their base."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from fedsim.errors import InvalidInput
+from fedsim.models.config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """Write LoRA adapters merged into the base that they belong to: a plain Hugging Face model, which needs neither
+    PEFT nor the base. What was guaranteed of the adapters holds of it: it is computed from them."""
+
+    path: Positional[str]
+    """The folder of a run, or LoRA adapters by folder or name."""
+    output: str
+    """Folder for the merged model."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What its weights are rounded to. Fine-tuning under privacy moves them little: in 16 bits some of it is lost."""
+
+    def run(self) -> int:
+        """Merge, compare losses before and after, and say where the model is."""
+        from fedsim.models.adapters import require_plain_base, task_of
+        from fedsim.models.export import export_merged
+        from fedsim.models.load import load_model
+        from fedsim.models.sources import find_source
+
+        if Path(self.output).exists():
+            raise InvalidInput("output", self.output, "a folder that is not there yet")
+        source = find_source(self.path)
+        if source.adapters is None:
+            raise InvalidInput("path", self.path, "adapters, or the folder of a run that trained some")
+        require_plain_base(source)
+        loaded = load_model(ModelConfig(path=self.path, **task_of(source)))
+        print(f"merged model: {export_merged(loaded, self.output, dtype=self.dtype)}")
+        return 0
