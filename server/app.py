@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -30,11 +31,11 @@ from fedsim.versions import versions
 from server.alarms import as_json
 from server.checkpoint import Checkpoint, CheckpointWriter, read_latest
 from server.dispatch import Dispatcher
-from server.evaluation import HeldOut
+from server.evaluation import HeldOut, HeldOutDiverged
 from server.identity import Seeds, identity_of, require_same, settings_of
 from server.optimizer import ServerOptimizer, WeightAverage
 from server.packing import Roster
-from server.round import Budget, Round
+from server.round import Budget, Diverged, Round
 from server.run_folder import RunFolder, without_infinities, write_json
 from server.training import Job, Outcome, Training
 
@@ -96,6 +97,10 @@ def train(grid: Grid, config: RunConfig) -> dict[str, Any]:
             if config.resume is not None:
                 _repeatable(job.round, training.round, config)
             outcome = training.run()
+        except (Diverged, HeldOutDiverged) as lost:
+            with suppress(OSError):
+                write_json(folder.given_up, {"reason": str(lost)})
+            raise
         finally:
             if job.checkpoints is not None:
                 job.checkpoints.join()
@@ -234,6 +239,7 @@ def _begin(folder: RunFolder, config: RunConfig, resources: Resources) -> tuple[
 
 def _resumed(folder: RunFolder, config: RunConfig, resources: Resources) -> tuple[Plan, dict[str, Any]]:
     """The same of a run that goes on; its plan is the one written down, not calibrated again."""
+    folder.require_hope()
     written = folder.read_config()["identity"]
     plan = plan_from_values(written.get("plan", {}))
     identity = identity_of(config, plan, resources)

@@ -1,5 +1,6 @@
 """Held-out users, measured through the grid."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,30 @@ from server.packing import Roster
 
 class EvaluationFailed(Failure):
     """Held-out users could not be evaluated."""
+
+
+class HeldOutDiverged(Failure):
+    """Held-out users have no finite loss: what follows would be spent on a model that is lost.
+
+    Attributes:
+        round: Rounds done.
+        loss: What was measured.
+        epsilon: User-level ε spent so far.
+    """
+
+    def __init__(self, round: int, loss: float, epsilon: float) -> None:
+        self.round, self.loss, self.epsilon = round, loss, epsilon
+        if round:
+            spent = f"ε = {epsilon:.3f} is spent, and nothing more will be" if epsilon < math.inf else "training stops"
+            what = (
+                f"{spent}. The checkpoint before it is kept; begin a new run with a lower --optimizer.learning-rate."
+            )
+        else:
+            what = "nothing is charged. Look at the weights of --model.path, or set --engine.precision float32."
+        super().__init__(f"round {round}: the held-out loss is {loss}: {what}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.round, self.loss, self.epsilon)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,9 @@ class Diverged(Failure):
 
     def __init__(self, round: int) -> None:
         self.round = round
-        super().__init__(f"round {round}: the weights are no longer finite. Lower --optimizer.learning-rate.")
+        super().__init__(
+            f"round {round}: the weights are no longer finite. Begin a new run with a lower --optimizer.learning-rate."
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.round,)

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fedsim.errors import InvalidInput
+from fedsim.errors import Failure, InvalidInput
 
 FORMAT = 3
 """Of config.json; version 0.1 wrote none. A run goes on only with the version that began it."""
@@ -89,6 +89,11 @@ class RunFolder:
         return self.path / "releases"
 
     @property
+    def given_up(self) -> Path:
+        """Why going on would only spend more, JSON."""
+        return self.path / "given_up.json"
+
+    @property
     def finished(self) -> bool:
         """Whether the run's outcome is written."""
         return self.summary.exists()
@@ -108,6 +113,15 @@ class RunFolder:
         if used:
             hint = f"It has {used[0]}. Go on with that run by --resume {self.path}, or name another folder."
             raise InvalidInput("output", str(self.path), "a folder without a run in it", hint)
+
+    def require_hope(self) -> None:
+        """Refuse to go on with a run that was given up.
+
+        Raises:
+            Failure: Says again why it was.
+        """
+        if self.given_up.exists():
+            raise Failure(json.loads(self.given_up.read_text(encoding="utf-8"))["reason"])
 
     def write_config(self, **values: Any) -> None:
         """Write config.json: the resolved configuration and what makes a resumed run the same run."""

@@ -18,7 +18,7 @@ from fedsim.plan import Plan
 from fedsim.terminal import RoundProgress, say, waiting
 from server.alarms import Alarms
 from server.checkpoint import Checkpoint, CheckpointWriter
-from server.evaluation import HeldOut, Measurement
+from server.evaluation import HeldOut, HeldOutDiverged, Measurement
 from server.round import PARAMETERS, Charges, Gather, Round
 from server.run_folder import RunFolder
 
@@ -98,6 +98,7 @@ class Training:
 
         Raises:
             Stopped: When a signal asked to; the state is in a checkpoint then.
+            HeldOutDiverged: Before the next charge.
         """
         self.alarms.before_training(self.job.round.users.user_offsets)
         if self.before is None:
@@ -218,9 +219,13 @@ class Training:
         optimizer = self.job.round.optimizer
         with self.phases.of(EVALUATION):
             measured = self.job.held_out.validation(optimizer.result)
-        if not math.isfinite(measured.loss):
-            self.alarms.sound("diverged", f"the held-out loss is {measured.loss}. Lower --optimizer.learning-rate.")
         epsilon = self.budget.epsilon()
+        if not math.isfinite(measured.loss):
+            if len(measured.user_losses):
+                raise HeldOutDiverged(self.round, measured.loss, epsilon)
+            self.alarms.sound(
+                "nothing-scored", "nothing in the rows of validation users is predicted: no loss is known."
+            )
         progress.evaluated(self.round, measured.loss, measured.accuracy, epsilon)
         self.job.folder.append_metrics(
             {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 from small_runs import trained
 
-from fedsim.config import OptimizerConfig
+from fedsim.config import EvaluationConfig, OptimizerConfig
+from fedsim.errors import Failure
 from fedsim.models.export import ExportMismatch
 from fedsim.plan import UlsPlan
 from fedsim.privacy.ledger import read_entries
@@ -19,6 +21,7 @@ from fedsim.terminal import speak
 from server import app
 from server.alarms import HOPELESS, NOT_PRIVATE, Alarms, noise_to_signal
 from server.checkpoint import read_latest
+from server.evaluation import HeldOut, HeldOutDiverged, Measurement
 from server.round import Diverged
 
 PLAN = UlsPlan(
@@ -26,6 +29,9 @@ PLAN = UlsPlan(
 )
 QUIET = {"units": 60.0, "clipped_units": 20.0, "nonfinite_units": 0.0, "empty_units": 0.0}
 USERS = np.arange(101) * 3
+UNKNOWN = Measurement(
+    loss=math.nan, accuracy=0.0, perplexity=math.nan, user_losses=np.array([math.nan]), users=np.array([0])
+)
 
 
 @pytest.fixture(autouse=True)
@@ -130,23 +136,38 @@ def test_a_run_whose_weights_cannot_change_says_so_in_its_summary(small_run, tmp
     assert json.loads((tmp_path / "summary.json").read_text())["alarms"] == summary["alarms"]
 
 
-def test_weights_that_overflow_end_the_run_and_no_checkpoint_holds_them(small_run, tmp_path: Path) -> None:
-    with pytest.raises(Diverged, match=r"Lower --optimizer\.learning-rate"):
-        trained(small_run(tmp_path, optimizer=OptimizerConfig(name="momentum", learning_rate=3e38)))
+@pytest.mark.parametrize(
+    ("optimizer", "every", "failure"),
+    [
+        (OptimizerConfig(name="momentum", learning_rate=3e38), 9, Diverged),  # weights
+        (OptimizerConfig(name="sgd", learning_rate=1e33), 2, HeldOutDiverged),  # finite weights, but no loss
+    ],
+)
+def test_what_is_no_longer_finite_ends_the_run_before_more_is_charged(
+    small_run, tmp_path: Path, optimizer: OptimizerConfig, every: int, failure: type[Failure]
+) -> None:
+    config = small_run(
+        tmp_path, optimizer=optimizer, evaluation=EvaluationConfig(every=every, max_rows=20, test_rows=20)
+    )
+    with pytest.raises(failure, match=r"a lower --optimizer\.learning-rate") as raised:
+        trained(config)
+    assert "round 2: the held-out loss is nan: ε = " in str(raised.value) or failure is Diverged
     kept = read_latest(tmp_path / "checkpoints")
     assert kept is None or np.isfinite(kept.arrays["parameters"]).all()
-    assert len(read_entries(tmp_path / "ledger.jsonl")) >= 1
-
-
-def test_a_held_out_loss_that_is_not_finite_is_said_and_such_a_model_not_exported(
-    small_run, tmp_path: Path, capsys
-) -> None:
-    with pytest.raises(ExportMismatch, match="nan"):
-        trained(small_run(tmp_path, optimizer=OptimizerConfig(name="sgd", learning_rate=1e33)))
-    printed = capsys.readouterr().err
-    assert "the held-out loss is nan" in printed
-    assert "units had a gradient that is not finite and were left out" in printed
     assert not (tmp_path / "model").exists()
+    spent = (tmp_path / "ledger.jsonl").read_bytes()
+    assert 1 <= len(read_entries(tmp_path / "ledger.jsonl")) <= every
+    # Going on at the same learning rate would only spend more.
+    with pytest.raises(Failure, match=r"a lower --optimizer\.learning-rate"):
+        trained(dataclasses.replace(config, resume=str(tmp_path)))
+    assert (tmp_path / "ledger.jsonl").read_bytes() == spent
+
+
+def test_a_model_without_a_loss_is_found_before_anything_is_charged(small_run, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(HeldOut, "validation", lambda *_: UNKNOWN)
+    with pytest.raises(HeldOutDiverged, match="nothing is charged"):
+        trained(small_run(tmp_path))
+    assert read_entries(tmp_path / "ledger.jsonl") == ()
 
 
 def test_an_export_that_is_not_the_model_loses_no_work(small_run, tmp_path: Path, monkeypatch) -> None:
