@@ -27,8 +27,8 @@ from fedsim.terminal import waiting
 from fedsim.validation import require_at_least, require_positive
 from server.app import new_output_folder, train
 from server.identity import require_same, settings_of
+from server.precautions.stopping import Stopped
 from server.run_folder import RunFolder, write_json
-from server.training import Stopped
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from experiments.report.run import print_table, write_report
 from experiments.resume import how_to_go_on
 from fedsim.config import RunConfig
 from server.app import new_output_folder, train
+from server.precautions.stopping import Stopped
 from server.run_folder import RunFolder
-from server.training import Stopped
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedsim.config import RunConfig, from_flat, to_flat
 from fedsim.data.doubts import doubtful_owners
 from fedsim.engine.grid import WaitingGrid
+from fedsim.errors import Failure
 from fedsim.gradients import ParameterLayout
 from fedsim.models.export import export
 from fedsim.models.unchanged import unchanged_parameters
@@ -29,12 +30,14 @@ from fedsim.statement import NoiseOrigin, PrivacyStatement, privacy_statement
 from fedsim.terminal import say, speak
 from fedsim.versions import versions
 from server.alarms import as_json
-from server.checkpoint import Checkpoint, CheckpointWriter, read_latest
+from server.checkpoint import Checkpoint, CheckpointWriter
 from server.dispatch import Dispatcher
 from server.evaluation import HeldOut, HeldOutDiverged
 from server.identity import Seeds, identity_of, require_same, settings_of
 from server.optimizer import ServerOptimizer, WeightAverage
 from server.packing import Roster
+from server.precautions.delivery import deliver, forget, newest
+from server.precautions.patience import refusals_told
 from server.round import Budget, Diverged, Round
 from server.run_folder import RunFolder, without_infinities, write_json
 from server.training import Job, Outcome, Training
@@ -74,18 +77,23 @@ def train(grid: Grid, config: RunConfig) -> dict[str, Any]:
     """
     started = time.perf_counter()
     folder = RunFolder(config.resume or config.output or new_output_folder(config.plan.algorithm))
-    if config.resume is None:
-        folder.require_unused()
-    elif folder.finished:
-        require_same({"settings": folder.read_config()["identity"]["settings"]}, {"settings": settings_of(config)})
-        folder.remove_unfinished()
-        return folder.read_summary()
+    with refusals_told(folder.path):
+        if config.resume is None:
+            folder.require_unused()
+        elif folder.finished:
+            require_same({"settings": folder.read_config()["identity"]["settings"]}, {"settings": settings_of(config)})
+            _tidy(folder)
+            return folder.read_summary()
+        return _train(grid, config, folder, started)
+
+
+def _train(grid: Grid, config: RunConfig, folder: RunFolder, started: float) -> dict[str, Any]:
     resources = open_resources(config)
     for doubt in doubtful_owners(resources.store.manifest):
         logger.warning("%s", doubt)
     plan, identity = (_begin if config.resume is None else _resumed)(folder, config, resources)
     model, layout = resources.loaded.model, ParameterLayout.of(resources.loaded.model)
-    latest = None if config.resume is None else read_latest(folder.checkpoints)
+    latest = None if config.resume is None else newest(folder)
     with Ledger.open(folder.ledger) as ledger:
         job = _job(grid, config, plan, identity, resources, folder, ledger, latest)
         training = Training(job)
@@ -111,16 +119,40 @@ def train(grid: Grid, config: RunConfig) -> dict[str, Any]:
             )
         statement = _statement(config, plan, ledger, layout, outcome.rounds, job.round.optimizer.average)
 
-    write_json(folder.privacy, without_infinities(statement.to_json()))
+    words = without_infinities(statement.to_json())
     layout.load(model, outcome.parameters)
-    export(resources.loaded, folder.model)
-    summary: dict[str, Any] = without_infinities(summarise(plan, config, outcome, time.perf_counter() - started))
-    summary["alarms"] = as_json(training.alarms)
-    summary |= _predicted_noise(folder, plan)
-    summary["peak_learning_rate"] = job.round.optimizer.peak_learning_rate  # what ran, where it is not what was set
-    write_json(folder.summary, summary)
-    folder.remove_unfinished()
+    summary: dict[str, Any] = {}
+
+    def summarised() -> None:
+        summary.update(without_infinities(summarise(plan, config, outcome, time.perf_counter() - started)))
+        summary["alarms"] = as_json(training.alarms)
+        summary.update(_predicted_noise(folder, plan))
+        # What ran, where it is not what was set.
+        summary["peak_learning_rate"] = job.round.optimizer.peak_learning_rate
+        write_json(folder.summary, summary)
+
+    def taken_away(place: Path) -> None:
+        export(resources.loaded, place / folder.model.name)
+        write_json(place / folder.privacy.name, words)
+
+    pieces = {
+        "the statement": lambda: write_json(folder.privacy, words),
+        "the model": lambda: export(resources.loaded, folder.model),
+        "metrics": folder.write_metrics,
+        "the summary": summarised,
+    }
+    kept = job.checkpoints is not None and job.checkpoints.failure is None
+    deliver(folder, pieces, lambda: None if kept else training.state(), taken_away)
+    _tidy(folder)
     return summary
+
+
+def _tidy(folder: RunFolder) -> None:
+    """Remove what only an unfinished run needs, here and elsewhere."""
+    if not folder.model.is_dir():
+        raise Failure(f"{folder.path} is finished, and its model is no longer in {folder.model}")
+    forget(folder)  # while the seeds still tell where
+    folder.remove_unfinished()
 
 
 def _repeatable(round: Round, number: int, config: RunConfig) -> None:
@@ -227,6 +259,7 @@ def _begin(folder: RunFolder, config: RunConfig, resources: Resources) -> tuple[
     seeds = Seeds.drawn(config)
     sizes = UserSizes.of_users(resources.store.split("train"))
     plan = config.plan_for(sizes)
+    folder.bands.unlink(missing_ok=True)  # of a run that was not begun
     if forecasts := config.bands_forecasts(sizes):
         words = in_words(forecasts, plan.bands, config.optimizer.name, plan.steps)
         say(words)

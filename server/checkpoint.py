@@ -21,7 +21,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from fedsim.errors import InvalidInput
+from fedsim.disk import free_bytes, gigabytes, os_error
+from fedsim.errors import Failure, InvalidInput
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> Path:
         _sync(folder)
     except SafetensorError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(str(error)) from error
+        raise os_error(error) or OSError(str(error)) from error
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -146,11 +147,40 @@ def read_latest(folder: Path) -> Checkpoint | None:
     return None
 
 
+class NotKept(Failure):
+    """Checkpoints can no longer be written, so nothing more is charged: what came of it could be lost.
+
+    Attributes:
+        round: Rounds done.
+        good: Round of the last good checkpoint; None where there is none.
+        reason: What the operating system said.
+        folder: Where checkpoints go.
+        needed: Bytes of one.
+    """
+
+    def __init__(self, round: int, good: int | None, reason: str, folder: Path | str, needed: int) -> None:
+        self.round, self.good, self.reason, self.folder, self.needed = round, good, reason, Path(folder), needed
+        if round == 0:
+            kept = "Nothing is charged"
+        elif good is None:
+            kept = f"No state is kept: the {round} rounds so far will run again, and be charged again"
+        else:
+            kept = f"The state of round {good} is kept"
+        super().__init__(
+            f"round {round}: no checkpoint can be written ({reason}), so nothing more is charged. {kept}. Make room "
+            f"in {folder} ({gigabytes(needed)} needed, {gigabytes(free_bytes(self.folder))} free), then go on with "
+            f"--resume {self.folder.parent}"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.round, self.good, self.reason, self.folder, self.needed)
+
+
 class CheckpointWriter:
     """Writes checkpoints while the next round computes, at most one at a time, and keeps the newest few.
 
-    A checkpoint that cannot be written (full disk, read-only folder) is warned of and training goes on: the last good
-    one stays usable.
+    One that the disk does not take is written again once older ones have made room, then warned of: the last good one
+    stays usable, and `insist` is for what must be kept.
 
     Args:
         folder: Where to.
@@ -179,6 +209,11 @@ class CheckpointWriter:
         self._forget = forget
         self._thread: threading.Thread | None = None
 
+    @property
+    def on(self) -> bool:
+        """Whether any are written while training."""
+        return self._rounds > 0 or self._seconds > 0
+
     def due(self, round: int) -> bool:
         """Whether a checkpoint is to be written after so many rounds."""
         by_rounds = self._rounds > 0 and round % self._rounds == 0
@@ -194,11 +229,30 @@ class CheckpointWriter:
         self.join()
         self._last = time.monotonic()
         if checkpoint.round == self._good:
+            self.failure = None
             return  # It is on disk already: replacing it would put it at risk.
         self._thread = threading.Thread(target=self._write, args=(checkpoint,), name="checkpoint")
         self._thread.start()
         if wait:
             self.join()
+
+    def insist(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint now, unless the one under way turns out well.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        self.join()
+        if self.failure is not None:
+            self.write(checkpoint, wait=True)
+        if self.failure is not None:
+            raise self.failure
+
+    def not_kept(self, checkpoint: Checkpoint) -> NotKept:
+        """What to say where a checkpoint was insisted on in vain."""
+        needed = sum(array.nbytes for array in checkpoint.arrays.values())
+        reason = "" if self.failure is None else self.failure.strerror or str(self.failure)
+        return NotKept(checkpoint.round, self._good, reason, self.folder, needed)
 
     def join(self) -> None:
         """Wait for the write under way, if any."""
@@ -208,7 +262,12 @@ class CheckpointWriter:
 
     def _write(self, checkpoint: Checkpoint) -> None:
         try:
-            write(self.folder, checkpoint)
+            try:
+                write(self.folder, checkpoint)
+            except OSError:
+                for path in stored(self.folder)[1:]:
+                    shutil.rmtree(path, ignore_errors=True)
+                write(self.folder, checkpoint)
         except OSError as error:
             self.failure = error
             good = "there is none yet" if self._good is None else f"the one of round {self._good} stays usable"

@@ -1,13 +1,17 @@
 """The folder that a run leaves behind."""
 
 import json
+import logging
 import math
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fedsim.errors import Failure, InvalidInput
+
+log = logging.getLogger(__name__)
 
 FORMAT = 3
 """Of config.json; version 0.1 wrote none. A run goes on only with the version that began it."""
@@ -28,6 +32,8 @@ class RunFolder:
 
     def __init__(self, path: str | Path, *, new: bool = True) -> None:
         self.path = Path(path)
+        self.waiting: list[str] = []
+        """Lines of metrics that the disk has not taken yet."""
         if not new and not self.path.is_dir():
             raise InvalidInput("resume", str(path), "the folder of a run", "There is no such folder.")
         try:
@@ -180,9 +186,30 @@ class RunFolder:
         return self.metrics.stat().st_size if self.metrics.exists() else 0
 
     def append_metrics(self, values: dict[str, Any]) -> None:
-        """Add one line to the metrics."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+        """Add one line to the metrics; where the disk refuses it waits, and training does not."""
+        self.waiting.append(json.dumps(values) + "\n")
+        try:
+            self.write_metrics()
+        except OSError as error:
+            log.warning("%s takes no more (%s); %d lines wait", self.metrics, error.strerror, len(self.waiting))
+
+    def write_metrics(self) -> None:
+        """Write the lines that wait.
+
+        Raises:
+            OSError: They cannot be written: they wait on, and the file is as it was.
+        """
+        if not self.waiting:
+            return
+        size = self.metrics_size
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.writelines(self.waiting)
+        except OSError:
+            with suppress(OSError):
+                self.cut_metrics(size)
+            raise
+        self.waiting = []
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All metrics so far; a last line that was cut off by a crash is left out."""

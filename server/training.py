@@ -1,30 +1,25 @@
 """A run: rounds until the plan is done or the budget spent, measured, kept, and stopped when asked to."""
 
-import logging
 import math
-import signal
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import FrameType, TracebackType
 from typing import Any
 
 import numpy as np
 
-from fedsim.errors import InvalidInput
+from fedsim.errors import Failure, InvalidInput
 from fedsim.phases import CHECKPOINT, EVALUATION, OTHER, Phases, Times
 from fedsim.plan import Plan
 from fedsim.terminal import RoundProgress, say, waiting
 from server.alarms import Alarms
 from server.checkpoint import Checkpoint, CheckpointWriter
 from server.evaluation import HeldOut, HeldOutDiverged, Measurement
+from server.precautions.patience import patiently
+from server.precautions.stopping import Stopped, StopRequest
 from server.round import PARAMETERS, Charges, Gather, Round
 from server.run_folder import RunFolder
 
-log = logging.getLogger(__name__)
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 BEFORE = "before/"
 
 
@@ -99,7 +94,11 @@ class Training:
         Raises:
             Stopped: When a signal asked to; the state is in a checkpoint then.
             HeldOutDiverged: Before the next charge.
+            NothingTrained: The budget has room for no round, and none was kept.
+            NotKept: Before the next charge, where checkpoints can no longer be written.
         """
+        if not self.round and not self.job.round.affords(0):
+            raise NothingTrained(len(self.budget.ledger), self.budget.epsilon(), self.budget.limit)
         self.alarms.before_training(self.job.round.users.user_offsets)
         if self.before is None:
             with waiting("Evaluating the model before fine-tuning"):
@@ -110,7 +109,9 @@ class Training:
             if self.measured is None:
                 self._measure(progress, {})
             statistics: dict[str, float] = {}
+            self._begin_keeping()
             while self.round < self.plan.steps and self.job.round.affords(self.round):
+                self._require_kept(stop)
                 statistics = self._next_round()
                 self.alarms.after_round(statistics)
                 progress.advanced(self.round, self.budget.epsilon())
@@ -147,6 +148,7 @@ class Training:
             "identity": self.job.identity,
             "ledger_entries": len(self.budget.ledger),
             "metrics_bytes": self.job.folder.metrics_size,
+            "metrics_waiting": list(self.job.folder.waiting),
             "measured": self.measured,
             "seconds": self.seconds,
             "phases": self._times.to_json(),
@@ -182,6 +184,7 @@ class Training:
             users, losses = arrays[BEFORE + "users"], arrays[BEFORE + "user_losses"]
             self.before = Measurement(**values["before"], users=users, user_losses=losses)
         folder.cut_metrics(int(values["metrics_bytes"]))
+        folder.waiting = list(values.get("metrics_waiting", ()))
 
     @property
     def phases(self) -> Phases:
@@ -200,7 +203,30 @@ class Training:
         self.seconds += time.perf_counter() - started
         return statistics
 
-    def _keep(self, stop: "StopRequest", finished: bool = False) -> None:
+    def _begin_keeping(self) -> None:
+        """A checkpoint before the first charge, so that the disk is known to take one."""
+        checkpoints = self.job.checkpoints
+        if checkpoints is not None and checkpoints.on and self.round == 0:
+            checkpoints.write(self.state(), wait=True)
+
+    def _require_kept(self, stop: StopRequest) -> None:
+        """Charge nothing more while what was charged since the last good checkpoint hangs on this process alone.
+
+        Raises:
+            NotKept: The disk refuses checkpoints for minutes.
+            Stopped: A signal asked to stop meanwhile.
+        """
+        checkpoints = self.job.checkpoints
+        if checkpoints is None or checkpoints.failure is None:
+            return
+        with self.phases.of(CHECKPOINT):
+            state = self.state()
+            try:
+                patiently("a checkpoint", lambda: checkpoints.insist(state), lambda: stop.signal is not None)
+            except OSError as error:
+                raise checkpoints.not_kept(state) from error
+
+    def _keep(self, stop: StopRequest, finished: bool = False) -> None:
         """Write a checkpoint when one is due, when training is done, or when a signal asked to stop.
 
         Raises:
@@ -211,7 +237,8 @@ class Training:
             with self.phases.of(CHECKPOINT):
                 checkpoints.write(self.state(), wait=asked or finished)
         if stop.signal is not None:
-            raise Stopped(stop.signal, self.round, str(self.job.folder.path))
+            lost = checkpoints is None or checkpoints.failure is not None
+            raise Stopped(stop.signal, self.round, str(self.job.folder.path), lost=lost)
 
     def _measure(self, progress: RoundProgress, statistics: Mapping[str, float]) -> None:
         """Evaluate on validation users and write a line of metrics: of the average alone, where there is one."""
@@ -251,6 +278,27 @@ class Training:
         return _of_training_users(statistics) | {"seconds": self.seconds, "phases": times.to_json()}
 
 
+class NothingTrained(Failure):
+    """A run that can begin no round, and has no state of earlier ones: its model would be the one that was loaded.
+
+    Attributes:
+        charges: How many the ledger holds.
+        epsilon: ε of them.
+        limit: What may be spent.
+    """
+
+    def __init__(self, charges: int, epsilon: float, limit: float) -> None:
+        self.charges, self.epsilon, self.limit = charges, epsilon, limit
+        spent = f"no state is kept of what {charges} charges were spent on (ε = {epsilon:.3f}), and "
+        hint = "Whatever is trained on these users next adds to it." if charges else "Raise --plan.epsilon."
+        super().__init__(
+            f"nothing is trained: {spent if charges else ''}one more round would exceed ε = {limit:g}. {hint}"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.charges, self.epsilon, self.limit)
+
+
 def _title(plan: Plan) -> str:
     """What the terminal calls the run."""
     return plan.title if plan.noise_multiplier > 0 else f"{plan.title} without privacy"
@@ -283,56 +331,3 @@ def require_charged(ledger: Charges, rounds: int, entries: int) -> None:
             f"the ledger of {entries} charges or more that the run wrote",
             "Put the ledger back: without it nothing can be claimed.",
         )
-
-
-class Stopped(Exception):
-    """The run was asked to stop, and its state is in a checkpoint.
-
-    Attributes:
-        signal: The signal's number.
-        round: Rounds done.
-        folder: The run's folder.
-    """
-
-    def __init__(self, number: int, round: int, folder: str) -> None:
-        self.signal, self.round, self.folder = number, round, folder
-        super().__init__(f"stopped by {signal.Signals(number).name} after round {round}; go on with --resume {folder}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.signal, self.round, self.folder)
-
-    @property
-    def exit_code(self) -> int:
-        """What a shell reports for a process that ended by this signal."""
-        return 128 + self.signal
-
-
-class StopRequest:
-    """Within it, SIGTERM and Ctrl-C ask to stop after the round instead of killing; a second one kills.
-
-    Outside the main thread (Flower's own engine) signals are left alone.
-    """
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._restore()
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        self._restore()
-        log.warning("stopping after this round; once more stops at once")
-
-    def _restore(self) -> None:
-        while self._before:
-            number, handler = self._before.popitem()
-            signal.signal(number, handler)

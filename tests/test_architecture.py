@@ -35,7 +35,7 @@ FLOORS = (
         "fedsim.phases",
         "fedsim.secure_noise",
     ),
-    ("fedsim.clip", "fedsim.versions", "fedsim.terminal", "fedsim.cache", "fedsim.hugging_face"),
+    ("fedsim.clip", "fedsim.versions", "fedsim.terminal", "fedsim.cache", "fedsim.hugging_face", "fedsim.disk"),
     ("fedsim.privacy", "fedsim.gradients", "fedsim.data"),
     ("fedsim.sampling", "fedsim.models", "fedsim.engine"),
     ("fedsim.plan",),

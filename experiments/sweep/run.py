@@ -12,8 +12,8 @@ from typing import Any
 from experiments.simulation import CLIENT_APP
 from experiments.sweep.points import Point
 from fedsim.config import RunConfig, to_flat
+from server.precautions.stopping import Stopped
 from server.run_folder import RunFolder, write_json
-from server.training import Stopped
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Save a fine-tuned model in the formats that others read, and prove that what was saved is what was trained."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -12,6 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
+from fedsim.disk import force
 from fedsim.errors import Failure, InvalidInput
 from fedsim.models.adapters import resize_tokens
 from fedsim.models.evaluate import evaluate
@@ -61,7 +63,8 @@ def export(loaded: LoadedModel, folder: str | Path, *, rows: TokenRows | None = 
         The folder.
 
     Raises:
-        InvalidInput: The folder cannot be written.
+        InvalidInput: The folder cannot be made.
+        OSError: The disk is full; or another exception, where a library says so in words (`fedsim.disk.os_error`).
         ExportMismatch: The losses differ by more than 1e-5, relatively.
     """
     if loaded.config.export == "merged":
@@ -106,6 +109,8 @@ def _written(loaded: LoadedModel, folder: str | Path, rows: TokenRows, trained: 
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise InvalidInput("output", str(folder), f"a folder that can be written ({error.strerror})") from error
     try:
         with quiet_transformers():
@@ -115,6 +120,7 @@ def _written(loaded: LoadedModel, folder: str | Path, rows: TokenRows, trained: 
         base = str(folder / BASE) if (unfinished / BASE).exists() else loaded.base
         write_quantisation(loaded.config, base, unfinished)
         os.chmod(unfinished, 0o755)
+        force(unfinished)
         _replace(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

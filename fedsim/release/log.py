@@ -21,6 +21,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from fedsim.disk import os_error
 from fedsim.errors import Failure
 from fedsim.privacy.ledger import MODEL_UPDATE, LedgerEntry
 
@@ -127,7 +128,7 @@ class ReleaseLog:
                 save_file(arrays, partial)
                 partial.chmod(0o600)
             except SafetensorError as error:
-                raise OSError(str(error)) from error
+                raise os_error(error) or OSError(str(error)) from error
             _sync(partial)
             partial.replace(path)
             _sync(self.folder)

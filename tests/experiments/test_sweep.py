@@ -23,7 +23,7 @@ from experiments.sweep.points import Point, SweepConfig, points_of
 from experiments.sweep.results import cells_of, gains_of_bands, half_width, lead
 from fedsim.config import OptimizerConfig, PlanConfig, RunConfig
 from fedsim.errors import InvalidInput
-from server.training import Stopped
+from server.precautions.stopping import Stopped
 
 SMALL = [
     "--data.packages", "numpy",

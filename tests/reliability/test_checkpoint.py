@@ -11,10 +11,17 @@ import numpy as np
 import pytest
 
 from fedsim.errors import InvalidInput
+from fedsim.terminal import speak
 from server import checkpoint as module
 from server.checkpoint import Checkpoint, CheckpointDamaged, CheckpointWriter, read, read_latest, stored, write
 
 ARRAYS = {"parameters": np.arange(5, dtype=np.float32), "optimizer/step": np.array(3.0), "empty": np.zeros((0, 2))}
+
+
+@pytest.fixture(autouse=True)
+def speaking() -> None:
+    """As in a program: warnings are printed."""
+    speak()
 
 
 def checkpoint(round: int) -> Checkpoint:

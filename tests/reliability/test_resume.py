@@ -23,7 +23,7 @@ from fedsim.models.config import ModelConfig
 from fedsim.privacy.ledger import Ledger, read_entries
 from fedsim.resources import open_resources
 from server.identity import Seeds, settings_of
-from server.training import Stopped
+from server.precautions.stopping import Stopped
 
 
 def test_a_crash_costs_the_lost_rounds_and_nothing_else(small_run, tmp_path: Path, monkeypatch) -> None:

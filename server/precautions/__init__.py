@@ -1,0 +1,1 @@
+"""That nothing is spent in vain: tried before the first charge, and written down whatever the disk says."""
