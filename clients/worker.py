@@ -31,6 +31,7 @@ from fedsim.gradients import (
 )
 from fedsim.gradients.clipping import LARGEST_NORM
 from fedsim.models.evaluate import evaluate_rows
+from fedsim.models.vocabulary import embedded_tokens
 from fedsim.plan import Plan, plan_from_json
 from fedsim.resources import computing_device, open_resources
 from fedsim.rows import Splits, TokenRows
@@ -125,7 +126,7 @@ class Worker:
         """The worker of a run, with the configured model and store opened."""
         resources = open_resources(config)
         loaded, inputs = resources.loaded, resources.inputs
-        computing, vocabulary = Computing.of(config), len(loaded.tokenizer)
+        computing, vocabulary = Computing.of(config), embedded_tokens(loaded)
         return cls(loaded.model, loaded.objective, resources.store, computing, vocabulary, inputs)
 
     def train(self, request: Work) -> Done:
@@ -200,14 +201,17 @@ class Worker:
             ):
                 update.cpu()
             return len(tokens)
-        clipped_sum(
+        done = clipped_sum(
             self.model,
             rows,
             np.arange(count),
             Clip(norm=1.0),
+            method=self.computing.gradients,
             compiled=bool(self.computing.compiled),  # a trial is over sooner than a compilation
             **common,
-        ).total.cpu()
+        )
+        if not done.finite.any():
+            raise Failure("no gradient of random tokens is finite: look at the model's weights and --engine.precision")
         return len(tokens)
 
     def _fetched(self, plan: Plan, request: Work) -> Fetched:

@@ -38,6 +38,7 @@ from server.optimizer import ServerOptimizer, WeightAverage
 from server.packing import Roster
 from server.precautions.delivery import deliver, forget, newest
 from server.precautions.patience import refusals_told
+from server.precautions.trial import try_out
 from server.round import Budget, Diverged, Round
 from server.run_folder import RunFolder, without_infinities, write_json
 from server.training import Job, Outcome, Training
@@ -104,6 +105,7 @@ def _train(grid: Grid, config: RunConfig, folder: RunFolder, started: float) -> 
                 folder.cut_metrics(0)
             if config.resume is not None:
                 _repeatable(job.round, training.round, config)
+            try_out(grid, config, resources, folder, job.round, training.round)
             outcome = training.run()
         except (Diverged, HeldOutDiverged) as lost:
             with suppress(OSError):

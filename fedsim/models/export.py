@@ -151,7 +151,10 @@ def probe_rows(loaded: LoadedModel, count: int = 16, length: int = 32) -> TokenR
     """Rows of random tokens (and random classes for a classifier): public, and sensitive to every weight."""
     generator = np.random.default_rng(0)
     length = min(length, loaded.context or length)
-    tokens = generator.integers(0, len(loaded.tokenizer), (count, length))
+    model: Any = loaded.model
+    # Some tokenizers know tokens that the model has no row for (Gemma 3's of an image).
+    known = min(len(loaded.tokenizer), len(model.get_input_embeddings().weight))
+    tokens = generator.integers(0, known, (count, length))
     classes = generator.integers(0, loaded.config.num_labels, count)
     return TokenRows.from_lists(tokens.tolist(), classes if loaded.config.task == "sequence-classification" else None)
 
