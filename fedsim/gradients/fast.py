@@ -12,6 +12,7 @@ from fedsim.clip import Clip
 from fedsim.gradients.clipping import CLIP_MARGIN, SMALLEST_LIMIT, ClippedSum, ModelClip, is_finite, rounded_down
 from fedsim.gradients.compiled.graphs import CompiledPass
 from fedsim.gradients.head import fused_loss, head_loss, plain_head
+from fedsim.gradients.hooks import LayerHooks
 from fedsim.gradients.layers import rule_for
 from fedsim.gradients.model import (
     ParameterLayout,
@@ -30,7 +31,7 @@ from fedsim.gradients.per_unit.products import SPREAD_ALLOWED
 from fedsim.gradients.rows.attention import Configured, attention_configs, packed_attention
 from fedsim.gradients.rows.packed import packed_batch
 from fedsim.gradients.rows.segments import Segments
-from fedsim.gradients.tape import Forms, LayerHooks, Record, Tape
+from fedsim.gradients.tape import Forms, Record, Tape
 from fedsim.gradients.trial.settings import settings_of
 from fedsim.gradients.units import Units, measured_pass, pack_units, split_rows
 from fedsim.rows import TokenRows

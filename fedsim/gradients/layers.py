@@ -1,15 +1,15 @@
 """A table of layers: from a layer's inputs and output gradients to terms of its parameters' gradients."""
 
-from collections import OrderedDict
 from collections.abc import Callable
-from itertools import pairwise
+from inspect import signature
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch.func import functional_call
 
-from fedsim.gradients.tape import Record, RowsMixedError, Tape
+from fedsim.gradients.rules.again import generic, places_looked_up
+from fedsim.gradients.tape import Given, Record, Tape
 
 RULES: list[tuple[str, Callable[[Any], bool], Record]] = []
 """For each kind of layer its name, which modules are of it, and its rule; the first that fits is used."""
@@ -49,16 +49,43 @@ def _is_embedding(module: Any) -> bool:
     return _is_table(module) and type(module).forward is torch.nn.Embedding.forward
 
 
-_scaled_embeddings: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
+_by_trying: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
+"""Whether a layer with a forward pass of its own was seen to do what its class's does."""
+
+
+def _is_linear(module: Any) -> bool:
+    """One whose forward pass is the class's own, or was found to compute the same, once."""
+    if type(module).forward is torch.nn.Linear.forward:
+        return True
+    if not isinstance(module, torch.nn.Linear) or not set(dict(module.named_parameters())) <= {"weight", "bias"}:
+        return False
+    if module not in _by_trying:
+        _by_trying[module] = _multiplies(module)
+    return _by_trying[module]
+
+
+@torch.no_grad()
+def _multiplies(module: torch.nn.Linear) -> bool:
+    """Whether random vectors come out as those of a linear layer do, bit by bit or nearly so."""
+    line = torch.randn(3, module.in_features, generator=torch.Generator().manual_seed(0)).to(module.weight)
+    try:
+        found = module(line[None])
+        expected = torch.nn.functional.linear(line[None], module.weight, module.bias)
+    except Exception:  # what else it may be is not known: it is no such layer
+        return False
+    if not isinstance(found, torch.Tensor) or found.shape != expected.shape:
+        return False
+    off = float((found - expected).double().norm())
+    return off <= 8 * torch.finfo(line.dtype).eps * module.in_features**0.5 * float(expected.double().norm())
 
 
 def _is_scaled_embedding(module: Any) -> bool:
     """A table whose rows are looked up and multiplied by something, found out by trying, once."""
     if not _is_table(module) or [name for name, _ in module.named_parameters()] != ["weight"]:
         return False
-    if module not in _scaled_embeddings:
-        _scaled_embeddings[module] = _scales(module)
-    return _scaled_embeddings[module]
+    if module not in _by_trying:
+        _by_trying[module] = _scales(module)
+    return _by_trying[module]
 
 
 @torch.no_grad()
@@ -95,93 +122,91 @@ def _is_layer_norm(module: Any) -> bool:
     return type(module).forward is torch.nn.LayerNorm.forward and len(module.normalized_shape) == 1
 
 
-def _is_rms_norm(module: Any) -> bool:
-    """Any of the many classes of that name in model libraries."""
-    if "RMSNorm" not in type(module).__name__:
+def _is_named_norm(module: Any) -> bool:
+    """Any of the many classes of such a name in model libraries, with a weight of features or of heads' features."""
+    if not any(kind in type(module).__name__ for kind in ("RMSNorm", "LayerNorm")):
         return False
     parameters = dict(module.named_parameters())
-    return list(parameters) == ["weight"] and parameters["weight"].ndim == 1
+    return list(parameters) in (["weight"], ["weight", "bias"]) and parameters["weight"].ndim in (1, 2)
 
 
-@layer("linear", lambda module: type(module).forward is torch.nn.Linear.forward)
-def linear(tape: Tape, module: Any, inputs: tuple[torch.Tensor, ...], gradient: torch.Tensor) -> None:
+def _is_norm_of_features(module: Any) -> bool:
+    return _is_named_norm(module) and module.weight.ndim == 1
+
+
+@layer("linear", _is_linear)
+def linear(tape: Tape, module: Any, given: Given, gradient: torch.Tensor) -> None:
     """y = x W^T + b. Weight [out, in]: gradient^T x. Bias [out]: the sum of gradient."""
     gradient = tape.by_row(gradient)
-    tape.outer(module.weight, gradient, tape.by_row(inputs[0]).to(gradient.dtype))
+    tape.outer(module.weight, gradient, tape.by_row(given.tensor).to(gradient.dtype))
     tape.summed(module.bias, gradient)
 
 
 @layer("linear", _is_conv1d)
-def conv1d(tape: Tape, module: Any, inputs: tuple[torch.Tensor, ...], gradient: torch.Tensor) -> None:
+def conv1d(tape: Tape, module: Any, given: Given, gradient: torch.Tensor) -> None:
     """y = x W + b. Weight [in, out]: x^T gradient. Bias [out]: the sum of gradient."""
     gradient = tape.by_row(gradient)
-    tape.outer(module.weight, tape.by_row(inputs[0]).to(gradient.dtype), gradient)
+    tape.outer(module.weight, tape.by_row(given.tensor).to(gradient.dtype), gradient)
     tape.summed(module.bias, gradient)
 
 
 @layer("embedding", _is_embedding)
-def embedding(tape: Tape, module: Any, inputs: tuple[torch.Tensor, ...], gradient: torch.Tensor) -> None:
+def embedding(tape: Tape, module: Any, given: Given, gradient: torch.Tensor) -> None:
     """Rows of a table by index. The output gradient goes to the row that was looked up; none to the padding index."""
-    index = inputs[0].expand(gradient.shape[:-1])
+    index = given.tensor.expand(gradient.shape[:-1])
     if module.padding_idx is not None:
         gradient = gradient.masked_fill((index == module.padding_idx).unsqueeze(-1), 0)
     tape.lookup(module.weight, tape.by_row(index.unsqueeze(-1))[..., 0], tape.by_row(gradient))
 
 
 @layer("embedding", _is_scaled_embedding)
-def scaled_embedding(tape: Tape, module: Any, inputs: tuple[torch.Tensor, ...], gradient: torch.Tensor) -> None:
+def scaled_embedding(tape: Tape, module: Any, given: Given, gradient: torch.Tensor) -> None:
     """The same with each value multiplied by a constant, and so its gradient."""
-    embedding(tape, module, inputs, gradient * _times(module, inputs[0]))
+    embedding(tape, module, given, gradient * _times(module, given.tensor))
 
 
 @layer("normalisation", _is_layer_norm)
-def layer_norm(tape: Tape, module: Any, inputs: tuple[torch.Tensor, ...], gradient: torch.Tensor) -> None:
+def layer_norm(tape: Tape, module: Any, given: Given, gradient: torch.Tensor) -> None:
     """y = w · x̂ + b. Weight: the sum of gradient · x̂. Bias: the sum of gradient."""
-    tape.summed(module.weight, tape.by_row(gradient * normal_of(module, inputs[0], gradient.dtype)))
+    tape.summed(module.weight, tape.by_row(gradient * normal_of(module, given, gradient.dtype)))
     tape.summed(module.bias, tape.by_row(gradient))
 
 
-@layer("normalisation", _is_rms_norm)
-def rms_norm(tape: Tape, module: Any, inputs: tuple[torch.Tensor, ...], gradient: torch.Tensor) -> None:
-    """y = w · x̂, or (1 + w) · x̂. Weight: the sum of gradient · x̂."""
-    tape.summed(module.weight, tape.by_row(gradient * normal_of(module, inputs[0], gradient.dtype)))
+@layer("normalisation of heads", _is_named_norm)
+@layer("normalisation", _is_norm_of_features)  # which is asked first
+def named_norm(tape: Tape, module: Any, given: Given, gradient: torch.Tensor) -> None:
+    """y = w · x̂ + b, or (1 + w) · x̂ + b. Weight: the sum of gradient · x̂. Bias: the sum of gradient."""
+    normal = normal_of(module, given, gradient.dtype)
+    tape.summed(module.weight, tape.by_row(gradient * normal, module.weight.ndim))
+    tape.summed(getattr(module, "bias", None), tape.by_row(gradient, module.weight.ndim))
 
 
-def normal_of(module: Any, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What a normalisation of either kind multiplies by its weight: x̂, of x's shape.
+def normal_of(module: Any, given: Given, dtype: torch.dtype) -> torch.Tensor:
+    """What a normalisation of either kind multiplies by its weight: x̂, of its output's shape.
 
-    The output of the many classes named RMSNorm is affine in the weight, so x̂ is its difference between weights of 1
-    and 0. Asking the module keeps its own rounding and its own convention: some multiply by w, some by 1 + w.
+    The output of the many classes named so is affine in the weight, so x̂ is its difference between weights of 1 and 0.
+    Asking the module keeps its own rounding and its own convention: some multiply by w, some by 1 + w, some by a gate
+    that they are given, too.
     """
     if _is_layer_norm(module):
-        return torch.nn.functional.layer_norm(x.to(dtype), module.normalized_shape, eps=module.eps)
-    one: torch.Tensor = functional_call(module, {"weight": torch.ones_like(module.weight)}, (x,))
-    zero: torch.Tensor = functional_call(module, {"weight": torch.zeros_like(module.weight)}, (x,))
-    return one - zero
+        return torch.nn.functional.layer_norm(given.tensor.to(dtype), module.normalized_shape, eps=module.eps)
+    plain = {name: torch.zeros_like(parameter) for name, parameter in module.named_parameters()}
+    ones = plain | {"weight": torch.ones_like(module.weight)}
+    one: torch.Tensor = functional_call(module, ones, given.args, given.named)
+    return one - functional_call(module, plain, given.args, given.named)
 
 
-def generic(tape: Tape, module: Any, inputs: tuple[torch.Tensor, ...], gradient: torch.Tensor) -> None:
-    """Any layer whose inputs and output have the rows first: run again for each unit's rows, with plain autograd.
+def _is_table_of_positions(module: Any) -> bool:
+    """One that is asked for more than the rows at an index."""
+    asked = len(signature(type(module).forward).parameters) if _is_table(module) else 0
+    return asked > 2 and [name for name, _ in module.named_parameters()] == ["weight"]
 
-    Each unit's gradients of the layer's own parameters are formed and held.
-    """
-    own = {name: p for name, p in module.named_parameters(recurse=False) if tape.wants(p)}
-    copies = {name: p.detach().requires_grad_() for name, p in own.items()}
-    if tape.packed or len(gradient) != tape.rows:
-        raise RowsMixedError(f"{type(module).__name__} returns {len(gradient)} rows for {tape.rows}")
-    per_unit: list[tuple[torch.Tensor, ...]] = []
-    hooks, module._forward_hooks = module._forward_hooks, OrderedDict()
-    before, module._forward_pre_hooks = module._forward_pre_hooks, OrderedDict()
-    try:
-        for start, stop in pairwise(tape.segments.offsets.tolist()):
-            with torch.enable_grad():
-                given = tuple(x[start:stop] if len(x) == tape.rows else x for x in inputs)
-                output = functional_call(module, copies, given)
-            found = torch.autograd.grad(
-                output, list(copies.values()), gradient[start:stop], allow_unused=True, materialize_grads=True
-            )
-            per_unit.append(found)
-    finally:
-        module._forward_hooks, module._forward_pre_hooks = hooks, before
-    for parameter, gradients in zip(own.values(), zip(*per_unit, strict=True), strict=True):
-        tape.at(parameter).add_held(torch.stack(gradients), "held, recomputed unit by unit")
+
+@layer("positions", _is_table_of_positions)
+def positions(tape: Tape, module: Any, given: Given, gradient: torch.Tensor) -> None:
+    """Rows of a table at places that the layer works out by itself: it is asked which they are."""
+    found = places_looked_up(tape, module, given, gradient)
+    if found is None:
+        generic(tape, module, given, gradient)
+        return
+    tape.lookup(module.weight, tape.by_row(found.unsqueeze(-1))[..., 0], tape.by_row(gradient))

@@ -1,8 +1,8 @@
-"""What one forward and backward pass leaves for the clipped sum: each layer's inputs and output gradients."""
+"""What one forward and backward pass leaves for the clipped sum: each unit's gradients, as they come in."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,6 +19,31 @@ class RowsMixedError(RuntimeError):
 
 Forms = dict[str, set[tuple[str, ...]]]
 """For each layer by name, how the arguments of its calls held the rows."""
+PLAIN = (bool, int, float, str, type(None), torch.dtype)
+"""What a layer may be given or return besides tensors: anything else, as a cache, it may write to."""
+
+
+class Given(NamedTuple):
+    """What a layer was called with.
+
+    Attributes:
+        args: By position.
+        named: By name.
+    """
+
+    args: tuple[Any, ...]
+    named: dict[str, Any]
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The one tensor that it is.
+
+        Raises:
+            RowsMixedError: It is something else.
+        """
+        if len(self.args) != 1 or self.named or not isinstance(self.args[0], torch.Tensor):
+            raise RowsMixedError("a layer takes something other than a tensor")
+        return self.args[0]
 
 
 class Tape:
@@ -40,6 +65,7 @@ class Tape:
         gradients: UnitGradients by parameter (its identity: tied layers meet here).
         forms: In which forms each layer was called: how its arguments hold the rows.
         order: Follows vectors without an axis of rows; None where no layer may be called with such.
+        paused: Whether calls of layers are none of the pass's, as a layer is being run again.
     """
 
     def __init__(
@@ -58,9 +84,14 @@ class Tape:
         self._together = len(segments) > 1 or packed  # a unit by itself has nobody to be mixed with
         vectors = allowed is None or any("vectors" in form for forms in allowed.values() for form in forms)
         self.order = RowOrder(rows, packed) if self._together and vectors else None
+        self.paused = False
+        self.tried = allowed is None
 
-    def called(self, name: str, arguments: tuple[torch.Tensor, ...]) -> None:
-        """Note how a layer is called.
+    def called(self, name: str, arguments: Sequence[object], features: bool = True) -> None:
+        """Note how a layer is called: with tensors, and with numbers, words and switches.
+
+        Args:
+            features: Whether floats have a last axis of features; those that tell a table what to look up have none.
 
         Raises:
             RowsMixedError: Not so in the pass that was compared, which then tells nothing of it; or with vectors of
@@ -68,33 +99,50 @@ class Tape:
         """
         if not self._together:
             return
-        form = tuple(self._held_by(name, place, argument) for place, argument in enumerate(arguments))
+        tensors = [argument for argument in arguments if isinstance(argument, torch.Tensor)]
+        held = iter(self._all_held_by(name, tensors, features))
+        # Of numbers alone, as that of tokens, no more is noted than that they are there.
+        form = tuple(
+            next(held)
+            if isinstance(argument, torch.Tensor)
+            else type(argument).__name__
+            if isinstance(argument, int | float) and not isinstance(argument, bool)
+            else repr(argument)
+            for argument in arguments
+        )
         if self._allowed is not None and form not in self._allowed.get(name, ()):
             raise RowsMixedError(f"{name} is called in a way in which it was not when the model was tried")
         self.forms.setdefault(name, set()).add(form)
 
-    def _held_by(self, name: str, place: int, argument: torch.Tensor) -> str:
+    def _all_held_by(self, name: str, tensors: list[torch.Tensor], features: bool) -> list[str]:
+        held = [self._held_by(name, place, tensor, features) for place, tensor in enumerate(tensors)]
+        vectors = {len(tensor) for tensor, how in zip(tensors, held, strict=True) if how == "vectors"}
+        if any(how == "whole" and x.ndim and len(x) in vectors for x, how in zip(tensors, held, strict=True)):
+            raise RowsMixedError(f"{name} is called with vectors of unknown rows beside others")
+        return held
+
+    def _held_by(self, name: str, place: int, argument: torch.Tensor, features: bool = True) -> str:
         """How an argument holds the rows: first, "vectors" of one after the other, on another axis, or not at all."""
-        if argument.ndim >= (3 if argument.is_floating_point() else 2):
-            axes = self._axes(argument)
+        if self.order is not None and argument.ndim == 2 and self.order.known(argument):
+            return "vectors"
+        features = features and argument.is_floating_point()
+        if argument.ndim >= 2 + features:
+            axes = self._axes(argument, features)
             if len(axes) > 1:
                 raise RowsMixedError(f"{name} is called with {tuple(argument.shape)}, of which two axes may be tokens")
             return f"rows on axis {axes[0]}" if axes else "whole"
-        if self.order is not None and argument.ndim == 2 and self.order.known(argument):
-            return "vectors"
         if place == 0 or (argument.ndim and len(argument) == self.rows):
             raise RowsMixedError(f"{name} is called with {tuple(argument.shape)} vectors of unknown rows")
         return "whole"
 
-    def _axes(self, tensor: torch.Tensor) -> list[int]:
-        """Which axes of a tensor may hold the rows, of those where rows are looked for."""
+    def _axes(self, tensor: torch.Tensor, features: bool = True) -> list[int]:
+        """Which axes of a tensor may hold the rows, of those where rows are looked for: the last not, if of features."""
         shape = tensor.shape
         if not self.packed:
             return [0] if shape[0] == self.rows else []
         if shape[0] != 1:
             return []
-        # Heads may come before tokens or after; the last axis is that of features, but for indices.
-        last = len(shape) - 1 if tensor.is_floating_point() else len(shape)
+        last = len(shape) - features  # heads may come before tokens or after
         return [axis for axis in range(1, min(3, last)) if shape[axis] == self.rows]
 
     def wants(self, parameter: torch.nn.Parameter | None) -> bool:
@@ -113,6 +161,29 @@ class Tape:
         met = self.gradients
         named = {name: met[id(p)] for name, p in parameters.items() if id(p) in met}
         return PassGradients(named, clip, self.segments)
+
+    def per_row(self, tensor: torch.Tensor) -> int:
+        """How many of a tensor's first places belong to each row; 0 where it is the same for all.
+
+        Raises:
+            RowsMixedError: Its rows are elsewhere.
+        """
+        how = self._held_by("a layer", 1, tensor) if self._together else "rows on axis 0"
+        if how == "whole":
+            return 0
+        if how not in ("vectors", "rows on axis 0") or len(tensor) % self.rows:
+            raise RowsMixedError(f"a tensor of shape {tuple(tensor.shape)} for {self.rows} rows")
+        return len(tensor) // self.rows
+
+    @contextmanager
+    def pausing(self) -> Iterator[None]:
+        """Within it layers are called without leaving anything here."""
+        self.paused = True
+        try:
+            with nullcontext() if self.order is None else self.order.resting():
+                yield
+        finally:
+            self.paused = False
 
     def by_row(self, tensor: torch.Tensor, trailing: int = 1) -> torch.Tensor:
         """A layer's tensor as [rows, n, …], the last `trailing` axes kept.
@@ -144,8 +215,8 @@ class Tape:
     def summed(self, parameter: torch.nn.Parameter | None, gradient: torch.Tensor) -> None:
         """The parameter's gradient is the sum over tokens of gradient [rows, n, *shape]."""
         if parameter is not None and self.wants(parameter):
-            sums = self.segments.times(gradient.shape[1]).sums(gradient.flatten(0, 1))
-            self.at(parameter).add_held(sums)
+            sums = self.segments.times(gradient.shape[1]).sums(gradient.flatten(0, 1).flatten(1))
+            self.at(parameter).add_held(sums.view(-1, *parameter.shape))
 
     def summed_rows(self, parameters: list[torch.nn.Parameter], gradients: list[torch.Tensor]) -> None:
         """The same of vectors' gradients [rows, size] that are added up over tokens already; all in one go."""
@@ -157,119 +228,6 @@ class Tape:
             self.at(parameter).add_held(part)
 
 
-Record = Callable[[Tape, Any, tuple[torch.Tensor, ...], torch.Tensor], None]
-"""A layer's rule: from its inputs and its output's gradient to terms of its parameters' gradients."""
-
-
-class LayerHooks:
-    """Hooks on layers that write to the tape of the pass under way, and do nothing between passes.
-
-    A layer's parameters get no gradients of its calls meanwhile: what autograd would do for them is done by its rule.
-    Of a use past such a call nobody would know whose gradient it is, and it would be missing from the sum: where a
-    gradient reaches one of them the pass ends with RowsMixedError.
-
-    Args:
-        parameters: Those of which no gradient may be seen.
-        layers: With names and rules. Parameters of theirs that are not in `parameters` are the caller's to freeze.
-    """
-
-    def __init__(
-        self, parameters: Iterable[torch.nn.Parameter], layers: dict[torch.nn.Module, tuple[str, Record]]
-    ) -> None:
-        self._watched = {id(parameter): parameter for parameter in parameters}
-        self._layers = layers
-        self._tape: Tape | None = None
-        # Makes every recorded output require a gradient, wherever the first trainable layer is.
-        self._anchor = torch.zeros((), requires_grad=True)
-        self._installed = ExitStack()
-
-    def __enter__(self) -> "LayerHooks":
-        with ExitStack() as stack:
-            for parameter in self._watched.values():
-                stack.callback(parameter.register_hook(self._refuse).remove)  # type: ignore[no-untyped-call]
-            for module, (name, record) in self._layers.items():
-                own = [self._watched[id(p)] for p in module._parameters.values() if id(p) in self._watched]
-                if own:
-                    stack.callback(module.register_forward_pre_hook(self._switch(own, False)).remove)
-                    stack.callback(module.register_forward_hook(self._switch(own, True), always_call=True).remove)
-                stack.callback(module.register_forward_hook(self._hook(name, record), with_kwargs=True).remove)
-            self._installed = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._installed.close()
-
-    @contextmanager
-    def recording(self, tape: Tape) -> Iterator[None]:
-        """Within it, a forward pass through the layers and its backward pass write to the tape."""
-        self._tape = tape
-        try:
-            with nullcontext() if tape.order is None else tape.order:
-                yield
-        finally:
-            self._tape = None
-            for parameter in self._watched.values():  # a call that was broken off may have left it off
-                if not parameter.requires_grad:
-                    parameter.requires_grad_(True)
-
-    def _refuse(self, gradient: torch.Tensor) -> None:
-        if self._tape is not None:
-            raise RowsMixedError("a parameter is used past the calls of the layer that holds it")
-
-    def _switch(self, own: list[torch.nn.Parameter], on: bool) -> Callable[..., None]:
-        def hook(*call: object) -> None:
-            if self._tape is not None:
-                for parameter in own:
-                    parameter.requires_grad_(on)
-
-        return hook
-
-    def _hook(self, name: str, record: Record) -> Callable[..., object]:
-        def hook(module: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, Any], output: object) -> object:
-            tape = self._tape
-            if tape is None or not torch.is_grad_enabled():
-                return None
-            if not isinstance(output, torch.Tensor) or not all(isinstance(a, torch.Tensor) for a in args) or kwargs:
-                raise RowsMixedError(f"{type(module).__name__} takes or returns something other than tensors")
-            tape.called(name, args)  # type: ignore[arg-type]
-            if isinstance(module, torch.nn.Embedding) and len(output) == 1 < tape.rows and not tape.packed:
-                # Positions looked up once for all rows: looked up for each row instead, so that rows stay apart.
-                output = output.expand(tape.rows, *output.shape[1:])
-            recorded = _recorded(output, self._anchor, tape, record, module, *args)
-            if tape.order is not None and recorded.ndim == 2 and not len(recorded) % tape.rows:
-                tape.order.mark(recorded)  # in the order of the arguments, which are known by now
-            return recorded
-
-        return hook
-
-
-class _Recorded(torch.autograd.Function):
-    """The identity; its backward pass writes to the tape.
-
-    Inputs are saved through autograd, which refuses them if they were overwritten in place, recomputes them under
-    activation checkpointing and frees them with the graph.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        output: torch.Tensor,
-        anchor: torch.Tensor,
-        tape: Tape,
-        record: Record,
-        module: torch.nn.Module,
-        *inputs: torch.Tensor,
-    ) -> torch.Tensor:
-        ctx.tape, ctx.record, ctx.module = tape, record, module
-        ctx.save_for_backward(*inputs)
-        return output.view_as(output)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        inputs = ctx.saved_tensors  # checkpointing allows reading them once
-        ctx.record(ctx.tape, ctx.module, tuple(saved.detach() for saved in inputs), gradient)
-        return gradient, None, None, None, None, *(None for _ in inputs)
-
-
-_recorded: Callable[..., torch.Tensor] = _Recorded.apply
-"""torch leaves the call untyped."""
+Record = Callable[[Tape, Any, Given, Any], None]
+"""A layer's rule: from what it is given and its output's gradient to terms of its parameters' gradients. Of a layer
+that returns several things: a tuple, the gradients of those that are floats."""

@@ -13,7 +13,7 @@ import torch
 from fedsim.gradients.layers import conv1d, normal_of, rule_for
 from fedsim.gradients.model import compute_dtype, wide_dtype
 from fedsim.gradients.objective import Batch, causal_logits
-from fedsim.gradients.tape import Forms, Record, RowsMixedError, Tape
+from fedsim.gradients.tape import Forms, Given, Record, RowsMixedError, Tape
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ class CompiledPass:
             found = {probe: next(left) for probe in call.probes}
             module = call.module
             if call.kind == "embedding":
-                rule_for(module)[1](tape, module, (kept,), found["gradient"])
+                rule_for(module)[1](tape, module, Given((kept,), {}), found["gradient"])
                 continue
             if "gradient" in found:
                 input_first = rule_for(module)[1] is conv1d
@@ -182,7 +182,7 @@ class CompiledPass:
             if kind == "normalisation":
                 self._inputs.append(output.new_empty(0))
                 # Of the caller's own module, which has no hooks.
-                normal = normal_of(module, given.detach(), output.dtype)
+                normal = normal_of(module, Given((given.detach(),), {}), output.dtype)
                 first = self._place
                 self._place += weight + bias
                 return _normalised(  # type: ignore[no-any-return]

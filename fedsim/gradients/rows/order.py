@@ -1,6 +1,7 @@
 """Whose vectors are those of a tensor without an axis of rows: followed from where that is plain."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,11 +40,23 @@ class RowOrder(TorchFunctionMode):
     def __init__(self, rows: int, packed: bool = False) -> None:
         super().__init__()
         self.rows, self.packed = rows, packed
+        self._rests = False
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Within it nothing is followed."""
+        self._rests = True
+        try:
+            yield
+        finally:
+            self._rests = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         results = func(*args, **(kwargs or {}))
+        if self._rests:
+            return results
         name = getattr(func, "__name__", "")
         for result in results if isinstance(results, (tuple, list)) else (results,):
             if isinstance(result, torch.Tensor) and result.ndim == 2 and self._keeps(name, args, kwargs or {}, result):

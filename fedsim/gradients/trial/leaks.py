@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves
 
 from fedsim.gradients.fast import frozen
 from fedsim.gradients.head import hidden_states
@@ -116,14 +118,18 @@ class LeakTrial:
             if of_tokens is not None:
                 digests.append(_digest(of_tokens))
 
-        def hook(module: torch.nn.Module, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            for tensor in given:
-                note(tensor)
-            if output.requires_grad:
-                output.register_hook(note)  # type: ignore[no-untyped-call]
+        def hook(module: torch.nn.Module, args: Any, named: Any, output: Any) -> None:
+            for given in tree_leaves((args, named)):
+                if isinstance(given, torch.Tensor):
+                    note(given)
+            for returned in tree_leaves(output):
+                if isinstance(returned, torch.Tensor) and returned.requires_grad:
+                    returned.register_hook(note)  # type: ignore[no-untyped-call]
 
         handles = [self.table.register_forward_hook(lambda *call: call[-1].requires_grad_(True))]
-        handles += [layer.register_forward_hook(hook) for layer in self.layers if layer is not self.head]
+        handles += [
+            layer.register_forward_hook(hook, with_kwargs=True) for layer in self.layers if layer is not self.head
+        ]
         try:
             yield
         finally:
