@@ -24,7 +24,8 @@ import pyarrow as pa
 import torch
 
 from benchmarks.gradient_models import SIZES, build
-from clients.worker import Computing, Worker
+from clients.computing import Computing
+from clients.worker import Worker
 from fedsim.config import OptimizerConfig
 from fedsim.data.shape import Examples
 from fedsim.data.store import UserStore

@@ -7,16 +7,16 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
 
+from clients.computing import Computing
 from clients.repeatable import compute_repeatably
 from fedsim.clip import Clip
 from fedsim.config import RunConfig, from_flat
-from fedsim.engine.exact import MICRO_BATCH_TOKENS, quantise
+from fedsim.engine.exact import quantise
 from fedsim.engine.same_inputs import Inputs, require_same_inputs
 from fedsim.engine.work import Done, HeldOutDone, HeldOutWork, Vector, Work
 from fedsim.errors import Failure
@@ -28,6 +28,8 @@ from fedsim.gradients import (
     SequenceClassification,
     clipped_sum,
     clipped_units,
+    gradient_paths,
+    note_reference,
 )
 from fedsim.gradients.clipping import LARGEST_NORM
 from fedsim.models.evaluate import evaluate_rows
@@ -41,48 +43,6 @@ Result = TypeVar("Result")
 
 Fetched = tuple[TokenRows, np.ndarray]
 """Rows, and the position of each row's unit among the units asked for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Computing:
-    """How a worker computes, which changes nothing but rounding.
-
-    Attributes:
-        gradients: "fast" or "reference".
-        autocast: Whether the model runs in bfloat16; None: on a GPU.
-        compiled: Whether its passes are compiled; None: as `clipped_sum` chooses.
-        exact: Whether sums are exact, so that every worker must compute the same bits, whatever its memory.
-        threads: CPU threads, which are fixed where sums are exact.
-        max_tokens: Tokens of a micro-batch; None chooses by the device, or where sums are exact MICRO_BATCH_TOKENS.
-        row_tokens: Tokens of the longest row.
-    """
-
-    gradients: Literal["fast", "reference"] = "fast"
-    autocast: bool | None = False
-    compiled: bool | None = None
-    exact: bool = False
-    threads: int = 1
-    max_tokens: int | None = None
-    row_tokens: int = 64
-
-    @classmethod
-    def of(cls, config: RunConfig) -> Self:
-        """As a run's configuration says."""
-        engine = config.engine
-        return cls(
-            gradients=config.gradients,
-            autocast={"auto": None, "float32": False, "bfloat16": True}[engine.precision],
-            compiled=False if config.model.checkpointing else {"auto": None, "on": True, "off": False}[engine.compile],
-            exact=engine.exact,
-            threads=engine.cpus_per_worker,
-            max_tokens=engine.max_tokens or None,
-            row_tokens=config.data.sequence_length,
-        )
-
-    @property
-    def micro_batch(self) -> int | None:
-        """Tokens of a micro-batch to begin with; None where the device's free memory decides."""
-        return self.max_tokens or (MICRO_BATCH_TOKENS if self.exact else None)
 
 
 class Worker:
@@ -159,7 +119,14 @@ class Worker:
             "compute_seconds": computed - computing,
             "seconds": time.perf_counter() - started,
         }
-        return Done(round=request.round, units=request.units, total=total, statistics=statistics | seconds)
+        paths = gradient_paths(self.model)
+        return Done(
+            round=request.round,
+            units=request.units,
+            total=total,
+            statistics=statistics | seconds,
+            paths="" if paths is None else paths.to_json(),
+        )
 
     def evaluate(self, request: HeldOutWork) -> HeldOutDone:
         """Loss, predicted tokens and correct predictions of each row, in the precision that gradients are computed in.
@@ -255,6 +222,7 @@ class Worker:
         self, plan: Plan, request: Work, rows: TokenRows, unit_ids: np.ndarray, max_tokens: int | None
     ) -> ClippedSum:
         """One unit after the other, each put on the public fixed-point grid, summed as integers."""
+        note_reference(self.model, "exact sums take each unit's update by itself")
         updates = clipped_units(self.model, rows, unit_ids, request.clip, **self._common(plan, max_tokens))
         total = torch.zeros(self.layout.size, dtype=torch.int64)
         norms, losses = [], []

@@ -6,6 +6,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fedsim.config import RunConfig, from_flat, to_flat
 from fedsim.data.doubts import doubtful_owners
 from fedsim.engine.grid import WaitingGrid
 from fedsim.errors import Failure
+from fedsim.gradient_paths import PathsHeard
 from fedsim.gradients import ParameterLayout
 from fedsim.models.export import export
 from fedsim.models.unchanged import unchanged_parameters
@@ -128,7 +130,7 @@ def _train(grid: Grid, config: RunConfig, folder: RunFolder, started: float) -> 
     def summarised() -> None:
         summary.update(without_infinities(summarise(plan, config, outcome, time.perf_counter() - started)))
         summary["alarms"] = as_json(training.alarms)
-        summary.update(_predicted_noise(folder, plan))
+        summary.update(_predicted_noise(folder, plan) | _gradients(folder))
         # What ran, where it is not what was set.
         summary["peak_learning_rate"] = job.round.optimizer.peak_learning_rate
         write_json(folder.summary, summary)
@@ -217,6 +219,7 @@ def _job(
             timeout=engine.timeout_seconds,
             attempts=engine.attempts,
             roster=roster,
+            heard=PathsHeard(say, partial(_keep_paths, folder)),
         ).gather,
         held_out=HeldOut(grid, resources.store, measure.max_rows, measure.test_rows, resources.inputs, roster),
         folder=folder,
@@ -290,6 +293,23 @@ def _predicted_noise(folder: RunFolder, plan: Plan) -> dict[str, Any]:
     promised = json.loads(folder.bands.read_text(encoding="utf-8"))
     ratios = {one["bands"]: float(one["ratio"]) for one in promised["forecasts"]}
     return {"predicted_noise_ratio": ratios[plan.bands], "bands_in_words": promised["in_words"]}
+
+
+def _keep_paths(folder: RunFolder, values: dict[str, Any]) -> None:
+    """Write paths.json, without which a run can do."""
+    try:
+        write_json(folder.paths, values)
+    except OSError as error:
+        logger.warning("%s could not be written: %s", folder.paths, error.strerror)
+
+
+def _gradients(folder: RunFolder) -> dict[str, Any]:
+    """Which way gradients took, for the summary: a line for each way that some worker took."""
+    if not folder.paths.exists():
+        return {}
+    return {
+        "gradients": [one["in_words"] for one in json.loads(folder.paths.read_text(encoding="utf-8"))["gradients"]]
+    }
 
 
 def summarise(plan: Plan, config: RunConfig, outcome: Outcome, seconds: float) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from fedsim.engine.messages import TRAIN, TrainReply, TrainRequest, refusal_in
 from fedsim.engine.replies import BadReply, check_reply, read_reply
 from fedsim.engine.work import NO_UNITS, Gathered, Vector, Work
 from fedsim.errors import Failure, InvalidInput
+from fedsim.gradient_paths import PathsHeard
 from fedsim.phases import WORKER_SECONDS
 from server.packing import Roster, Speeds, chunks, pack
 
@@ -45,6 +46,7 @@ class Dispatcher:
         timeout: Seconds within which a message must be answered, waiting in line included.
         attempts: How often a unit is asked for before the round fails.
         roster: Who can be asked; by default all of the grid's workers.
+        heard: Told what each reply says of the way that gradients take; None where nobody asks.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Dispatcher:
         timeout: float = 3600.0,
         attempts: int = 3,
         roster: Roster | None = None,
+        heard: PathsHeard | None = None,
     ) -> None:
         if units_per_message is not None and units_per_message < 1:
             raise InvalidInput("units_per_message", units_per_message, "at least 1, or none for one message a worker")
@@ -67,6 +70,7 @@ class Dispatcher:
         self.timeout = timeout
         self.attempts = attempts
         self.roster = Roster(grid) if roster is None else roster
+        self.heard = heard
         self.speeds = Speeds()
         self._planned: _Announced | None = None
 
@@ -281,6 +285,8 @@ class _Gathering:
         own = self.busy.setdefault(asked.worker, Counter())
         own.update({"seconds": seconds})
         own.update({phase: answer.statistics.get(name, 0.0) for phase, name in WORKER_SECONDS.items()})
+        if self.dispatcher.heard is not None:
+            self.dispatcher.heard.hear(asked.worker, answer.paths)
         self.dispatcher.speeds.learn(asked.worker, float(self.costs[asked.positions].sum()), seconds)
 
     def _resend(self, asked: _Asked, reason: str) -> None:

@@ -80,6 +80,11 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def paths(self) -> Path:
+        """Which way each layer's gradients took on the workers, JSON; nothing in it is of the data."""
+        return self.path / "paths.json"
+
+    @property
     def secret(self) -> Path:
         """The seeds, for the owner's eyes, while the run is unfinished."""
         return self.path / "secret.json"

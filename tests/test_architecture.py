@@ -34,6 +34,7 @@ FLOORS = (
         "fedsim.schedule",
         "fedsim.phases",
         "fedsim.secure_noise",
+        "fedsim.gradient_paths",
     ),
     ("fedsim.clip", "fedsim.versions", "fedsim.terminal", "fedsim.cache", "fedsim.hugging_face", "fedsim.disk"),
     ("fedsim.privacy", "fedsim.gradients", "fedsim.data"),

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from clients.app import app_of
-from clients.worker import Computing, Worker
+from clients.computing import Computing
+from clients.worker import Worker
 from experiments.audit.rig import Listed
 from fedsim.config import RunConfig
 from fedsim.engine.local import LocalGrid

@@ -14,7 +14,8 @@ from flwr.app import Message
 from flwr.common.constant import ErrorCode
 
 from clients.app import app_of
-from clients.worker import Computing, Worker
+from clients.computing import Computing
+from clients.worker import Worker
 from experiments.audit.canaries import CanaryUsers, PrescribedLoss, PrescribedUpdates
 from fedsim.config import OptimizerConfig
 from fedsim.engine.grid import error_reply

@@ -86,6 +86,7 @@ def write_report(folder: Path) -> Path:
         columns=COLUMNS,
         rows=[[format_value(key, summary.get(key)) for key in COLUMNS] for summary in summaries],
         statements=[(label(summary), _statement(run)) for run, summary in runs],
+        gradients=[(label(summary), paths) for run, summary in runs if (paths := _gradient_paths(run))],
         together="" if together is None else together.in_words(),
         alarms=[(label(summary), alarm["in_words"]) for _, summary in runs for alarm in summary.get("alarms", [])],
         not_private=[(label(summary), _not_private(run)) for run, summary in runs],
@@ -158,6 +159,13 @@ def _arms(folder: Path) -> list[Path]:
     if not arms:
         raise InvalidInput("folder", str(folder), "a folder with a finished run", "No summary.json was found in it.")
     return sorted(arms, key=lambda arm: arm.name, reverse=True)
+
+
+def _gradient_paths(run: RunFolder) -> list[dict[str, Any]]:
+    """Which ways gradients took on the workers, and each way's layers; none of a run of an earlier version."""
+    if not run.paths.exists():
+        return []
+    return list(json.loads(run.paths.read_text(encoding="utf-8"))["gradients"])
 
 
 def _statement(run: RunFolder) -> dict[str, Any]:

@@ -82,25 +82,27 @@ class TrainReply(Done):
     @classmethod
     def of(cls, done: Done) -> Self:
         """The same, ready to be sent."""
-        return cls(round=done.round, units=done.units, total=done.total, statistics=done.statistics)
+        return cls(round=done.round, units=done.units, total=done.total, statistics=done.statistics, paths=done.paths)
 
     def to_record(self) -> RecordDict:
         return RecordDict(
             {
                 "total": array_record(flat=self.total),
                 "units": array_record(units=np.ascontiguousarray(self.units, dtype=np.int64)),
-                "reply": ConfigRecord({"round": self.round}),
+                "reply": ConfigRecord({"round": self.round, "paths": self.paths}),
                 "statistics": ConfigRecord({name: float(value) for name, value in self.statistics.items()}),
             }
         )
 
     @classmethod
     def from_record(cls, record: RecordDict) -> Self:
+        reply = scalars(record, "reply")
         return cls(
-            round=int(scalars(record, "reply")["round"]),  # type: ignore[arg-type]
+            round=int(reply["round"]),  # type: ignore[arg-type]
             units=arrays(record, "units")["units"].numpy(),
             total=held(arrays(record, "total")["flat"]),
             statistics={name: float(value) for name, value in scalars(record, "statistics").items()},  # type: ignore[arg-type]
+            paths=str(reply["paths"]),
         )
 
 

@@ -7,6 +7,7 @@ from flwr.app import RecordDict
 
 from fedsim.engine.messages import TrainReply, TrainRequest
 from fedsim.engine.work import Vector
+from fedsim.gradient_paths import GradientPaths
 
 NORM_TOLERANCE, NORM_TOLERANCE_PER_UNIT = 1e-5, 2.0**-24
 """Relative. A float32 sum of n clipped updates may exceed n × bound by rounding: once in all, and in each addition."""
@@ -24,7 +25,10 @@ def read_reply(record: RecordDict) -> TrainReply:
         BadReply: The record is not laid out as a TrainReply.
     """
     try:
-        return TrainReply.from_record(record)
+        reply = TrainReply.from_record(record)
+        if reply.paths:
+            GradientPaths.from_json(reply.paths)
+        return reply
     except (KeyError, TypeError, ValueError) as failure:
         raise BadReply(f"it is no training reply ({type(failure).__name__}: {failure})") from failure
 
@@ -40,7 +44,7 @@ def check_reply(reply: TrainReply, request: TrainRequest, size: int) -> None:
     Raises:
         BadReply: It is of another round, stands for other units, has another shape or type, holds a value that is
             not finite, counts more units than were asked for, or is longer than so many clipped updates can be
-            together.
+            together; or what it says of its gradients' paths cannot be read.
     """
     if reply.round != request.round:
         raise BadReply(f"it answers round {reply.round}, not {request.round}")

@@ -5,7 +5,7 @@ from fedsim.gradients.model import ParameterLayout
 from fedsim.gradients.objective import Batch, CausalLanguageModel, Objective, RowLosses, SequenceClassification
 from fedsim.gradients.reference import LocalSteps, clipped_units
 from fedsim.gradients.sums import clipped_sum
-from fedsim.gradients.trial.verdict import layer_paths
+from fedsim.gradients.trial.verdict import gradient_paths, layer_paths, note_reference
 
 __all__ = [
     "CLIP_MARGIN",
@@ -19,5 +19,7 @@ __all__ = [
     "SequenceClassification",
     "clipped_sum",
     "clipped_units",
+    "gradient_paths",
     "layer_paths",
+    "note_reference",
 ]

@@ -13,7 +13,7 @@ from fedsim.gradients.clipping import CLIP_MARGIN, SMALLEST_LIMIT, ClippedSum, M
 from fedsim.gradients.compiled.graphs import CompiledPass
 from fedsim.gradients.head import fused_loss, head_loss, plain_head
 from fedsim.gradients.hooks import LayerHooks
-from fedsim.gradients.layers import rule_for
+from fedsim.gradients.layers import layer_kinds, rule_for, trained_layers
 from fedsim.gradients.model import (
     ParameterLayout,
     accumulation_dtype,
@@ -186,11 +186,7 @@ class FastSum:
 
     def kinds(self) -> dict[str, str]:
         """The kind of rule of each layer with trainable parameters, by the layer's name."""
-        return {
-            name: "fused with the loss" if module is self.head else rule_for(module)[0]
-            for name, module in self.model.named_modules()
-            if module is self.head or module in self.layers
-        }
+        return layer_kinds(self.model, self.head)
 
     def add_alone(self, unit: int) -> None:
         """A unit whose micro-batches hold no other: plain autograd, then the clip."""
@@ -297,12 +293,8 @@ class FastSum:
 
     def _layers(self) -> dict[torch.nn.Module, tuple[str, Record]]:
         """Every module with trainable parameters of its own, its name and rule; the fused head records by itself."""
-        wanted = {id(p) for p in self.parameters.values()}
-        return {
-            module: (name, rule_for(module)[1])
-            for name, module in self.model.named_modules()
-            if module is not self.head and any(id(p) in wanted for p in module._parameters.values())
-        }
+        trained = trained_layers(self.model)
+        return {module: (name, rule_for(module)[1]) for name, module in trained if module is not self.head}
 
     def _norms(self, gradients: PassGradients) -> tuple[torch.Tensor, torch.Tensor]:
         """The norms of the units' blocks, [blocks, u], and whether each needs to be computed another way."""

@@ -85,10 +85,9 @@ class LayerHooks:
                     raise RowsMixedError(f"{type(module).__name__} takes or returns a {type(thing).__name__}")
             table = isinstance(module, torch.nn.Embedding)
             tape.called(name, given, features=not table)
-            if table and isinstance(output, torch.Tensor):
-                if len(output) == 1 < tape.rows and not tape.packed:
-                    # Positions looked up once for all rows: for each row instead, so that rows stay apart.
-                    outputs = [output.expand(tape.rows, *output.shape[1:])]
+            if table and isinstance(output, torch.Tensor) and len(output) == 1 < tape.rows and not tape.packed:
+                # Positions looked up once for all rows: for each row instead, so that rows stay apart.
+                outputs = [output.expand(tape.rows, *output.shape[1:])]
             places = [place for place, thing in enumerate(outputs) if _has_gradient(thing)]
             call = _Call(tape, record, module, spec, given, len(places), isinstance(output, torch.Tensor))
             recorded = _recorded(self._anchor, call, *(outputs[place] for place in places), *call.tensors)
@@ -131,19 +130,17 @@ class _Call:
         self.tape, self.record, self.module, self.spec = tape, record, module, spec
         self.outputs, self.single = outputs, single
         self.tensors = [thing for thing in given if isinstance(thing, torch.Tensor)]
-        self._order = [
-            tape.order is not None and x.ndim == 2 and tape.order.known(x) for x in self.tensors
-        ]
+        self._order = [tape.order is not None and x.ndim == 2 and tape.order.known(x) for x in self.tensors]
         self._given = [None if isinstance(thing, torch.Tensor) else thing for thing in given]
         self._places = [place for place, thing in enumerate(given) if isinstance(thing, torch.Tensor)]
 
     def finish(self, tensors: Sequence[torch.Tensor], gradients: tuple[torch.Tensor, ...]) -> None:
         """Write to the tape, once the gradients of what it returned are known."""
-        given = list(self._given)
+        given: list[Any] = list(self._given)
         for place, tensor, known in zip(self._places, tensors, self._order, strict=True):
-            given[place] = tensor.detach()
+            given[place] = again = tensor.detach()
             if known and self.tape.order is not None:
-                self.tape.order.mark(given[place])
+                self.tape.order.mark(again)
         args, named = tree_unflatten(given, self.spec)
         self.record(self.tape, self.module, Given(args, named), gradients[0] if self.single else gradients)
 

@@ -23,6 +23,23 @@ def rule_for(module: torch.nn.Module) -> tuple[str, Record]:
     return f"generic ({type(module).__name__})", generic
 
 
+def trained_layers(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
+    """Every module with trainable parameters of its own, with its name."""
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if any(p is not None and p.requires_grad for p in module._parameters.values())
+    ]
+
+
+def layer_kinds(model: torch.nn.Module, head: torch.nn.Module | None) -> dict[str, str]:
+    """The kind of rule of each layer with trainable parameters, by the layer's name; `head` is fused with the loss."""
+    return {
+        name: "fused with the loss" if module is head else rule_for(module)[0]
+        for name, module in trained_layers(model)
+    }
+
+
 def layer(kind: str, fits: Callable[[Any], bool]) -> Callable[[Record], Record]:
     """Enter the decorated rule in the table, for modules that fit."""
 
@@ -75,8 +92,8 @@ def _multiplies(module: torch.nn.Linear) -> bool:
         return False
     if not isinstance(found, torch.Tensor) or found.shape != expected.shape:
         return False
-    off = float((found - expected).double().norm())
-    return off <= 8 * torch.finfo(line.dtype).eps * module.in_features**0.5 * float(expected.double().norm())
+    off, size = (float(x.double().norm()) for x in (found - expected, expected))
+    return bool(off <= 8 * torch.finfo(line.dtype).eps * module.in_features**0.5 * size)
 
 
 def _is_scaled_embedding(module: Any) -> bool:
@@ -193,13 +210,15 @@ def normal_of(module: Any, given: Given, dtype: torch.dtype) -> torch.Tensor:
     plain = {name: torch.zeros_like(parameter) for name, parameter in module.named_parameters()}
     ones = plain | {"weight": torch.ones_like(module.weight)}
     one: torch.Tensor = functional_call(module, ones, given.args, given.named)
-    return one - functional_call(module, plain, given.args, given.named)
+    zero: torch.Tensor = functional_call(module, plain, given.args, given.named)
+    return one - zero
 
 
 def _is_table_of_positions(module: Any) -> bool:
     """One that is asked for more than the rows at an index."""
-    asked = len(signature(type(module).forward).parameters) if _is_table(module) else 0
-    return asked > 2 and [name for name, _ in module.named_parameters()] == ["weight"]
+    if not _is_table(module) or len(signature(type(module).forward).parameters) <= 2:
+        return False
+    return [name for name, _ in module.named_parameters()] == ["weight"]
 
 
 @layer("positions", _is_table_of_positions)

@@ -14,7 +14,7 @@ from fedsim.gradients.fast import FastSum
 from fedsim.gradients.model import check_deterministic, exact_products, model_device
 from fedsim.gradients.objective import Objective
 from fedsim.gradients.reference import LocalSteps, clipped_units, reference_sum
-from fedsim.gradients.trial.verdict import why_reference
+from fedsim.gradients.trial.verdict import note_reference, why_reference
 from fedsim.gradients.units import make_units, token_budget
 from fedsim.rows import TokenRows
 
@@ -84,7 +84,10 @@ def clipped_sum(
         raise InvalidInput("method", method, "'fast' or 'reference'")
     device = model_device(model)
     with exact_products(device), torch.inference_mode(False), torch.enable_grad():
-        if method == "fast" and clip.order == 2 and local_steps is None and _shortest(clip) >= SMALLEST_LIMIT:
+        chosen = _chosen_reference(method, clip, local_steps)
+        if chosen:
+            note_reference(model, chosen)
+        else:
             check_deterministic(model)
             units = make_units(rows, unit_ids, objective, weighting, weights)
             budget = token_budget(model, device, max_tokens, autocast)
@@ -142,6 +145,17 @@ def _run(asked: FastSum) -> ClippedSum | None:
         else:  # rows that cannot be told apart, or what the reference will tell in words
             log.warning("%s takes the reference path for this call: %s", type(asked.model).__name__, error)
         return None
+
+
+def _chosen_reference(method: str, clip: Clip, local_steps: LocalSteps | None) -> str:
+    """Why what is asked for takes the reference path whatever the model; empty if it need not."""
+    if method == "reference":
+        return "the reference path was asked for"
+    if local_steps is not None:
+        return "each unit takes local steps of its own"
+    if clip.order != 2:
+        return "L1 norms need each unit's whole gradient"
+    return "" if _shortest(clip) >= SMALLEST_LIMIT else f"float32 norms are not sure below {SMALLEST_LIMIT:g}"
 
 
 def _shortest(clip: Clip) -> float:

@@ -14,7 +14,16 @@ from fedsim.gradients.rows.segments import Segments
 
 
 class RowsMixedError(RuntimeError):
-    """A layer's tensors cannot be split by row, so one pass cannot tell units apart."""
+    """A layer's tensors cannot be split by row, so one pass cannot tell units apart.
+
+    Args:
+        cause: Why, in words of the model alone.
+        seen: What was seen of the rows, which are private.
+    """
+
+    def __init__(self, cause: str, seen: str = "") -> None:
+        super().__init__(f"{cause}: {seen}" if seen else cause)
+        self.cause = cause
 
 
 Forms = dict[str, set[tuple[str, ...]]]
@@ -129,14 +138,16 @@ class Tape:
         if argument.ndim >= 2 + features:
             axes = self._axes(argument, features)
             if len(axes) > 1:
-                raise RowsMixedError(f"{name} is called with {tuple(argument.shape)}, of which two axes may be tokens")
+                raise RowsMixedError(
+                    f"two axes of what {name} is called with may be tokens", str(tuple(argument.shape))
+                )
             return f"rows on axis {axes[0]}" if axes else "whole"
         if place == 0 or (argument.ndim and len(argument) == self.rows):
-            raise RowsMixedError(f"{name} is called with {tuple(argument.shape)} vectors of unknown rows")
+            raise RowsMixedError(f"{name} is called with vectors of unknown rows", str(tuple(argument.shape)))
         return "whole"
 
     def _axes(self, tensor: torch.Tensor, features: bool = True) -> list[int]:
-        """Which axes of a tensor may hold the rows, of those where rows are looked for: the last not, if of features."""
+        """Which axes of a tensor may hold the rows, of those where they are looked for: not on that of features."""
         shape = tensor.shape
         if not self.packed:
             return [0] if shape[0] == self.rows else []
@@ -172,7 +183,7 @@ class Tape:
         if how == "whole":
             return 0
         if how not in ("vectors", "rows on axis 0") or len(tensor) % self.rows:
-            raise RowsMixedError(f"a tensor of shape {tuple(tensor.shape)} for {self.rows} rows")
+            raise RowsMixedError("a layer's tensor has no axis of rows", f"{tuple(tensor.shape)} for {self.rows}")
         return len(tensor) // self.rows
 
     @contextmanager
@@ -196,7 +207,7 @@ class Tape:
             return tensor.reshape(self.rows, -1, *kept)
         axes = self._axes(tensor)
         if len(axes) != 1:
-            raise RowsMixedError(f"a tensor of shape {tuple(tensor.shape)} for {self.rows} rows")
+            raise RowsMixedError("a layer's tensor has no axis of rows", f"{tuple(tensor.shape)} for {self.rows}")
         behind_heads = tensor.transpose(1, 2) if axes[0] == 2 else tensor
         return behind_heads.reshape(self.rows, -1, *kept)
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from clients.computing import Computing
 from clients.repeatable import WORKSPACE
-from clients.worker import Computing, Worker
+from clients.worker import Worker
 from experiments.simulation import with_measured_slices
 from fedsim.clip import Clip
 from fedsim.config import EngineConfig, RunConfig

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from clients.worker import Computing, Worker, as_tensor
+from clients.computing import Computing
+from clients.worker import Worker, as_tensor
 from fedsim.clip import Clip
 from fedsim.config import EngineConfig, EvaluationConfig, PlanConfig, RunConfig
 from fedsim.data.config import DataConfig

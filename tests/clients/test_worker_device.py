@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from clients.worker import Computing, Worker
+from clients.computing import Computing
+from clients.worker import Worker
 from fedsim.clip import Clip
 from fedsim.config import RunConfig
 from fedsim.data.config import DataConfig

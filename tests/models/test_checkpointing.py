@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from clients.worker import Computing
+from clients.computing import Computing
 from fedsim.clip import Clip
 from fedsim.config import EngineConfig, RunConfig
 from fedsim.errors import InvalidInput

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clients.worker import Computing, Worker
+from clients.computing import Computing
+from clients.worker import Worker
 from fedsim.clip import Clip
 from fedsim.gradients import clipped_sum
 from fedsim.models.config import ModelConfig

@@ -12,6 +12,9 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from fedsim.gradients.tape import Given, RowsMixedError, Tape
 
+AGAIN = "held, recomputed unit by unit"
+"""What is said of the parameters of a layer that was run again for each unit."""
+
 
 def generic(tape: Tape, module: Any, given: Given, gradient: Any) -> None:
     """Any layer whose inputs and outputs have the rows first: run again for each unit's rows, with plain autograd.
@@ -28,7 +31,8 @@ def generic(tape: Tape, module: Any, given: Given, gradient: Any) -> None:
     of_things = [0 if alone or not isinstance(x, torch.Tensor) else tape.per_row(x) for x in things]
     of_outputs = [len(x) // tape.rows if x.ndim else 0 for x in gradients]
     if any(len(x) != each * tape.rows for x, each in zip(gradients, of_outputs, strict=True)):
-        raise RowsMixedError(f"{type(module).__name__} returns {len(gradients[0])} rows for {tape.rows}")
+        shapes = [tuple(x.shape) for x in gradients]
+        raise RowsMixedError(f"{type(module).__name__} returns tensors without rows", f"{shapes} for {tape.rows}")
     per_unit: list[tuple[torch.Tensor, ...]] = []
     with _without_hooks(module), tape.pausing():
         for start, stop in pairwise(tape.segments.offsets.tolist()):
@@ -51,7 +55,7 @@ def generic(tape: Tape, module: Any, given: Given, gradient: Any) -> None:
             )
             per_unit.append(found)
     for parameter, found in zip(own.values(), zip(*per_unit, strict=True), strict=True):
-        tape.at(parameter).add_held(torch.stack(found), "held, recomputed unit by unit")
+        tape.at(parameter).add_held(torch.stack(found), AGAIN)
 
 
 def places_looked_up(tape: Tape, module: Any, given: Given, gradient: torch.Tensor) -> torch.Tensor | None:
@@ -64,7 +68,7 @@ def places_looked_up(tape: Tape, module: Any, given: Given, gradient: torch.Tens
     numbers = torch.arange(words, dtype=torch.float64, device=module.weight.device)[:, None].expand(-1, width)
     with _without_hooks(module), tape.pausing(), torch.no_grad(), torch.autocast(gradient.device.type, enabled=False):
         found = functional_call(module, {"weight": numbers}, given.args, given.named)
-        places = found[..., 0].long()
+        places: torch.Tensor = found[..., 0].long()
         if tape.tried:  # else a GPU would have to be waited for in each pass
             right = found == places.unsqueeze(-1)
             rows = functional_call(module, {"weight": module.weight}, given.args, given.named)

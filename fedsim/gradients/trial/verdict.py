@@ -8,11 +8,14 @@ import numpy as np
 import torch
 
 from fedsim.clip import Clip, ClipBlock
+from fedsim.gradient_paths import GradientPaths
 from fedsim.gradients.clipping import LARGEST_NORM
 from fedsim.gradients.fast import FastSum
+from fedsim.gradients.layers import layer_kinds
 from fedsim.gradients.model import ParameterLayout, keeps_half
 from fedsim.gradients.reference import unit_gradient
-from fedsim.gradients.tape import Forms
+from fedsim.gradients.rules.again import AGAIN
+from fedsim.gradients.tape import Forms, RowsMixedError
 from fedsim.gradients.trial.leaks import LEAST_TOKENS, NOT_FINITE, LeakTrial
 from fedsim.gradients.trial.pieces import packed_pieces, padded_pieces
 from fedsim.gradients.units import make_units, measured_pass, sharing_units
@@ -27,6 +30,7 @@ class Verdict:
 
     Attributes:
         reason: Why it must take the reference path; empty if it need not.
+        paths: Which way its layers take.
         forms: In which forms its layers were called.
         packed: Whether rows may lie end to end.
         tokens: Of the micro-batch in which they kept to themselves.
@@ -35,6 +39,7 @@ class Verdict:
     """
 
     reason: str
+    paths: GradientPaths | None
     forms: Forms
     packed: bool = False
     tokens: int = 0
@@ -45,6 +50,30 @@ class Verdict:
 _verdicts: WeakKeyDictionary[torch.nn.Module, dict[tuple[object, ...], tuple[object, Verdict]]] = WeakKeyDictionary()
 """By what is asked, the settings that a model had then, and the verdict."""
 _paths: WeakKeyDictionary[torch.nn.Module, dict[str, str]] = WeakKeyDictionary()
+_taken: WeakKeyDictionary[torch.nn.Module, GradientPaths] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why one pass does not do.
+
+    Attributes:
+        words: For whoever may see the rows.
+        cause: The same of the model alone.
+    """
+
+    words: str
+    cause: str
+
+    @classmethod
+    def of(cls, error: Exception) -> "Fault":
+        """That a pass failed."""
+        kind = type(error).__name__
+        cause = error.cause if isinstance(error, RowsMixedError) else f"a pass over several units fails with {kind}"
+        return cls(str(error) or kind, cause)
+
+
+DISAGREE = "a pass over several units gives other gradients than plain autograd"
 
 
 def layer_paths(model: torch.nn.Module) -> dict[str, str]:
@@ -55,6 +84,16 @@ def layer_paths(model: torch.nn.Module) -> dict[str, str]:
     cross term": a tied input and output embedding. Empty before the first call.
     """
     return dict(_paths.get(model, {}))
+
+
+def gradient_paths(model: torch.nn.Module) -> GradientPaths | None:
+    """Which way each layer's gradients take since the last call that found out; None before. Nothing of the rows."""
+    return _taken.get(model)
+
+
+def note_reference(model: torch.nn.Module, because: str) -> None:
+    """Have `gradient_paths` say that this model's units come one after the other, and why."""
+    _taken[model] = GradientPaths.of(layer_kinds(model, None), set(), because=because)
 
 
 def why_reference(asked: FastSum) -> str:
@@ -79,6 +118,8 @@ def why_reference(asked: FastSum) -> str:
             if not verdict.packed:  # which is the verdict on padded rows
                 known[*key[:-1], False] = asked.settings, verdict
     asked.allowed, asked.packed = verdict.forms or None, verdict.packed
+    if verdict.paths is not None:
+        _taken[asked.model] = verdict.paths
     if verdict.most is not None:
         asked.budget = min(asked.budget, verdict.most)
     return verdict.reason
@@ -136,22 +177,30 @@ def _tried(asked: FastSum) -> tuple[Verdict, bool]:
         if trial is None:
             if packed:
                 continue
-            return Verdict(reason="", forms={}), False  # every unit is alone: none can reach another
+            return Verdict(reason="", paths=None, forms={}), False  # every unit is alone: none can reach another
         found = _difference(trial, np.flatnonzero(trial.units.counts))
         if found is None:
-            return Verdict(reason="of the units that were tried none is finite", forms={}), False
-        tokens, most = 0, None
-        if packed and not found:
-            found, tokens, most = _leak(asked)
-            lasting = found != NOT_FINITE
-        if packed and found:
-            log.info("%s: rows are padded, for packed ones fail: %s", type(asked.model).__name__, found)
+            return Verdict(reason="of the units that were tried none is finite", paths=None, forms={}), False
+        reason, tokens, most = found.words, 0, None
+        if packed and not reason:
+            reason, tokens, most = _leak(asked)
+            lasting = reason != NOT_FINITE
+        if packed and reason:
+            log.info("%s: rows are padded, for packed ones fail: %s", type(asked.model).__name__, reason)
             continue
         # Padded rows of one length cannot show what padding does.
         lasting = lasting and (packed or len(set(trial.units.lengths.tolist())) > 1)
-        _tell(trial, found, asked.packable)
+        _tell(trial, reason, asked.packable)
         longest = int(trial.units.lengths.max())
-        verdict = Verdict(reason=found, forms=trial.forms, packed=packed, tokens=tokens, most=most, longest=longest)
+        verdict = Verdict(
+            reason=reason,
+            paths=_paths_of(trial, found.cause, packed),
+            forms=trial.forms,
+            packed=packed,
+            tokens=tokens,
+            most=most,
+            longest=longest,
+        )
         return verdict, lasting
     raise AssertionError("the padded trial has an answer")
 
@@ -159,6 +208,14 @@ def _tried(asked: FastSum) -> tuple[Verdict, bool]:
 def _longest_pass(asked: FastSum) -> int:
     """Tokens of a packed micro-batch at most."""
     return min(asked.budget, int(asked.units.lengths.sum()))
+
+
+def _paths_of(trial: FastSum, because: str, packed: bool) -> GradientPaths:
+    """Which way a model's layers take that was tried so."""
+    kinds = trial.kinds()
+    again = {name.rpartition(".")[0] for name, paths in trial.paths.items() if AGAIN in paths}
+    redone = {name for name, kind in kinds.items() if name in again or kind.startswith("generic")}
+    return GradientPaths.of(kinds, redone, because=because, packed=packed)
 
 
 def _tell(trial: FastSum, reason: str, last: bool) -> None:
@@ -222,7 +279,7 @@ def _trial(asked: FastSum, packed: bool) -> FastSum | None:
     return trial
 
 
-def _difference(trial: FastSum, chosen: np.ndarray) -> str | None:
+def _difference(trial: FastSum, chosen: np.ndarray) -> Fault | None:
     """In what the fast path differs from plain autograd on the chosen units; None if those are not finite."""
     try:
         with measured_pass(trial.model, trial.device, trial.tokens(chosen), trial.autocast):
@@ -230,7 +287,7 @@ def _difference(trial: FastSum, chosen: np.ndarray) -> str | None:
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
-        return str(error) or type(error).__name__
+        return Fault.of(error)
     relative, absolute = tolerances(trial)
     expected = torch.zeros_like(trial.total)
     for place, unit in enumerate(map(int, pass_.units)):
@@ -245,16 +302,17 @@ def _difference(trial: FastSum, chosen: np.ndarray) -> str | None:
         off = (found - norms).abs().masked_fill(pass_.unsure[:, place], 0) - relative * norms - absolute * whole
         worst = int(off.argmax())
         if not off[worst] <= 0:
-            return (
+            words = (
                 f"a unit's norm in {trial.layout.names[worst]} is {float(norms[worst]):.6g} by autograd and "
                 f"{float(found[worst]):.6g} in one pass"
             )
+            return Fault(words, DISAGREE)
         expected += gradient
     try:
         pass_.gradients.add_weighted(trial.views, torch.ones_like(pass_.norms))
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
-        return str(error) or type(error).__name__
+        return Fault.of(error)
     name = differing(trial, expected, trial.total)
-    return f"the gradient of {name} differs from autograd's" if name else ""
+    return Fault(f"the gradient of {name} differs from autograd's", DISAGREE) if name else Fault("", "")
