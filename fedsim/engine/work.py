@@ -60,8 +60,8 @@ class Done:
         statistics: Sums over the units that are private unless noised: "loss_sum", "clipped_units",
             "nonfinite_units", "empty_units", "rows", "tokens"; and how long it took, which tells how much text the
             units own: "seconds", of them "load_seconds" until rows were there, "compute_seconds" for gradients.
-        paths: Which way the model's gradients take, `GradientPaths.to_json`: nothing of the rows. Empty where the worker
-            has not found out.
+        paths: Which way the model's gradients take, `GradientPaths.to_json`: nothing of the rows. Empty where the
+            worker has not found out.
     """
 
     round: int

@@ -9,6 +9,7 @@ import torch
 from torch.func import functional_call
 
 from fedsim.gradients.rules.again import generic, places_looked_up
+from fedsim.gradients.rules.experts import experts, is_experts, is_router, router
 from fedsim.gradients.tape import Given, Record, Tape
 
 RULES: list[tuple[str, Callable[[Any], bool], Record]] = []
@@ -229,3 +230,7 @@ def positions(tape: Tape, module: Any, given: Given, gradient: torch.Tensor) -> 
         generic(tape, module, given, gradient)
         return
     tape.lookup(module.weight, tape.by_row(found.unsqueeze(-1))[..., 0], tape.by_row(gradient))
+
+
+layer("experts", is_experts)(experts)
+layer("router", is_router)(router)

@@ -8,6 +8,7 @@ import torch
 
 from fedsim.gradients.clipping import ModelClip
 from fedsim.gradients.per_unit.pass_gradients import PassGradients
+from fedsim.gradients.per_unit.routed import RoutedGradients, Routing
 from fedsim.gradients.per_unit.unit_gradients import UnitGradients
 from fedsim.gradients.rows.order import RowOrder
 from fedsim.gradients.rows.segments import Segments
@@ -74,6 +75,7 @@ class Tape:
         gradients: UnitGradients by parameter (its identity: tied layers meet here).
         forms: In which forms each layer was called: how its arguments hold the rows.
         order: Follows vectors without an axis of rows; None where no layer may be called with such.
+        together: Whether there is anybody to be mixed with.
         paused: Whether calls of layers are none of the pass's, as a layer is being run again.
     """
 
@@ -90,9 +92,9 @@ class Tape:
         self.gradients: dict[int, UnitGradients] = {}
         self.forms: Forms = {}
         self._allowed = allowed
-        self._together = len(segments) > 1 or packed  # a unit by itself has nobody to be mixed with
+        self.together = len(segments) > 1 or packed  # a unit by itself has nobody to be mixed with
         vectors = allowed is None or any("vectors" in form for forms in allowed.values() for form in forms)
-        self.order = RowOrder(rows, packed) if self._together and vectors else None
+        self.order = RowOrder(rows, packed) if self.together and vectors else None
         self.paused = False
         self.tried = allowed is None
 
@@ -106,7 +108,7 @@ class Tape:
             RowsMixedError: Not so in the pass that was compared, which then tells nothing of it; or with vectors of
                 which nobody knows whose they are.
         """
-        if not self._together:
+        if not self.together:
             return
         tensors = [argument for argument in arguments if isinstance(argument, torch.Tensor)]
         held = iter(self._all_held_by(name, tensors, features))
@@ -179,7 +181,7 @@ class Tape:
         Raises:
             RowsMixedError: Its rows are elsewhere.
         """
-        how = self._held_by("a layer", 1, tensor) if self._together else "rows on axis 0"
+        how = self._held_by("a layer", 1, tensor) if self.together else "rows on axis 0"
         if how == "whole":
             return 0
         if how not in ("vectors", "rows on axis 0") or len(tensor) % self.rows:
@@ -222,6 +224,17 @@ class Tape:
         if self.wants(parameter):
             segments = self.segments.times(index.shape[1])
             self.at(parameter).add_lookup(index.flatten(), gradient.flatten(0, 1), segments)
+
+    def routed(self, parameter: torch.nn.Parameter, routing: Routing, left: torch.Tensor, right: torch.Tensor) -> None:
+        """The parameter's gradient is each expert's left^T right, of vectors ordered as the routing says.
+
+        Raises:
+            RowsMixedError: The parameter has other gradients in this pass, whose cross terms nobody would know.
+        """
+        if self.wants(parameter):
+            if id(parameter) in self.gradients:
+                raise RowsMixedError("a weight of experts is used more than once")
+            self.gradients[id(parameter)] = RoutedGradients(parameter.shape, routing, left, right)
 
     def summed(self, parameter: torch.nn.Parameter | None, gradient: torch.Tensor) -> None:
         """The parameter's gradient is the sum over tokens of gradient [rows, n, *shape]."""

@@ -34,7 +34,7 @@ def generic(tape: Tape, module: Any, given: Given, gradient: Any) -> None:
         shapes = [tuple(x.shape) for x in gradients]
         raise RowsMixedError(f"{type(module).__name__} returns tensors without rows", f"{shapes} for {tape.rows}")
     per_unit: list[tuple[torch.Tensor, ...]] = []
-    with _without_hooks(module), tape.pausing():
+    with without_hooks(module), tape.pausing():
         for start, stop in pairwise(tape.segments.offsets.tolist()):
             part = [x[start * n : stop * n] if n else x for x, n in zip(things, of_things, strict=True)]
             args, named = tree_unflatten(part, spec)
@@ -66,7 +66,7 @@ def places_looked_up(tape: Tape, module: Any, given: Given, gradient: torch.Tens
     """
     words, width = module.weight.shape
     numbers = torch.arange(words, dtype=torch.float64, device=module.weight.device)[:, None].expand(-1, width)
-    with _without_hooks(module), tape.pausing(), torch.no_grad(), torch.autocast(gradient.device.type, enabled=False):
+    with without_hooks(module), tape.pausing(), torch.no_grad(), torch.autocast(gradient.device.type, enabled=False):
         found = functional_call(module, {"weight": numbers}, given.args, given.named)
         places: torch.Tensor = found[..., 0].long()
         if tape.tried:  # else a GPU would have to be waited for in each pass
@@ -78,7 +78,7 @@ def places_looked_up(tape: Tape, module: Any, given: Given, gradient: torch.Tens
 
 
 @contextmanager
-def _without_hooks(module: Any) -> Iterator[None]:
+def without_hooks(module: Any) -> Iterator[None]:
     """Within it the layer has no hooks of its own."""
     hooks, module._forward_hooks = module._forward_hooks, OrderedDict()
     before, module._forward_pre_hooks = module._forward_pre_hooks, OrderedDict()
