@@ -241,3 +241,48 @@ def test_a_residual_that_is_added_to_in_place_by_another_row_is_refused() -> Non
     paths = gradient_paths(model)
     assert paths is not None
     assert paths.because
+
+
+@pytest.mark.parametrize("where", ["experts", "router"])
+def test_rows_are_not_mixed_by_a_model_that_sorts_tokens_only_after_its_trial(where: str) -> None:
+    """What is known of the order of vectors is known of each call's, not of those that were tried."""
+    from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
+
+    sorts: list[bool] = []
+
+    def order_of(x: torch.Tensor) -> torch.Tensor:
+        return x[:, 0].argsort() if sorts else torch.arange(len(x))
+
+    class SortingRouter(MixtralTopKRouter):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            x = x.reshape(-1, self.hidden_dim)
+            order = order_of(x)
+            given = x[order] if sorts else x
+            logits = torch.nn.functional.linear(given, self.weight)[order.argsort()]
+            best, index = torch.topk(logits.softmax(-1), self.top_k)
+            return logits, best, index
+
+    model: Any = model_of("mixtral")
+    for layer in model.model.layers:
+        if where == "router":
+            gate = SortingRouter(model.config)
+            gate.load_state_dict(layer.mlp.gate.state_dict())
+            layer.mlp.gate = gate
+            continue
+        experts = layer.mlp.experts
+
+        def sorting(x: torch.Tensor, mlp: Any = layer.mlp, own: Any = experts) -> torch.Tensor:
+            flat = x.view(-1, x.shape[-1])
+            _, weights, index = mlp.gate(flat)
+            order = order_of(flat)
+            if not sorts:
+                return own(flat, index, weights).view_as(x)
+            return own(flat[order], index[order], weights[order])[order.argsort()].view_as(x)
+
+        layer.mlp.forward = sorting
+    assert_same(*sums(model), 1e-5)
+    paths = gradient_paths(model)
+    assert paths is not None
+    assert paths.wholly_fast, paths.in_words()
+    sorts.append(True)
+    assert_same(*sums(model), 1e-5)
