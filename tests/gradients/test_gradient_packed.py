@@ -1,6 +1,8 @@
 """Rows laid end to end: the same sums as unit after unit, and a model whose rows see each other is refused."""
 
+import itertools
 import logging
+import warnings
 from collections.abc import Callable
 from unittest.mock import patch
 
@@ -16,6 +18,7 @@ from fedsim.clip import Clip
 from fedsim.gradients import CausalLanguageModel, clipped_sum
 from fedsim.gradients.fast import FastSum
 from fedsim.gradients.rows import segments as rows_segments
+from fedsim.gradients.rows import attention
 from fedsim.gradients.rows.attention import NAME, _varlen_right, attention_configs, packed_attention
 from fedsim.gradients.rows.packed import PackedRows, packed_batch
 from fedsim.gradients.rows.segments import Segments, joined
@@ -261,3 +264,23 @@ def test_code_of_somebodys_own_is_not_packed(changed: str, passes: list[FastSum]
 def test_a_device_on_which_nothing_can_be_drawn_is_left_to_attention_row_by_row() -> None:
     """Whatever fails while torch's own attention is tried tells that it is not to be used."""
     assert not _varlen_right(torch.device("meta"), torch.bfloat16, 8, 2)
+
+
+def test_attention_of_rows_of_various_lengths_is_tried_without_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which a reader of a run's output would take for a fault, and which where warnings are errors ends the trial."""
+
+    def row_by_row(packed: list[torch.Tensor], boundaries: torch.Tensor, longest: int, scale: float) -> torch.Tensor:
+        parts = []
+        for start, end in itertools.pairwise(boundaries.tolist()):
+            q, k, v = (x[start:end].transpose(0, 1)[None] for x in packed)
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+            part = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+            parts.append(part[0].transpose(0, 1))
+        return torch.cat(parts)
+
+    monkeypatch.setattr(attention, "_varlen", row_by_row)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert attention._varlen_right.__wrapped__(torch.device("cpu"), torch.bfloat16, 8, 2)
+    monkeypatch.setattr(attention, "_varlen", lambda *given: 1.1 * row_by_row(*given))
+    assert not attention._varlen_right.__wrapped__(torch.device("cpu"), torch.bfloat16, 8, 2)

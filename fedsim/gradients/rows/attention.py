@@ -289,7 +289,7 @@ def _varlen_right(device: torch.device, dtype: torch.dtype, width: int, groups: 
                 parts.append(_by_scores(q, k, v, None, 0.3, None, None)[0].transpose(0, 1))
             expected = torch.cat(parts)
             theirs = torch.autograd.grad((expected * weights).sum(), drawn)
-        pairs = zip((found, *ours), (expected, *theirs), strict=True)
+        pairs = zip((found.detach(), *ours), (expected.detach(), *theirs), strict=True)
         return all(float((a - b).norm()) <= 2.0**-6 * float(b.norm()) for a, b in pairs)
     except Exception:  # not there, or not for such heads or such a device
         return False
