@@ -17,8 +17,8 @@ from packed_models import LEAKS, Leaky, adapted, gemma2, gemma3, gpt2, llama, mi
 from fedsim.clip import Clip
 from fedsim.gradients import CausalLanguageModel, clipped_sum
 from fedsim.gradients.fast import FastSum
-from fedsim.gradients.rows import segments as rows_segments
 from fedsim.gradients.rows import attention
+from fedsim.gradients.rows import segments as rows_segments
 from fedsim.gradients.rows.attention import NAME, _varlen_right, attention_configs, packed_attention
 from fedsim.gradients.rows.packed import PackedRows, packed_batch
 from fedsim.gradients.rows.segments import Segments, joined
