@@ -163,21 +163,13 @@ class Worker:
             "autocast": self._autocast,
         }
         if self.computing.exact:
-            for _, update, _, _ in clipped_units(
-                self.model, rows, np.zeros(count, np.int64), Clip(norm=1.0), **common
-            ):
-                update.cpu()
-            return len(tokens)
-        done = clipped_sum(
-            self.model,
-            rows,
-            np.arange(count),
-            Clip(norm=1.0),
-            method=self.computing.gradients,
-            compiled=bool(self.computing.compiled),  # a trial is over sooner than a compilation
-            **common,
-        )
-        if not done.finite.any():
+            updates = clipped_units(self.model, rows, np.zeros(count, np.int64), Clip(norm=1.0), **common)
+            finite = max(norm for _, _, norm, _ in updates) <= LARGEST_NORM
+        else:
+            # A trial is over sooner than a compilation.
+            common |= {"method": self.computing.gradients, "compiled": bool(self.computing.compiled)}
+            finite = bool(clipped_sum(self.model, rows, np.arange(count), Clip(norm=1.0), **common).finite.any())
+        if not finite:
             raise Failure("no gradient of random tokens is finite: look at the model's weights and --engine.precision")
         return len(tokens)
 
