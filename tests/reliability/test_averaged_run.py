@@ -14,7 +14,7 @@ from small_runs import ROUNDS, trained
 
 from experiments.audit.black_box import _train
 from experiments.report.run import write_report
-from fedsim.config import OptimizerConfig
+from fedsim.config import EvaluationConfig, OptimizerConfig
 from fedsim.gradients import ParameterLayout
 from fedsim.plan import UserSizes
 from fedsim.privacy.ledger import read_entries
@@ -134,8 +134,9 @@ def test_weights_that_overflow_end_the_run_whatever_their_average(
     small_run, tmp_path: Path, optimizer: OptimizerConfig
 ) -> None:
     wild = dataclasses.replace(optimizer, name="momentum", learning_rate=3e38)
-    with pytest.raises(Diverged, match=r"Lower --optimizer\.learning-rate"):
-        trained(small_run(tmp_path, optimizer=wild))
+    measured = EvaluationConfig(every=100, max_rows=20, test_rows=20)  # of which no loss would end it before
+    with pytest.raises(Diverged, match=r"a lower --optimizer\.learning-rate"):
+        trained(small_run(tmp_path, optimizer=wild, evaluation=measured))
     kept = read_latest(tmp_path / "checkpoints")
     assert kept is None or all(np.isfinite(array).all() for array in kept.arrays.values())
 
