@@ -31,6 +31,7 @@ from fedsim.gradients.per_unit.products import SPREAD_ALLOWED
 from fedsim.gradients.rows.attention import Configured, attention_configs, packed_attention
 from fedsim.gradients.rows.packed import packed_batch
 from fedsim.gradients.rows.segments import Segments
+from fedsim.gradients.rules.adapters import own_parameters
 from fedsim.gradients.tape import Forms, Record, Tape
 from fedsim.gradients.trial.settings import settings_of
 from fedsim.gradients.units import Units, measured_pass, pack_units, split_rows
@@ -181,7 +182,7 @@ class FastSum:
             return []
         called = [module for module, (name, _) in self.layers.items() if name in self.allowed]
         called += [] if self.head is None else [self.head]
-        reached = {id(parameter) for module in called for parameter in module._parameters.values()}
+        reached = {id(parameter) for module in called for parameter in own_parameters(module)}
         return [parameter for parameter in self.parameters.values() if id(parameter) not in reached]
 
     def kinds(self) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from fedsim.gradients.rules.adapters import own_parameters
 from fedsim.gradients.tape import PLAIN, Given, Record, RowsMixedError, Tape
 
 
@@ -37,7 +38,7 @@ class LayerHooks:
             for parameter in self._watched.values():
                 stack.callback(parameter.register_hook(self._refuse).remove)  # type: ignore[no-untyped-call]
             for module, (name, record) in self._layers.items():
-                own = [self._watched[id(p)] for p in module._parameters.values() if id(p) in self._watched]
+                own = [self._watched[id(p)] for p in own_parameters(module) if id(p) in self._watched]
                 if own:
                     stack.callback(module.register_forward_pre_hook(self._switch(own, False)).remove)
                     stack.callback(module.register_forward_hook(self._switch(own, True), always_call=True).remove)

@@ -8,6 +8,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.func import functional_call
 
+from fedsim.gradients.rules.adapters import (
+    adapted_experts,
+    adapted_router,
+    is_adapted_experts,
+    is_adapted_router,
+    own_parameters,
+    within_wrappers,
+)
 from fedsim.gradients.rules.again import generic, places_looked_up
 from fedsim.gradients.rules.experts import experts, is_experts, is_router, router
 from fedsim.gradients.tape import Given, Record, Tape
@@ -26,10 +34,11 @@ def rule_for(module: torch.nn.Module) -> tuple[str, Record]:
 
 def trained_layers(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
     """Every module with trainable parameters of its own, with its name."""
+    inner = within_wrappers(model)
     return [
         (name, module)
         for name, module in model.named_modules()
-        if any(p is not None and p.requires_grad for p in module._parameters.values())
+        if module not in inner and any(parameter.requires_grad for parameter in own_parameters(module))
     ]
 
 
@@ -234,3 +243,5 @@ def positions(tape: Tape, module: Any, given: Given, gradient: torch.Tensor) -> 
 
 layer("experts", is_experts)(experts)
 layer("router", is_router)(router)
+layer("adapters of experts", is_adapted_experts)(adapted_experts)
+layer("adapters of a router", is_adapted_router)(adapted_router)

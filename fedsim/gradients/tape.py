@@ -225,8 +225,18 @@ class Tape:
             segments = self.segments.times(index.shape[1])
             self.at(parameter).add_lookup(index.flatten(), gradient.flatten(0, 1), segments)
 
-    def routed(self, parameter: torch.nn.Parameter, routing: Routing, left: torch.Tensor, right: torch.Tensor) -> None:
+    def routed(
+        self,
+        parameter: torch.nn.Parameter,
+        routing: Routing,
+        left: torch.Tensor,
+        right: torch.Tensor,
+        stacked: Callable[[torch.Tensor], torch.Tensor] = lambda whole: whole,
+    ) -> None:
         """The parameter's gradient is each expert's left^T right, of vectors ordered as the routing says.
+
+        Args:
+            stacked: Views a tensor of the parameter's shape as [experts, p, q].
 
         Raises:
             RowsMixedError: The parameter has other gradients in this pass, whose cross terms nobody would know.
@@ -234,7 +244,7 @@ class Tape:
         if self.wants(parameter):
             if id(parameter) in self.gradients:
                 raise RowsMixedError("a weight of experts is used more than once")
-            self.gradients[id(parameter)] = RoutedGradients(parameter.shape, routing, left, right)
+            self.gradients[id(parameter)] = RoutedGradients(parameter.shape, routing, left, right, stacked)
 
     def summed(self, parameter: torch.nn.Parameter | None, gradient: torch.Tensor) -> None:
         """The parameter's gradient is the sum over tokens of gradient [rows, n, *shape]."""

@@ -148,6 +148,41 @@ def test_experts_of_other_kinds(swap: str) -> None:
     assert paths.wholly_fast, paths.in_words()
 
 
+def adapted(family: str) -> torch.nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        lora = LoraConfig(r=2, lora_alpha=3, target_modules="all-linear", task_type="CAUSAL_LM")
+        model: torch.nn.Module = get_peft_model(model_of(family), lora).eval()
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:  # zero at first, which would leave A without a gradient
+                torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "deepseek_v3"])
+def test_adapters_on_experts_and_routers_are_fast(family: str) -> None:
+    """Whose matrices are used past the calls of the layers that hold them."""
+    model = adapted(family)
+    assert any("experts" in name for name, p in model.named_parameters() if p.requires_grad)
+    assert_same(*sums(model), 1e-5)
+    paths = gradient_paths(model)
+    assert paths is not None
+    assert paths.wholly_fast, paths.in_words()
+    assert {"adapters of experts", "adapters of a router"} <= {layers.kind for layers in paths.layers}
+
+
+def test_adapted_experts_that_mix_rows_are_refused() -> None:
+    model: Any = adapted("mixtral")
+    for layer in model.base_model.model.model.layers:
+        layer.mlp.experts.forward = _mixing(layer.mlp.experts)
+    assert_same(*sums(model), 1e-12)
+    paths = gradient_paths(model)
+    assert paths is not None
+    assert paths.because
+
+
 def _of_all(x: torch.Tensor) -> torch.Tensor:
     return x + 0.5 * x.flatten(0, -2).mean(0)
 

@@ -1,6 +1,6 @@
 """Gradients of weights of which each vector meets one of many, as a router decides: those of a layer of experts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import numpy as np
@@ -25,14 +25,16 @@ class Routing:
         segments: Of the u units' vectors; may have more vectors than belong to units.
 
     Attributes:
+        segments: As given.
         order: int64 [M], which vector is at each place.
+        owner, expert: int64 [M], whose it is, and which expert's.
         parts: Of each expert that has vectors: which it is, its places, the segments of its units, and which units
             these are, int64.
         units: u.
     """
 
     def __init__(self, expert: torch.Tensor, experts: int, segments: Segments) -> None:
-        self.units, device = len(segments), expert.device
+        self.segments, self.units, device = segments, len(segments), expert.device
         key = expert * self.units + segments.owner
         counts = torch.bincount(key, minlength=experts * self.units).cpu().numpy().reshape(experts, self.units)
         by_count = np.argsort(counts, axis=1, kind="stable")
@@ -40,7 +42,7 @@ class Routing:
         np.put_along_axis(rank, by_count, np.arange(self.units)[None], 1)
         place = expert * self.units + on_device(rank.ravel(), device)[key]
         self.order = torch.argsort(place, stable=True)
-        self.owner = segments.owner[self.order]
+        self.owner, self.expert = segments.owner[self.order], expert[self.order]
         self.parts: list[tuple[int, slice, Segments, torch.Tensor]] = []
         start = 0
         for which, (own, units) in enumerate(zip(counts, by_count, strict=True)):
@@ -66,11 +68,19 @@ class RoutedGradients(UnitGradients):
         shape: Of the parameter.
         routing: Says which vectors these are.
         left, right: [M, p] and [M, q], as ordered there.
+        stacked: Turns a tensor of the parameter's shape into a view of it, [experts, p, q].
     """
 
-    def __init__(self, shape: torch.Size, routing: Routing, left: torch.Tensor, right: torch.Tensor) -> None:
+    def __init__(
+        self,
+        shape: torch.Size,
+        routing: Routing,
+        left: torch.Tensor,
+        right: torch.Tensor,
+        stacked: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
         super().__init__(shape, routing.units)
-        self.routing, self.left, self.right = routing, left, right
+        self.routing, self.left, self.right, self._stacked = routing, left, right, stacked
 
     @property
     def _factors(self) -> bool:
@@ -96,9 +106,14 @@ class RoutedGradients(UnitGradients):
         return nothing.index_add(0, owner, end_to_end(squares)), nothing.index_add(0, owner, end_to_end(spreads))
 
     def add_weighted(self, target: torch.Tensor, factors: torch.Tensor, without: Sequence[Term] = ()) -> None:
-        """target [experts, p, q] += Σ over units of factors [u] · gradient."""
+        """target, of the parameter's shape, += Σ over units of factors [u] · gradient."""
+        matrices = self._stacked(target)
         for which, places, segments, units in self.routing.parts:
-            add_outer(target[which], self.left[places], self.right[places], factors[units], segments)
+            # Kernels write to what is contiguous alone.
+            whole = matrices[which] if matrices.is_contiguous() else torch.zeros_like(matrices[which]).contiguous()
+            add_outer(whole, self.left[places], self.right[places], factors[units], segments)
+            if not matrices.is_contiguous():
+                matrices[which] += whole
 
     def zero(self, units: torch.Tensor) -> None:
         """Make the gradients of units, bool [u], exactly zero."""

@@ -1,6 +1,6 @@
 """Mixtures of experts: layers that hold one matrix an expert, and routers that say which token goes to which."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +20,10 @@ SETTINGS = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "_i
 """What transformers notes of a layer of experts by which any of its implementations computes it."""
 
 
+CASTS = frozenset({"type", "to", "float", "type_as"})
+"""Functions that leave a matrix in another dtype."""
+
+
 def is_experts(module: Any) -> bool:
     """Whether it is a layer of transformers that holds its experts' matrices stacked, all of it on this device."""
     if not all(isinstance(getattr(module, name, None), bool) for name in SETTINGS):
@@ -34,11 +38,35 @@ def is_experts(module: Any) -> bool:
     )
 
 
-def experts(tape: Tape, module: Any, given: Given, gradient: torch.Tensor) -> None:
-    """y_t = Σ over chosen experts e of w_te · (h W_down[e] + b), h = act(x_t W_up[e] + b), for vectors x_t in order.
+Factors = tuple[torch.Tensor, torch.Tensor]
+"""What a matrix is given and its product's gradient."""
 
-    Whatever way the layer computed that, each vector's part in each of its experts is formed again, all experts'
-    vectors one after the other.
+
+def experts(tape: Tape, module: Any, given: Given, gradient: torch.Tensor) -> None:
+    """y_t = Σ over chosen experts e of w_te · (h W_down[e] + b), h = act(x_t W_up[e] + b), for x_t in order."""
+    parameters = dict(module.named_parameters())
+    routing, factors = factors_of_experts(tape, module, parameters, given, gradient)
+    back = torch.argsort(routing.order)
+    for name, (x, g) in factors.items():
+        tape.routed(parameters[name], routing, *((x, g) if module.is_transposed else (g, x)))
+        bias = parameters.get(f"{name}_bias")
+        if tape.wants(bias):
+            assert bias is not None
+            tape.at(bias).add_lookup(routing.expert[back], g[back], routing.segments)
+
+
+def factors_of_experts(
+    tape: Tape, module: Any, parameters: Mapping[str, torch.Tensor], given: Given, gradient: torch.Tensor
+) -> tuple[Routing, dict[str, Factors]]:
+    """What each matrix of experts is given and its products' gradients, of all vectors, expert by expert.
+
+    Whatever way the layer computed its output, each vector's part in each of its experts is formed again.
+
+    Args:
+        parameters: The layer's, as its forward pass saw them.
+
+    Returns:
+        Which vectors these are; and [M, in] and [M, out] by matrix, whichever way it is stored.
 
     Raises:
         RowsMixedError: It is not given vectors, the experts of each, and their weights.
@@ -47,34 +75,24 @@ def experts(tape: Tape, module: Any, given: Given, gradient: torch.Tensor) -> No
         raise RowsMixedError("experts are given something other than vectors, their experts and weights")
     x, index, weights = given.args
     first = "gate_up_proj" if module.has_gate else "up_proj"
-    up, down = getattr(module, first), module.down_proj
+    up, down = (parameters[name].detach() for name in (first, "down_proj"))
     dtype, chosen = down.dtype, index.shape[1]
     segments = tape.segments.times(len(x) // tape.rows * chosen)
-    expert = index.reshape(-1)[: segments.total]
-    routing = Routing(expert, len(down), segments)
+    routing = Routing(index.reshape(-1)[: segments.total], len(down), segments)
     token = routing.order // chosen
     with torch.no_grad():
         vectors = x[token].to(dtype)
         out = gradient[token].to(dtype) * weights.reshape(-1, 1)[routing.order].to(dtype)
-        inwards, outwards = (m.detach() if module.is_transposed else m.detach().mT for m in (up, down))
+        inwards, outwards = (up, down) if module.is_transposed else (up.mT, down.mT)
         before = routing.products(vectors, inwards)
         if module.has_bias:
-            before += getattr(module, f"{first}_bias").detach()[expert[routing.order]]
+            before += parameters[f"{first}_bias"].detach()[routing.expert]
         hidden_gradient = routing.products(out, outwards.mT)
     with torch.enable_grad(), tape.pausing():
         before.requires_grad_()
         hidden = module._apply_gate(before) if module.has_gate else module.act_fn(before)
         (before_gradient,) = torch.autograd.grad(hidden, before, hidden_gradient)
-    hidden = hidden.detach()
-    for parameter, given_in, left_out in ((up, vectors, before_gradient), (down, hidden, out)):
-        factors = (given_in, left_out) if module.is_transposed else (left_out, given_in)
-        tape.routed(parameter, routing, *factors)
-    if module.has_bias:
-        back = torch.argsort(routing.order)
-        for name, left_out in ((first, before_gradient), ("down_proj", out)):
-            bias = getattr(module, f"{name}_bias")
-            if tape.wants(bias):
-                tape.at(bias).add_lookup(expert, left_out[back], segments)
+    return routing, {first: (vectors, before_gradient), "down_proj": (hidden.detach(), out)}
 
 
 def is_router(module: Any) -> bool:
@@ -87,10 +105,30 @@ def is_router(module: Any) -> bool:
 def router(tape: Tape, module: Any, given: Given, gradient: Any) -> None:
     """A layer that multiplies vectors by its matrix, as `linear` does, and goes on with the products by itself.
 
-    It is run again, once for all rows, with something added to the products that is zero and of which the gradient
-    is asked. A layer that uses its matrix otherwise is run again for each unit.
+    One that uses its matrix otherwise is run again for each unit.
     """
-    copies = {name: p.detach().requires_grad_(tape.wants(p)) for name, p in module.named_parameters()}
+    found = products_of_router(tape, module, dict(module.named_parameters()), given, gradient)
+    if found is None:
+        generic(tape, module, given, gradient)
+        return
+    for x, g in found:
+        left = tape.by_row(g)
+        tape.outer(module.weight, left, tape.by_row(x).to(left.dtype))
+        tape.summed(getattr(module, "bias", None), left)
+
+
+def products_of_router(
+    tape: Tape, module: Any, parameters: Mapping[str, torch.Tensor], given: Given, gradient: Any
+) -> list[Factors] | None:
+    """What a router's matrix is given, and its products' gradients, call by call; None if it is not used so alone.
+
+    The layer is run again, once for all rows, with something added to the products that is zero and of which the
+    gradient is asked.
+
+    Args:
+        parameters: The layer's, as its forward pass saw them.
+    """
+    copies = {name: parameter.detach().requires_grad_() for name, parameter in parameters.items()}
     order = RowOrder(tape.rows, tape.packed)
     for thing in tree_leaves((given.args, given.named)):
         if tape.order is not None and isinstance(thing, torch.Tensor) and tape.order.known(thing):
@@ -101,17 +139,12 @@ def router(tape: Tape, module: Any, given: Given, gradient: Any) -> None:
     gradients = gradient if isinstance(gradient, tuple) else (gradient,)
     floats = [x for x in tree_leaves(output) if isinstance(x, torch.Tensor) and x.is_floating_point()]
     reached = [(x, g) for x, g in zip(floats, gradients, strict=True) if x.requires_grad]
-    asked = [*seen.probes, *(copy for copy in copies.values() if copy.requires_grad)]
+    asked = [*seen.probes, *copies.values()]
     found = torch.autograd.grad([x for x, _ in reached], asked, [g for _, g in reached], allow_unused=True)
     products = len(seen.probes)
     if not products or seen.unknown or any(g is not None for g in found[products:]):
-        generic(tape, module, given, gradient)
-        return
-    for x, product_gradient in zip(seen.vectors, found[:products], strict=True):
-        if product_gradient is not None:
-            left = tape.by_row(product_gradient)
-            tape.outer(module.weight, left, tape.by_row(x).to(left.dtype))
-            tape.summed(getattr(module, "bias", None), left)
+        return None
+    return [(x, g) for x, g in zip(seen.vectors, found[:products], strict=True) if g is not None]
 
 
 class _Products(TorchFunctionMode):
@@ -129,7 +162,9 @@ class _Products(TorchFunctionMode):
 
     def __init__(self, copies: dict[str, torch.Tensor], order: RowOrder | None) -> None:
         super().__init__()
-        self._copies, self._order = copies, order
+        self._order = order
+        # Each as it is, and in other dtypes.
+        self._matrices, self._biases = [copies["weight"]], [copies.get("bias")]
         self.vectors: list[torch.Tensor] = []
         self.probes: list[torch.Tensor] = []
         self.unknown = False
@@ -137,13 +172,18 @@ class _Products(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for known in (self._matrices, self._biases):
+            if getattr(func, "__name__", "") in CASTS and any(args[0] is one for one in known):
+                known.append(result)
         named = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {}) if func is linear else {}
-        bias = named.get("bias")
-        if named.get("weight") is not self._copies["weight"] or bias is not self._copies.get("bias"):
-            return func(*args, **(kwargs or {}))
-        x = named["input"]
+        if not any(named.get("weight") is one for one in self._matrices):
+            return result
+        if not any(named.get("bias") is one for one in self._biases):
+            return result
+        x, weight, bias = named["input"], named["weight"], named.get("bias")
         self.unknown |= x.ndim == 2 and self._order is not None and not self._order.known(x)
-        product = linear(x, self._copies["weight"].detach(), None if bias is None else bias.detach())
+        product = linear(x, weight.detach(), None if bias is None else bias.detach())
         self.vectors.append(x.detach())
         self.probes.append(torch.zeros_like(product).requires_grad_())
         return product + self.probes[-1]
