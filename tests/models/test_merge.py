@@ -83,8 +83,8 @@ def test_a_base_in_half_precision_is_merged_in_float32(story_llama: str, tmp_pat
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_merged_model_that_differs_is_not_kept(story_llama: str, tmp_path: Path, monkeypatch, dtype: str) -> None:
-    loaded = load_model(ModelConfig(path=story_llama, lora_rank=2))
-    shaken(loaded.model)
+    loaded = load_model(ModelConfig(path=story_llama, lora_rank=2, lora_targets=("q_proj",)))
+    shaken(loaded.model)  # by less than what rounding to 16 bits is allowed
     monkeypatch.setattr("peft.tuners.lora.layer.Linear.merge", lambda *_, **__: None)
     with pytest.raises(ExportMismatch):
         export_merged(loaded, tmp_path / "model", dtype=dtype)
