@@ -55,15 +55,15 @@ def _tokenizer(config: ModelConfig, progress: Progress) -> Any:
         return train_tokenizer(public_texts(default_cache(), progress), config.small.vocabulary_size)
     from transformers import AutoTokenizer
 
+    from fedsim.models.refusals import OWN_CODE, reason_of
     from fedsim.models.sources import find_source
 
     source = find_source(config.path)
     try:
-        return AutoTokenizer.from_pretrained(source.tokenizer, local_files_only=source.cached)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        return AutoTokenizer.from_pretrained(source.tokenizer, local_files_only=source.cached, **OWN_CODE)
+    except Exception as error:  # whatever the libraries that read it raise
         allowed = "a folder or a name on the Hugging Face hub with a tokenizer"
-        raise InvalidInput("model.path", config.path, allowed, f"Loading it said: {reason}") from error
+        raise InvalidInput("model.path", config.path, allowed, f"It cannot be read: {reason_of(error)}") from error
 
 
 def _print_summary(store: UserStore) -> None:

@@ -69,10 +69,17 @@ def open_resources(config: RunConfig, progress: Progress = silent) -> Resources:
         cache=cache,
         progress=progress is not silent,
     )
-    if loaded.context and config.data.sequence_length > loaded.context:
+    ready = config.data.source == "store"
+    if loaded.context and not ready and config.data.sequence_length > loaded.context:
         allowed = f"at most the {loaded.context} tokens that the model can read"
         raise InvalidInput("data.sequence-length", config.data.sequence_length, allowed)
-    return Resources(loaded=loaded, store=open_or_build(config.data, loaded.tokenizer, cache, progress))
+    store = open_or_build(config.data, loaded.tokenizer, cache, progress)
+    longest = int(store.row_lengths.max(initial=0)) if ready else 0
+    if loaded.context and longest > loaded.context:
+        allowed = f"a store whose rows have at most the {loaded.context} tokens that the model can read"
+        hint = f"One has {longest}: prepare it again with --data.sequence-length {loaded.context}."
+        raise InvalidInput("data.path", str(config.data.path), allowed, hint)
+    return Resources(loaded=loaded, store=store)
 
 
 def _look_at(data: DataConfig, cache: Path) -> None:

@@ -120,6 +120,11 @@ def _load(name: str, config: str | None, split: str, revision: str | None) -> An
     except (FileNotFoundError, ConnectionError) as error:
         hint = f"{type(error).__name__}: {_first_line(error)}"
         raise InvalidInput("data.path", name, "a data set on the hub or a local folder", hint) from None
+    except RuntimeError as error:
+        if "script" not in str(error):
+            raise
+        hint = "Programs that come with data are not run: they could do anything on this machine."
+        raise InvalidInput("data.path", name, f"a data set of plain files ({_first_line(error)})", hint) from None
     except ValueError as error:
         shown = f"{name}, configuration {config}, split {split}"
         raise InvalidInput(

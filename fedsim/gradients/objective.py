@@ -102,7 +102,14 @@ class SequenceClassification:
 
     The model maps (input_ids [R, T], attention_mask [R, T]) to logits [R, classes], either bare or as `.logits` of a
     Hugging Face output.
+
+    Attributes:
+        end_token: For models that read their answer at the last such token of a row, and refuse a batch whose rows
+            have not equally many (T5, BART): the last token of each row becomes this one, and earlier ones become
+            padding that is not masked, so that every row has one, whatever its text. None leaves rows as they are.
     """
+
+    end_token: int | None = None
 
     def label_counts(self, rows: TokenRows) -> np.ndarray:
         scored: np.ndarray = (_classes(rows) != IGNORED_LABEL) & (rows.lengths > 0)
@@ -110,6 +117,9 @@ class SequenceClassification:
 
     def collate(self, rows: TokenRows, indices: np.ndarray, device: torch.device | str, pad_token: int = 0) -> Batch:
         input_ids, real = _padded(rows, rows.tokens, indices, pad_token)
+        if self.end_token is not None:
+            input_ids[input_ids == self.end_token] = pad_token
+            input_ids[np.arange(len(real)), real.sum(1).clip(min=1) - 1] = self.end_token
         return Batch(
             input_ids=on_device(input_ids, device),
             attention_mask=on_device(real.astype(np.int64), device),

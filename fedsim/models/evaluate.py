@@ -201,7 +201,8 @@ def evaluate_rows(
 
 def _in_chunks(model: torch.nn.Module, head: torch.nn.Linear, objective: Objective, batch: Batch) -> RowLosses:
     """`objective.row_losses`, of the head alone and of some positions at a time."""
-    hidden, labels = hidden_states(model, head, batch), batch.labels
+    # Some models widen their logits: what the head was given comes out widened too.
+    hidden, labels = hidden_states(model, head, batch).to(head.weight.dtype), batch.labels
     count, length = hidden.shape[:2]
     positions = chunk_positions(head.out_features, hidden.device)
     loss_sum = torch.zeros(count, dtype=torch.float64, device=hidden.device)

@@ -17,10 +17,11 @@ from fedsim.disk import force
 from fedsim.errors import Failure, InvalidInput
 from fedsim.models.adapters import resize_tokens
 from fedsim.models.evaluate import evaluate
-from fedsim.models.load import AUTO_CLASSES, LoadedModel
+from fedsim.models.load import LoadedModel
 from fedsim.models.merge import merge
 from fedsim.models.quantised import multiply_as_stored, quantising, write_quantisation
 from fedsim.models.quiet import quiet_transformers
+from fedsim.models.refusals import AUTO_CLASSES, OWN_CODE
 from fedsim.models.sources import BASE
 from fedsim.rows import TokenRows
 
@@ -132,11 +133,12 @@ def read_export(loaded: LoadedModel, folder: Path) -> Any:
     kind = AUTO_CLASSES[loaded.config.task]
     dtype = getattr(torch, loaded.config.base_dtype)
     if not loaded.adapted:
-        model = kind.from_pretrained(folder, use_safetensors=True, dtype=dtype)
+        model = kind.from_pretrained(folder, use_safetensors=True, dtype=dtype, **OWN_CODE)
     else:
         own = folder / BASE
         source = loaded.source
-        further = quantising(loaded.config) | {"local_files_only": source.cached, "revision": source.revision}
+        further = quantising(loaded.config) | OWN_CODE
+        further |= {"local_files_only": source.cached, "revision": source.revision}
         if loaded.config.task == "sequence-classification":
             further["num_labels"] = loaded.config.num_labels
         base = kind.from_pretrained(own if own.exists() else loaded.base, use_safetensors=True, dtype=dtype, **further)

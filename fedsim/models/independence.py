@@ -48,13 +48,20 @@ class Moves:
 
 
 def require_independent_rows(
-    model: Any, config: ModelConfig, pad_token: int, end_token: int | None, context: int | None
+    model: Any,
+    config: ModelConfig,
+    pad_token: int,
+    end_token: int | None,
+    context: int | None,
+    *,
+    ends_once: bool = False,
 ) -> None:
     """Refuse a model of whose rows one depends on another, on its length, or (a language model) on later tokens.
 
     Three forward passes over 2 · 16, 2 · 16 and 8 tokens, a fourth where something moved, and a forward and backward
     pass over 8 tokens, whose gradients are dropped. A classifier's rows end with the end token, but for one with two
-    of it and one with none: some read their answer at the end tokens of all rows together.
+    of it and one with none, unless every row is given exactly one: some read their answer at the end tokens of all
+    rows together.
 
     Args:
         model: As it will be trained, on its device and in evaluation mode.
@@ -62,6 +69,7 @@ def require_independent_rows(
         pad_token: Fills rows up.
         end_token: Ends a text, where the tokenizer has such a token: some classifiers read their answer there.
         context: Most tokens that the model can read, if there is a limit.
+        ends_once: Whether the objective sees to it that a row has the end token at its end and nowhere else.
 
     Raises:
         InvalidInput: It is such a model, or it fails on rows of random tokens.
@@ -70,7 +78,7 @@ def require_independent_rows(
     device = model_device(model)
     halves = any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
     try:
-        rows = _Rows(model, config.task == "causal-lm", length, pad_token, end_token, device)
+        rows = _Rows(model, config.task == "causal-lm", length, pad_token, end_token, ends_once, device)
         with torch.no_grad(), exact_products(device):
             moves = rows.moves(HALF_SAME_SHAPE if halves else TOLERANCE)
             if halves and max(moves.later, moves.neighbour) > HALF_SAME_SHAPE:
@@ -123,12 +131,19 @@ class _Rows:
         model: The model.
         causal: Whether it is a language model, handed no mask and looked at in every position.
         length: Tokens of the row that is looked at; its neighbour has twice as many.
-        pad_token, end_token: As for `require_independent_rows`.
+        pad_token, end_token, ends_once: As for `require_independent_rows`.
         device: Of the model.
     """
 
     def __init__(
-        self, model: Any, causal: bool, length: int, pad_token: int, end_token: int | None, device: torch.device
+        self,
+        model: Any,
+        causal: bool,
+        length: int,
+        pad_token: int,
+        end_token: int | None,
+        ends_once: bool,
+        device: torch.device,
     ) -> None:
         self.model, self.causal, self.length, self.device = model, causal, length, device
         own = getattr(getattr(model, "config", None), "eos_token_id", None)
@@ -145,7 +160,7 @@ class _Rows:
             return drawn
 
         self.row, self.tail, self.neighbours = row(length), row(length), [row(2 * length), row(2 * length)]
-        if ends and not causal:
+        if ends and not causal and not ends_once:
             twice, never = self.neighbours
             for place, end in enumerate(sorted(ends)):
                 twice[place % (2 * length - 1)] = end

@@ -1,21 +1,16 @@
 """Load a Hugging Face causal language model or sequence classifier, in full or with LoRA adapters."""
 
 import logging
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from peft import PeftModel
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from fedsim.errors import InvalidInput
 from fedsim.gradients.model import ParameterLayout
@@ -23,17 +18,19 @@ from fedsim.gradients.objective import CausalLanguageModel, Objective, SequenceC
 from fedsim.models.adapters import put_on
 from fedsim.models.checkpointing import checkpoint_blocks
 from fedsim.models.config import DEFAULT_PATH, ModelConfig
+from fedsim.models.context import longest_row
 from fedsim.models.independence import require_independent_rows
 from fedsim.models.lora import add_adapters
 from fedsim.models.quantised import multiply_as_stored, quantising
 from fedsim.models.quiet import quiet_transformers
+from fedsim.models.refusals import AUTO_CLASSES, OWN_CODE, not_loaded, reason_of, require_plain, require_whole
 from fedsim.models.sources import Source, find_source
 from fedsim.models.trainable import freeze_others
 
 logger = logging.getLogger(__name__)
 
-UNLIMITED = 10**9
-AUTO_CLASSES = {"causal-lm": AutoModelForCausalLM, "sequence-classification": AutoModelForSequenceClassification}
+OF_BLOCK = re.compile(r"\.\d+\.")
+"""Names of weights within a model's blocks: those of a classifier's new head are drawn, these never."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,24 +70,7 @@ class LoadedModel:
     @property
     def context(self) -> int | None:
         """Most tokens in a row that the model can read; None where its positions have no limit."""
-        positions = getattr(self._text_config, "max_position_embeddings", None)
-        rotations = getattr(self._text_config, "rope_parameters", None) or {}
-        # Rotations of the kind "longrope" change for a whole batch once its longest row exceeds a length, so that a
-        # short row would be read in another way beside a long one.
-        changes = [
-            kind.get("original_max_position_embeddings")
-            for kind in (rotations, *rotations.values())
-            if isinstance(kind, dict) and kind.get("rope_type") == "longrope"
-        ]
-        # Some models keep positions in reserve (RoBERTa); an unknown length is a huge number.
-        limits = [n for n in (positions, self.tokenizer.model_max_length, *changes) if n and n < UNLIMITED]
-        return min(limits, default=None)
-
-    @property
-    def _text_config(self) -> PretrainedConfig:
-        model: Any = self.model
-        text_config: PretrainedConfig = model.config.get_text_config()
-        return text_config
+        return longest_row(self.model, self.tokenizer)
 
     @property
     def layout(self) -> ParameterLayout:
@@ -127,22 +107,41 @@ def load_model(
     config.require_adapted(bool(config.lora_rank or source.adapters))
     model, drawn = _weights(config, source)
     tokenizer = _tokenizer(config, source)
-    # A classifier reads its answer at the last token that is not padding. A causal model needs none, and would look
-    # through every batch for it, which on a GPU waits for the device.
-    model.config.pad_token_id = tokenizer.pad_token_id if config.task == "sequence-classification" else None
+    _tell_padding(model, tokenizer.pad_token_id, config)
     if source.adapters:
         model = put_on(model.requires_grad_(False), source, config)
     elif config.lora_rank:
-        model = add_adapters(model.requires_grad_(False), config)
+        model = add_adapters(model.requires_grad_(False), config, drawn)
     else:
         freeze_others(model, config.trainable, drawn)
-    objective: Objective = CausalLanguageModel() if config.task == "causal-lm" else SequenceClassification()
+    objective: Objective = CausalLanguageModel() if config.task == "causal-lm" else _classification(model)
     model = model.to(device).eval()
     if config.checkpointing:
         checkpoint_blocks(model, config)
     loaded = LoadedModel(model=model, tokenizer=tokenizer, objective=objective, config=config, source=source)
-    require_independent_rows(model, config, loaded.pad_token, tokenizer.eos_token_id, loaded.context)
+    end, ends_once = tokenizer.eos_token_id, False
+    if isinstance(objective, SequenceClassification) and objective.end_token is not None:
+        end, ends_once = objective.end_token, True
+    require_independent_rows(model, config, loaded.pad_token, end, loaded.context, ends_once=ends_once)
     return loaded
+
+
+def _tell_padding(model: Any, pad_token: int, config: ModelConfig) -> None:
+    """Tell a classifier, which reads its answer at the last token that is not padding.
+
+    A causal model needs none, and would look through every batch for it, which on a GPU waits for the device.
+    """
+    try:
+        model.config.pad_token_id = None if config.task == "causal-lm" else pad_token
+    except StrictDataclassFieldValidationError:  # some must have one
+        model.config.pad_token_id = pad_token
+
+
+def _classification(model: Any) -> SequenceClassification:
+    """A model of encoder and decoder reads its answer at the end token, of which each row must have as many."""
+    shape = model.config
+    ends = shape.is_encoder_decoder and isinstance(shape.eos_token_id, int)
+    return SequenceClassification(end_token=shape.eos_token_id if ends else None)
 
 
 def _source(
@@ -161,11 +160,14 @@ def _source(
 
 
 def _weights(config: ModelConfig, source: Source) -> tuple[Any, list[str]]:
-    """The model, and names of the weights that were drawn because no file had them."""
+    """The model, and names of the weights that were drawn at random, for the checkpoint lacks them."""
     quantisation = quantising(config)
-    base, place = source.base, {"local_files_only": source.cached, "revision": source.revision}
+    base = source.base
+    place: dict[str, Any] = {"local_files_only": source.cached, "revision": source.revision} | OWN_CODE
+    require_whole(config, base)
     try:
         shape = without_dropout(AutoConfig.from_pretrained(base, **place))
+        require_plain(config, shape)
         if config.task == "sequence-classification":
             shape.num_labels = config.num_labels
         with torch.random.fork_rng(devices=[]), quiet_transformers():
@@ -175,16 +177,20 @@ def _weights(config: ModelConfig, source: Source) -> tuple[Any, list[str]]:
                 config=shape,
                 dtype=getattr(torch, config.base_dtype),
                 use_safetensors=True,
-                ignore_mismatched_sizes=config.task == "sequence-classification",
+                ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 **place,
                 **quantisation,
             )
-    except (OSError, ValueError) as error:
-        raise _not_found(config, _of_base(source) + str(error).strip().splitlines()[0]) from error
+    except (InvalidInput, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever the libraries that read it raise
+        raise not_loaded(config, _of_base(source) + reason_of(error)) from error
     drawn = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
-    if drawn and config.task == "causal-lm":
-        raise _not_found(config, f"no weights for {', '.join(drawn)}.")
+    lacking = drawn if config.task == "causal-lm" else [key for key in drawn if OF_BLOCK.search(key)]
+    if lacking:
+        few = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
+        raise not_loaded(config, f"no weights for {few}, or none of the shape that its configuration says.")
     if drawn:
         logger.info("new weights, drawn at random: %s", ", ".join(drawn))
     multiply_as_stored(model)
@@ -193,9 +199,9 @@ def _weights(config: ModelConfig, source: Source) -> tuple[Any, list[str]]:
 
 def _tokenizer(config: ModelConfig, source: Source) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, local_files_only=source.cached)
-    except (OSError, ValueError) as error:
-        raise _not_found(config, str(error).strip().splitlines()[0]) from error
+        tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, local_files_only=source.cached, **OWN_CODE)
+    except Exception as error:  # whatever the libraries that read it raise
+        raise not_loaded(config, f"its tokenizer cannot be read: {reason_of(error)}") from error
     if tokenizer.pad_token is None:
         # Any token will do, since what it fills is masked; adding one would change the model's vocabulary.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
@@ -215,9 +221,3 @@ def without_dropout(config: PretrainedConfig) -> PretrainedConfig:
         if ("drop" in name or name.endswith("_pdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)
     return config
-
-
-def _not_found(config: ModelConfig, reason: str) -> InvalidInput:
-    kind = "causal language model" if config.task == "causal-lm" else "sequence classifier"
-    allowed = f"a {kind} with safetensors weights and a tokenizer: a folder, or a name on the Hugging Face hub"
-    return InvalidInput("model.path", config.path, allowed, f"Loading it said: {reason}")

@@ -1,7 +1,7 @@
 """LoRA adapters (Hu et al. 2021) through PEFT, drawn anew over a frozen base."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from fedsim.errors import InvalidInput
 from fedsim.models.config import ALL_LINEAR, ModelConfig, is_expression
 from fedsim.models.quiet import quiet_transformers
+from fedsim.models.targets import adaptable, default_targets, trained_in_full
 
 TASK_TYPES = {"causal-lm": TaskType.CAUSAL_LM, "sequence-classification": TaskType.SEQ_CLS}
 ADAPTER = "default"
@@ -20,8 +21,9 @@ ORTHONORMAL = 1e-4
 """How far A·Aᵀ may be from the identity, in any value, where A is read from a file that may hold half precision."""
 
 
-def add_adapters(model: Any, config: ModelConfig) -> torch.nn.Module:
-    """The model with LoRA adapters, everything else frozen but a classifier's head and the modules to save.
+def add_adapters(model: Any, config: ModelConfig, drawn: Iterable[str] = ()) -> torch.nn.Module:
+    """The model with LoRA adapters, everything else frozen but a classifier's head, what was drawn at random and the
+    modules to save.
 
     Adapters are float32 whatever the precision of the base, and start as zero: the adapted model first computes what
     the base computes. Their random halves are drawn from config.seed, so every process draws the same.
@@ -29,34 +31,44 @@ def add_adapters(model: Any, config: ModelConfig) -> torch.nn.Module:
     Args:
         model: A Hugging Face model.
         config: Rank above 0, alpha, targets and the like.
+        drawn: Names of weights that the checkpoint lacks.
 
     Raises:
-        InvalidInput: No layer matches the targets, or a name that was given is no layer's.
+        InvalidInput: No layer matches the targets, or one that does returns more than a product, or a name that was
+            given is no layer's.
     """
+    _require_modules(model, config.modules_to_save)
+    in_full = [*dict.fromkeys([*trained_in_full(model, config, drawn), *config.modules_to_save])]
+    named = config.lora_targets
+    targets = _targets(named) if named else default_targets(model, [n for one in in_full for n in _ending(model, one)])
     settings = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
-        target_modules=_targets(config.lora_targets),
+        target_modules=targets or ALL_LINEAR,
         rank_pattern=config.ranks,
         alpha_pattern=config.alphas,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
         init_lora_weights="gaussian" if config.lora_init == "gaussian" else True,
-        modules_to_save=list(config.modules_to_save) or None,
+        modules_to_save=in_full or None,
         lora_dropout=0.0,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         bias="none",
         task_type=TASK_TYPES[config.task],
     )
-    adaptable = _linear_layers(model)
-    _require_modules(model, config.modules_to_save)
+    known = _linear_layers(model)
+    others = _matched_others(model, config.lora_targets)
+    if others:
+        allowed = f"some of the model's linear layers: {', '.join(sorted(known))}"
+        hint = f"{others[0]} returns more than a product, as routers do."
+        raise InvalidInput("model.lora-targets", config.lora_targets, allowed, hint)
     try:
         with drawing(config.seed), quiet_transformers():
             adapted = get_peft_model(model, settings)
     except (ValueError, TypeError) as error:
         said = str(error).removeprefix("[PEFT:PeftType.LORA] ")
         # PEFT quotes the layers that it refuses.
-        offered = sorted(adaptable - set(re.findall(r"'(\w+)'", said)))
+        offered = sorted(known - set(re.findall(r"'(\w+)'", said)))
         allowed = f"some of the model's linear layers: {', '.join(offered) or 'it has none that can be adapted'}"
         chosen = config.lora_targets or "every linear layer, unless set"
         raise InvalidInput("model.lora-targets", chosen, allowed, f"PEFT said: {said}") from error
@@ -139,11 +151,16 @@ def _targets(named: tuple[str, ...]) -> str | list[str]:
     return "|".join(f"(?:{one})" if is_expression(one) else rf"(?:.*\.)?{re.escape(one)}" for one in named)
 
 
+def _ending(model: Any, one: str) -> list[str]:
+    """Whole names of the modules whose names end so."""
+    return [name for name, _ in model.named_modules() if f".{name}".endswith(f".{one}")]
+
+
 def _require_modules(model: Any, named: tuple[str, ...]) -> None:
     """Refuse modules to save that are not there."""
     names = [name for name, _ in model.named_modules() if name]
     for one in named:
-        if not any(f".{name}".endswith(f".{one}") for name in names):
+        if not _ending(model, one):
             parts = sorted({name.rpartition(".")[2] for name in names if not name.rpartition(".")[2].isdigit()})
             raise InvalidInput("model.modules-to-save", one, f"the end of a module's name: {', '.join(parts)}")
 
@@ -165,5 +182,10 @@ def _require_used(adapted: Any, config: ModelConfig) -> None:
 def _linear_layers(model: Any) -> set[str]:
     """Last names of the layers that adapters may go on: linear ones, but the head."""
     head = model.get_output_embeddings()
-    linear = ((name, m) for name, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D))
-    return {name.rpartition(".")[2] for name, module in linear if module is not head}
+    return {name.rpartition(".")[2] for name, m in model.named_modules() if adaptable(m) and m is not head}
+
+
+def _matched_others(model: Any, targets: tuple[str, ...]) -> list[str]:
+    """Names of linear layers that match the targets and must not be adapted."""
+    linear = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and not adaptable(m)]
+    return [name for name in linear if any(f".{name}".endswith(f".{one}") for one in targets)]

@@ -229,7 +229,7 @@ def test_families_that_keep_rows_apart_are_loaded(tmp_path: Path) -> None:
     for family in ("llama", "qwen2_moe", "recurrent_gemma", "rwkv"):
         assert family in DECODERS
         assert load_model(ModelConfig(path=saved(tiny(family, "causal-lm"), tmp_path / family), **HALF))
-    path = saved(tiny("distilbert", "sequence-classification"), tmp_path / "distilbert")
-    assert "distilbert" in ENCODERS
-    with pytest.raises(InvalidInput, match=r"model\.lora-targets.*PEFT said"):
-        load_model(ModelConfig(path=path, task="sequence-classification", num_labels=CLASSES, lora_rank=2))
+    for family in ("distilbert",):
+        assert family in ENCODERS
+        path = saved(tiny(family, "sequence-classification"), tmp_path / family)
+        assert load_model(ModelConfig(path=path, task="sequence-classification", num_labels=CLASSES, lora_rank=2))

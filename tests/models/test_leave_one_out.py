@@ -28,8 +28,6 @@ CASES = [
     *((family, "sequence-classification", rank) for family in ENCODERS for rank in (0, 2)),
     *((family, "sequence-classification", 0) for family in CLASSIFYING),
 ]
-TARGETS = {"mamba": ("in_proj",), "distilbert": ("q_lin", "v_lin")}
-"""Where PEFT refuses what it would choose itself."""
 
 
 def loaded_in_float64(family: str, task: str, rank: int, folder: Path) -> LoadedModel:
@@ -38,7 +36,6 @@ def loaded_in_float64(family: str, task: str, rank: int, folder: Path) -> Loaded
         task=task,
         num_labels=CLASSES,
         lora_rank=rank,
-        lora_targets=TARGETS.get(family, ()) if rank else (),
     )
     loaded = load_model(config)
     torch.manual_seed(1)

@@ -89,8 +89,7 @@ def test_what_peft_refuses_is_said_with_what_it_offers(tmp_path: Path) -> None:
     shape = MambaConfig(vocab_size=400, hidden_size=16, num_hidden_layers=1, state_size=4)
     MambaForCausalLM(shape).save_pretrained(tmp_path)
     offered = r"some of the model's linear layers: dt_proj, in_proj, x_proj\. PEFT said: .*incompatible with Mamba"
-    with pytest.raises(InvalidInput, match=rf"model\.lora-targets is 'every linear layer, unless set'.*{offered}"):
-        load_model(ModelConfig(path=str(tmp_path), lora_rank=2))
+    assert load_model(ModelConfig(path=str(tmp_path), lora_rank=2)).layout.names
     with pytest.raises(InvalidInput, match=rf"\('out_proj',\).*{offered}"):
         load_model(ModelConfig(path=str(tmp_path), lora_rank=2, lora_targets=("out_proj",)))
     assert load_model(ModelConfig(path=str(tmp_path), lora_rank=2, lora_targets=("in_proj",))).layout.names

@@ -86,8 +86,13 @@ class RoutedGradients(UnitGradients):
     def _factors(self) -> bool:
         return True
 
-    def squared_norms(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Those of each expert's part, added up: the parts of a gradient are beside each other."""
+    def squared_norms(self, first: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those of each expert's part, added up: the parts of a gradient are beside each other.
+
+        Args:
+            first: 0, for there is no `gram_term`.
+        """
+        assert not first
         squares: list[torch.Tensor] = []
         spreads: list[torch.Tensor] = []
         owners: list[torch.Tensor] = []

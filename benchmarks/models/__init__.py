@@ -1,0 +1,1 @@
+"""What the house makes of tiny random models of the families that people fine-tune: `python -m benchmarks.models`."""
