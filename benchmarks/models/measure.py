@@ -1,7 +1,7 @@
 """What becomes of one tiny model in one form of training: loaded, summed, read to its last position, exported."""
 
-import copy
 import logging
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +34,10 @@ FORMS: dict[Form, dict[str, Any]] = {
     "classifier": {"task": "sequence-classification", "num_labels": CLASSES},
     "classifier, LoRA": {"task": "sequence-classification", "num_labels": CLASSES, "lora_rank": 2},
 }
+TOLERANCE = 1e-5
+"""How far a sum may be from the loop's in float32, relatively."""
+HALF_AS_MUCH, HALF_TOLERANCE = 1.5, 5e-3
+"""How far a sum on a base in bfloat16 may be from float32's: so many times as far as the loop's, and a little more."""
 LENGTHS = ((9, 3, 1), (14,), (2, 2, 6), (5, 8), (1, 11), (7,))
 """Tokens of each user's rows."""
 
@@ -82,7 +86,13 @@ class Finding:
 
     @property
     def trains(self) -> bool:
+        """Whether it was summed and exported."""
         return not self.refusal and not self.fault
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the sum is the loop's, up to rounding; in bfloat16 up to what that makes of the loop's, too."""
+        return self.error <= (TOLERANCE if not self.loop_error else HALF_AS_MUCH * self.loop_error + HALF_TOLERANCE)
 
     @property
     def fast(self) -> bool:
@@ -113,7 +123,7 @@ def measure(case: Case) -> Finding:
             found = replace(found, context=_read_longest(loaded))
             export(loaded, Path(folder) / "export")
         except (InvalidInput, Failure) as error:
-            return replace(found, refusal=str(error))
+            return replace(found, refusal=str(error).replace(repr(path), "…"))
         except Exception as error:
             return replace(found, fault=f"{type(error).__name__}: {_first_line(error)}")
         return replace(found, exported=True)
@@ -157,9 +167,8 @@ def _summed(loaded: LoadedModel) -> Finding:
         raise AssertionError("the sum was not tried")
     if loaded.config.base_dtype == "float32":
         return result
-    wide = copy.deepcopy(loaded.model).float()
-    wide.config.dtype = wide.dtype
-    exact = clipped_sum(wide, rows, ids, clip, objective=loaded.objective, method="reference")
+    with _widened(loaded.model):
+        exact = total(clip, "reference")
     return replace(result, error=_apart(found, exact), loop_error=_apart(expected, exact))
 
 
@@ -194,7 +203,7 @@ def _warnings() -> Iterator[list[str]]:
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage().partition(": ")[2].splitlines()[0])
+            said.append(re.split(r"\. |\n", record.getMessage().partition(": ")[2])[0].rstrip("."))
 
     log, listener = logging.getLogger("fedsim.gradients"), Listener(logging.WARNING)
     log.addHandler(listener)
@@ -202,6 +211,19 @@ def _warnings() -> Iterator[list[str]]:
         yield said
     finally:
         log.removeHandler(listener)
+
+
+@contextmanager
+def _widened(model: torch.nn.Module) -> Iterator[None]:
+    """Within it the model's halved parameters are float32."""
+    halves = {parameter: parameter.data for parameter in model.parameters() if parameter.dtype == torch.bfloat16}
+    try:
+        for parameter, data in halves.items():
+            parameter.data = data.float()
+        yield
+    finally:
+        for parameter, data in halves.items():
+            parameter.data = data
 
 
 def _first_line(error: Exception) -> str:
