@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.models.measure import all_cases, measure
 from benchmarks.models.table import line, markdown, summary
+from fedsim.errors import InvalidInput
 
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "models-table.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -27,12 +28,18 @@ class Benchmark:
     """Measure those alone whose name (a family, a slash and a form) holds this text; docs/models-table.md stays."""
 
     def run(self) -> int:
-        """The exit code."""
+        """The exit code.
+
+        Raises:
+            InvalidInput: Nothing has such a name.
+        """
         start, findings = time.process_time(), {}
         for case in all_cases():
             if self.only.lower() in case.name.lower():
                 findings[case] = measure(case)
                 print(line(case, findings[case]), flush=True)
+        if not findings:
+            raise InvalidInput("only", self.only, "part of a name", f"Names are like {all_cases()[0].name}.")
         if not self.only:
             _write(markdown(findings))
         found = summary(findings)

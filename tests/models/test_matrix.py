@@ -11,6 +11,7 @@ from benchmarks.models.families import POSITIONS
 from benchmarks.models.measure import Case, Finding, Form, all_cases, measure
 from benchmarks.models.memory import PeakBytes
 from benchmarks.models.table import markdown, summary
+from fedsim.errors import InvalidInput
 
 TRAIN: dict[tuple[str, Form], tuple[int | None, bool]] = {
     ("Llama, tied", "full"): (POSITIONS, True),  # one table at both ends
@@ -65,6 +66,11 @@ def test_the_command_measures_what_is_asked_for_and_ends_with_json(capsys: pytes
     found = json.loads(lines[-1])
     assert (found["models.rows"], found["models.fast"], found["models.exported"]) == (1, 1, 1)
     assert 0 < found["models.worst_error"] <= 1e-5
+
+
+def test_a_name_that_nothing_has_is_told() -> None:
+    with pytest.raises(InvalidInput, match=r"only is 'nonesuch'.*GPT-2/full"):
+        Benchmark(only="nonesuch").run()
 
 
 def test_a_fault_or_a_sum_that_differs_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
