@@ -33,6 +33,8 @@ COMMANDS = {
     "account": ("experiments.account.command", "Account", "ε of a plan, or the noise for a target ε"),
     "audit": ("experiments.audit.command", "Audit", "attack a plan or a finished run: lower bounds on ε"),
     "search-noise": ("experiments.search_noise", "SearchNoise", "find a law for randomised-scale Laplace noise"),
+    "generate": ("experiments.generate", "Generate", "text from a finished run or any other model"),
+    "evaluate": ("experiments.evaluate", "Evaluate", "a model's loss and accuracy on users' text, by user"),
     "prepare": ("experiments.prepare", "Prepare", "build a user store from files or a hub data set"),
     "merge": ("experiments.merge", "Merge", "write adapters merged into their base, as a plain model"),
     "report": ("experiments.report.command", "Report", "write the report of a finished run or comparison again"),

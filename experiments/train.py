@@ -22,6 +22,8 @@ class Train(RunConfig):
         from experiments.simulation import simulated_clients
 
         output = self.resume or self.output or new_output_folder(self.plan.algorithm)
+        if self.resume is None and Path(self.model.path).expanduser().is_dir():
+            self.earlier_runs()  # a spent budget is found before anything is begun
         folder = RunFolder(output)  # an unwritable folder is found before anything is computed
         if self.resume is None:
             folder.require_unused()

@@ -1,5 +1,6 @@
-"""Whether the Hugging Face hub can be reached."""
+"""Whether the Hugging Face hub can be reached, and single files from it."""
 
+from pathlib import Path
 from typing import Literal
 
 SECONDS = 10.0
@@ -25,3 +26,20 @@ def hub_failure(name: str, kind: Literal["model", "dataset"]) -> str | None:
     except Exception as error:  # Those of whichever HTTP library the hub's client uses.
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def hub_file(name: str, file: str, *, cached: bool) -> Path | None:
+    """A file of a model's repository, from this machine's cache or the hub; None where neither has it.
+
+    Args:
+        name: The model.
+        file: The file's path within its repository.
+        cached: Whether the hub does not answer, so that it need not be asked.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(hf_hub_download(name, file, local_files_only=cached))
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
+        return None

@@ -69,17 +69,26 @@ def open_resources(config: RunConfig, progress: Progress = silent) -> Resources:
         cache=cache,
         progress=progress is not silent,
     )
-    ready = config.data.source == "store"
-    if loaded.context and not ready and config.data.sequence_length > loaded.context:
+    return Resources(loaded=loaded, store=open_data(config.data, loaded, progress))
+
+
+def open_data(data: DataConfig, loaded: LoadedModel, progress: Progress = silent) -> UserStore:
+    """Open the store of this data for a model, building and caching what is not there yet.
+
+    Raises:
+        InvalidInput: When the data cannot be had as configured, or its rows are longer than the model can read.
+    """
+    ready = data.source == "store"
+    if loaded.context and not ready and data.sequence_length > loaded.context:
         allowed = f"at most the {loaded.context} tokens that the model can read"
-        raise InvalidInput("data.sequence-length", config.data.sequence_length, allowed)
-    store = open_or_build(config.data, loaded.tokenizer, cache, progress)
+        raise InvalidInput("data.sequence-length", data.sequence_length, allowed)
+    store = open_or_build(data, loaded.tokenizer, default_cache(), progress)
     longest = int(store.row_lengths.max(initial=0)) if ready else 0
     if loaded.context and longest > loaded.context:
         allowed = f"a store whose rows have at most the {loaded.context} tokens that the model can read"
         hint = f"One has {longest}: prepare it again with --data.sequence-length {loaded.context}."
-        raise InvalidInput("data.path", str(config.data.path), allowed, hint)
-    return Resources(loaded=loaded, store=store)
+        raise InvalidInput("data.path", str(data.path), allowed, hint)
+    return store
 
 
 def _look_at(data: DataConfig, cache: Path) -> None:

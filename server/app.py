@@ -22,13 +22,15 @@ from fedsim.errors import Failure
 from fedsim.gradient_paths import PathsHeard
 from fedsim.gradients import ParameterLayout
 from fedsim.models.export import export
+from fedsim.models.load import LoadedModel
 from fedsim.models.unchanged import unchanged_parameters
 from fedsim.plan import Plan, UserSizes, plan_from_values
 from fedsim.plan.bands import in_words
+from fedsim.privacy.earlier import MARK, Earlier, digest_of, own_event
 from fedsim.privacy.ledger import Ledger
 from fedsim.release import Release, ReleaseLog, ReleasesLost
 from fedsim.resources import Resources, computing_device, open_resources
-from fedsim.statement import NoiseOrigin, PrivacyStatement, privacy_statement
+from fedsim.statement import NoiseOrigin, PrivacyStatement, going_on_in_words, privacy_statement
 from fedsim.terminal import say, speak
 from fedsim.versions import versions
 from server.alarms import as_json
@@ -94,11 +96,12 @@ def _train(grid: Grid, config: RunConfig, folder: RunFolder, started: float) -> 
     resources = open_resources(config)
     for doubt in doubtful_owners(resources.store.manifest):
         logger.warning("%s", doubt)
-    plan, identity = (_begin if config.resume is None else _resumed)(folder, config, resources)
+    plan, identity, earlier = (_begin if config.resume is None else _resumed)(folder, config, resources)
     model, layout = resources.loaded.model, ParameterLayout.of(resources.loaded.model)
     latest = None if config.resume is None else newest(folder)
     with Ledger.open(folder.ledger) as ledger:
-        job = _job(grid, config, plan, identity, resources, folder, ledger, latest)
+        earlier.carry_into(ledger)
+        job = _job(grid, config, plan, identity, earlier, resources, folder, ledger, latest)
         training = Training(job)
         try:
             if latest is not None:
@@ -121,10 +124,11 @@ def _train(grid: Grid, config: RunConfig, folder: RunFolder, started: float) -> 
             training.alarms.after_training(
                 unchanged_parameters(layout, np.asarray(layout.flatten(model)), job.round.parameters)
             )
-        statement = _statement(config, plan, ledger, layout, outcome.rounds, job.round.optimizer.average)
+        statement = _statement(config, plan, ledger, earlier, layout, outcome.rounds, job.round.optimizer.average)
 
     words = without_infinities(statement.to_json())
     layout.load(model, outcome.parameters)
+    setattr(model.config, MARK, digest_of(folder.ledger))
     summary: dict[str, Any] = {}
 
     def summarised() -> None:
@@ -136,12 +140,12 @@ def _train(grid: Grid, config: RunConfig, folder: RunFolder, started: float) -> 
         write_json(folder.summary, summary)
 
     def taken_away(place: Path) -> None:
-        export(resources.loaded, place / folder.model.name)
         write_json(place / folder.privacy.name, words)
+        export(resources.loaded, place / folder.model.name, beside=(folder.ledger, place / folder.privacy.name))
 
     pieces = {
         "the statement": lambda: write_json(folder.privacy, words),
-        "the model": lambda: export(resources.loaded, folder.model),
+        "the model": lambda: export(resources.loaded, folder.model, beside=(folder.ledger, folder.privacy)),
         "metrics": folder.write_metrics,
         "the summary": summarised,
     }
@@ -184,6 +188,7 @@ def _job(
     config: RunConfig,
     plan: Plan,
     identity: dict[str, Any],
+    earlier: Earlier,
     resources: Resources,
     folder: RunFolder,
     ledger: Ledger,
@@ -196,7 +201,7 @@ def _job(
     device = computing_device() if in_process else torch.device("cpu")
     parameters = layout.flatten(resources.loaded.model).to(device)
     threads = torch.get_num_threads()
-    optimizer = config.optimizer_for(plan, UserSizes.of_users(resources.store.split("train")))
+    optimizer = config.optimizer_for(plan, UserSizes.of_users(resources.store.split("train")), earlier.event)
     roster = Roster(grid, config.engine.start_seconds)
     every, engine, measure = config.checkpoint, config.engine, config.evaluation
     log = ReleaseLog(folder.releases, keeps=every.rounds > 0 or every.minutes > 0)
@@ -238,7 +243,13 @@ def _job(
 
 
 def _statement(
-    config: RunConfig, plan: Plan, ledger: Ledger, layout: ParameterLayout, rounds: int, average: WeightAverage
+    config: RunConfig,
+    plan: Plan,
+    ledger: Ledger,
+    earlier: Earlier,
+    layout: ParameterLayout,
+    rounds: int,
+    average: WeightAverage,
 ) -> PrivacyStatement:
     origin: NoiseOrigin
     if config.noise.secure:
@@ -248,7 +259,7 @@ def _statement(
     seeds = {"sampling": config.sampling_seed, "noise": config.noise_seed}
     return privacy_statement(
         plan,
-        ledger.event(),
+        own_event(ledger.entries),
         sizes=layout.sizes,
         steps=rounds,
         seeds_given=tuple(name for name, seed in seeds.items() if seed is not None),
@@ -256,34 +267,53 @@ def _statement(
         versions=versions(),
         ledger=ledger.path.name,
         post_processing=average.in_words,
+        earlier=Earlier.in_ledger(ledger.entries, earlier.not_covered),
     )
 
 
-def _begin(folder: RunFolder, config: RunConfig, resources: Resources) -> tuple[Plan, dict[str, Any]]:
-    """Plan and identity of a new run. They and the seeds are on disk before anything is charged; config.json last."""
-    seeds = Seeds.drawn(config)
+def _begin(folder: RunFolder, config: RunConfig, resources: Resources) -> tuple[Plan, dict[str, Any], Earlier]:
+    """Plan and identity of a new run, and what it goes on from. They and the seeds are on disk before anything is
+    charged; config.json last."""
+    earlier = _earlier_runs(config, resources.loaded)
+    seeds = Seeds.drawn(config, earlier.digest)
     sizes = UserSizes.of_users(resources.store.split("train"))
-    plan = config.plan_for(sizes)
+    plan = config.plan_for(sizes, earlier.event)
+    if earlier.entries:
+        say(going_on_in_words(earlier, config.plan.epsilon, plan.delta, plan.adjacency))
     folder.bands.unlink(missing_ok=True)  # of a run that was not begun
-    if forecasts := config.bands_forecasts(sizes):
+    if forecasts := config.bands_forecasts(sizes, earlier.event):
         words = in_words(forecasts, plan.bands, config.optimizer.name, plan.steps)
         say(words)
         write_json(folder.bands, {"in_words": words, "forecasts": [asdict(one) for one in forecasts]})
     identity = identity_of(config, plan, resources)
     seeds.store(folder.secret)
-    folder.write_config(config=to_flat(config), plan=plan.to_values(), versions=versions(), identity=identity)
-    return plan, identity
+    folder.write_config(
+        config=to_flat(config),
+        plan=plan.to_values(),
+        versions=versions(),
+        identity=identity,
+        earlier=earlier.to_values(),
+    )
+    return plan, identity, earlier
 
 
-def _resumed(folder: RunFolder, config: RunConfig, resources: Resources) -> tuple[Plan, dict[str, Any]]:
-    """The same of a run that goes on; its plan is the one written down, not calibrated again."""
+def _earlier_runs(config: RunConfig, loaded: LoadedModel) -> Earlier:
+    """What the model comes from, or the base under its adapters."""
+    model: Any = loaded.model
+    bases = (loaded.base,) if loaded.source.adapters else ()
+    return config.earlier_runs(*bases, mark=getattr(model.config, MARK, None), cached=loaded.source.cached)
+
+
+def _resumed(folder: RunFolder, config: RunConfig, resources: Resources) -> tuple[Plan, dict[str, Any], Earlier]:
+    """The same of a run that is resumed; its plan is the one written down, not calibrated again."""
     folder.require_hope()
-    written = folder.read_config()["identity"]
+    config_file = folder.read_config()
+    written = config_file["identity"]
     plan = plan_from_values(written.get("plan", {}))
     identity = identity_of(config, plan, resources)
     require_same(written, identity)
     folder.remove_leftovers()
-    return plan, identity
+    return plan, identity, Earlier.of_values(config_file.get("earlier"))
 
 
 def _predicted_noise(folder: RunFolder, plan: Plan) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from fedsim.config import RunConfig, from_flat, to_flat
 from fedsim.errors import InvalidInput
 from fedsim.models.fingerprint import tokenizer_fingerprint
 from fedsim.plan import Plan
+from fedsim.randomness import derived_seed
 from fedsim.resources import Resources
 from server.run_folder import DATA
 
@@ -55,12 +56,23 @@ class Seeds:
     repeats: bool = False
 
     @classmethod
-    def drawn(cls, config: RunConfig) -> Self:
-        """The seeds that a configuration gives, others from the operating system."""
+    def drawn(cls, config: RunConfig, earlier: str = "") -> Self:
+        """The seeds that a configuration gives, others from the operating system.
+
+        Args:
+            config: The configuration.
+            earlier: Tells apart runs by what they go on from. A run that goes on from another draws anew, though both
+                be given the same seeds: composition needs independent randomness.
+        """
         given = config.noise_seed is not None
-        drawn = None if config.noise.secure else config.noise_seed if given else secrets.randbits(SEED_BITS)
-        sampling = secrets.randbits(SEED_BITS) if config.sampling_seed is None else config.sampling_seed
-        return cls(sampling=sampling, noise=drawn, repeats=given)
+
+        def seed(kind: str, number: int | None) -> int:
+            if number is None:
+                return secrets.randbits(SEED_BITS)
+            return derived_seed(number, kind, earlier) if earlier else number
+
+        noise = None if config.noise.secure else seed("noise", config.noise_seed)
+        return cls(sampling=seed("sampling", config.sampling_seed), noise=noise, repeats=given)
 
     def store(self, path: Path) -> None:
         """Write them where only the owner can read, to disk before anything depends on them."""

@@ -11,6 +11,7 @@ import numpy as np
 from fedsim.errors import Failure, InvalidInput
 from fedsim.phases import CHECKPOINT, EVALUATION, OTHER, Phases, Times
 from fedsim.plan import Plan
+from fedsim.privacy.ledger import MODEL_UPDATE
 from fedsim.terminal import RoundProgress, say, waiting
 from server.alarms import Alarms
 from server.checkpoint import Checkpoint, CheckpointWriter
@@ -323,7 +324,7 @@ def require_charged(ledger: Charges, rounds: int, entries: int) -> None:
     Raises:
         InvalidInput: When it has fewer entries than the checkpoint saw, or no charge for a round that was released.
     """
-    missing = set(range(rounds)) - {entry.round for entry in ledger.entries[:entries]}
+    missing = set(range(rounds)) - {one.round for one in ledger.entries[:entries] if one.purpose == MODEL_UPDATE}
     if len(ledger) < entries or missing:
         raise InvalidInput(
             "resume",

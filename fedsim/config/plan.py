@@ -11,7 +11,8 @@ from fedsim.errors import InvalidInput
 from fedsim.plan import ALGORITHMS, Algorithm, Plan, Selection, UserSizes, Weighting
 from fedsim.plan.bands import AUTO, BandsForecast, best, forecasts_for, wanted_bands, with_bands
 from fedsim.plan.limits import require_turns
-from fedsim.privacy.events import Adjacency
+from fedsim.privacy.events import Adjacency, Event
+from fedsim.privacy.ledger import NOTHING
 from fedsim.privacy.mechanisms import MECHANISMS, Mechanism
 from fedsim.privacy.mechanisms.banded.blt import MOST_BUFFERS, BufferedToeplitz
 from fedsim.privacy.mechanisms.banded.coefficients import optimal_coefficients
@@ -207,13 +208,14 @@ class PlanConfig:
             **{name: value for name, value in own.items() if name in _own_fields(self.algorithm)},
         )
 
-    def for_users(self, sizes: UserSizes, workload: Workload | None = None) -> Plan:
+    def for_users(self, sizes: UserSizes, workload: Workload | None = None, before: Event = NOTHING) -> Plan:
         """The plan of a run on users of these sizes, its noise calibrated to ε and δ unless it was given.
 
         Args:
             sizes: The users.
             workload: What the optimizer makes of the releases, which bands of noise are fitted to; by default their
                 sums.
+            before: What ε and δ are to hold together with: what was released of the same users before.
 
         Raises:
             InvalidInput: When there are no users, δ is too large for so many, the compute does not fit them, or no
@@ -229,26 +231,28 @@ class PlanConfig:
                 "A larger δ permits publishing one user's data outright.",
             )
         draft = self.draft(sizes)
-        banded = self._banded(draft, Workload.prefix_sums(self.rounds) if workload is None else workload)
-        calibrated = banded if self.noise_multiplier is not None else banded.calibrate(self.epsilon)
+        banded = self._banded(draft, Workload.prefix_sums(self.rounds) if workload is None else workload, before)
+        given = self.noise_multiplier is not None
+        calibrated = banded if given else banded.calibrate(self.epsilon, before=before)
         if not self.clip_quantile:
             return calibrated
         # The event is that of σ, whatever share of it the count takes, so the count's noise is chosen last.
         count_std = self.clip_count_std or max(draft.normaliser / 20, calibrated.noise_multiplier)
         return dataclasses.replace(calibrated, clip_count_std=count_std)
 
-    def forecasts(self, draft: Plan, workload: Workload) -> tuple[BandsForecast, ...]:
+    def forecasts(self, draft: Plan, workload: Workload, before: Event = NOTHING) -> tuple[BandsForecast, ...]:
         """What bands of noise promise at this ε, independent noise among them; nothing where none were asked for.
 
         Args:
             draft: The plan with independent noise.
             workload: What the optimizer makes of the releases.
+            before: What was released of the same users before.
         """
         if self.wanted_bands == 1 or self.noise_multiplier is not None or math.isinf(self.epsilon):
             return ()
-        return forecasts_for(draft, self.wanted_bands, workload, epsilon=self.epsilon, tolerance=ROUGH)
+        return forecasts_for(draft, self.wanted_bands, workload, epsilon=self.epsilon, tolerance=ROUGH, before=before)
 
-    def _banded(self, draft: Plan, workload: Workload) -> Plan:
+    def _banded(self, draft: Plan, workload: Workload, before: Event) -> Plan:
         """The draft with as many bands or buffers of noise as are wanted."""
         bands = self.wanted_bands
         if self.buffers:
@@ -256,7 +260,7 @@ class PlanConfig:
             noise = BufferedToeplitz.optimal(self.buffers, workload, apart, -(-draft.steps // apart))
             return dataclasses.replace(draft, noise_buffers=noise.pairs)
         if bands == AUTO:
-            found = self.forecasts(draft, workload)
+            found = self.forecasts(draft, workload, before)
             return with_bands(draft, best(found).bands, best(found).coefficients) if found else draft
         return draft if bands == 1 else with_bands(draft, bands, optimal_coefficients(bands, workload))
 

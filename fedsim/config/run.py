@@ -8,9 +8,12 @@ from typing import ClassVar, Literal, Self
 from fedsim.config.plan import PlanConfig
 from fedsim.data.config import DataConfig
 from fedsim.errors import InvalidInput
-from fedsim.models.config import ModelConfig
+from fedsim.models.config import DEFAULT_PATH, ModelConfig
 from fedsim.plan import Plan, UserSizes
 from fedsim.plan.bands import BandsForecast
+from fedsim.privacy.earlier import Earlier
+from fedsim.privacy.events import Adjacency, Event
+from fedsim.privacy.ledger import NOTHING
 from fedsim.privacy.mechanisms import MECHANISMS
 from fedsim.privacy.mechanisms.banded.workload import Workload
 from fedsim.schedule import Schedule
@@ -197,6 +200,10 @@ class RunConfig:
     noise_seed: int | None = None
     """Seed of the noise, for experiments that must repeat. A model trained with a known noise seed must not be
     released: whoever knows the seed can subtract the noise."""
+    earlier_people: Literal["same", "others"] = "same"
+    """Where --model.path is the result of an earlier run: whose data that was. Its charges are carried over, and ε is
+    of the whole. others says that nobody of that data is in this data: they are noted and not counted, nothing checks
+    it, and the statement says that it is your word."""
     release: bool = False
     """The model is to be released: refuse what would void its guarantee (given seeds, ε = inf, choosing between
     models by looking at private data), and keep metrics of private training users out of the results."""
@@ -241,15 +248,15 @@ class RunConfig:
         if self.plan.noise_multiplier == 0:
             raise InvalidInput("plan.noise-multiplier", 0, "above 0 with --release")
 
-    def plan_for(self, sizes: UserSizes) -> Plan:
-        """The plan of this run on users of these sizes; raises as `PlanConfig.for_users`."""
-        return self.plan.for_users(sizes, self.optimizer.workload(self.plan.rounds))
+    def plan_for(self, sizes: UserSizes, before: Event = NOTHING) -> Plan:
+        """The plan of this run on users of these sizes, after what was released before; as `PlanConfig.for_users`."""
+        return self.plan.for_users(sizes, self.optimizer.workload(self.plan.rounds), before)
 
-    def bands_forecasts(self, sizes: UserSizes) -> tuple[BandsForecast, ...]:
+    def bands_forecasts(self, sizes: UserSizes, before: Event = NOTHING) -> tuple[BandsForecast, ...]:
         """What bands of noise promise on users of these sizes, at this run's ε; nothing where none were asked for."""
-        return self.plan.forecasts(self.plan.draft(sizes), self.optimizer.workload(self.plan.rounds))
+        return self.plan.forecasts(self.plan.draft(sizes), self.optimizer.workload(self.plan.rounds), before)
 
-    def optimizer_for(self, plan: Plan, sizes: UserSizes) -> OptimizerConfig:
+    def optimizer_for(self, plan: Plan, sizes: UserSizes, before: Event = NOTHING) -> OptimizerConfig:
         """The optimizer of this run, at the learning rate that its steps keep their size with.
 
         Adam divides by the size of single releases, which correlated noise makes larger the more of it cancels in
@@ -259,12 +266,37 @@ class RunConfig:
         Args:
             plan: The run's plan.
             sizes: The users.
+            before: What was released of them before.
         """
         if self.optimizer.name != "adam" or plan.bands == 1:
             return self.optimizer
-        larger = [one.release_ratio for one in self.bands_forecasts(sizes) if one.bands == plan.bands]
+        larger = [one.release_ratio for one in self.bands_forecasts(sizes, before) if one.bands == plan.bands]
         rate = self.optimizer.learning_rate * (larger[0] if larger else 1.0)
         return dataclasses.replace(self.optimizer, learning_rate=rate)
+
+    def earlier_runs(self, *bases: str, mark: str | None = None, cached: bool = True) -> Earlier:
+        """The runs that this one goes on from, by the model that it begins with; none for any other model.
+
+        Args:
+            bases: What adapters in model.path stand on, by name or folder: looked at where no run made these.
+            mark: What the configuration of the model says at `fedsim.privacy.earlier.MARK`; of folders it is read.
+            cached: Whether the hub does not answer.
+
+        Raises:
+            InvalidInput: When their ledger is missing or damaged, when ε is spent already, or when other people are
+                spoken of where there is no earlier run.
+        """
+        others, adjacency = self.earlier_people == "others", Adjacency(self.plan.adjacency)
+        earlier = Earlier()
+        for path in (self.model.path, *bases) if self.model.path != DEFAULT_PATH else ():
+            if not earlier.entries:
+                own = None if path != (self.model.path, *bases)[-1] else mark  # adapters have no configuration
+                earlier = Earlier.of_model(path, adjacency=adjacency, others=others, mark=own, cached=cached)
+        if others and not earlier.entries:
+            hint = "It says whose the data of an earlier run was."
+            raise InvalidInput("earlier-people", "others", "left out where model.path is no result of a run", hint)
+        earlier.require_room(self.plan.epsilon, self.plan.delta, adjacency)
+        return earlier
 
     @property
     def writes_training_metrics(self) -> bool:

@@ -85,7 +85,7 @@ class ModelConfig:
     path: str = DEFAULT_PATH
     """A Hugging Face model or PEFT's LoRA adapters, by name or folder; or the folder of a run, for what it exported;
     or "default": a small GPT-2 pre-trained on public text. Adapters are put on the base that they name, and trained
-    on."""
+    on. What a run of ours spent on a model counts when training goes on from there."""
 
     task: Task = "causal-lm"
     """Predict the next token, or the class of a whole row."""

@@ -117,11 +117,19 @@ class EvaluationByUnit:
         Units, not labels, are independent, so it is that of a ratio of sums over units (delta method; Cochran 1977,
         section 6.4). NaN for fewer than two units.
         """
+        return self._standard_error(self.loss_sum, self.total.loss)
+
+    @property
+    def accuracy_standard_error(self) -> float:
+        """The same of total.accuracy."""
+        return self._standard_error(self.correct, self.total.accuracy)
+
+    def _standard_error(self, sums: np.ndarray, ratio: float) -> float:
         counted = self.label_count > 0
         units = int(counted.sum())
         if units < 2:
             return math.nan
-        residuals = self.loss_sum[counted] - self.total.loss * self.label_count[counted]
+        residuals = sums[counted] - ratio * self.label_count[counted]
         return float(np.sqrt(units / (units - 1) * (residuals**2).sum()) / self.label_count.sum())
 
 

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,9 @@ class ExportMismatch(Failure):
         return type(self), (self.trained, self.exported)
 
 
-def export(loaded: LoadedModel, folder: str | Path, *, rows: TokenRows | None = None) -> Path:
+def export(
+    loaded: LoadedModel, folder: str | Path, *, rows: TokenRows | None = None, beside: Sequence[Path] = ()
+) -> Path:
     """Write the model to a folder: Hugging Face's format, or PEFT's for adapters; safetensors and tokenizer.
 
     Where its configuration asks for it, adapters are merged (`export_merged`).
@@ -59,6 +62,7 @@ def export(loaded: LoadedModel, folder: str | Path, *, rows: TokenRows | None = 
         loaded: The model, with the weights that are to be saved.
         folder: Where to.
         rows: Rows for the check; by default random tokens, the same ones each time. They are not stored.
+        beside: Files that the model is not to be without wherever it is copied to: they are copied into the folder.
 
     Returns:
         The folder.
@@ -120,6 +124,8 @@ def _written(loaded: LoadedModel, folder: str | Path, rows: TokenRows, trained: 
         _name_base(loaded, unfinished, folder)
         base = str(folder / BASE) if (unfinished / BASE).exists() else loaded.base
         write_quantisation(loaded.config, base, unfinished)
+        for path in beside:
+            shutil.copy(path, unfinished)
         os.chmod(unfinished, 0o755)
         force(unfinished)
         _replace(unfinished, folder)

@@ -16,7 +16,7 @@ BASE = "base"
 EXPORT = "model"
 """Sub-folder of a run with what it exported."""
 RUN_FILES = ("ledger.jsonl", "privacy.json")
-"""What tells the folder of a run, whose config.json is none of a model."""
+"""What tells the folder of a run, whose config.json is none of a model, from others without weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ def _place(path: str) -> str:
 
 
 def _is_run(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in RUN_FILES)
+    return any((folder / name).is_file() for name in RUN_FILES) and not any(folder.glob("*.safetensors"))
 
 
 def _holds_model(folder: Path) -> bool:

@@ -10,7 +10,8 @@ from typing import Literal
 from fedsim.errors import InvalidInput
 from fedsim.plan.plan import Plan
 from fedsim.privacy.calibration import calibrate_noise_multiplier
-from fedsim.privacy.events import Adjacency, Event
+from fedsim.privacy.events import Adjacency, Composed, Event
+from fedsim.privacy.ledger import NOTHING
 from fedsim.privacy.mechanisms.banded.coefficients import optimal_coefficients
 from fedsim.privacy.mechanisms.banded.workload import Workload, release_noise
 from fedsim.sampling import CyclicPoisson, Poisson
@@ -167,6 +168,7 @@ def forecasts_for(
     *,
     epsilon: float,
     tolerance: float = 1e-3,
+    before: Event = NOTHING,
 ) -> tuple[BandsForecast, ...]:
     """What a plan may expect of so many bands, or of each number that is worth a look, beside independent noise.
 
@@ -176,6 +178,7 @@ def forecasts_for(
         workload: What the optimizer makes of the plan's releases.
         epsilon: The target, at the plan's δ and adjacency.
         tolerance: Relative tolerance of the calibration.
+        before: What the target is to hold together with.
     """
     if bands == AUTO:
         fits = candidates_for(plan.sampling_probability, plan.steps)
@@ -189,7 +192,8 @@ def forecasts_for(
 
     def event(count: int, noise: float) -> Event:
         stand_in = plain + (0.0,) * (count - 1)  # what c is has no say in what is accounted
-        return dataclasses.replace(with_bands(plan, count, stand_in), noise_multiplier=noise).event()
+        with_noise = dataclasses.replace(with_bands(plan, count, stand_in), noise_multiplier=noise)
+        return Composed(events=(before, with_noise.event()))
 
     target = {"epsilon": epsilon, "delta": plan.delta}
     return tuple(forecasts(event, fits, workload, **target, adjacency=plan.adjacency, tolerance=tolerance))

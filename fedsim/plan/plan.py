@@ -21,7 +21,8 @@ from fedsim.plan.sizes import UserSizes
 from fedsim.privacy.accountant import epsilon_bounds
 from fedsim.privacy.bounds import Bounds
 from fedsim.privacy.calibration import calibrate_noise_multiplier
-from fedsim.privacy.events import Adjacency, Event
+from fedsim.privacy.events import Adjacency, Composed, Event
+from fedsim.privacy.ledger import NOTHING
 from fedsim.privacy.mechanisms import MECHANISMS, Gaussian, Mechanism, QuantileClip
 from fedsim.rows import UserView
 from fedsim.sampling import SAMPLINGS, Poisson, Population, Sampling, Streams, sample
@@ -191,8 +192,7 @@ class Plan(ABC):
         """Who takes part in a round: places in the population, sorted, int64.
 
         Args:
-            round: The round, from 0.
-            seed: Seed of the sampling.
+            round, seed: The round, from 0, and the seed of the sampling.
             population: The units, as population_of() has them; by default units of whom nothing is known but, where
                 they are users, that.
             attempt: How often the round was begun before and lost; each attempt draws anew, from what is fixed for
@@ -201,7 +201,6 @@ class Plan(ABC):
         Raises:
             InvalidInput: The scheme draws something else than places, in order, each once.
         """
-
         if population is None:
             population = Population(size=self.population, num_users=self.population, users_of=self._its_own_user)
         streams = Streams(seed, self._sampling_stream, attempt)
@@ -291,13 +290,15 @@ class Plan(ABC):
             return Bounds(lower=math.inf, upper=math.inf)
         return epsilon_bounds(self.event(steps), self.delta, adjacency=self.adjacency)
 
-    def calibrate(self, epsilon: float, delta: float | None = None, *, tolerance: float = 1e-3) -> Self:
+    def calibrate(
+        self, epsilon: float, delta: float | None = None, *, tolerance: float = 1e-3, before: Event = NOTHING
+    ) -> Self:
         """The same plan with the least noise whose certified upper bound on ε is at most epsilon.
 
         Args:
-            epsilon: Target user-level ε, above 0; inf removes the noise.
-            delta: Target δ; the plan's own by default.
+            epsilon, delta: Target user-level ε, above 0 (inf removes the noise), and δ (by default the plan's own).
             tolerance: Relative distance of upper and lower bounds.
+            before: What was released before, which the target holds together with.
 
         Raises:
             InvalidInput: When no noise reaches the target.
@@ -305,9 +306,8 @@ class Plan(ABC):
         delta = self.delta if delta is None else delta
         if math.isinf(epsilon):
             return dataclasses.replace(self, noise_multiplier=0.0, delta=delta)
-
         calibration = calibrate_noise_multiplier(
-            lambda noise: dataclasses.replace(self, noise_multiplier=noise).event(),
+            lambda noise: Composed(events=(before, dataclasses.replace(self, noise_multiplier=noise).event())),
             epsilon=epsilon,
             delta=delta,
             adjacency=self.adjacency,

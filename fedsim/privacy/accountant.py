@@ -1,6 +1,7 @@
 """Certified bounds on ε(δ) and δ(ε) of composed events."""
 
 import functools
+import math
 import operator
 from collections import Counter
 from dataclasses import replace
@@ -18,6 +19,7 @@ from fedsim.privacy.gaussian_curve import composed_shift, gaussian_delta, gaussi
 from fedsim.privacy.gaussian_pairs import GaussianPair
 from fedsim.privacy.grid_plan import Pairs
 from fedsim.privacy.loss_cells import Floats
+from fedsim.privacy.unprotected import Unprotected
 from fedsim.validation import require_at_least, require_between
 
 LEAST_DELTA = 1e-280
@@ -83,6 +85,8 @@ def delta_bounds_at(
 def _delta_curve(
     counts: Counter[Event], epsilons: Floats, adjacency: Adjacency, least_delta: float
 ) -> tuple[Floats, Floats]:
+    if Unprotected() in counts:
+        return np.ones_like(epsilons), np.ones_like(epsilons)
     pairs = [(dominating_pair(one, adjacency), count) for one, count in _sorted(counts)]
     if not pairs:
         return np.zeros_like(epsilons), np.zeros_like(epsilons)
@@ -146,6 +150,8 @@ class Accountant:
 @lru_cache(maxsize=256)
 def bounds_of(counts: tuple[tuple[Event, int], ...], adjacency: Adjacency, question: Question) -> Bounds:
     """Bounds of events, each taken as often as its count says; their tolerance is the question's."""
+    if any(event == Unprotected() for event, _ in counts):
+        return Bounds(lower=math.inf, upper=math.inf) if question.delta is not None else Bounds(lower=1.0, upper=1.0)
     found = _larger_direction([(dominating_pair(event, adjacency), count) for event, count in counts], question)
     return replace(found, tolerance=question.tolerance)
 

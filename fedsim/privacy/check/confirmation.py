@@ -124,7 +124,10 @@ def counted(event: Event) -> list[Counter[Event]]:
     Users differ where each is in one of several events alone.
     """
     if isinstance(event, Repeated):
-        return [Counter({one: count * event.count for one, count in case.items()}) for case in counted(event.event)]
+        cases = counted(event.event)
+        if len(cases) > 1:  # a user may be in another of the alternatives each time
+            return counted(Composed(events=(event.event,) * event.count))
+        return [Counter({one: count * event.count for one, count in case.items()}) for case in cases]
     if isinstance(event, Composed):
         cases = [Counter[Event]()]
         for part in event.events:

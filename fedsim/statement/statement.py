@@ -7,15 +7,16 @@ every number about privacy from the ledger.
 import math
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from fedsim.clip import Clip
 from fedsim.errors import InvalidInput
 from fedsim.plan import Plan
 from fedsim.privacy.accountant import epsilon_bounds, flatten, is_tight
 from fedsim.privacy.bounds import Bounds, shown_above, shown_below
+from fedsim.privacy.earlier import Earlier
 from fedsim.privacy.events import (
     Adjacency,
     Composed,
@@ -28,64 +29,11 @@ from fedsim.privacy.events import (
 )
 from fedsim.privacy.ledger import merged
 from fedsim.privacy.mechanisms import MECHANISMS, Noise, Sizes
+from fedsim.privacy.unprotected import Unprotected
 from fedsim.sampling import SAMPLINGS
+from fedsim.statement.earlier_words import earlier_json, whole_in_words, whose_models
+from fedsim.statement.not_covered import NoiseOrigin, not_covered_by
 from fedsim.validation import require_at_least
-
-ALWAYS_NOT_COVERED = (
-    "Choosing hyper-parameters (learning rate, clip norm, group size and the like) by looking at results on private "
-    "data costs privacy that is not counted here.",
-    "Models of other runs on the same users (the other arms of a comparison, the points of a sweep, a run before this "
-    "one): whoever gets them too learns more, and what all of them cost together is more than this ε.",
-    "Metrics of the run that were computed from private data without noise (training loss, cohort sizes, clipped "
-    "fractions, evaluations on held-out users) are not private; the guarantee is for the models of this run.",
-    "Users held out for validation and testing are not protected by the noise: their data only enters metrics.",
-    "Text that the pre-trained model and its tokenizer were made from is outside the guarantee.",
-    "A user is one identifier of the data set: a person with several, or a group of people, is protected less, and "
-    "what other users wrote about somebody is protected as theirs.",
-    "The machines that compute the updates and add the noise see private data and are trusted.",
-)
-"""What no run's guarantee covers."""
-
-SHARED_ROUNDING = (
-    "Units that are computed together may change the rounding of each other's updates and of their running sum: by "
-    "about a millionth of the sum's length, or a billionth for each unit where there are more than a thousand. Exact "
-    "sums (--engine.exact) rule this out."
-)
-FLOATING = (
-    "Noise is drawn in floating point by a pseudo-random generator: attacks on rounding and on the generator are not "
-    "excluded."
-)
-PSEUDO_RANDOM_SAMPLING = (
-    "Who takes part is drawn by Philox, which is no cryptographic generator, under a key of 128 bits: that "
-    "nobody predicts it, on which amplification by sampling rests, is assumed."
-)
-KNOWN_SAMPLING = (
-    "The sampling seed was fixed in the configuration: from whoever knows it the sampling hides nobody, and ε is "
-    "larger."
-)
-KNOWN_TURNS = (
-    "The sampling seed was fixed in the configuration, and turns and examples are drawn by users' places in the data "
-    "set: from whoever knows it ε hides what a user's data is, but not that a user was added before others, which "
-    "moves their places."
-)
-NoiseOrigin = Literal["statistical", "statistical-exact", "secure", "secure-exact"]
-NOT_COVERED_BY_ORIGIN: Mapping[NoiseOrigin, tuple[str, ...]] = {
-    "statistical": (FLOATING, SHARED_ROUNDING),
-    "statistical-exact": (FLOATING,),
-    "secure": (
-        "The noise comes from a cryptographic generator and lies on a grid, but sums are rounded in floating point "
-        "before it is added: how far rounding can carry one user's influence beyond the clip norm is not counted.",
-        SHARED_ROUNDING,
-        PSEUDO_RANDOM_SAMPLING,
-    ),
-    "secure-exact": (
-        "Updates are computed and clipped in floating point, and only then bounded exactly: time and memory that the "
-        "computation takes are not hidden.",
-        PSEUDO_RANDOM_SAMPLING,
-    ),
-}
-"""What depends on how noise was drawn: floating point; on a grid from a cryptographic generator; the same added to
-exact integer sums."""
 
 NEIGHBOURS = {
     Adjacency.ADD_OR_REMOVE_ONE_USER: "adding or removing one user with all of their examples",
@@ -100,24 +48,28 @@ class PrivacyStatement:
     Attributes:
         plan: What was done.
         sizes: Values of each trainable parameter by name.
-        event: Everything that was charged, equal events merged.
-        steps: Noised sums charged (made, for a run without a guarantee).
+        event: Everything that was charged, by this run and what it went on from, equal events merged.
+        own: What this run itself was charged.
+        steps: Noised sums charged to it (made, for a run without a guarantee).
         epsilon: Certified bounds on ε at the plan's δ; both ∞ without a guarantee.
         not_covered: Sentences.
         versions: Of the software, by name.
         ledger: The ledger's file name, for the recompute command of a run that no options describe.
         post_processing: What was made of the released values before they were exported, sentences.
+        earlier: The runs that it went on from.
     """
 
     plan: Plan
     sizes: Sizes
     event: Composed
+    own: Composed
     steps: int
     epsilon: Bounds
     not_covered: tuple[str, ...]
     versions: Mapping[str, str]
     ledger: str
     post_processing: tuple[str, ...] = ()
+    earlier: Earlier = field(default_factory=Earlier)
 
     def __post_init__(self) -> None:
         # The type says so already; a guarantee is worth a second look.
@@ -182,20 +134,22 @@ class PrivacyStatement:
         )
         made = "".join(f" {sentence}" for sentence in self.post_processing)
         if not self.private:
+            since = " The model that it went on from was trained without a guarantee." * (self._earlier_unprotected)
             return (
                 "This run gives NO privacy guarantee: ε is infinite. Whoever holds its models may be able to recover "
-                f"what single users wrote; do not release them. {how}{made}"
+                f"what single users wrote; do not release them.{since} {how}{made}"
             )
         if not self._as_planned:
             how += " Releases of other kinds were charged as well: the ledger lists them, and ε counts them all."
+        before = whole_in_words(self.earlier, self.own, plan.delta, plan.adjacency)
         upper, lower = shown_above(self.epsilon.upper), shown_below(self.epsilon.lower)
         tight = is_tight(self.event) and not self.plan.noise_buffers
         exact = f"the exact value for this mechanism is{'' if tight else ', as far as it is accounted for here,'}"
         return (
-            f"The models of this run alone are user-level differentially private with ε = {upper}, δ = {plan.delta:g}"
+            f"{whose_models(self.earlier)} user-level differentially private with ε = {upper}, δ = {plan.delta:g}"
             f": {NEIGHBOURS[plan.adjacency]} changes the probability of any outcome by a factor of at most e^ε, up to "
             f"δ. The ε is a certified upper bound; {exact} at least {lower}. {how}{made}"
-            f" What this does not cover: {' '.join(self.not_covered)}"
+            f"{before} What this does not cover: {' '.join(self.not_covered)}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -232,6 +186,7 @@ class PrivacyStatement:
             "versions": dict(self.versions),
             "recompute": self.recompute,
             "check": self.check,
+            "earlier": earlier_json(self.earlier),
             "event": to_json(self.event),
         }
 
@@ -247,7 +202,11 @@ class PrivacyStatement:
     @property
     def _as_planned(self) -> bool:
         """Whether all that was charged are the plan's own steps."""
-        return all(event == self.plan.step_event() for event in flatten(self.event))
+        return all(event == self.plan.step_event() for event in flatten(self.own))
+
+    @property
+    def _earlier_unprotected(self) -> bool:
+        return self.plan.noise_multiplier > 0 and Unprotected() in flatten(self.earlier.event)
 
 
 def privacy_statement(
@@ -261,12 +220,14 @@ def privacy_statement(
     versions: Mapping[str, str],
     ledger: str = "ledger.jsonl",
     post_processing: tuple[str, ...] = (),
+    earlier: Earlier | None = None,
 ) -> PrivacyStatement:
     """The statement of a run.
 
     Args:
         plan: What was done.
-        charged: What the ledger holds (Ledger.event()); ε is computed from it and from nothing else.
+        charged: What the ledger holds of this run (own_event of its entries); ε is computed from it and from what the
+            ledger holds of earlier runs, and from nothing else.
         sizes: Values of each trainable parameter by name, in the order of the flat vector.
         steps: Noised sums that left the server.
         seeds_given: Seeds that the configuration fixes ("noise", "sampling").
@@ -275,14 +236,16 @@ def privacy_statement(
         ledger: The ledger's file, for the recompute command.
         post_processing: What was made of the released values before they were exported, in sentences of the objects
             that did it. It costs nothing: ε does not follow from it.
+        earlier: The runs that it went on from, as its ledger begins with them.
 
     Raises:
         InvalidInput: For fewer charges than steps: then something left uncharged, and nothing can be stated.
     """
     require_at_least("steps", steps, 0)
-    parts = merged((charged,))
+    earlier = Earlier() if earlier is None else earlier
+    own, parts = merged((charged,)), merged((earlier.event, charged))
     unprotected = plan.noise_multiplier == 0 and steps > 0
-    single, of_blocks = _count(parts)
+    single, of_blocks = _count(own)
     if not unprotected and single + of_blocks < steps:
         raise InvalidInput("steps", steps, f"at most the {single + of_blocks} that the ledger's charges cover")
     nothing = Bounds(lower=math.inf, upper=math.inf)
@@ -290,38 +253,15 @@ def privacy_statement(
         plan=plan,
         sizes=sizes,
         event=parts,
+        own=own,
         steps=steps if unprotected else single + min(of_blocks, steps),
         epsilon=nothing if unprotected else epsilon_bounds(parts, plan.delta, adjacency=plan.adjacency),
-        not_covered=(
-            *_of_this_run(plan, seeds_given),
-            *ALWAYS_NOT_COVERED,
-            *(
-                sentence
-                for sentence in NOT_COVERED_BY_ORIGIN[noise_origin]
-                if plan.sampling.amplifies or sentence is not PSEUDO_RANDOM_SAMPLING
-            ),
-        ),
+        not_covered=not_covered_by(plan, noise_origin, seeds_given, earlier.not_covered),
         versions=versions,
         ledger=ledger,
         post_processing=post_processing,
+        earlier=earlier,
     )
-
-
-def _of_this_run(plan: Plan, seeds_given: tuple[str, ...]) -> list[str]:
-    sentences = [
-        f"The number of {name} ({count}) is treated as public: the sampling probability and the constant that "
-        "sums are divided by follow from it."
-        for name, count in plan.public_sizes.items()
-    ]
-    if "noise" in seeds_given:
-        sentences.insert(
-            0,
-            "Reproducible noise: for experiments, not for release. The noise seed was fixed in the configuration, and "
-            "whoever knows it can subtract the noise, so these models must not be released.",
-        )
-    if "sampling" in seeds_given:
-        sentences.append(KNOWN_SAMPLING if plan.sampling.amplifies else KNOWN_TURNS)
-    return sentences
 
 
 def _account_options(plan: Plan) -> dict[str, str] | None:

@@ -1,0 +1,27 @@
+"""The privacy statement: what a run guarantees, to whom, and what it does not."""
+
+from fedsim.statement.earlier_words import going_on_in_words
+from fedsim.statement.not_covered import (
+    ALWAYS_NOT_COVERED,
+    KNOWN_SAMPLING,
+    KNOWN_TURNS,
+    NOT_COVERED_BY_ORIGIN,
+    PSEUDO_RANDOM_SAMPLING,
+    REPRODUCIBLE_NOISE,
+    NoiseOrigin,
+)
+from fedsim.statement.statement import NEIGHBOURS, PrivacyStatement, privacy_statement
+
+__all__ = [
+    "ALWAYS_NOT_COVERED",
+    "KNOWN_SAMPLING",
+    "KNOWN_TURNS",
+    "NEIGHBOURS",
+    "NOT_COVERED_BY_ORIGIN",
+    "PSEUDO_RANDOM_SAMPLING",
+    "REPRODUCIBLE_NOISE",
+    "NoiseOrigin",
+    "PrivacyStatement",
+    "going_on_in_words",
+    "privacy_statement",
+]
