@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
@@ -28,6 +28,7 @@ class Merge:
         from fedsim.models.export import export_merged
         from fedsim.models.load import load_model
         from fedsim.models.sources import find_source
+        from fedsim.privacy.earlier import MARK, accounting_beside, digest_of
 
         if Path(self.output).exists():
             raise InvalidInput("output", self.output, "a folder that is not there yet")
@@ -36,5 +37,9 @@ class Merge:
             raise InvalidInput("path", self.path, "adapters, or the folder of a run that trained some")
         require_plain_base(source)
         loaded = load_model(ModelConfig(path=self.path, **task_of(source)))
-        print(f"merged model: {export_merged(loaded, self.output, dtype=self.dtype)}")
+        beside = accounting_beside(source.adapters, source.base)  # what is spent on a model stays with it
+        model: Any = loaded.model
+        if beside:
+            setattr(model.config, MARK, digest_of(beside[0]))
+        print(f"merged model: {export_merged(loaded, self.output, dtype=self.dtype, beside=beside)}")
         return 0

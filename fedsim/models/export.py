@@ -73,13 +73,18 @@ def export(
         ExportMismatch: The losses differ by more than 1e-5, relatively.
     """
     if loaded.config.export == "merged":
-        return export_merged(loaded, folder, rows=rows)
+        return export_merged(loaded, folder, rows=rows, beside=beside)
     rows = probe_rows(loaded) if rows is None else rows
-    return _written(loaded, folder, rows, evaluate(loaded.model, rows, loaded.objective).loss, TOLERANCE)
+    return _written(loaded, folder, rows, evaluate(loaded.model, rows, loaded.objective).loss, TOLERANCE, beside)
 
 
 def export_merged(
-    loaded: LoadedModel, folder: str | Path, *, dtype: str = "float32", rows: TokenRows | None = None
+    loaded: LoadedModel,
+    folder: str | Path,
+    *,
+    dtype: str = "float32",
+    rows: TokenRows | None = None,
+    beside: Sequence[Path] = (),
 ) -> Path:
     """Write a model with adapters as a plain one, in which they are merged; `loaded` is of no use afterwards.
 
@@ -88,6 +93,7 @@ def export_merged(
         folder: Where to.
         dtype: What the weights are kept in: float32, bfloat16 or float16.
         rows: Rows for the check, as for `export`.
+        beside: Files that are copied into the folder, as for `export`.
 
     Returns:
         The folder.
@@ -105,10 +111,17 @@ def export_merged(
     # Before it is rounded: of 16 bits nobody could tell what was lost by rounding from what merging left out.
     _require_same(trained, evaluate(merged.model, rows, loaded.objective).loss, TOLERANCE)
     merged.model.to(DTYPES[dtype])
-    return _written(merged, folder, rows, trained, TOLERANCES[dtype])
+    return _written(merged, folder, rows, trained, TOLERANCES[dtype], beside)
 
 
-def _written(loaded: LoadedModel, folder: str | Path, rows: TokenRows, trained: float, tolerance: float) -> Path:
+def _written(
+    loaded: LoadedModel,
+    folder: str | Path,
+    rows: TokenRows,
+    trained: float,
+    tolerance: float,
+    beside: Sequence[Path],
+) -> Path:
     folder = Path(folder).absolute()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -62,7 +62,8 @@ def continued(loaded: LoadedModel, prompt: str | Messages, decoding: Decoding, p
         InvalidInput: The prompt fills the model's context, is empty where the tokenizer has no token to begin with, or
             is a conversation where the tokenizer has no chat template.
     """
-    tokens = _tokens(loaded, prompt)
+    with quiet_transformers():  # which warns of a prompt that is refused here
+        tokens = _tokens(loaded, prompt)
     room = decoding.max_new_tokens
     if loaded.context is not None:
         room = min(room, loaded.context - tokens.shape[1])

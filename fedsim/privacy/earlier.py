@@ -190,6 +190,16 @@ def own_event(entries: Sequence[LedgerEntry]) -> Composed:
     return merged(entry.event for entry in entries if entry.purpose not in (SAME_PEOPLE, OTHER_PEOPLE))
 
 
+def accounting_beside(*places: str) -> tuple[Path, ...]:
+    """Ledger and statement of the first of some models' folders that has them; nothing where none has."""
+    for place in places:
+        holder = _holder(Path(place))
+        files = (holder / LEDGER, holder / STATEMENT)
+        if all(path.is_file() for path in files):
+            return files
+    return ()
+
+
 def digest_of(ledger: Path) -> str:
     """SHA-256 of a ledger's file, hexadecimal."""
     return hashlib.sha256(ledger.read_bytes()).hexdigest()

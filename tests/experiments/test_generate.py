@@ -1,12 +1,17 @@
 """`generate`: text from runs, models and adapters, offline."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from trained_models import data_flags, posts, story_llama, train
 
+from experiments.loading import loaded_for_use
 from experiments.run import main
+from fedsim.models.generate import Decoding, continued
+from fedsim.models.load import LoadedModel
 
 
 def answers(capsys: pytest.CaptureFixture, *arguments: str) -> list[dict]:
@@ -28,25 +33,26 @@ def test_a_story_goes_on(capsys) -> None:
     assert len(text.split()) > 20
 
 
-def test_the_same_seed_tells_the_same_whatever_else_is_asked(capsys) -> None:
-    llama = story_llama()
-    options = ("--seed", "3", "--number", "2", "--max-new-tokens", "12")
-    first = answers(capsys, llama, "--prompt", "Once upon", *options)
-    again = answers(capsys, llama, "--prompt", "Once upon", "The dog", *options)
-    assert again[0] == first[0]
-    assert len(set(first[0]["continuations"])) == 2
-    other = answers(capsys, llama, "--prompt", "Once upon", "--seed", "4", *options[2:])
-    assert other != first
-    unseeded = [answers(capsys, llama, "--prompt", "Once upon", *options[2:]) for _ in range(2)]
-    assert unseeded[0] != unseeded[1]
+@pytest.fixture(scope="module")
+def llama() -> LoadedModel:
+    return loaded_for_use(story_llama(), "cpu")
 
 
-def test_fewer_choices_leave_the_likeliest(capsys) -> None:
-    llama, prompt = story_llama(), ("--prompt", "Once upon a time", "--max-new-tokens", "12")
-    likeliest = answers(capsys, llama, *prompt, "--temperature", "0")
-    assert answers(capsys, llama, *prompt, "--top-k", "1") == likeliest
-    assert answers(capsys, llama, *prompt, "--top-p", "1e-9") == likeliest
-    assert answers(capsys, llama, *prompt, "--temperature", "1e-4") == likeliest
+def test_the_same_seed_tells_the_same(llama: LoadedModel) -> None:
+    asked = Decoding(seed=3, number=2, max_new_tokens=12)
+    first = continued(llama, "Once upon", asked)
+    assert continued(llama, "Once upon", asked) == first
+    assert len(set(first)) == 2
+    others = [dataclasses.replace(asked, seed=4), dataclasses.replace(asked, seed=None)]
+    assert all(continued(llama, "Once upon", other) != first for other in others)
+    assert continued(llama, "Once upon", asked, place=1) != first  # another prompt of the same command
+    assert continued(llama, "Once upon", others[1]) != continued(llama, "Once upon", others[1])
+
+
+def test_fewer_choices_leave_the_likeliest(llama: LoadedModel) -> None:
+    likeliest = continued(llama, "Once upon a time", Decoding(temperature=0, max_new_tokens=12))
+    for fewer in ({"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-4}):
+        assert continued(llama, "Once upon a time", Decoding(max_new_tokens=12, **fewer)) == likeliest
 
 
 @pytest.mark.parametrize("part", [".", "model"])
@@ -66,11 +72,9 @@ def test_a_text_is_cut_where_the_model_reads_no_further(run: Path, capsys, caplo
 
 
 def test_conversations_are_written_by_the_chat_template(tmp_path: Path, capsys) -> None:
-    import shutil
-
     llama = shutil.copytree(story_llama(), tmp_path / "chat")
     (llama / "chat_template.jinja").write_text(
-        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
     asked = [
@@ -97,7 +101,7 @@ def test_conversations_are_written_by_the_chat_template(tmp_path: Path, capsys) 
         (["--prompt", "a", "--number", "0"], "number"),
         (["--prompt", "a", "--number", "2", "--temperature", "0"], "number"),
         (["--prompt", "a", "--chat"], "chat template"),
-        (["--prompt", "word " * 40], "tokens that the model can read"),
+        (["--prompt", "word " * 40], "that the model can read"),
         (["--prompt", "a", "--device", "teapot"], "device"),
         (["--prompt-file", "/absent"], "prompt-file"),
     ],
