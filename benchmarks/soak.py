@@ -105,8 +105,8 @@ def main() -> int:
     from server.evaluation import HeldOut
     from server.identity import Seeds
     from server.optimizer import ServerOptimizer
+    from server.results.run_folder import RunFolder
     from server.round import Budget, Round
-    from server.run_folder import RunFolder
     from server.training import Job, Training
 
     plan = UlsPlan(

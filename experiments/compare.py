@@ -28,7 +28,7 @@ from fedsim.validation import require_at_least, require_positive
 from server.app import new_output_folder, train
 from server.identity import require_same, settings_of
 from server.precautions.stopping import Stopped
-from server.run_folder import RunFolder, write_json
+from server.results.run_folder import RunFolder, write_json
 
 
 @dataclass(frozen=True, kw_only=True)

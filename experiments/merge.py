@@ -25,10 +25,12 @@ class Merge:
     def run(self) -> int:
         """Merge, compare losses before and after, and say where the model is."""
         from fedsim.models.adapters import require_plain_base, task_of
+        from fedsim.models.classes import named_classes
         from fedsim.models.export import export_merged
         from fedsim.models.load import load_model
         from fedsim.models.sources import find_source
         from fedsim.privacy.earlier import MARK, accounting_beside, digest_of
+        from fedsim.statement import CARD, write_card
 
         if Path(self.output).exists():
             raise InvalidInput("output", self.output, "a folder that is not there yet")
@@ -41,5 +43,9 @@ class Merge:
         model: Any = loaded.model
         if beside:
             setattr(model.config, MARK, digest_of(beside[0]))
-        print(f"merged model: {export_merged(loaded, self.output, dtype=self.dtype, beside=beside)}")
+        folder = export_merged(loaded, self.output, dtype=self.dtype, beside=beside)
+        if beside:
+            task, classes = loaded.config.task, named_classes(model)
+            write_card(beside[1], folder / CARD, base=source.base, task=task, adapters=False, classes=classes)
+        print(f"merged model: {folder}")
         return 0

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from fedsim.errors import InvalidInput
-from server.run_folder import RunFolder
+from server.results.run_folder import RunFolder
 
 
 def resumed(kind: type, arguments: list[str]) -> Any | None:

@@ -35,6 +35,7 @@ COMMANDS = {
     "search-noise": ("experiments.search_noise", "SearchNoise", "find a law for randomised-scale Laplace noise"),
     "generate": ("experiments.generate", "Generate", "text from a finished run or any other model"),
     "evaluate": ("experiments.evaluate", "Evaluate", "a model's loss and accuracy on users' text, by user"),
+    "push": ("experiments.push", "Push", "upload a finished run's model with its statement to the Hugging Face hub"),
     "prepare": ("experiments.prepare", "Prepare", "build a user store from files or a hub data set"),
     "merge": ("experiments.merge", "Merge", "write adapters merged into their base, as a plain model"),
     "report": ("experiments.report.command", "Report", "write the report of a finished run or comparison again"),

@@ -18,7 +18,7 @@ from fedsim.privacy.accountant import epsilon_bounds
 from fedsim.privacy.bounds import Bounds, shown_above
 from fedsim.privacy.events import Composed
 from fedsim.privacy.ledger import merged, read_entries
-from server.run_folder import RunFolder, without_infinities
+from server.results.run_folder import RunFolder, without_infinities
 
 SEEDS = {"sampling": "sampling-seed", "noise": "noise-seed"}
 """Kinds of seeds, and the settings that give them."""

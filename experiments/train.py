@@ -10,7 +10,7 @@ from experiments.resume import how_to_go_on
 from fedsim.config import RunConfig
 from server.app import new_output_folder, train
 from server.precautions.stopping import Stopped
-from server.run_folder import RunFolder
+from server.results.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from fedsim.data.sources import Progress, open_source, public_texts, silent
 from fedsim.data.store import UserStore
 from fedsim.engine.same_inputs import Inputs
 from fedsim.errors import InvalidInput
+from fedsim.models.classes import name_classes, without_labels
 from fedsim.models.fingerprint import model_fingerprint, weights_fingerprint
 from fedsim.models.load import LoadedModel, load_model
 
@@ -45,6 +46,12 @@ class Resources:
         """Hash of the model's weights as they are when first asked for: ask before training. 1.7 GB a second."""
         return weights_fingerprint(self.loaded.model)
 
+    @property
+    def classes_from_data(self) -> bool:
+        """Whether a classifier's classes are those that the data happens to have, and nobody named them."""
+        named = self.store.manifest["recipe"]["data"].get("label_names")
+        return self.loaded.config.task == "sequence-classification" and not named
+
     @cached_property
     def inputs(self) -> Inputs:
         """What server and workers compare, of the same moment."""
@@ -62,7 +69,7 @@ def open_resources(config: RunConfig, progress: Progress = silent) -> Resources:
         InvalidInput: When the model or the data cannot be had as configured.
     """
     cache = default_cache()
-    _look_at(config.data, cache)
+    _look_at(config, cache)
     loaded = load_model(
         config.model,
         public_texts=lambda: public_texts(cache, progress),
@@ -76,7 +83,8 @@ def open_data(data: DataConfig, loaded: LoadedModel, progress: Progress = silent
     """Open the store of this data for a model, building and caching what is not there yet.
 
     Raises:
-        InvalidInput: When the data cannot be had as configured, or its rows are longer than the model can read.
+        InvalidInput: When the data cannot be had as configured, its rows are longer than the model can read, or it has
+            other classes than a classifier.
     """
     ready = data.source == "store"
     if loaded.context and not ready and data.sequence_length > loaded.context:
@@ -88,14 +96,18 @@ def open_data(data: DataConfig, loaded: LoadedModel, progress: Progress = silent
         allowed = f"a store whose rows have at most the {loaded.context} tokens that the model can read"
         hint = f"One has {longest}: prepare it again with --data.sequence-length {loaded.context}."
         raise InvalidInput("data.path", str(data.path), allowed, hint)
+    name_classes(loaded.model, loaded.config, store.classes)
     return store
 
 
-def _look_at(data: DataConfig, cache: Path) -> None:
+def _look_at(config: RunConfig, cache: Path) -> None:
     """Find a wrong path or column before a model is pre-trained for it."""
+    data = config.data
     if data.source == "store":
         UserStore.open(str(data.path))
         return
+    if config.model.task == "sequence-classification" and resolve(data).label_column is None:
+        raise without_labels()
     source = open_source(resolve(data), cache)
     if data.source != "docstrings":
         next(source.read(), None)

@@ -1,6 +1,5 @@
 """The Flower ServerApp: the same on RayGrid, LocalGrid and under `flwr run`."""
 
-import json
 import logging
 import time
 from contextlib import suppress
@@ -26,11 +25,11 @@ from fedsim.models.load import LoadedModel
 from fedsim.models.unchanged import unchanged_parameters
 from fedsim.plan import Plan, UserSizes, plan_from_values
 from fedsim.plan.bands import in_words
-from fedsim.privacy.earlier import MARK, Earlier, digest_of, own_event
+from fedsim.privacy.earlier import MARK, Earlier, digest_of
 from fedsim.privacy.ledger import Ledger
 from fedsim.release import Release, ReleaseLog, ReleasesLost
 from fedsim.resources import Resources, computing_device, open_resources
-from fedsim.statement import NoiseOrigin, PrivacyStatement, going_on_in_words, privacy_statement
+from fedsim.statement import going_on_in_words
 from fedsim.terminal import say, speak
 from fedsim.versions import versions
 from server.alarms import as_json
@@ -38,14 +37,16 @@ from server.checkpoint import Checkpoint, CheckpointWriter
 from server.dispatch import Dispatcher
 from server.evaluation import HeldOut, HeldOutDiverged
 from server.identity import Seeds, identity_of, require_same, settings_of
-from server.optimizer import ServerOptimizer, WeightAverage
+from server.optimizer import ServerOptimizer
 from server.packing import Roster
 from server.precautions.delivery import deliver, forget, newest
 from server.precautions.patience import refusals_told
 from server.precautions.trial import try_out
+from server.results.run_folder import RunFolder, without_infinities, write_json
+from server.results.statement import statement_of, write_card_of
+from server.results.summary import gradients_taken, keep_paths, predicted_noise, summarise
 from server.round import Budget, Diverged, Round
-from server.run_folder import RunFolder, without_infinities, write_json
-from server.training import Job, Outcome, Training
+from server.training import Job, Training
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +125,8 @@ def _train(grid: Grid, config: RunConfig, folder: RunFolder, started: float) -> 
             training.alarms.after_training(
                 unchanged_parameters(layout, np.asarray(layout.flatten(model)), job.round.parameters)
             )
-        statement = _statement(config, plan, ledger, earlier, layout, outcome.rounds, job.round.optimizer.average)
+        average = job.round.optimizer.average
+        statement = statement_of(config, resources, plan, ledger, earlier, outcome.rounds, average)
 
     words = without_infinities(statement.to_json())
     layout.load(model, outcome.parameters)
@@ -134,7 +136,7 @@ def _train(grid: Grid, config: RunConfig, folder: RunFolder, started: float) -> 
     def summarised() -> None:
         summary.update(without_infinities(summarise(plan, config, outcome, time.perf_counter() - started)))
         summary["alarms"] = as_json(training.alarms)
-        summary.update(_predicted_noise(folder, plan) | _gradients(folder))
+        summary.update(predicted_noise(folder, plan) | gradients_taken(folder))
         # What ran, where it is not what was set.
         summary["peak_learning_rate"] = job.round.optimizer.peak_learning_rate
         write_json(folder.summary, summary)
@@ -143,9 +145,11 @@ def _train(grid: Grid, config: RunConfig, folder: RunFolder, started: float) -> 
         write_json(place / folder.privacy.name, words)
         export(resources.loaded, place / folder.model.name, beside=(folder.ledger, place / folder.privacy.name))
 
+    beside = (folder.ledger, folder.privacy, folder.card)
     pieces = {
         "the statement": lambda: write_json(folder.privacy, words),
-        "the model": lambda: export(resources.loaded, folder.model, beside=(folder.ledger, folder.privacy)),
+        "the card": lambda: write_card_of(folder, config, resources),
+        "the model": lambda: export(resources.loaded, folder.model, beside=beside),
         "metrics": folder.write_metrics,
         "the summary": summarised,
     }
@@ -224,7 +228,7 @@ def _job(
             timeout=engine.timeout_seconds,
             attempts=engine.attempts,
             roster=roster,
-            heard=PathsHeard(say, partial(_keep_paths, folder)),
+            heard=PathsHeard(say, partial(keep_paths, folder)),
         ).gather,
         held_out=HeldOut(grid, resources.store, measure.max_rows, measure.test_rows, resources.inputs, roster),
         folder=folder,
@@ -239,35 +243,6 @@ def _job(
             forget=log.forget,
         ),
         identity=identity,
-    )
-
-
-def _statement(
-    config: RunConfig,
-    plan: Plan,
-    ledger: Ledger,
-    earlier: Earlier,
-    layout: ParameterLayout,
-    rounds: int,
-    average: WeightAverage,
-) -> PrivacyStatement:
-    origin: NoiseOrigin
-    if config.noise.secure:
-        origin = "secure-exact" if config.engine.exact else "secure"
-    else:
-        origin = "statistical-exact" if config.engine.exact else "statistical"
-    seeds = {"sampling": config.sampling_seed, "noise": config.noise_seed}
-    return privacy_statement(
-        plan,
-        own_event(ledger.entries),
-        sizes=layout.sizes,
-        steps=rounds,
-        seeds_given=tuple(name for name, seed in seeds.items() if seed is not None),
-        noise_origin=origin,
-        versions=versions(),
-        ledger=ledger.path.name,
-        post_processing=average.in_words,
-        earlier=Earlier.in_ledger(ledger.entries, earlier.not_covered),
     )
 
 
@@ -314,60 +289,3 @@ def _resumed(folder: RunFolder, config: RunConfig, resources: Resources) -> tupl
     require_same(written, identity)
     folder.remove_leftovers()
     return plan, identity, Earlier.of_values(config_file.get("earlier"))
-
-
-def _predicted_noise(folder: RunFolder, plan: Plan) -> dict[str, Any]:
-    """What correlating noise promised, for the summary: in words, and as a ratio to independent noise."""
-    if not folder.bands.exists():
-        return {"predicted_noise_ratio": 1.0 if plan.correlation is None else None}
-    promised = json.loads(folder.bands.read_text(encoding="utf-8"))
-    ratios = {one["bands"]: float(one["ratio"]) for one in promised["forecasts"]}
-    return {"predicted_noise_ratio": ratios[plan.bands], "bands_in_words": promised["in_words"]}
-
-
-def _keep_paths(folder: RunFolder, values: dict[str, Any]) -> None:
-    """Write paths.json, without which a run can do."""
-    try:
-        write_json(folder.paths, values)
-    except OSError as error:
-        logger.warning("%s could not be written: %s", folder.paths, error.strerror)
-
-
-def _gradients(folder: RunFolder) -> dict[str, Any]:
-    """Which way gradients took, for the summary: a line for each way that some worker took."""
-    if not folder.paths.exists():
-        return {}
-    return {
-        "gradients": [one["in_words"] for one in json.loads(folder.paths.read_text(encoding="utf-8"))["gradients"]]
-    }
-
-
-def summarise(plan: Plan, config: RunConfig, outcome: Outcome, seconds: float) -> dict[str, Any]:
-    """The outcome of one arm, as comparison.json holds it."""
-    # How long it takes tells how much text was drawn, which no noise hides.
-    took = (outcome.seconds, seconds) if config.writes_training_metrics else (None, None)
-    return {
-        "algorithm": plan.name,
-        "mechanism": plan.release_name,
-        "epsilon": outcome.epsilon,
-        "delta": plan.delta,
-        "noise_multiplier": plan.noise_multiplier,
-        "bands": plan.bands,
-        "buffers": len(plan.noise_buffers),
-        "clip_norm": plan.clip_norm,
-        "group_size": plan.group_size,
-        "units_per_round": plan.normaliser,
-        "rounds": outcome.rounds,
-        "learning_rate": config.optimizer.learning_rate,
-        "weights": outcome.weights,
-        "gradient_evaluations": outcome.rounds * plan.gradients_per_round,
-        "test_loss_before": outcome.before.loss,
-        "test_loss_after": outcome.after.loss,
-        "test_perplexity_before": outcome.before.perplexity,
-        "test_perplexity_after": outcome.after.perplexity,
-        "test_accuracy_before": outcome.before.accuracy,
-        "test_accuracy_after": outcome.after.accuracy,
-        "test_users": len(outcome.after.users),
-        "training_seconds": took[0],
-        "seconds": took[1],
-    }

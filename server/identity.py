@@ -13,7 +13,7 @@ from fedsim.models.fingerprint import tokenizer_fingerprint
 from fedsim.plan import Plan
 from fedsim.randomness import derived_seed
 from fedsim.resources import Resources
-from server.run_folder import DATA
+from server.results.run_folder import DATA
 
 MAY_CHANGE = ("data.", "model.", "engine.", "evaluation.", "checkpoint.", "output", "resume", "noise.lost-releases")
 """Settings that may differ: where and how fast it runs, what is measured. Data and model are compared by content."""

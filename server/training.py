@@ -18,8 +18,8 @@ from server.checkpoint import Checkpoint, CheckpointWriter
 from server.evaluation import HeldOut, HeldOutDiverged, Measurement
 from server.precautions.patience import patiently
 from server.precautions.stopping import Stopped, StopRequest
+from server.results.run_folder import RunFolder
 from server.round import PARAMETERS, Charges, Gather, Round
-from server.run_folder import RunFolder
 
 BEFORE = "before/"
 

@@ -17,7 +17,7 @@ from fedsim.plan import Plan, UserSizes, plan_from_values
 from fedsim.privacy.audit.result import AuditFinding
 from fedsim.validation import require_at_least, require_between
 from server.identity import stored_config
-from server.run_folder import RunFolder, write_json
+from server.results.run_folder import RunFolder, write_json
 
 FROM_USERS = (
     "not private: computed from training users without noise, and charged to no ledger. It is evidence for those who "

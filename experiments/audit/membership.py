@@ -19,7 +19,7 @@ from fedsim.privacy.audit.membership import AttackArea, attack_area
 from fedsim.privacy.audit.rates import attack_rates
 from fedsim.resources import open_resources
 from server.alarms import NOT_PRIVATE
-from server.run_folder import RunFolder
+from server.results.run_folder import RunFolder
 
 ROWS_PER_USER = 32
 """Rows of one user that are scored at most."""

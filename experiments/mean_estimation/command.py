@@ -24,7 +24,7 @@ from fedsim.plan import ALGORITHMS, Plan, UserSizes
 from fedsim.planner import Target, calibrated_plans
 from fedsim.validation import require_at_least
 from server.app import new_output_folder
-from server.run_folder import RunFolder, write_json
+from server.results.run_folder import RunFolder, write_json
 
 ARMS = {name: f"{kind.title}, best G" for name, kind in ALGORITHMS.items()} | {
     f"{name}-all": f"{kind.title}, all" for name, kind in ALGORITHMS.items() if kind.redraws

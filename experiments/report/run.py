@@ -12,7 +12,7 @@ from experiments.report.page import write_page
 from experiments.report.times import times_table
 from experiments.together import FinishedRun, Together
 from fedsim.errors import InvalidInput
-from server.run_folder import RunFolder
+from server.results.run_folder import RunFolder
 
 COLUMNS = {
     "algorithm": "algorithm",

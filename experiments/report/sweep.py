@@ -14,7 +14,7 @@ from experiments.sweep.results import cells_of, cost_of_sweep, gains_of_bands, l
 from experiments.together import Together
 from fedsim.plan import ALGORITHMS
 from fedsim.plan.bands import AUTO
-from server.run_folder import write_json
+from server.results.run_folder import write_json
 
 RESULTS = "results.json"
 """A sweep's results, in its folder."""

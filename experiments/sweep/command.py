@@ -23,7 +23,7 @@ from fedsim.errors import InvalidInput
 from fedsim.plan import ALGORITHMS
 from server.app import new_output_folder
 from server.precautions.stopping import Stopped
-from server.run_folder import RunFolder, write_json
+from server.results.run_folder import RunFolder, write_json
 
 HOW_TO_GO_ON = "go on with the same command: points that are finished are not run again"
 

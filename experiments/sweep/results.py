@@ -11,7 +11,7 @@ from scipy.stats import t as student
 
 from experiments.sweep.points import Point
 from experiments.together import FinishedRun, Together
-from server.run_folder import RunFolder
+from server.results.run_folder import RunFolder
 
 ARM = ("arm", "gradients_per_round", "epsilon", "bands", "average")
 """What is compared; all else is tuned for each."""

@@ -13,7 +13,7 @@ from experiments.simulation import CLIENT_APP
 from experiments.sweep.points import Point
 from fedsim.config import RunConfig, to_flat
 from server.precautions.stopping import Stopped
-from server.run_folder import RunFolder, write_json
+from server.results.run_folder import RunFolder, write_json
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,9 @@ class DataConfig:
     chat template; only the last message counts in the loss when the assistant wrote it."""
     label_column: str | None = None
     """Column with the class, for classification (strings or whole numbers)."""
+    label_names: tuple[str, ...] = ()
+    """Names of all classes, in the order of the model's outputs; any other label is refused. By default those that the
+    data has, sorted: the exported model then names them, and the statement says that they were read from the data."""
     user_ids: UserIds = "as-is"
     """as-is: ids are compared letter by letter (7, 7.0 and "7" are one all the same). normalised: ids that differ only
     by blanks or invisible characters at their ends, or by how accented letters are composed, are one user."""
@@ -128,6 +131,11 @@ class DataConfig:
                     raise InvalidInput(flag, getattr(self, name), "left out when data.source is docstrings", hint)
         if self.messages_column and (self.prompt_column or self.text_column):
             raise InvalidInput("data.messages-column", self.messages_column, "given without a text or prompt column")
+        if self.label_names and len(set(self.label_names)) < max(2, len(self.label_names)):
+            raise InvalidInput("data.label-names", self.label_names, "two names or more, each once")
+        if self.label_names and not self.label_column and not self.recipe:
+            hint = "Name the column with --data.label-column."
+            raise InvalidInput("data.label-names", self.label_names, "left out without labels", hint)
         if self.owners_separator is not None and not self.owners_column:
             hint = "Name the column with --data.owners-column."
             raise InvalidInput("data.owners-separator", self.owners_separator, "left out without owners", hint)

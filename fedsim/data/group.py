@@ -1,6 +1,6 @@
 """Second pass over the data: examples grouped by user, larger than memory, by DuckDB's external sort."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fedsim.data.shape import Examples
+from fedsim.data.user_ids import canonical_id
 from fedsim.errors import InvalidInput
 
 EXAMPLES_AT_ONCE = 1 << 16
@@ -28,9 +29,12 @@ class GroupedParts:
         scratch: Folder for what does not fit in memory.
         memory_limit: Memory that the sort may take ("1GB").
         token_type: Integer type of the tokens.
+        label_names: All classes, in order; by default those there are.
     """
 
-    def __init__(self, folder: Path, scratch: Path, memory_limit: str, token_type: np.dtype):
+    def __init__(
+        self, folder: Path, scratch: Path, memory_limit: str, token_type: np.dtype, label_names: Sequence[str] = ()
+    ):
         # Here, because a store that is there already does without.
         import duckdb
 
@@ -50,7 +54,7 @@ class GroupedParts:
         self._token_type = token_type
         described = self._connection.execute(f"DESCRIBE SELECT * FROM {self._examples}").fetchall()
         self._columns = [column[0] for column in described]
-        self.classes = self._classes() if "label" in self._columns else []
+        self.classes = self._classes(label_names) if "label" in self._columns else []
 
     def __enter__(self) -> "GroupedParts":
         return self
@@ -138,13 +142,20 @@ class GroupedParts:
         row = self._connection.sql(f"SELECT count(*), sum(examples), max(users) FROM ({shared})").fetchall()[0]
         return dict(zip(("texts", "examples", "most_users"), map(int, row), strict=True)) if row[0] else {}
 
-    def _classes(self) -> list[str]:
+    def _classes(self, given: Sequence[str]) -> list[str]:
         rows = self._connection.execute(f"SELECT DISTINCT label FROM {self._examples}").fetchall()
         names = [row[0] for row in rows]
         if len(names) > MOST_CLASSES:
             raise InvalidInput(
                 "data.label-column", f"{len(names)} different labels", f"at most {MOST_CLASSES} classes"
             )
+        if given:
+            known = [canonical_id(name, "label") for name in given]
+            if unknown := sorted(set(names) - set(known)):
+                few = ", ".join(unknown[:5]) + (", …" if len(unknown) > 5 else "")
+                hint = f"The data also has {few}: name all classes, or leave these examples out."
+                raise InvalidInput("data.label-names", " ".join(given), "all labels in the data", hint)
+            return known
         numeric = all(name.lstrip("-").isdecimal() for name in names)
         return sorted(names, key=int) if numeric else sorted(names)
 

@@ -221,7 +221,8 @@ def _group(
         raise _no_user(config, records, bad)
     done, duplicates = 0, 0
     progress("Grouping by user", 0, good)
-    with GroupedParts(partial / "parts", partial / "scratch", config.memory_limit, encoder.dtype) as parts:
+    of_data = (config.memory_limit, encoder.dtype, config.label_names)
+    with GroupedParts(partial / "parts", partial / "scratch", *of_data) as parts:
         for keys, examples in parts.batches():
             done += len(examples.lengths)
             kept = distinct(examples) if config.deduplicate else examples

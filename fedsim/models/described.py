@@ -1,4 +1,4 @@
-"""What a model says of itself: its task, its classes, how the base of its adapters was quantised."""
+"""What a model says of itself: its task, how the base of its adapters was quantised."""
 
 import importlib.util
 import json
@@ -38,12 +38,6 @@ def described_model(path: str) -> ModelConfig:
     if any(str(name).endswith(CLASSIFIER) for name in shape.architectures or ()):
         return ModelConfig(path=path, task="sequence-classification", num_labels=shape.num_labels)
     return ModelConfig(path=path)
-
-
-def named_classes(model: Any) -> tuple[str, ...]:
-    """Names of a classifier's classes, by output; () where it has none but LABEL_0, LABEL_1, …"""
-    names = tuple(str(name) for _, name in sorted(getattr(model.config, "id2label", {}).items()))
-    return () if names == tuple(f"LABEL_{place}" for place in range(len(names))) else names
 
 
 def _base_options(source: Source) -> dict[str, Any]:

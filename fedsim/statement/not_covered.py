@@ -38,6 +38,10 @@ REPRODUCIBLE_NOISE = (
     "Reproducible noise: for experiments, not for release. The noise seed was fixed in the configuration, and "
     "whoever knows it can subtract the noise, so these models must not be released."
 )
+CLASSES_FROM_DATA = (
+    "The names of the classes, and how many there are, were read from the data and are treated as public: a label "
+    "that one user alone has given would show."
+)
 KNOWN_SAMPLING = (
     "The sampling seed was fixed in the configuration: from whoever knows it the sampling hides nobody, and ε is "
     "larger."
@@ -68,7 +72,7 @@ exact integer sums."""
 
 
 def not_covered_by(
-    plan: Plan, noise_origin: NoiseOrigin, seeds_given: tuple[str, ...], earlier: tuple[str, ...] = ()
+    plan: Plan, noise_origin: NoiseOrigin, seeds_given: tuple[str, ...], also: tuple[str, ...] = ()
 ) -> tuple[str, ...]:
     """What the guarantee of a run does not cover.
 
@@ -76,7 +80,8 @@ def not_covered_by(
         plan: What was done.
         noise_origin: How the noise was drawn.
         seeds_given: Seeds that the configuration fixes ("noise", "sampling").
-        earlier: What the guarantees of the runs that it went on from do not cover; said once where it holds for both.
+        also: What follows from other settings, and what the guarantees of the runs that it went on from do not cover;
+            said once where it holds for both.
     """
     own = (
         *_of_this_run(plan, seeds_given),
@@ -87,7 +92,7 @@ def not_covered_by(
             if plan.sampling.amplifies or sentence is not PSEUDO_RANDOM_SAMPLING
         ),
     )
-    more = [sentence for sentence in earlier if sentence not in own]
+    more = [sentence for sentence in also if sentence not in own]
     return tuple(sorted((*own, *more), key=lambda sentence: sentence != REPRODUCIBLE_NOISE))  # which comes first
 
 

@@ -32,7 +32,7 @@ from fedsim.privacy.mechanisms import MECHANISMS, Noise, Sizes
 from fedsim.privacy.unprotected import Unprotected
 from fedsim.sampling import SAMPLINGS
 from fedsim.statement.earlier_words import earlier_json, whole_in_words, whose_models
-from fedsim.statement.not_covered import NoiseOrigin, not_covered_by
+from fedsim.statement.not_covered import CLASSES_FROM_DATA, NoiseOrigin, not_covered_by
 from fedsim.validation import require_at_least
 
 NEIGHBOURS = {
@@ -186,6 +186,7 @@ class PrivacyStatement:
             "versions": dict(self.versions),
             "recompute": self.recompute,
             "check": self.check,
+            "public_sizes": plan.public_sizes,
             "earlier": earlier_json(self.earlier),
             "event": to_json(self.event),
         }
@@ -221,6 +222,7 @@ def privacy_statement(
     ledger: str = "ledger.jsonl",
     post_processing: tuple[str, ...] = (),
     earlier: Earlier | None = None,
+    classes_from_data: bool = False,
 ) -> PrivacyStatement:
     """The statement of a run.
 
@@ -237,6 +239,7 @@ def privacy_statement(
         post_processing: What was made of the released values before they were exported, in sentences of the objects
             that did it. It costs nothing: ε does not follow from it.
         earlier: The runs that it went on from, as its ledger begins with them.
+        classes_from_data: Whether a classifier's classes were read from the data.
 
     Raises:
         InvalidInput: For fewer charges than steps: then something left uncharged, and nothing can be stated.
@@ -256,7 +259,9 @@ def privacy_statement(
         own=own,
         steps=steps if unprotected else single + min(of_blocks, steps),
         epsilon=nothing if unprotected else epsilon_bounds(parts, plan.delta, adjacency=plan.adjacency),
-        not_covered=not_covered_by(plan, noise_origin, seeds_given, earlier.not_covered),
+        not_covered=not_covered_by(
+            plan, noise_origin, seeds_given, (*(CLASSES_FROM_DATA,) * classes_from_data, *earlier.not_covered)
+        ),
         versions=versions,
         ledger=ledger,
         post_processing=post_processing,

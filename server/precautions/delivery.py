@@ -15,7 +15,7 @@ from fedsim.errors import Failure
 from server.checkpoint import Checkpoint, read_latest
 from server.checkpoint import write as write_checkpoint
 from server.precautions.patience import patiently
-from server.run_folder import RunFolder
+from server.results.run_folder import RunFolder
 
 CHECKPOINTS = "checkpoints"
 

@@ -19,8 +19,8 @@ from fedsim.models.vocabulary import require_embedded
 from fedsim.resources import Resources
 from fedsim.terminal import say
 from server.packing import Roster
+from server.results.run_folder import RunFolder
 from server.round import Round
-from server.run_folder import RunFolder
 
 ROWS = 2
 """Random rows, as long as a row may be, that each worker computes clipped gradients of."""

@@ -12,7 +12,7 @@ from fedsim.config import EngineConfig, RunConfig, to_flat
 from fedsim.plan import UserSizes
 from fedsim.privacy.events import PoissonSubsampledGaussian
 from fedsim.privacy.ledger import Ledger
-from server.run_folder import write_json
+from server.results.run_folder import write_json
 
 
 def point(**changes: Any) -> Point:

@@ -11,7 +11,7 @@ from small_flags import LOCAL, SMALL
 from experiments.audit.command import Audit
 from experiments.run import main
 from fedsim.errors import InvalidInput
-from server.run_folder import RunFolder
+from server.results.run_folder import RunFolder
 
 RUN = [
     *SMALL, *LOCAL,

@@ -13,7 +13,7 @@ from fedsim.config import RunConfig
 from fedsim.privacy.ledger import Ledger, merged
 from fedsim.privacy.mechanisms import MatrixNoise, RandomisedLaplace
 from server.identity import stored_config
-from server.run_folder import RunFolder
+from server.results.run_folder import RunFolder
 
 WRITTEN = Path(__file__).parent / "runs_of_version_0_1"
 RUNS = ["uls-quantile", "els-matrix", "uls-laplace", "compare/uls", "compare/els"]

@@ -14,7 +14,7 @@ from fedsim.config import EngineConfig, NoiseConfig, PlanConfig, RunConfig
 from fedsim.privacy.accountant import epsilon_bounds
 from fedsim.privacy.events import PoissonSubsampledGaussian, Repeated
 from fedsim.privacy.ledger import LedgerDamaged
-from server.run_folder import write_json
+from server.results.run_folder import write_json
 
 
 def seeds_of(points: list[Point], common: RunConfig, folder: Path) -> dict[str, tuple[int | None, int | None]]:

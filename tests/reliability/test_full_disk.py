@@ -26,7 +26,7 @@ from server import app, checkpoint, round
 from server.checkpoint import Checkpoint, CheckpointWriter, NotKept, write
 from server.precautions import delivery, patience
 from server.precautions.delivery import Undelivered
-from server.run_folder import RunFolder
+from server.results.run_folder import RunFolder
 from server.training import NothingTrained, Training
 
 ROUNDS = 2

@@ -19,8 +19,8 @@ from server.dispatch import Dispatcher
 from server.evaluation import HeldOut
 from server.identity import Seeds
 from server.optimizer import ServerOptimizer
+from server.results.run_folder import RunFolder
 from server.round import Budget, Round
-from server.run_folder import RunFolder
 from server.training import Job, Training
 
 PARAMETERS = 20_000

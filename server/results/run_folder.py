@@ -70,6 +70,11 @@ class RunFolder:
         return self.path / "privacy.json"
 
     @property
+    def card(self) -> Path:
+        """The model's card, Markdown."""
+        return self.path / "README.md"
+
+    @property
     def audit_not_private(self) -> Path:
         """What an audit computed from training users without noise, JSON; never in a folder to be released."""
         return self.path / "audit_not_private.json"
