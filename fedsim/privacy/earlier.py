@@ -25,6 +25,8 @@ from fedsim.privacy.unprotected import Unprotected
 LEDGER, STATEMENT, MODEL = "ledger.jsonl", "privacy.json", "model"
 MARK = "privacy_ledger"
 """Where the config.json of an exported model names the digest of its ledger: a copy without the ledger is noticed."""
+PRECISION = 1e-3
+"""Share of ε below which what is left of a budget is no more than what calibration and bounds leave unused."""
 SAME_PEOPLE, OTHER_PEOPLE = "earlier run", "earlier run, of other people"
 """Purposes of the lines of earlier runs: charged to the same people, or noted at no charge because somebody says that
 none of these people is in the data now."""
@@ -140,10 +142,10 @@ class Earlier:
             Certified upper bound on the ε that is spent already.
 
         Raises:
-            InvalidInput: When that is not below epsilon.
+            InvalidInput: When that is not below epsilon by more than PRECISION.
         """
         spent = epsilon_bounds(self.event, delta, adjacency=adjacency).upper
-        if spent >= epsilon and math.isfinite(epsilon):
+        if spent * (1 + PRECISION) >= epsilon and math.isfinite(epsilon):
             runs = " and ".join(self.names)
             hint = "The limit is of the whole: training cannot take back what was released before it."
             if math.isinf(spent):
