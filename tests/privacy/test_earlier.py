@@ -92,6 +92,15 @@ def test_what_is_not_as_it_was_written_is_refused(tmp_path: Path, harm: Callable
         earlier(folder)
 
 
+def test_a_shortened_ledger_of_adapters_is_told_by_their_statement(tmp_path: Path) -> None:
+    run = finished(tmp_path / "x")
+    (run / "model/config.json").unlink()  # adapters have none
+    assert earlier(run / "model").names == ("x",)
+    without_last_line(run / "model/ledger.jsonl")
+    with pytest.raises(InvalidInput, match="counts other charges than"):
+        earlier(run / "model")
+
+
 def test_any_other_model_has_no_earlier_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert earlier(tmp_path) == Earlier()
