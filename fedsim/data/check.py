@@ -5,12 +5,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from fedsim.data.chat import Conversation
 from fedsim.data.config import MISSING_IDS
 from fedsim.data.records import JOINED, BadRecord, Malformed, Records, Tally
 from fedsim.data.user_ids import canonical_id
 
-Render = Callable[[list[dict[str, str]]], tuple[str, str]]
-"""A conversation as (what is read, what is to be predicted)."""
+Render = Callable[[list[dict[str, str]]], Conversation]
+"""A conversation as text."""
 
 BINARY_USER = (
     "user whose bytes are no text in UTF-8 (binary ids that are no text: write them as UUIDs or in hexadecimal)"
@@ -28,13 +29,13 @@ def good_records(
     normalised: bool = False,
     missing_ids: Collection[str] = MISSING_IDS,
     owners_separator: str | None = None,
-) -> dict[str, list[str]]:
+) -> dict[str, list[Any]]:
     """The good records of a part.
 
     Args:
         part: Records in order.
         columns: The column of each role ("user", "text" or "messages", …).
-        render: Turns a conversation into text.
+        render: Turns a conversation into text; raises BadRecord for one that it cannot.
         bad: Counts those left out.
         doubtful: Counts those of the good ones that may be several.
         normalised: See `canonical_id`.
@@ -42,13 +43,11 @@ def good_records(
         owners_separator: What stands between the owners where they are text; without one a text must be a JSON list.
 
     Returns:
-        For each of the roles "user", "text", and where the data has them "prompt" and "label", one string a record;
-        users and labels as `canonical_id` writes them.
+        For each of the roles "user", "text" or "messages", and where the data has them "prompt" and "label", one
+        string a record (a Conversation for "messages"); users and labels as `canonical_id` writes them.
     """
-    roles = [role for role in columns if role not in ("owners", "messages")]
-    if "messages" in columns:
-        roles += ["prompt", "text"]
-    good: dict[str, list[str]] = {role: [] for role in roles}
+    roles = [role for role in columns if role != "owners"]
+    good: dict[str, list[Any]] = {role: [] for role in roles}
     identify = partial(canonical_id, normalised=normalised, missing=frozenset(missing_ids))
     doubtful = Tally() if doubtful is None else doubtful
     for records in part:
@@ -100,8 +99,8 @@ def _is_unicode(values: Sequence[str]) -> bool:
 
 def _check(
     record: dict[str, Any], render: Render, identify: Callable[..., str], owners_separator: str | None
-) -> dict[str, str]:
-    """A record's strings by role.
+) -> dict[str, Any]:
+    """A record's strings by role, and its conversation.
 
     Raises:
         BadRecord: Why it is left out.
@@ -109,7 +108,7 @@ def _check(
     if whole := next((value for value in record.values() if isinstance(value, Malformed)), None):
         raise BadRecord(whole.reason)
     owners = record.pop("owners", None)
-    good = {"user": identify(record.pop("user"))}
+    good: dict[str, Any] = {"user": identify(record.pop("user"))}
     if not _is_unicode([good["user"]]):
         raise BadRecord(BINARY_USER)
     if owners is not None:
@@ -123,7 +122,7 @@ def _check(
     if "label" in record:
         good["label"] = canonical_id(record.pop("label"), "label")
     if "messages" in record:
-        good["prompt"], good["text"] = render(_messages(record.pop("messages")))
+        good["messages"] = render(_messages(record.pop("messages")))
     for role, value in record.items():
         if value is None and role == "prompt":
             value = ""
@@ -132,9 +131,10 @@ def _check(
         if not isinstance(value, str):
             raise BadRecord(f"{role} of the wrong type ({type(value).__name__})")
         good[role] = value
-    if not good["text"].strip():
+    texts = [value.text if isinstance(value, Conversation) else value for value in good.values()]
+    if not (good["messages"].text if "messages" in good else good["text"]).strip():
         raise BadRecord("empty text")
-    if not _is_unicode(list(good.values())):
+    if not _is_unicode(texts):
         raise BadRecord("invalid UTF-8")
     return good
 

@@ -12,6 +12,7 @@ Recipe = Literal["stackoverflow", "cc-news", "enron"]
 LongTexts = Literal["split", "truncate", "pack"]
 UserIds = Literal["as-is", "normalised"]
 Quotes = Literal["double", "none"]
+Replies = Literal["last", "all"]
 
 MISSING_IDS = ("nan", "NaN", "NA", "N/A", "None", "NULL", "null", "<NA>", "\\N", "#N/A")
 """How pandas, R, spreadsheets and databases write a missing value into text."""
@@ -36,10 +37,14 @@ class DataConfig:
     text_column: str | None = None
     """Column with the text; "text" when not given."""
     prompt_column: str | None = None
-    """Column with a prompt that is put before the text and not counted in the loss."""
+    """Column with a prompt that is put before the text and not counted in the loss; with labels, the first text of
+    a pair."""
     messages_column: str | None = None
     """Column with a conversation (a list of {"role", "content"}), used in place of the text through the tokenizer's
-    chat template; only the last message counts in the loss when the assistant wrote it."""
+    chat template."""
+    replies: Replies = "last"
+    """Conversations. last: the last message alone counts in the loss where the assistant wrote it, else everything.
+    all: every message of the assistant counts, to the token that ends its turn, and nothing else."""
     label_column: str | None = None
     """Column with the class, for classification (strings or whole numbers)."""
     label_names: tuple[str, ...] = ()
@@ -80,7 +85,8 @@ class DataConfig:
     deduplicate: bool = True
     """Keep one of the identical examples of a user."""
     special_tokens: bool = True
-    """Let the tokenizer add its own special tokens (Llama's beginning-of-text; GPT-2 has none)."""
+    """Let the tokenizer add its own special tokens (Llama's beginning-of-text; GPT-2 has none): where an example
+    begins, and around every row of a labelled one ([CLS], [SEP])."""
     end_of_text: bool = False
     """End every example with the tokenizer's end-of-text token."""
     validation_fraction: float = 0.1
@@ -91,12 +97,20 @@ class DataConfig:
     """Key of the hash that assigns users to train, validation and test."""
     bad_rows: Literal["skip", "refuse"] = "skip"
     """Rows of which it is not certain whose they are (no user, quotes or fields that do not match, owners that cannot
-    be read), with invalid UTF-8, with empty text or of the wrong type: count and skip, or stop."""
+    be read), with invalid UTF-8, with empty text, of the wrong type, and conversations that the chat template
+    refuses: count and skip, or stop."""
     memory_limit: str = "1GB"
     """Memory that grouping by user may take before it spills to disk."""
 
     def __post_init__(self) -> None:
-        choices = {"source": Source, "recipe": Recipe, "long_texts": LongTexts, "user_ids": UserIds, "quotes": Quotes}
+        choices = {
+            "source": Source,
+            "recipe": Recipe,
+            "long_texts": LongTexts,
+            "user_ids": UserIds,
+            "quotes": Quotes,
+            "replies": Replies,
+        }
         for name, values in choices.items():
             value, allowed = getattr(self, name), get_args(values)
             if value not in allowed and not (name == "recipe" and value is None):
@@ -129,6 +143,9 @@ class DataConfig:
                     flag = f"data.{name.replace('_', '-')}"
                     hint = "Add --data.source files (or hub) to read your own data."
                     raise InvalidInput(flag, getattr(self, name), "left out when data.source is docstrings", hint)
+        if self.replies != "last" and not self.messages_column:
+            hint = "Name the conversations with --data.messages-column."
+            raise InvalidInput("data.replies", self.replies, "left out without conversations", hint)
         if self.messages_column and (self.prompt_column or self.text_column):
             raise InvalidInput("data.messages-column", self.messages_column, "given without a text or prompt column")
         if self.label_names and len(set(self.label_names)) < max(2, len(self.label_names)):

@@ -2,16 +2,22 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers
 
+from fedsim.data.backends import Ranges, backend_of
+from fedsim.data.chat import ChatTemplate, Conversation
+from fedsim.data.config import Replies
+from fedsim.data.frame import BARE, Frame
 from fedsim.errors import InvalidInput
 
-PROBE = ["The quick brown fox.", "def f(x):\n    return x", "Ünïcode, 中文 and 1234567890!"]
+Framed = Literal["text", "pair"]
+"""text: each row is a text by itself. pair: a prompt and a text, which the tokenizer puts something between."""
 
 
 class TextEncoder:
@@ -22,15 +28,26 @@ class TextEncoder:
             returns a list of lists of token ids (its vocab_size and eos_token_id are used where it has them).
         special_tokens: Let the tokenizer add its own special tokens (a callable decides for itself).
         end_of_text: End every text with the tokenizer's end-of-text token.
+        framed: The special tokens are to stand around every row, however it is cut (`frame`), and not around texts.
+        replies: Which of the assistant's messages in a conversation count in the loss.
 
     Raises:
         InvalidInput: If it is none of these, or has no end-of-text token when one is asked for.
     """
 
-    def __init__(self, tokenizer: Any, *, special_tokens: bool = True, end_of_text: bool = False):
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        special_tokens: bool = True,
+        end_of_text: bool = False,
+        framed: Framed | None = None,
+        replies: Replies = "last",
+    ):
         self._tokenizer = tokenizer
         self._special_tokens = special_tokens
-        self._encode, identity = _adapt(tokenizer)
+        self._replies = replies
+        self._backend = backend_of(tokenizer)
         self.vocabulary_size: int | None = _vocabulary_size(tokenizer)
         """Tokens that the tokenizer can give, where it says so."""
         self.dtype: np.dtype = np.min_scalar_type((self.vocabulary_size or 2**32) - 1)
@@ -43,8 +60,10 @@ class TextEncoder:
                 self._end = next((token for token in known if token is not None), None)
             if self._end is None:
                 raise InvalidInput("data.end-of-text", True, "False for a tokenizer without an end-of-text token")
+        self.frame: Frame | None = None if framed is None else self._frame(pair=framed == "pair")
+        """What stands around every row; None where special tokens stand around texts."""
         template = getattr(tokenizer, "chat_template", None)
-        self.fingerprint: str = _hash([identity, template])
+        self.fingerprint: str = _hash([self._backend.identity, template])
         """Hash of the tokenizer, hexadecimal: equal when it encodes alike."""
 
     def encode(self, texts: Sequence[str], *, begin: bool = True, end: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -58,9 +77,62 @@ class TextEncoder:
         Returns:
             (token ids of the narrowest type [total tokens], tokens of each text int64 [texts]).
         """
-        rows = self._encode(list(texts), begin and self._special_tokens)
+        rows = self._backend.encode(list(texts), begin and self._special_tokens)
         if end and self._end is not None:
             rows = [[*row, self._end] for row in rows]
+        return self._joined(rows)
+
+    def encode_framed(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of texts that are to be put into `frame`, end to end, as `encode` returns them.
+
+        The token that ends a text is in none of them: a text that spells it ("</s>", in HTML) is read letter by
+        letter. Classifiers that answer at this token refuse rows of which one has more of it than another.
+        """
+        rows = self._backend.encode(list(texts), False)
+        end = getattr(self._tokenizer, "eos_token_id", None)
+        if end is not None and self.frame:
+            spelt = [place for place, row in enumerate(rows) if end in row]
+            literal = self._backend.encode_literally([texts[place] for place in spelt]) if spelt else []
+            for place, row in zip(spelt, literal, strict=True):
+                rows[place] = row
+        return self._joined(rows)
+
+    def encode_conversations(self, conversations: Sequence[Conversation]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens of conversations as the chat template wrote them, end to end.
+
+        Returns:
+            (token ids of the narrowest type [total tokens], tokens of each conversation int64 [conversations],
+            uint8 [total tokens]: 1 where a token counts in the loss).
+        """
+        texts, said = [talk.text for talk in conversations], [talk.said for talk in conversations]
+        rows, ranges = self._backend.ranges(texts, said)
+        scored = [_within(places, len(row)) for row, places in zip(rows, ranges, strict=True)]
+        if self._end is not None:
+            rows = [[*row, self._end] for row in rows]
+            scored = [np.append(marks, talk.ends_said) for marks, talk in zip(scored, conversations, strict=True)]
+        marks = np.concatenate(scored) if scored else np.empty(0)
+        return *self._joined(rows), marks.astype(np.uint8)
+
+    def render(self, messages: list[dict[str, str]]) -> Conversation:
+        """A conversation through the tokenizer's chat template.
+
+        Raises:
+            InvalidInput: If the tokenizer has no chat template.
+            BadRecord: See `ChatTemplate.render`.
+        """
+        return self._chat.render(messages)
+
+    @cached_property
+    def _chat(self) -> ChatTemplate:
+        return ChatTemplate(self._tokenizer, self._replies)
+
+    def _frame(self, *, pair: bool) -> Frame:
+        found = self._backend.frame(pair) if self._special_tokens else BARE
+        if self._end is None or self._end in found.after:
+            return found
+        return Frame(before=found.before, between=found.between, after=(self._end, *found.after))
+
+    def _joined(self, rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
         lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
         tokens = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths.sum()))
         limit = self.vocabulary_size or 2**32
@@ -68,50 +140,15 @@ class TextEncoder:
             raise InvalidInput("tokenizer", type(self._tokenizer).__name__, f"one whose ids are from 0 to {limit - 1}")
         return tokens.astype(self.dtype), lengths
 
-    def render(self, messages: list[dict[str, str]]) -> tuple[str, str]:
-        """A conversation as (what is read, what is to be predicted), through the tokenizer's chat template.
 
-        The second part is the last message, when the assistant wrote it and the template renders the conversation
-        as its beginning followed by that message; otherwise everything is to be predicted and the first is empty.
-
-        Raises:
-            InvalidInput: If the tokenizer has no chat template.
-        """
-        if not getattr(self._tokenizer, "chat_template", None):
-            hint = "Use a chat model's tokenizer, or set tokenizer.chat_template."
-            raise InvalidInput("data.messages-column", "given", "left out: the tokenizer has no chat template", hint)
-        whole = self._tokenizer.apply_chat_template(messages, tokenize=False)
-        if len(messages) > 1 and messages[-1].get("role") == "assistant":
-            read = self._tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
-            if whole.startswith(read):
-                return read, whole[len(read) :]
-        return "", whole
-
-
-def _adapt(tokenizer: Any) -> tuple[Callable[[list[str], bool], list[list[int]]], str]:
-    """How to encode a list of texts, and a text that identifies the tokenizer."""
-    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    if isinstance(backend, tokenizers.Tokenizer):
-        # A copy, because truncation and padding that a caller left switched on would cut or fill examples.
-        own = tokenizers.Tokenizer.from_str(backend.to_str())
-        own.no_truncation()
-        own.no_padding()
-
-        def encode(texts: list[str], special: bool) -> list[list[int]]:
-            return [row.ids for row in own.encode_batch_fast(texts, add_special_tokens=special)]
-
-        return encode, own.to_str()
-    if hasattr(tokenizer, "convert_tokens_to_ids") and callable(tokenizer):
-
-        def encode(texts: list[str], special: bool) -> list[list[int]]:
-            rows: list[list[int]] = tokenizer(texts, add_special_tokens=special)["input_ids"]
-            return rows
-
-        return encode, json.dumps([tokenizer.get_vocab(), encode(PROBE, True)], sort_keys=True)
-    if callable(tokenizer):
-        return lambda texts, special: tokenizer(texts), json.dumps([list(map(int, row)) for row in tokenizer(PROBE)])
-    allowed = "a tokenizers.Tokenizer, a Hugging Face tokenizer, or a callable from texts to lists of token ids"
-    raise InvalidInput("tokenizer", type(tokenizer).__name__, allowed)
+def _within(places: Ranges, length: int) -> np.ndarray:
+    """bool [length]: True within one of the ranges."""
+    edges = np.zeros(length + 1, dtype=np.int64)
+    for first, last in places:
+        edges[first] += 1
+        edges[last] -= 1
+    inside: np.ndarray = np.cumsum(edges)[:-1] > 0
+    return inside
 
 
 def _vocabulary_size(tokenizer: Any) -> int | None:

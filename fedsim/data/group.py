@@ -68,7 +68,7 @@ class GroupedParts:
         Yields:
             (keys uint64 [users, 2] ascending, their examples in the order of the data).
         """
-        extra = [column for column in ("prefix", "label") if column in self._columns]
+        extra = [column for column in ("prefix", "scored", "label") if column in self._columns]
         names = ", ".join(["high", "low", "tokens", *extra])
         query = self._connection.sql(f"SELECT {names} FROM {self._examples} ORDER BY high, low, ordinal")
         waiting: list[pa.RecordBatch] = []
@@ -164,24 +164,29 @@ class GroupedParts:
         keys = np.stack([table[name].to_numpy() for name in ("high", "low")], axis=1)
         begins = np.ones(len(keys), dtype=bool)
         begins[1:] = (keys[1:] != keys[:-1]).any(axis=1)
-        values = table["tokens"].cast(pa.large_binary()).combine_chunks()
-        values = values.chunk(0) if isinstance(values, pa.ChunkedArray) else values
-        ends = np.frombuffer(values.buffers()[1], np.int64)[values.offset : values.offset + len(values) + 1]
-        width = self._token_type.itemsize
-        data = (
-            np.frombuffer(values.buffers()[2], np.uint8)[ends[0] : ends[-1]] if len(values) else np.empty(0, np.uint8)
-        )
+        data, lengths = _ragged(table["tokens"])
         classes = None
         if self.classes:
             classes = pc.index_in(table["label"], pa.array(self.classes)).to_numpy().astype(np.int32)
         examples = Examples(
             tokens=np.frombuffer(data, self._token_type),
-            lengths=np.diff(ends) // width,
+            lengths=lengths // self._token_type.itemsize,
             users=np.cumsum(begins) - 1,
             prefixes=table["prefix"].to_numpy().astype(np.int64) if "prefix" in self._columns else None,
+            scored=_ragged(table["scored"])[0] if "scored" in self._columns else None,
             classes=classes,
         )
         return keys[begins], examples
+
+
+def _ragged(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes of a column of binary values end to end, uint8, and how many each has, int64."""
+    values = column.cast(pa.large_binary()).combine_chunks()
+    values = values.chunk(0) if isinstance(values, pa.ChunkedArray) else values
+    if not len(values):
+        return np.empty(0, np.uint8), np.empty(0, np.int64)
+    ends = np.frombuffer(values.buffers()[1], np.int64)[values.offset : values.offset + len(values) + 1]
+    return np.frombuffer(values.buffers()[2], np.uint8)[ends[0] : ends[-1]], np.diff(ends)
 
 
 def _key(batch: pa.RecordBatch, place: int) -> tuple[int, int]:

@@ -16,9 +16,10 @@ import numpy as np
 from filelock import FileLock
 
 from fedsim.cache import default_cache, unwritable
+from fedsim.data.chat import REFUSED
 from fedsim.data.config import DataConfig
 from fedsim.data.doubts import owner_columns
-from fedsim.data.encode import TextEncoder
+from fedsim.data.encode import Framed, TextEncoder
 from fedsim.data.group import GroupedParts
 from fedsim.data.recipes import resolve
 from fedsim.data.records import Tally
@@ -104,7 +105,23 @@ def _prepared(path: Path, encoder: TextEncoder) -> UserStore:
 
 
 def _encoder(config: DataConfig, tokenizer: Any) -> TextEncoder:
-    return TextEncoder(tokenizer, special_tokens=config.special_tokens, end_of_text=config.end_of_text)
+    """How texts become tokens. Labelled rows are read by a classifier: each needs the special tokens, but for
+    conversations, in which the chat template writes them."""
+    framed: Framed | None = "pair" if config.prompt_column else "text"
+    if not config.label_column or config.messages_column:
+        framed = None
+    encoder = TextEncoder(
+        tokenizer,
+        special_tokens=config.special_tokens,
+        end_of_text=config.end_of_text,
+        framed=framed,
+        replies=config.replies,
+    )
+    least = len(encoder.frame or ()) + (2 if framed == "pair" else 1)
+    if config.sequence_length < least:
+        allowed = f"at least {least}: the tokenizer's special tokens, which every row gets, and some text"
+        raise InvalidInput("data.sequence-length", config.sequence_length, allowed)
+    return encoder
 
 
 def _recipe(config: DataConfig, source: Source, encoder: TextEncoder) -> dict[str, Any]:
@@ -227,7 +244,7 @@ def _group(
             done += len(examples.lengths)
             kept = distinct(examples) if config.deduplicate else examples
             duplicates += len(examples.lengths) - len(kept.lengths)
-            rows = rows_of(kept, config.sequence_length, config.long_texts, config.minimum_tokens)
+            rows = rows_of(kept, config.sequence_length, config.long_texts, config.minimum_tokens, frame=encoder.frame)
             writer.append(keys, of_users_with(rows, config.minimum_rows))
             progress("Grouping by user", done, good)
         names, classes = parts.user_names(writer.keys), parts.classes
@@ -274,6 +291,11 @@ def _splits(hashes: np.ndarray, config: DataConfig) -> dict[str, list[int]]:
 
 
 def _no_user(config: DataConfig, records: int, bad: Tally) -> InvalidInput:
+    refused = {reason: count for reason, count in bad.counts.items() if reason.startswith(REFUSED)}
+    if refused and bad.total == records:
+        allowed = "conversations as the tokenizer's chat template takes them"
+        hint = f"{sum(refused.values()):,} of {records:,} records: {bad.in_words()}."
+        return InvalidInput("data.messages-column", config.messages_column, allowed, hint)
     where = config.path or ", ".join(config.packages)
     hint = (
         f"It has {records} records ({bad.in_words() or 'none bad'}); no user is left for training with "

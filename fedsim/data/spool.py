@@ -95,15 +95,7 @@ def _write_part(
     keys = {user: user_key(user, config.split_seed) for user in dict.fromkeys(examples["user"])}
     ordinals = np.arange(read, read + len(examples["user"]), dtype=np.int64)
     columns: dict[str, Any] = _halves(map(keys.__getitem__, examples["user"])) | {"ordinal": ordinals}
-    if "prompt" in examples:
-        # A chat template writes the special tokens itself.
-        prompts, prefix = encoder.encode(examples["prompt"], begin="messages" not in source.columns, end=False)
-        tokens, lengths = encoder.encode(examples["text"], begin=False)
-        tokens, lengths = _interleaved(prompts, prefix, tokens, lengths)
-        columns["prefix"] = prefix.astype(np.int32)
-    else:
-        tokens, lengths = encoder.encode(examples["text"])
-    columns["tokens"] = _binary(tokens, lengths)
+    columns |= _encoded(examples, encoder)
     if "label" in examples:
         columns["label"] = pa.array(examples["label"], pa.string())
     users = _halves(keys.values()) | _spellings(list(keys))
@@ -112,6 +104,24 @@ def _write_part(
     table = pa.table(columns).replace_schema_metadata({name: json.dumps(rows) for name, rows in found.items()})
     _write(table, folder / f"examples-{number:06d}.parquet")
     return found
+
+
+def _encoded(examples: dict[str, list[Any]], encoder: TextEncoder) -> dict[str, Any]:
+    """The examples' "tokens", and which of them count in the loss: "prefix", "scored", or neither for all."""
+    if "messages" in examples:  # A chat template writes the special tokens itself.
+        tokens, lengths, scored = encoder.encode_conversations(examples["messages"])
+        return {"tokens": _binary(tokens, lengths), "scored": _binary(scored, lengths)}
+    framed = encoder.frame is not None
+    if "prompt" not in examples:
+        encode = encoder.encode_framed if framed else encoder.encode
+        return {"tokens": _binary(*encode(examples["text"]))}
+    if framed:
+        prompts, prefix = encoder.encode_framed(examples["prompt"])
+        tokens, lengths = encoder.encode_framed(examples["text"])
+    else:
+        prompts, prefix = encoder.encode(examples["prompt"], end=False)
+        tokens, lengths = encoder.encode(examples["text"], begin=False)
+    return {"tokens": _binary(*_interleaved(prompts, prefix, tokens, lengths)), "prefix": prefix.astype(np.int32)}
 
 
 def _spellings(users: list[str]) -> dict[str, Any]:

@@ -13,9 +13,16 @@ import pyarrow as pa
 from fedsim.errors import InvalidInput
 from fedsim.rows import IGNORED_LABEL, TokenRows
 
-FORMAT = 3
+FORMAT = 4
 """1 could hold one person as several users: ids of text files were not compared as numbers. 2 could hold a user "nan":
-people whose ids were missing, some of them under their own ids too."""
+people whose ids were missing, some of them under their own ids too. 3 could hold rows with labels that lacked special
+tokens, cut off with the end of a long text or never put on a later piece."""
+EARLIER = {
+    1: ": ids that are one user now, or none, may be users in it",
+    2: ": ids that are one user now, or none, may be users in it",
+    3: ": rows with labels may lack the tokenizer's special tokens in it",
+}
+"""What may be wrong with a store of an earlier format."""
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation", "test")
 VERIFIED_ON_OPENING = 16 << 20
@@ -159,6 +166,8 @@ class UserStore:
             within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
             ignored = within < np.repeat(self._columns["ignored_prefix"][rows], lengths)
             labels = np.where(ignored, IGNORED_LABEL, tokens)
+        if "scored" in self._columns:
+            labels = np.where(self._columns["scored"][places], tokens, IGNORED_LABEL)
         if "class" in self._columns:
             classes = self._columns["class"][rows].astype(np.int64)
         return TokenRows(tokens=tokens, offsets=offsets, labels=labels, classes=classes)
@@ -206,8 +215,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         raise _damaged(path, f"{MANIFEST} is not valid") from None
     if found != FORMAT:
-        known = found in (1, 2)
-        hint = f"Build it again{': ids that are one user now, or none, may be users in it' if known else ''}."
+        hint = f"Build it again{EARLIER.get(found, '')}."
         raise InvalidInput("store", str(path), f"of format {FORMAT} (this one is {found})", hint)
     if manifest_checksum(manifest) != expected:
         raise _damaged(path, f"the checksum of {MANIFEST} is wrong")

@@ -15,6 +15,7 @@ from fedsim.data.store import FORMAT, MANIFEST, checksum, manifest_checksum
 
 FILES = {
     "token": "tokens.arrow",
+    "scored": "tokens.arrow",
     "start": "rows.arrow",
     "length": "rows.arrow",
     "ignored_prefix": "rows.arrow",
@@ -55,6 +56,8 @@ class StoreWriter:
         self._keys.append(keys[owners])
         self._rows_per_user.append(counts)
         self._put("token", rows.tokens.astype(self._types["token"], copy=False))
+        if rows.scored is not None:
+            self._put("scored", rows.scored)
         self._put("start", self.num_tokens + np.cumsum(rows.lengths) - rows.lengths)
         self._put("length", rows.lengths.astype(np.int32))
         if rows.prefixes is not None:

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from fedsim.data.chat import Conversation
 from fedsim.data.check import good_records
 from fedsim.data.config import DataConfig
 from fedsim.data.recipes import resolve
@@ -49,7 +50,7 @@ def read_texts(config: DataConfig) -> tuple[dict[str, Counter[str]], dict[str, i
         "owners_separator": config.owners_separator,
         "missing_ids": config.missing_ids,
     }
-    good = good_records(list(source.read()), source.columns, lambda _: ("", ""), bad, **options)
+    good = good_records(list(source.read()), source.columns, lambda _: Conversation("", []), bad, **options)
     texts: dict[str, Counter[str]] = {}
     for user, text in zip(good["user"], good["text"], strict=True):
         texts.setdefault(user, Counter())[text] += 1

@@ -1,0 +1,25 @@
+"""The special tokens around a row, which stay whole however long its text is."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """What a tokenizer puts around a text, or around a prompt and a text.
+
+    Attributes:
+        before: Before the prompt, or before the text where there is none ([CLS], <s>).
+        between: Between a prompt and its text.
+        after: Behind the text ([SEP], </s>).
+    """
+
+    before: tuple[int, ...] = ()
+    between: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.before) + len(self.between) + len(self.after)
+
+
+BARE = Frame()
+"""No special tokens."""
