@@ -25,11 +25,11 @@ from fedsim.gradients import (
     LocalSteps,
     Objective,
     ParameterLayout,
-    SequenceClassification,
     clipped_sum,
     clipped_units,
     gradient_paths,
     note_reference,
+    random_rows,
 )
 from fedsim.gradients.clipping import LARGEST_NORM
 from fedsim.models.evaluate import evaluate_rows
@@ -154,9 +154,7 @@ class Worker:
         """Clipped gradients over a full micro-batch of random tokens, for measuring; returns its tokens."""
         length = self.computing.row_tokens
         count = max(1, max_tokens // length)
-        tokens = np.random.default_rng(0).integers(0, self.vocabulary, count * length)
-        classes = np.zeros(count, np.int64) if isinstance(self.objective, SequenceClassification) else None
-        rows = TokenRows(tokens=tokens, offsets=np.arange(count + 1, dtype=np.int64) * length, classes=classes)
+        rows = random_rows(self.objective, count, length, self.vocabulary)
         common: dict[str, Any] = {
             "objective": self.objective,
             "max_tokens": max(max_tokens, length),
@@ -171,7 +169,7 @@ class Worker:
             finite = bool(clipped_sum(self.model, rows, np.arange(count), Clip(norm=1.0), **common).finite.any())
         if not finite:
             raise Failure("no gradient of random tokens is finite: look at the model's weights and --engine.precision")
-        return len(tokens)
+        return len(rows.tokens)
 
     def _fetched(self, plan: Plan, request: Work) -> Fetched:
         """The rows of the request's units and each row's unit: fetched ahead, or now."""

@@ -52,8 +52,11 @@ class Generate:
 
         loaded = loaded_for_use(self.folder, self.device)
         if loaded.config.task != "causal-lm":
-            hint = "Classify with it: evaluate, or transformers' text-classification pipeline."
-            raise InvalidInput("folder", self.folder, "a language model, and this is a classifier", hint)
+            classifier = loaded.config.task == "sequence-classification"
+            kind = "a classifier" if classifier else "one of encoder and decoder"
+            pipeline = "classification" if classifier else "2text-generation"
+            hint = f"Measure it with evaluate, or use transformers' text{'-' * classifier}{pipeline} pipeline."
+            raise InvalidInput("folder", self.folder, f"a causal language model, and this is {kind}", hint)
         answers = []
         for place, prompt in enumerate(prompts):
             texts = continued(loaded, prompt, decoding, place)

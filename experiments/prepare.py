@@ -26,7 +26,7 @@ class Prepare:
     data: DataConfig = field(default_factory=DataConfig)
     """Which data, and how it becomes rows of tokens."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """The model whose tokenizer encodes the text."""
+    """The model whose tokenizer encodes the text; its task says whether prompt and text are apart."""
     output: str | None = None
     """Folder for the store; by default the cache, where training looks for it. Elsewhere, train on it with
     --data.source store --data.path FOLDER."""
@@ -34,12 +34,13 @@ class Prepare:
     """Print the store's manifest as one JSON object instead of a table."""
 
     def run(self) -> int:
+        apart = self.model.reads_apart
         with shown() as progress:
             tokenizer = _tokenizer(self.model, progress)
             if self.output is None:
-                store = open_or_build(self.data, tokenizer, progress=progress)
+                store = open_or_build(self.data, tokenizer, progress=progress, apart=apart)
             else:
-                store = build_store(self.data, tokenizer, self.output, progress=progress)
+                store = build_store(self.data, tokenizer, self.output, progress=progress, apart=apart)
         if self.json:
             print(json.dumps({"path": str(store.path), **store.manifest}, ensure_ascii=False))
         else:

@@ -90,7 +90,8 @@ def open_data(data: DataConfig, loaded: LoadedModel, progress: Progress = silent
     if loaded.context and not ready and data.sequence_length > loaded.context:
         allowed = f"at most the {loaded.context} tokens that the model can read"
         raise InvalidInput("data.sequence-length", data.sequence_length, allowed)
-    store = open_or_build(data, loaded.tokenizer, default_cache(), progress)
+    apart = loaded.config.reads_apart
+    store = open_or_build(data, loaded.tokenizer, default_cache(), progress, apart=apart)
     longest = int(store.row_lengths.max(initial=0)) if ready else 0
     if loaded.context and longest > loaded.context:
         allowed = f"a store whose rows have at most the {loaded.context} tokens that the model can read"

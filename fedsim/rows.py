@@ -1,7 +1,7 @@
 """Ragged rows of tokens, and the users that own them: what a user store hands to plans, gradients and evaluation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -71,6 +71,13 @@ class TokenRows:
         np.cumsum([len(row) for row in rows], out=offsets[1:])
         tokens = np.array([token for row in rows for token in row], dtype=np.int64)
         return cls(tokens=tokens, offsets=offsets, classes=classes)
+
+
+def with_prompts(rows: TokenRows) -> TokenRows:
+    """The same rows, of which the first half of the tokens is not to be predicted."""
+    places = np.arange(len(rows.tokens)) - np.repeat(rows.offsets[:-1], rows.lengths)
+    labels = np.where(2 * places < np.repeat(rows.lengths, rows.lengths), IGNORED_LABEL, rows.tokens)
+    return replace(rows, labels=labels)
 
 
 class RowView(Protocol):

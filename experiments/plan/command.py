@@ -160,7 +160,7 @@ class PlanCommand:
 
         if data.source == "store":
             return UserStore.open(str(data.path)).split("train")
-        return open_or_build(data, self._loaded().tokenizer).split("train")
+        return open_or_build(data, self._loaded().tokenizer, apart=self.model.reads_apart).split("train")
 
     def _loaded(self) -> Any:
         from fedsim.cache import default_cache
@@ -178,7 +178,7 @@ class PlanCommand:
             from fedsim.data.ingest import open_or_build
 
             loaded = self._loaded()
-            view = open_or_build(self.public, loaded.tokenizer)
+            view = open_or_build(self.public, loaded.tokenizer, apart=self.model.reads_apart)
             curves.insert(0, measure_norms(loaded.model, loaded.objective, view))
         return curves
 

@@ -28,6 +28,9 @@ class Backend(Protocol):
     def encode_literally(self, texts: list[str]) -> list[list[int]]:
         """Tokens of each text, in which the names of special tokens are letters like others."""
 
+    def encode_target(self, texts: list[str]) -> list[list[int]]:
+        """Tokens of texts that a decoder is to write, without special tokens: some have a vocabulary for them."""
+
     def frame(self, pair: bool) -> Frame:
         """The special tokens that the tokenizer puts around a text, or around and between two."""
 
@@ -72,6 +75,9 @@ class _Library:
         finally:
             self._own.encode_special_tokens = False
 
+    def encode_target(self, texts: list[str]) -> list[list[int]]:
+        return self.encode(texts, False)
+
     def frame(self, pair: bool) -> Frame:
         text = " ".join(PROBE)
         row = self._own.encode(text, text if pair else None)
@@ -107,6 +113,10 @@ class _Python:
         rows: list[list[int]] = found["input_ids"]
         return rows
 
+    def encode_target(self, texts: list[str]) -> list[list[int]]:
+        rows: list[list[int]] = self._tokenizer(text_target=texts, add_special_tokens=False)["input_ids"]
+        return rows
+
     def frame(self, pair: bool) -> Frame:
         row = self._tokenizer.build_inputs_with_special_tokens([-1], [-2] if pair else None)
         return _frame(row, [{-1: 0, -2: 1}.get(token) for token in row], pair)
@@ -128,11 +138,26 @@ class _Function:
     def encode_literally(self, texts: list[str]) -> list[list[int]]:
         return self._tokenizer(texts)
 
+    def encode_target(self, texts: list[str]) -> list[list[int]]:
+        return self._tokenizer(texts)
+
     def frame(self, pair: bool) -> Frame:
         return BARE
 
     def ranges(self, texts: list[str], ranges: Sequence[Ranges]) -> tuple[list[list[int]], list[Ranges]]:
         return _piecewise(self._tokenizer, texts, ranges)
+
+
+def target_frame(tokenizer: Any) -> Frame:
+    """The special tokens around a text that a decoder is to write: a Hugging Face tokenizer may have others there."""
+    if not hasattr(tokenizer, "convert_tokens_to_ids"):
+        return backend_of(tokenizer).frame(pair=False)
+    text = " ".join(PROBE)
+    bare, row = (tokenizer(text_target=text, add_special_tokens=special)["input_ids"] for special in (False, True))
+    places = [place for place in range(len(row) - len(bare) + 1) if row[place : place + len(bare)] == bare]
+    begin = places[0] if bare and places else len(row)
+    inside = range(begin, begin + len(bare))
+    return _frame(row, [0 if place in inside else None for place in range(len(row))], pair=False)
 
 
 def _frame(row: Sequence[int], sequences: Sequence[int | None], pair: bool) -> Frame:

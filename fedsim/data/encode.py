@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from typing import Any, Literal
@@ -10,14 +11,15 @@ from typing import Any, Literal
 import numpy as np
 import tokenizers
 
-from fedsim.data.backends import Ranges, backend_of
+from fedsim.data.backends import Ranges, backend_of, target_frame
 from fedsim.data.chat import ChatTemplate, Conversation
 from fedsim.data.config import Replies
 from fedsim.data.frame import BARE, Frame
 from fedsim.errors import InvalidInput
 
-Framed = Literal["text", "pair"]
-"""text: each row is a text by itself. pair: a prompt and a text, which the tokenizer puts something between."""
+Framed = Literal["text", "pair", "apart"]
+"""text: each row is a text by itself. pair: a prompt and a text, which the tokenizer puts something between. apart: a
+prompt for an encoder and a text for a decoder, each with special tokens of its own."""
 
 
 class TextEncoder:
@@ -60,7 +62,9 @@ class TextEncoder:
                 self._end = next((token for token in known if token is not None), None)
             if self._end is None:
                 raise InvalidInput("data.end-of-text", True, "False for a tokenizer without an end-of-text token")
-        self.frame: Frame | None = None if framed is None else self._frame(pair=framed == "pair")
+        self.framed = framed
+        """What the special tokens stand around, where that is every row."""
+        self.frame: Frame | None = None if framed is None else self._frame(framed)
         """What stands around every row; None where special tokens stand around texts."""
         template = getattr(tokenizer, "chat_template", None)
         self.fingerprint: str = _hash([self._backend.identity, template])
@@ -82,13 +86,17 @@ class TextEncoder:
             rows = [[*row, self._end] for row in rows]
         return self._joined(rows)
 
-    def encode_framed(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def encode_framed(self, texts: Sequence[str], *, target: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of texts that are to be put into `frame`, end to end, as `encode` returns them.
 
         The token that ends a text is in none of them: a text that spells it ("</s>", in HTML) is read letter by
         letter. Classifiers that answer at this token refuse rows of which one has more of it than another.
+
+        Args:
+            texts: Texts, valid Unicode.
+            target: They are what a decoder is to write.
         """
-        rows = self._backend.encode(list(texts), False)
+        rows = self._backend.encode_target(list(texts)) if target else self._backend.encode(list(texts), False)
         end = getattr(self._tokenizer, "eos_token_id", None)
         if end is not None and self.frame:
             spelt = [place for place, row in enumerate(rows) if end in row]
@@ -126,11 +134,17 @@ class TextEncoder:
     def _chat(self) -> ChatTemplate:
         return ChatTemplate(self._tokenizer, self._replies)
 
-    def _frame(self, *, pair: bool) -> Frame:
-        found = self._backend.frame(pair) if self._special_tokens else BARE
+    def _frame(self, framed: Framed) -> Frame:
+        if not self._special_tokens:
+            found = BARE
+        elif framed == "apart":
+            prompt, text = self._backend.frame(pair=False), target_frame(self._tokenizer)
+            found = Frame(before=prompt.before, between=prompt.after, opening=text.before, after=text.after)
+        else:
+            found = self._backend.frame(pair=framed == "pair")
         if self._end is None or self._end in found.after:
             return found
-        return Frame(before=found.before, between=found.between, after=(self._end, *found.after))
+        return replace(found, after=(self._end, *found.after))
 
     def _joined(self, rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
         lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))

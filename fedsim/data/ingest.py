@@ -39,7 +39,12 @@ FULL = ("No space left", "max_temp_directory_size")
 
 
 def open_or_build(
-    config: DataConfig, tokenizer: Any, cache: Path | None = None, progress: Progress = silent
+    config: DataConfig,
+    tokenizer: Any,
+    cache: Path | None = None,
+    progress: Progress = silent,
+    *,
+    apart: bool = False,
 ) -> UserStore:
     """The store of this data with this tokenizer: from the cache, or built there now.
 
@@ -48,13 +53,14 @@ def open_or_build(
         tokenizer: See `TextEncoder`.
         cache: Folder of the cache; by default FEDSIM_CACHE or ~/.cache/fedsim.
         progress: Told what is being done.
+        apart: An encoder is to read the prompts and a decoder to write the texts.
 
     Raises:
-        InvalidInput: See `build_store`.
+        InvalidInput: See `build_store`; or a prepared store is of rows of the other kind.
     """
     cache = cache or default_cache()
     config = resolve(config)
-    encoder = _encoder(config, tokenizer)
+    encoder = _encoder(config, tokenizer, apart)
     if config.source == "store":
         return _prepared(Path(str(config.path)), encoder)
     source = open_source(config, cache, progress)
@@ -68,6 +74,8 @@ def build_store(
     output: str | Path,
     cache: Path | None = None,
     progress: Progress = silent,
+    *,
+    apart: bool = False,
 ) -> UserStore:
     """Build the store of this data in a folder of its own, or open it there if it is already that store.
 
@@ -81,17 +89,19 @@ def build_store(
         output: Folder of the store; must not exist, unless it holds this very store.
         cache: Folder where docstrings are kept; by default FEDSIM_CACHE or ~/.cache/fedsim.
         progress: Told what is being done.
+        apart: An encoder is to read the prompts and a decoder to write the texts.
 
     Raises:
         InvalidInput: If a path, package, data set or column does not exist; if no user has enough text; if rows are
-            bad and config.bad_rows is "refuse"; if output holds something else or cannot be written.
+            bad and config.bad_rows is "refuse"; if output holds something else or cannot be written; if rows are to
+            be apart and there are no prompts.
     """
     if config.source == "store":
         raise InvalidInput("data.source", "store", "docstrings, files or hub to build a store")
     cache = cache or default_cache()
     config = resolve(config)
+    encoder = _encoder(config, tokenizer, apart)
     source = open_source(config, cache, progress)
-    encoder = _encoder(config, tokenizer)
     return _build(config, source, encoder, _recipe(config, source, encoder), Path(output), cache, progress)
 
 
@@ -101,15 +111,26 @@ def _prepared(path: Path, encoder: TextEncoder) -> UserStore:
     if store.manifest["tokenizer"] != encoder.fingerprint:
         hint = "Its tokens came from another tokenizer: prepare it again with this model."
         raise InvalidInput("data.path", str(path), "a store of the model's own tokenizer", hint)
+    if store.manifest["apart"] != (encoder.framed == "apart"):
+        allowed = f"a store prepared {'with' if encoder.framed == 'apart' else 'without'} --model.task seq2seq-lm"
+        raise InvalidInput("data.path", str(path), allowed, "Prepare it again with this model and task.")
     return store
 
 
-def _encoder(config: DataConfig, tokenizer: Any) -> TextEncoder:
-    """How texts become tokens. Labelled rows are read by a classifier: each needs the special tokens, but for
-    conversations, in which the chat template writes them."""
-    framed: Framed | None = "pair" if config.prompt_column else "text"
-    if not config.label_column or config.messages_column:
-        framed = None
+def _encoder(config: DataConfig, tokenizer: Any, apart: bool) -> TextEncoder:
+    """How texts become tokens.
+
+    Labelled rows are read by a classifier: each needs the special tokens, but for conversations, in which the chat
+    template writes them.
+    """
+    framed: Framed | None = None
+    if apart:
+        framed = "apart"
+        if config.source != "store" and not config.prompt_column:
+            hint = "It is what the encoder reads; the decoder learns to write the text."
+            raise InvalidInput("data.prompt-column", config.prompt_column, "a column for an encoder–decoder", hint)
+    elif config.label_column and not config.messages_column:
+        framed = "pair" if config.prompt_column else "text"
     encoder = TextEncoder(
         tokenizer,
         special_tokens=config.special_tokens,
@@ -117,7 +138,7 @@ def _encoder(config: DataConfig, tokenizer: Any) -> TextEncoder:
         framed=framed,
         replies=config.replies,
     )
-    least = len(encoder.frame or ()) + (2 if framed == "pair" else 1)
+    least = len(encoder.frame or ()) + (1 if framed == "text" else 2)
     if config.sequence_length < least:
         allowed = f"at least {least}: the tokenizer's special tokens, which every row gets, and some text"
         raise InvalidInput("data.sequence-length", config.sequence_length, allowed)
@@ -128,6 +149,7 @@ def _recipe(config: DataConfig, source: Source, encoder: TextEncoder) -> dict[st
     """Everything the store's content depends on, and its hash."""
     fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_CONTENT}
     recipe = {"format": FORMAT, "data": fields, "source": source.identity, "tokenizer": encoder.fingerprint}
+    recipe["apart"] = encoder.framed == "apart"
     text = json.dumps(recipe, sort_keys=True, default=str)
     return {**json.loads(text), "key": hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}
 
@@ -236,6 +258,8 @@ def _group(
     good = records - bad.total
     if not good:
         raise _no_user(config, records, bad)
+    # What follows a text's beginning does not follow from the prompt alone.
+    long_texts = "truncate" if encoder.framed == "apart" else config.long_texts
     done, duplicates = 0, 0
     progress("Grouping by user", 0, good)
     of_data = (config.memory_limit, encoder.dtype, config.label_names)
@@ -244,7 +268,7 @@ def _group(
             done += len(examples.lengths)
             kept = distinct(examples) if config.deduplicate else examples
             duplicates += len(examples.lengths) - len(kept.lengths)
-            rows = rows_of(kept, config.sequence_length, config.long_texts, config.minimum_tokens, frame=encoder.frame)
+            rows = rows_of(kept, config.sequence_length, long_texts, config.minimum_tokens, encoder.frame)
             writer.append(keys, of_users_with(rows, config.minimum_rows))
             progress("Grouping by user", done, good)
         names, classes = parts.user_names(writer.keys), parts.classes
@@ -266,6 +290,7 @@ def _group(
         "classes": classes,
         "vocabulary_size": encoder.vocabulary_size,
         "tokenizer": encoder.fingerprint,
+        "apart": encoder.framed == "apart",
         "recipe": recipe,
     }
     progress("Writing the store", 0, 1)

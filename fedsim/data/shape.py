@@ -139,8 +139,9 @@ def _framed(examples: Examples, sequence_length: int, long_texts: str, minimum_t
     owners, begins, lengths = owners[kept], begins[kept], lengths[kept]
 
     # A row is five runs of one array: of the examples' tokens, and of the special tokens behind these.
-    special = np.array([*frame.before, *frame.between, *frame.after], dtype=examples.tokens.dtype)
-    opening, middle, closing = len(frame.before), len(frame.between), len(frame.after)
+    inner = [*frame.between, *frame.opening]
+    special = np.array([*frame.before, *inner, *frame.after], dtype=examples.tokens.dtype)
+    opening, middle, closing = len(frame.before), len(inner), len(frame.after)
     behind = len(examples.tokens)
     starts = (np.cumsum(examples.lengths) - examples.lengths)[owners]
     runs = [
@@ -157,7 +158,7 @@ def _framed(examples: Examples, sequence_length: int, long_texts: str, minimum_t
         tokens=tokens[np.repeat((firsts - offsets).ravel(), sizes.ravel()) + np.arange(sizes.sum())],
         lengths=sizes.sum(1),
         users=examples.users[owners],
-        prefixes=None if examples.prefixes is None else sizes[:, :3].sum(1),
+        prefixes=None if examples.prefixes is None else sizes[:, :3].sum(1) - len(frame.opening),
         classes=None if examples.classes is None else examples.classes[owners],
     )
 

@@ -117,7 +117,7 @@ def _encoded(examples: dict[str, list[Any]], encoder: TextEncoder) -> dict[str, 
         return {"tokens": _binary(*encode(examples["text"]))}
     if framed:
         prompts, prefix = encoder.encode_framed(examples["prompt"])
-        tokens, lengths = encoder.encode_framed(examples["text"])
+        tokens, lengths = encoder.encode_framed(examples["text"], target=encoder.framed == "apart")
     else:
         prompts, prefix = encoder.encode(examples["prompt"], end=False)
         tokens, lengths = encoder.encode(examples["text"], begin=False)

@@ -2,7 +2,15 @@
 
 from fedsim.gradients.clipping import CLIP_MARGIN, ClippedSum
 from fedsim.gradients.model import ParameterLayout
-from fedsim.gradients.objective import Batch, CausalLanguageModel, Objective, RowLosses, SequenceClassification
+from fedsim.gradients.objective import (
+    Batch,
+    CausalLanguageModel,
+    Objective,
+    RowLosses,
+    SequenceClassification,
+    SequenceToSequence,
+    random_rows,
+)
 from fedsim.gradients.reference import LocalSteps, clipped_units
 from fedsim.gradients.sums import clipped_sum
 from fedsim.gradients.trial.verdict import gradient_paths, layer_paths, note_reference
@@ -17,9 +25,11 @@ __all__ = [
     "ParameterLayout",
     "RowLosses",
     "SequenceClassification",
+    "SequenceToSequence",
     "clipped_sum",
     "clipped_units",
     "gradient_paths",
     "layer_paths",
     "note_reference",
+    "random_rows",
 ]

@@ -1,4 +1,4 @@
-"""What is minimised: losses of rows, for causal language models and sequence classifiers."""
+"""What is minimised: losses of rows, for language models with and without an encoder, and sequence classifiers."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from fedsim.errors import InvalidInput
 from fedsim.gradients.model import on_device
-from fedsim.rows import IGNORED_LABEL, TokenRows
+from fedsim.rows import IGNORED_LABEL, TokenRows, with_prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +21,14 @@ class Batch:
         attention_mask: int64 [R, T], 1 on real tokens; None where no row is padded or the objective needs none.
         labels: int64 [R, T - 1] (the token that each position predicts) or [R] (classes); IGNORED_LABEL is not scored.
         position_ids: int64 [R, T], each token's place in its row, told to the model; None where it counts itself.
+        decoder_input_ids: int64 [R, L], what a decoder reads beside an encoder; its labels are [R, L].
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor | None
     labels: torch.Tensor
     position_ids: torch.Tensor | None = None
+    decoder_input_ids: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,16 +86,58 @@ class CausalLanguageModel:
         )
 
     def row_losses(self, model: torch.nn.Module, batch: Batch) -> RowLosses:
-        logits = causal_logits(model, batch)[:, :-1]
-        losses = cross_entropy(
-            logits.flatten(0, 1).float() if logits.dtype != torch.float64 else logits.flatten(0, 1),
-            batch.labels.flatten(),
-            ignore_index=IGNORED_LABEL,
-            reduction="none",
-        ).view(batch.labels.shape)
-        scored = batch.labels != IGNORED_LABEL
-        right = _right(logits.detach(), batch.labels) & scored
-        return RowLosses(loss_sum=losses.sum(1), label_count=scored.sum(1), correct=right.sum(1))
+        return _language_losses(causal_logits(model, batch)[:, :-1], batch.labels)
+
+
+@dataclass(frozen=True)
+class SequenceToSequence:
+    """Predict each token of a row's text from its prompt, which an encoder reads, and the text's tokens before it.
+
+    `rows.labels` tell the two apart: tokens up to the first that counts are the prompt, the others the text, whose
+    first token is predicted too. A row without a prompt scores nothing, for an encoder that reads padding alone would
+    tell how long the rows beside it are.
+
+    The model maps (input_ids [R, T], attention_mask [R, T], decoder_input_ids [R, L]) to logits [R, L, vocabulary] as
+    `.logits` of a Hugging Face output. Texts are padded on the right and without a mask, as a decoder does not look
+    ahead.
+
+    Attributes:
+        start: The token that a decoder reads before a text's first.
+    """
+
+    start: int
+
+    def label_counts(self, rows: TokenRows) -> np.ndarray:
+        texts = _text_starts(rows)
+        scored = np.concatenate([[0], np.cumsum(_labels(rows) != IGNORED_LABEL)])
+        counts: np.ndarray = np.where(texts > rows.offsets[:-1], scored[rows.offsets[1:]] - scored[texts], 0)
+        return counts.astype(np.int64)
+
+    def collate(self, rows: TokenRows, indices: np.ndarray, device: torch.device | str, pad_token: int = 0) -> Batch:
+        begins, texts, ends = rows.offsets[:-1][indices], _text_starts(rows)[indices], rows.offsets[1:][indices]
+        prompts, real = _filled(rows.tokens, begins, texts - begins, pad_token)
+        unread = texts == begins
+        real[unread, 0] = True  # an encoder must read something, though nothing is made of it
+        written, _ = _filled(rows.tokens, texts, ends - texts, pad_token)
+        labels, _ = _filled(_labels(rows), texts, ends - texts, IGNORED_LABEL)
+        labels[unread] = IGNORED_LABEL
+        written[:, 1:] = written[:, :-1].copy()
+        written[:, 0] = self.start
+        return Batch(
+            input_ids=on_device(prompts, device),
+            attention_mask=on_device(real.astype(np.int64), device),
+            labels=on_device(labels, device),
+            decoder_input_ids=on_device(written, device),
+        )
+
+    def row_losses(self, model: torch.nn.Module, batch: Batch) -> RowLosses:
+        output = model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            decoder_input_ids=batch.decoder_input_ids,
+            use_cache=False,
+        )
+        return _language_losses(_logits(output), batch.labels)
 
 
 @dataclass(frozen=True)
@@ -139,6 +183,14 @@ class SequenceClassification:
         return RowLosses(loss_sum=losses, label_count=scored.long(), correct=right.long())
 
 
+def random_rows(objective: Objective, count: int, length: int, vocabulary: int) -> TokenRows:
+    """Rows of random tokens, the same ones each time, of which the objective scores each: for measuring."""
+    tokens = np.random.default_rng(0).integers(0, vocabulary, count * length)
+    classes = np.zeros(count, np.int64) if isinstance(objective, SequenceClassification) else None
+    rows = TokenRows(tokens=tokens, offsets=np.arange(count + 1, dtype=np.int64) * length, classes=classes)
+    return with_prompts(rows) if isinstance(objective, SequenceToSequence) else rows
+
+
 def causal_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """The model's logits [R, T, vocabulary], without a key-value cache."""
     # Hugging Face models build a cache unless told not to; other modules do not know the argument.
@@ -159,6 +211,19 @@ def token_losses(model: torch.nn.Module, batch: Batch) -> RowLosses:
     return RowLosses(loss_sum=losses, label_count=scored.long(), correct=correct.long())
 
 
+def _language_losses(logits: torch.Tensor, labels: torch.Tensor) -> RowLosses:
+    """Losses of rows [R, L, vocabulary] at labels [R, L]."""
+    losses = cross_entropy(
+        logits.flatten(0, 1).float() if logits.dtype != torch.float64 else logits.flatten(0, 1),
+        labels.flatten(),
+        ignore_index=IGNORED_LABEL,
+        reduction="none",
+    ).view(labels.shape)
+    scored = labels != IGNORED_LABEL
+    right = _right(logits.detach(), labels) & scored
+    return RowLosses(loss_sum=losses.sum(1), label_count=scored.sum(1), correct=right.sum(1))
+
+
 def _right(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Where no logit is higher than the label's."""
     return logits.gather(-1, labels.clamp(min=0).unsqueeze(-1))[..., 0] >= logits.amax(-1)
@@ -176,10 +241,29 @@ def _classes(rows: TokenRows) -> np.ndarray:
     return rows.classes
 
 
+def _labels(rows: TokenRows) -> np.ndarray:
+    if rows.labels is None:
+        hint = "Predicting a text from its prompt needs to know where the text begins."
+        raise InvalidInput("rows.labels", None, "an integer array aligned with the tokens", hint)
+    return rows.labels
+
+
+def _text_starts(rows: TokenRows) -> np.ndarray:
+    """Place of each row's first token that counts, or the row's end, int64 [rows]."""
+    scored = np.concatenate([[0], np.cumsum(_labels(rows) != IGNORED_LABEL)])
+    first = np.searchsorted(scored, scored[rows.offsets[:-1]] + 1) - 1
+    starts: np.ndarray = np.minimum(first, rows.offsets[1:])
+    return starts
+
+
 def _padded(rows: TokenRows, values: np.ndarray, indices: np.ndarray, fill: int) -> tuple[np.ndarray, np.ndarray]:
     """values of the chosen rows as int64 [R, T], filled on the right, and the mask of real places, bool [R, T]."""
     starts = rows.offsets[:-1][indices]
-    lengths = rows.offsets[1:][indices] - starts
+    return _filled(values, starts, rows.offsets[1:][indices] - starts, fill)
+
+
+def _filled(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray, fill: int) -> tuple[np.ndarray, np.ndarray]:
+    """Runs of values as int64 [R, T], filled on the right, and the mask of real places, bool [R, T]."""
     place = np.arange(max(int(lengths.max(initial=1)), 1))
     real = place < lengths[:, None]
     padded = np.full(real.shape, fill, dtype=np.int64)

@@ -59,7 +59,7 @@ def clipped_sum(
         clip: The norm, its order, scales and blocks. The sum is of unscaled g_u. The guarantee holds only for scales
             and blocks that do not depend on private data other than by noised releases. L1 norms need every unit's
             whole gradient: they take the reference path, and so do limits below SMALLEST_LIMIT.
-        objective: CausalLanguageModel() or SequenceClassification().
+        objective: CausalLanguageModel(), SequenceClassification() or SequenceToSequence(start).
         weighting: "examples": a unit's loss is the mean over its rows of each row's mean label loss. "tokens": the
             mean over its labels. Rows that score no label are left out of either mean.
         weights: Non-negative relative weight of each row within its unit, float [rows]; None means equal.

@@ -104,8 +104,9 @@ def read_settings(source: Source) -> LoraConfig:
 
 def task_of(source: Source) -> dict[str, Any]:
     """Options of `ModelConfig` that adapters tell: their task, and how many classes their head has."""
-    if read_settings(source).task_type != TASK_TYPES["sequence-classification"]:
-        return {"task": "causal-lm"}
+    theirs = read_settings(source).task_type
+    if theirs != TASK_TYPES["sequence-classification"]:
+        return {"task": "seq2seq-lm" if theirs == TASK_TYPES["seq2seq-lm"] else "causal-lm"}
     weights = load_file(adapter_weights(source))
     heads = [tensor for name, tensor in weights.items() if re.search(r"\.(score|classifier)\.(.*\.)?weight$", name)]
     # Of a head of several layers the last has the classes.

@@ -11,7 +11,7 @@ from fedsim.validation import require_at_least, require_positive
 DEFAULT_PATH = "default"
 """The path that stands for our own small model, pre-trained on public text on first use."""
 
-Task = Literal["causal-lm", "sequence-classification"]
+Task = Literal["causal-lm", "sequence-classification", "seq2seq-lm"]
 Dtype = Literal["float32", "bfloat16"]
 Quantisation = Literal["none", "nf4"]
 
@@ -88,7 +88,7 @@ class ModelConfig:
     on. What a run of ours spent on a model counts when training goes on from there."""
 
     task: Task = "causal-lm"
-    """Predict the next token, or the class of a whole row."""
+    """Predict the next token, the class of a whole row, or with an encoder and a decoder a text from its prompt."""
 
     num_labels: int = 2
     """Classes, for sequence-classification."""
@@ -154,6 +154,11 @@ class ModelConfig:
 
     small: SmallModelConfig = field(default_factory=SmallModelConfig)
     """Shape and pre-training of the default model; ignored for any other path."""
+
+    @property
+    def reads_apart(self) -> bool:
+        """Whether an encoder reads a row's prompt and a decoder writes its text."""
+        return self.task == "seq2seq-lm"
 
     def __post_init__(self) -> None:
         if not self.path.strip():
@@ -249,7 +254,7 @@ class ModelConfig:
         """
         for name in ("base_dtype", "quantise"):
             value, exact = getattr(self, name), getattr(ModelConfig, name)
-            if value != exact and (not adapted or self.task != "causal-lm"):
+            if value != exact and (not adapted or self.task == "sequence-classification"):
                 allowed = f"{exact} without adapters (model.lora-rank), or when model.task is sequence-classification"
                 hint = "Weights that are trained, a classifier's head among them, are float32."
                 raise InvalidInput(f"model.{name.replace('_', '-')}", value, allowed, hint)

@@ -24,7 +24,7 @@ from fedsim.models.quantised import multiply_as_stored, quantising, write_quanti
 from fedsim.models.quiet import quiet_transformers
 from fedsim.models.refusals import AUTO_CLASSES, OWN_CODE
 from fedsim.models.sources import BASE
-from fedsim.rows import TokenRows
+from fedsim.rows import TokenRows, with_prompts
 
 TOLERANCE = 1e-5
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -177,7 +177,8 @@ def probe_rows(loaded: LoadedModel, count: int = 16, length: int = 32) -> TokenR
     known = min(len(loaded.tokenizer), len(model.get_input_embeddings().weight))
     tokens = generator.integers(0, known, (count, length))
     classes = generator.integers(0, loaded.config.num_labels, count)
-    return TokenRows.from_lists(tokens.tolist(), classes if loaded.config.task == "sequence-classification" else None)
+    rows = TokenRows.from_lists(tokens.tolist(), classes if loaded.config.task == "sequence-classification" else None)
+    return with_prompts(rows) if loaded.config.reads_apart else rows
 
 
 def _save(loaded: LoadedModel, folder: Path) -> None:

@@ -78,7 +78,8 @@ def require_independent_rows(
     device = model_device(model)
     halves = any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
     try:
-        rows = _Rows(model, config.task == "causal-lm", length, pad_token, end_token, ends_once, device)
+        causal = config.task != "sequence-classification"
+        rows = _Rows(model, causal, length, pad_token, end_token, ends_once, device)
         with torch.no_grad(), exact_products(device):
             moves = rows.moves(HALF_SAME_SHAPE if halves else TOLERANCE)
             if halves and max(moves.later, moves.neighbour) > HALF_SAME_SHAPE:
@@ -117,7 +118,7 @@ def _judge(moves: Moves, config: ModelConfig, same_shape: float, other_shape: fl
 
 
 def _allowed(config: ModelConfig) -> str:
-    if config.task == "causal-lm":
+    if config.task != "sequence-classification":
         return "a language model whose logits depend on the tokens before them in their own row alone"
     return "a classifier whose logits depend on the unmasked tokens of their own row alone"
 
@@ -129,7 +130,8 @@ class _Rows:
 
     Args:
         model: The model.
-        causal: Whether it is a language model, handed no mask and looked at in every position.
+        causal: Whether it is a language model, looked at in every position. It is handed no mask, but an encoder is,
+            beside a decoder that reads the same row.
         length: Tokens of the row that is looked at; its neighbour has twice as many.
         pad_token, end_token, ends_once: As for `require_independent_rows`.
         device: Of the model.
@@ -194,7 +196,10 @@ class _Rows:
         """
         input_ids = torch.stack(rows).to(self.device)
         arguments: dict[str, Any] = {"use_cache": False} if self.causal else {}
-        if not self.causal:
+        encodes = self.causal and getattr(self.model.config, "is_encoder_decoder", False)
+        if encodes:
+            arguments["decoder_input_ids"] = input_ids
+        if encodes or not self.causal:
             mask = torch.ones_like(input_ids)
             if len(rows[-1]) > self.length:
                 mask[-1, self.length :] = 0

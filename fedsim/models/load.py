@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from fedsim.errors import InvalidInput
 from fedsim.gradients.model import ParameterLayout
-from fedsim.gradients.objective import CausalLanguageModel, Objective, SequenceClassification
+from fedsim.gradients.objective import CausalLanguageModel, Objective, SequenceClassification, SequenceToSequence
 from fedsim.models.adapters import put_on
 from fedsim.models.checkpointing import checkpoint_blocks
 from fedsim.models.config import DEFAULT_PATH, ModelConfig
@@ -114,7 +114,7 @@ def load_model(
         model = add_adapters(model.requires_grad_(False), config, drawn)
     else:
         freeze_others(model, config.trainable, drawn)
-    objective: Objective = CausalLanguageModel() if config.task == "causal-lm" else _classification(model)
+    objective = _objective(model, config)
     model = model.to(device).eval()
     if config.checkpointing:
         checkpoint_blocks(model, config)
@@ -137,11 +137,20 @@ def _tell_padding(model: Any, pad_token: int, config: ModelConfig) -> None:
         model.config.pad_token_id = pad_token
 
 
-def _classification(model: Any) -> SequenceClassification:
-    """A model of encoder and decoder reads its answer at the end token, of which each row must have as many."""
+def _objective(model: Any, config: ModelConfig) -> Objective:
+    """What the model's task minimises.
+
+    A classifier of encoder and decoder reads its answer at the end token, of which each row must have as many.
+    """
     shape = model.config
-    ends = shape.is_encoder_decoder and isinstance(shape.eos_token_id, int)
-    return SequenceClassification(end_token=shape.eos_token_id if ends else None)
+    if config.task == "causal-lm":
+        return CausalLanguageModel()
+    if config.task == "sequence-classification":
+        ends = shape.is_encoder_decoder and isinstance(shape.eos_token_id, int)
+        return SequenceClassification(end_token=shape.eos_token_id if ends else None)
+    if shape.decoder_start_token_id is None:
+        raise not_loaded(config, "its configuration has no decoder_start_token_id, which a decoder reads first.")
+    return SequenceToSequence(start=shape.decoder_start_token_id)
 
 
 def _source(
@@ -187,7 +196,7 @@ def _weights(config: ModelConfig, source: Source) -> tuple[Any, list[str]]:
     except Exception as error:  # whatever the libraries that read it raise
         raise not_loaded(config, _of_base(source) + reason_of(error)) from error
     drawn = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
-    lacking = drawn if config.task == "causal-lm" else [key for key in drawn if OF_BLOCK.search(key)]
+    lacking = drawn if config.task != "sequence-classification" else [key for key in drawn if OF_BLOCK.search(key)]
     if lacking:
         few = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
         raise not_loaded(config, f"no weights for {few}, or none of the shape that its configuration says.")

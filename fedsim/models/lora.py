@@ -14,7 +14,11 @@ from fedsim.models.config import ALL_LINEAR, ModelConfig, is_expression
 from fedsim.models.quiet import quiet_transformers
 from fedsim.models.targets import adaptable, default_targets, trained_in_full
 
-TASK_TYPES = {"causal-lm": TaskType.CAUSAL_LM, "sequence-classification": TaskType.SEQ_CLS}
+TASK_TYPES = {
+    "causal-lm": TaskType.CAUSAL_LM,
+    "sequence-classification": TaskType.SEQ_CLS,
+    "seq2seq-lm": TaskType.SEQ_2_SEQ_LM,
+}
 ADAPTER = "default"
 """PEFT's name of the one adapter that a layer has here."""
 ORTHONORMAL = 1e-4

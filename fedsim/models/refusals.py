@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+)
 
 from fedsim.errors import InvalidInput
 from fedsim.models.config import ModelConfig, Task
@@ -18,8 +23,13 @@ whether to run the code in a folder or repository, and runs it if somebody says 
 AUTO_CLASSES: dict[Task, Any] = {
     "causal-lm": AutoModelForCausalLM,
     "sequence-classification": AutoModelForSequenceClassification,
+    "seq2seq-lm": AutoModelForSeq2SeqLM,
 }
-KINDS: dict[Task, str] = {"causal-lm": "causal language model", "sequence-classification": "sequence classifier"}
+KINDS: dict[Task, str] = {
+    "causal-lm": "causal language model",
+    "sequence-classification": "sequence classifier",
+    "seq2seq-lm": "language model with encoder and decoder",
+}
 INDEX = "model.safetensors.index.json"
 LONGEST_REASON = 300
 """Characters of what a library says."""

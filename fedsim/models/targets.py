@@ -61,7 +61,7 @@ def trained_in_full(model: Any, config: ModelConfig, drawn: Iterable[str] = ()) 
     Returns:
         Names of modules with parameters; none for a language model, which has all its weights.
     """
-    if config.task == "causal-lm":
+    if config.task != "sequence-classification":
         return []
     body = model.base_model
     head = [name for name, child in model.named_children() if child is not body and list(child.parameters())]

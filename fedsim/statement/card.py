@@ -15,9 +15,15 @@ LOADING = {
     ("causal-lm", True): ("peft", "AutoPeftModelForCausalLM"),
     ("sequence-classification", False): ("transformers", "AutoModelForSequenceClassification"),
     ("sequence-classification", True): ("peft", "AutoPeftModelForSequenceClassification"),
+    ("seq2seq-lm", False): ("transformers", "AutoModelForSeq2SeqLM"),
+    ("seq2seq-lm", True): ("peft", "AutoPeftModelForSeq2SeqLM"),
 }
 """What reads an export, by task and whether it is adapters: package and class."""
-PIPELINES = {"causal-lm": "text-generation", "sequence-classification": "text-classification"}
+PIPELINES = {
+    "causal-lm": "text-generation",
+    "sequence-classification": "text-classification",
+    "seq2seq-lm": "text2text-generation",
+}
 
 
 def model_card(

@@ -15,7 +15,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from fedsim.data.config import DataConfig
 from fedsim.data.encode import TextEncoder
 from fedsim.data.frame import Frame
-from fedsim.data.ingest import build_store
+from fedsim.data.ingest import build_store, open_or_build
 from fedsim.data.shape import Examples, rows_of
 from fedsim.errors import InvalidInput
 
@@ -207,3 +207,79 @@ def test_pairs_of_glue(tmp_path) -> None:
     ends = [len(row) for row in expected]
     assert [len(by_user[f"u{n}"]) for n in range(len(table))] == ends
     assert all(by_user[f"u{n}"].count(EOT) == 2 for n in range(len(table)))
+
+
+class Bilingual(ByT5Tokenizer):
+    """Has other tokens, and another vocabulary, for what a decoder is to write, as translators have."""
+
+    _writes = False
+
+    def _switch_to_target_mode(self) -> None:
+        self._writes = True
+
+    def _switch_to_input_mode(self) -> None:
+        self._writes = False
+
+    def build_inputs_with_special_tokens(self, token_ids_0, token_ids_1=None):
+        return [200, *token_ids_0, EOT] if self._writes else [100, *token_ids_0, EOT]
+
+    def _convert_token_to_id(self, token):
+        return super()._convert_token_to_id(token) + 20 * self._writes
+
+
+SEQ2SEQ = {
+    "T5": (tokenizer_of("T5"), [], [EOS], [], [EOS]),
+    "BART": (tokenizer_of("RoBERTa, BART"), [BOS], [EOS], [BOS], [EOS]),
+    "GPT-2": (tokenizer_of("GPT-2"), [], [], [], []),
+    "in Python": (ByT5Tokenizer(), [], [EOT], [], [EOT]),
+    "bilingual": (Bilingual(), [100], [EOT], [200], [EOT]),
+}
+
+
+@pytest.mark.parametrize("family", SEQ2SEQ)
+@pytest.mark.parametrize("length", [16, 200])
+def test_a_prompt_and_its_text_apart_are_each_whole(tmp_path, family, length) -> None:
+    """As an encoder and a decoder read them, also where a row is too short: a text is cut, and never split."""
+    tokenizer, *around = SEQ2SEQ[family]
+    sizes = [(1, 1), (3, 30), (30, 3), (30, 30)]
+    records = [{"user_id": f"u{n}", "ask": text_of(a), "text": text_of(b)} for n, (a, b) in enumerate(sizes)]
+    options = {"prompt_column": "ask", "sequence_length": length, "validation_fraction": 0, "test_fraction": 0}
+    path = write_jsonl(tmp_path / "d.jsonl", records)
+    config = DataConfig(source="files", path=str(path), minimum_tokens=2, **options)
+    store = build_store(config, tokenizer, tmp_path / "store", apart=True)
+    taken = store.take(np.arange(store.num_rows))
+    assert store.num_rows == len(sizes)
+    for row, labels in zip(split(taken.tokens, taken.lengths), split(taken.labels, taken.lengths), strict=True):
+        read = [token for token, label in zip(row, labels, strict=True) if label < 0]
+        written = [label for label in labels if label >= 0]
+        assert len(row) <= length
+        assert read + written == row
+        for part, begin, end in ((read, around[0], around[1]), (written, around[2], around[3])):
+            assert len(part) > len(begin) + len(end)
+            assert part[: len(begin)] == begin
+            assert part[len(part) - len(end) :] == end
+    if length == 200:
+        row = split(taken.tokens, taken.lengths)[store.user_ids().index("u0")]
+        library = isinstance(tokenizer, Tokenizer)
+        both = (
+            [tokenizer("w0"), tokenizer(text_target="w0")]
+            if not library
+            else [{"input_ids": tokenizer.encode("w0").ids}] * 2
+        )
+        assert row == [token for part in both for token in part["input_ids"]]
+
+
+def test_rows_apart_need_prompts_and_a_store_of_their_kind(tmp_path) -> None:
+    tokenizer = tokenizer_of("T5")
+    path = write_jsonl(tmp_path / "d.jsonl", [{"user_id": "a", "ask": "w1 w2", "text": "w3 w4"}])
+    common = {"source": "files", "path": str(path), "validation_fraction": 0, "test_fraction": 0}
+    with pytest.raises(InvalidInput, match=r"data\.prompt-column"):
+        build_store(DataConfig(**common), tokenizer, tmp_path / "none", apart=True)
+    config = DataConfig(**common, prompt_column="ask")
+    stores = {apart: build_store(config, tokenizer, tmp_path / f"{apart}", apart=apart) for apart in (False, True)}
+    assert stores[False].manifest["recipe"]["key"] != stores[True].manifest["recipe"]["key"]
+    for apart, store in stores.items():
+        prepared = DataConfig(source="store", path=str(store.path))
+        assert open_or_build(prepared, tokenizer, apart=apart).fingerprint == store.fingerprint
+        with pytest.raises(InvalidInput, match=rf"a store prepared with{'out' * apart} --model"):
+            open_or_build(prepared, tokenizer, apart=not apart)
