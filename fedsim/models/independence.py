@@ -196,7 +196,7 @@ class _Rows:
         """
         input_ids = torch.stack(rows).to(self.device)
         arguments: dict[str, Any] = {"use_cache": False} if self.causal else {}
-        encodes = self.causal and getattr(self.model.config, "is_encoder_decoder", False)
+        encodes = self.causal and getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
         if encodes:
             arguments["decoder_input_ids"] = input_ids
         if encodes or not self.causal:
