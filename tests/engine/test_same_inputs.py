@@ -165,6 +165,7 @@ def two_nodes(config: RunConfig, what: str, kinds: tuple[str, ...]) -> LocalGrid
 
     for kind in changed_by_now:
         getattr(app, kind)()(partial(answer, kind=kind))
+    app.query("trial")(lambda message, context: apps[True](message, context))  # before anything is charged
     return LocalGrid(app, workers=2)
 
 

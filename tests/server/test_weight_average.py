@@ -14,6 +14,7 @@ from fedsim.engine.messages import TrainRequest
 from fedsim.privacy.events import Event
 from server.evaluation import HeldOut, Measurement
 from server.optimizer import ServerOptimizer
+from server.training import NothingTrained
 
 ROUNDS = 10
 AVERAGES: dict[str, dict[str, Any]] = {
@@ -157,12 +158,15 @@ def test_a_budget_that_ends_the_run_shortens_the_tail_or_leaves_the_last_weights
 
 def test_nothing_is_missing_where_nothing_was_asked_for_or_trained(tmp_path: Path) -> None:
     plan = uls_plan(steps=ROUNDS)
-    for options, epsilon in (({}, 100.0), ({"average": "tail"}, 1e-3)):
-        run = training(tmp_path / options.get("average", "none"), plan, epsilon=epsilon, **options)
-        outcome = run.run()
-        assert "no-average" not in run.alarms.sounded
-        assert outcome.weights == "last"
-        assert np.array_equal(outcome.parameters, run.job.round.parameters)
+    run = training(tmp_path / "none", plan, epsilon=100.0)
+    outcome = run.run()
+    assert "no-average" not in run.alarms.sounded
+    assert outcome.weights == "last"
+    assert np.array_equal(outcome.parameters, run.job.round.parameters)
+    run = training(tmp_path / "tail", plan, epsilon=1e-3, average="tail")
+    with pytest.raises(NothingTrained):
+        run.run()
+    assert "no-average" not in run.alarms.sounded
 
 
 @pytest.mark.parametrize("name", ["none", *AVERAGES])
