@@ -122,10 +122,12 @@ def test_places_on_a_page_are_no_positions_in_a_text() -> None:
 
 def test_a_store_of_longer_rows_is_refused_before_anything_is_spent(tmp_path: Path) -> None:
     texts = tmp_path / "texts.jsonl"
-    texts.write_text("".join(json.dumps({"user": str(u), "text": "w7 w8 w9 " * 20}) + "\n" for u in range(4)))
+    texts.write_text(
+        "".join(json.dumps({"user": str(u), "text": "w7 w8 w9 " * 20, "kind": u % CLASSES}) + "\n" for u in range(4))
+    )
     model = ModelConfig(path=save_tiny(*CLASSIFIERS["RoBERTa"], False, tmp_path / "model"), num_labels=CLASSES,
                         task="sequence-classification")  # fmt: skip
-    columns = {"user_column": "user", "text_column": "text"}
+    columns = {"user_column": "user", "text_column": "text", "label_column": "kind"}
     long = DataConfig(source="files", path=str(texts), sequence_length=POSITIONS, **columns)
     with pytest.raises(InvalidInput, match=r"data\.sequence-length is 40; it must be at most the 38 tokens"):
         open_resources(RunConfig(model=model, data=long))

@@ -173,7 +173,7 @@ def test_a_model_without_a_loss_is_found_before_anything_is_charged(small_run, t
 def test_an_export_that_is_not_the_model_loses_no_work(small_run, tmp_path: Path, monkeypatch) -> None:
     config = small_run(tmp_path)
 
-    def differs(*arguments: Any) -> None:
+    def differs(*arguments: Any, **further: Any) -> None:
         raise ExportMismatch(1.0, 2.0)
 
     with monkeypatch.context() as patched:

@@ -145,7 +145,7 @@ def test_where_no_other_folder_takes_the_model_it_is_trained_again_from_the_last
         monkeypatch.setenv(name, "/proc")
     monkeypatch.setattr(tempfile, "tempdir", "/proc")
     folder = tmp_path / "run"
-    with full_disk(folder, counted.writes - 40), pytest.raises(Undelivered, match="No other folder") as raised:
+    with full_disk(folder, counted.writes - 47), pytest.raises(Undelivered, match="No other folder") as raised:
         run(folder)
     assert raised.value.round == ROUNDS - 1
     before = charged(folder)
