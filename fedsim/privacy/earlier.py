@@ -146,12 +146,15 @@ class Earlier:
         """
         spent = epsilon_bounds(self.event, delta, adjacency=adjacency).upper
         if spent * (1 + PRECISION) >= epsilon and math.isfinite(epsilon):
-            runs = " and ".join(self.names)
+            *most, last = self.names
+            runs = f"{', '.join(most)} and {last}" if most else last
             hint = "The limit is of the whole: training cannot take back what was released before it."
             if math.isinf(spent):
-                allowed = f"inf: {runs} gives no guarantee, and so does what goes on from there"
+                give = "give" if most else "gives"
+                allowed = f"inf: {runs} {give} no guarantee, and so does what goes on from there"
                 raise InvalidInput("plan.epsilon", epsilon, allowed, hint)
-            allowed = f"above {shown_above(spent)}, what {runs} has spent of the same people at δ = {delta:g}"
+            have = "have" if most else "has"
+            allowed = f"above {shown_above(spent)}, what {runs} {have} spent of the same people at δ = {delta:g}"
             raise InvalidInput("plan.epsilon", epsilon, allowed, hint)
         return spent
 
