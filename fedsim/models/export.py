@@ -1,5 +1,7 @@
 """Save a fine-tuned model in the formats that others read, and prove that what was saved is what was trained."""
 
+import copy
+import dataclasses
 import errno
 import os
 import shutil
@@ -53,7 +55,7 @@ def export(
 ) -> Path:
     """Write the model to a folder: Hugging Face's format, or PEFT's for adapters; safetensors and tokenizer.
 
-    Where its configuration asks for it, adapters are merged (`export_merged`).
+    Where its configuration asks for it, adapters are merged (`export_merged`) in a copy: `loaded` is as it was.
 
     The folder is read back and must give the trained model's loss on the rows. It appears complete and checked, or
     not at all; a folder that is there already is replaced then.
@@ -73,7 +75,9 @@ def export(
         ExportMismatch: The losses differ by more than 1e-5, relatively.
     """
     if loaded.config.export == "merged":
-        return export_merged(loaded, folder, rows=rows, beside=beside)
+        # What is tried before training is trained then, and what the disk refuses is exported again.
+        apart = dataclasses.replace(loaded, model=copy.deepcopy(loaded.model))
+        return export_merged(apart, folder, rows=rows, beside=beside)
     rows = probe_rows(loaded) if rows is None else rows
     return _written(loaded, folder, rows, evaluate(loaded.model, rows, loaded.objective).loss, TOLERANCE, beside)
 
