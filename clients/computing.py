@@ -30,8 +30,8 @@ class Computing:
     row_tokens: int = 64
 
     @classmethod
-    def of(cls, config: RunConfig) -> Self:
-        """As a run's configuration says."""
+    def of(cls, config: RunConfig, row_tokens: int) -> Self:
+        """As a run's configuration says, over rows of at most so many tokens."""
         engine = config.engine
         return cls(
             gradients=config.gradients,
@@ -40,7 +40,7 @@ class Computing:
             exact=engine.exact,
             threads=engine.cpus_per_worker,
             max_tokens=engine.max_tokens or None,
-            row_tokens=config.data.sequence_length,
+            row_tokens=row_tokens,
         )
 
     @property

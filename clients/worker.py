@@ -86,7 +86,7 @@ class Worker:
         """The worker of a run, with the configured model and store opened."""
         resources = open_resources(config)
         loaded, inputs = resources.loaded, resources.inputs
-        computing, vocabulary = Computing.of(config), embedded_tokens(loaded)
+        computing, vocabulary = Computing.of(config, resources.row_tokens), embedded_tokens(loaded)
         return cls(loaded.model, loaded.objective, resources.store, computing, vocabulary, inputs)
 
     def train(self, request: Work) -> Done:

@@ -28,14 +28,15 @@ def simulated_clients(config: RunConfig) -> Iterator[Grid]:
         InvalidInput: When the model or the data cannot be had as configured.
     """
     with shown() as progress:
-        size = open_resources(config, progress).loaded.layout.size
+        resources = open_resources(config, progress)
+        size = resources.loaded.layout.size
     if config.engine.kind == "local":
         from fedsim.engine.local import LocalGrid
 
         yield LocalGrid(CLIENT_APP, to_flat(config), workers=max(1, config.engine.workers))
         return
 
-    chosen = config if config.engine.workers else with_measured_slices(config, size)
+    chosen = config if config.engine.workers else with_measured_slices(config, size, resources.row_tokens)
     with waiting(f"Starting {chosen.engine.workers} workers on Ray"):
         grid = ray_grid(chosen, chosen.engine.workers, size)
     try:
@@ -70,8 +71,13 @@ def ray_grid(config: RunConfig, workers: int, parameters: int) -> WaitingGrid:
     )
 
 
-def with_measured_slices(config: RunConfig, parameters: int) -> RunConfig:
+def with_measured_slices(config: RunConfig, parameters: int, row_tokens: int) -> RunConfig:
     """The configuration with the number of workers and the micro-batch of highest measured throughput.
+
+    Args:
+        config: What is to run.
+        parameters: Trainable values.
+        row_tokens: Tokens of the longest row.
 
     Raises:
         InvalidInput: When not even the smallest candidate fits into memory.
@@ -81,9 +87,8 @@ def with_measured_slices(config: RunConfig, parameters: int) -> RunConfig:
 
     devices = _gpus() or (os.cpu_count() or 1) // config.engine.cpus_per_worker
     workers = [devices, 2 * devices, 4 * devices] if _gpus() else sorted({1, max(1, devices // 2), max(1, devices)})
-    length = config.data.sequence_length
     given = config.engine.max_tokens or (MICRO_BATCH_TOKENS if config.engine.exact else 0)  # nothing measured decides
-    sizes = [given] if given else [length * rows for rows in (4, 16, 64, 256)]
+    sizes = [given] if given else [row_tokens * rows for rows in (4, 16, 64, 256)]
     best = fastest(try_slices(lambda count: ray_grid(config, count, parameters), workers, sizes))
     say(f"{best.workers} workers, micro-batches of {best.max_tokens} tokens: {best.tokens_per_second:,.0f} tokens/s")
     engine = dataclasses.replace(config.engine, workers=best.workers, max_tokens=best.max_tokens)

@@ -23,6 +23,9 @@ from fedsim.models.classes import name_classes, without_labels
 from fedsim.models.fingerprint import model_fingerprint, weights_fingerprint
 from fedsim.models.load import LoadedModel, load_model
 
+SHORTEST_ROW = 2
+"""Tokens of a row of which a language model predicts anything."""
+
 
 def computing_device() -> torch.device:
     """Where the workers of this process compute: its GPU, if it has one."""
@@ -45,6 +48,11 @@ class Resources:
     def weights(self) -> str:
         """Hash of the model's weights as they are when first asked for: ask before training. 1.7 GB a second."""
         return weights_fingerprint(self.loaded.model)
+
+    @cached_property
+    def row_tokens(self) -> int:
+        """Tokens of the longest row there is: a prepared store was cut by other options than the run's."""
+        return max(SHORTEST_ROW, int(self.store.row_lengths.max(initial=0)))
 
     @property
     def classes_from_data(self) -> bool:

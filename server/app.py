@@ -218,7 +218,7 @@ def _job(
             Release(plan, layout.sizes, seeds.noise, exact=engine.exact, threads=threads, device=device),
             ServerOptimizer(parameters, optimizer, plan.steps),
             exact=engine.exact,
-            row_tokens=config.data.sequence_length,
+            row_tokens=resources.row_tokens,
             inputs=resources.inputs,
             log=log,
         ),

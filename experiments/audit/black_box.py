@@ -143,7 +143,7 @@ def _train(config: RunConfig, plan: Plan, resources: Resources, copies: np.ndarr
     layout = ParameterLayout.of(model)
     users = JoinedUsers(store.split("train"), store.split("test"), copies)
     grown = plan.on(users)
-    worker = Worker(model, resources.loaded.objective, users, Computing.of(config))
+    worker = Worker(model, resources.loaded.objective, users, Computing.of(config, resources.row_tokens))
     parameters = np.array(layout.flatten(model).cpu(), dtype=np.float32)
     optimizer = config.optimizer_for(plan, UserSizes.of_users(store.split("train")))
     round = Round(
@@ -154,7 +154,7 @@ def _train(config: RunConfig, plan: Plan, resources: Resources, copies: np.ndarr
         Release(grown, layout.sizes, seed + 1, exact=config.engine.exact),
         ServerOptimizer(parameters, optimizer, grown.steps),
         exact=config.engine.exact,
-        row_tokens=config.data.sequence_length,
+        row_tokens=resources.row_tokens,
     )
     dispatcher = Dispatcher(LocalGrid(app_of(lambda _: worker)))
     for number in range(grown.steps):

@@ -132,7 +132,8 @@ class Sweep(RunConfig):
         resources = open_resources(common)
         curve = None
         if common.model.task == "causal-lm":
-            public = dataclasses.replace(PUBLIC_USERS, sequence_length=common.data.sequence_length)
+            length = max(resources.row_tokens, PUBLIC_USERS.minimum_tokens)
+            public = dataclasses.replace(PUBLIC_USERS, sequence_length=length)
             view = open_or_build(public, resources.loaded.tokenizer)
             curve = measure_norms(resources.loaded.model, resources.loaded.objective, view)
         train = resources.store.split("train")

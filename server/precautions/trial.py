@@ -74,7 +74,7 @@ def try_out(grid: Grid, config: RunConfig, resources: Resources, folder: RunFold
     loaded = resources.loaded
     if not done:
         require_embedded(loaded, resources.store)
-    _gradients(Roster(grid, config.engine.start_seconds), config.data.sequence_length)
+    _gradients(Roster(grid, config.engine.start_seconds), resources.row_tokens)
     size = 0
     if not done:
         key = resources.weights, repr(config.model)

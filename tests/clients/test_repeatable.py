@@ -54,7 +54,7 @@ def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
 def made(exact: bool, **engine: Any) -> tuple[Worker, OnGpu]:
     model = OnGpu()
     config = RunConfig(engine=EngineConfig(exact=exact, **engine))
-    return Worker(model, CausalLanguageModel(), None, Computing.of(config)), model  # type: ignore[arg-type]
+    return Worker(model, CausalLanguageModel(), None, Computing.of(config, 16)), model  # type: ignore[arg-type]
 
 
 def test_a_gpu_computes_with_deterministic_kernels_where_sums_are_exact(deterministic: list[bool]) -> None:
@@ -115,7 +115,7 @@ def test_a_trial_of_workers_leaves_the_micro_batch_of_exact_sums(monkeypatch: py
 
     monkeypatch.setattr("fedsim.engine.slices.try_slices", measured)
     for exact, given in ((True, 0), (True, 96), (False, 0)):
-        with_measured_slices(RunConfig(engine=EngineConfig(exact=exact, workers=0, max_tokens=given)), 10)
+        with_measured_slices(RunConfig(engine=EngineConfig(exact=exact, workers=0, max_tokens=given)), 10, 16)
     assert tried[:2] == [[MICRO_BATCH_TOKENS], [96]]
     assert len(tried[2]) > 1
 

@@ -178,7 +178,7 @@ def test_held_out_rows_are_measured_in_the_precision_of_gradients(
     computing = worker.computing
     found = {}
     for precision in ("float32", "bfloat16"):
-        worker.computing = Computing.of(RunConfig(engine=EngineConfig(precision=precision)))
+        worker.computing = Computing.of(RunConfig(engine=EngineConfig(precision=precision)), 16)
         found[precision] = worker.evaluate(asked).loss_sum
     worker.computing = computing
     assert (found["bfloat16"] != found["float32"]).all()
@@ -220,7 +220,7 @@ def test_precision_is_chosen_by_the_device_unless_it_is_given(
     worker: Worker, precision: Literal["auto", "float32", "bfloat16"], kind: str, half: bool
 ) -> None:
     """On a device of another kind, too, of which nothing is asked."""
-    computing = Computing.of(RunConfig(engine=EngineConfig(precision=precision)))
+    computing = Computing.of(RunConfig(engine=EngineConfig(precision=precision)), 16)
     other = copy.copy(worker)
     other.computing, other.device = computing, torch.device(kind)
     assert other._autocast == (torch.bfloat16 if half else None)
@@ -238,7 +238,7 @@ def test_passes_are_compiled_as_the_run_asks_for(
 
     monkeypatch.setattr("clients.worker.clipped_sum", noting)
     other = copy.copy(worker)
-    other.computing = Computing.of(RunConfig(engine=EngineConfig(compile=compile)))
+    other.computing = Computing.of(RunConfig(engine=EngineConfig(compile=compile)), 16)
     with pytest.raises(KeyboardInterrupt):
         other.train(ask(worker, plan_of(worker, "uls"), np.arange(2)))
     with pytest.raises(KeyboardInterrupt):

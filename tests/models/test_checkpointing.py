@@ -85,7 +85,7 @@ def test_a_model_without_blocks_is_refused() -> None:
 
 def test_passes_are_then_not_compiled() -> None:
     config = RunConfig(model=ModelConfig(checkpointing=True))
-    assert Computing.of(config).compiled is False
-    assert Computing.of(replace(config, model=ModelConfig())).compiled is None
+    assert Computing.of(config, 16).compiled is False
+    assert Computing.of(replace(config, model=ModelConfig()), 16).compiled is None
     with pytest.raises(InvalidInput, match=r"engine\.compile"):
         replace(config, engine=EngineConfig(compile="on"))

@@ -59,7 +59,7 @@ def run(small_run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) ->
     here, there = (open_resources(small_run("", **common)) for _ in range(2))
     as_loaded = here.loaded.layout.flatten(here.loaded.model).clone()
     worker = Worker(
-        there.loaded.model, there.loaded.objective, there.store, Computing.of(small_run("")), inputs=there.inputs
+        there.loaded.model, there.loaded.objective, there.store, Computing.of(small_run(""), 16), inputs=there.inputs
     )
 
     def opened(config: RunConfig) -> Resources:
