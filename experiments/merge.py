@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -29,7 +29,8 @@ class Merge:
         from fedsim.models.export import export_merged
         from fedsim.models.load import load_model
         from fedsim.models.sources import find_source
-        from fedsim.privacy.earlier import MARK, accounting_beside, digest_of
+        from fedsim.privacy.earlier import MARK, digest_of
+        from fedsim.resources import accounting_of
         from fedsim.statement import CARD, write_card
 
         if Path(self.output).exists():
@@ -38,14 +39,12 @@ class Merge:
         if source.adapters is None:
             raise InvalidInput("path", self.path, "adapters, or the folder of a run that trained some")
         require_plain_base(source)
+        beside = accounting_of(source)  # what is spent on a model stays with it
         loaded = load_model(ModelConfig(path=self.path, **task_of(source)))
-        beside = accounting_beside(source.adapters, source.base)  # what is spent on a model stays with it
-        model: Any = loaded.model
+        marks = {MARK: digest_of(beside[0])} if beside else {}
+        folder = export_merged(loaded, self.output, dtype=self.dtype, beside=beside, marks=marks)
         if beside:
-            setattr(model.config, MARK, digest_of(beside[0]))
-        folder = export_merged(loaded, self.output, dtype=self.dtype, beside=beside)
-        if beside:
-            task, classes = loaded.config.task, named_classes(model)
+            task, classes = loaded.config.task, named_classes(loaded.model)
             write_card(beside[1], folder / CARD, base=source.base, task=task, adapters=False, classes=classes)
         print(f"merged model: {folder}")
         return 0

@@ -20,10 +20,12 @@ class Train(RunConfig):
     def run(self) -> int:
         """Train, write the run folder and its report, print the outcome."""
         from experiments.simulation import simulated_clients
+        from fedsim.models.sources import find_source
+        from fedsim.resources import earlier_runs
 
         output = self.resume or self.output or new_output_folder(self.plan.algorithm)
         if self.resume is None and Path(self.model.path).expanduser().is_dir():
-            self.earlier_runs()  # a spent budget is found before anything is begun
+            earlier_runs(self, find_source(self.model.path))  # a spent budget is found before anything is begun
         folder = RunFolder(output)  # an unwritable folder is found before anything is computed
         if self.resume is None:
             folder.require_unused()

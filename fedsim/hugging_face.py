@@ -28,18 +28,19 @@ def hub_failure(name: str, kind: Literal["model", "dataset"]) -> str | None:
     return None
 
 
-def hub_file(name: str, file: str, *, cached: bool) -> Path | None:
+def hub_file(name: str, file: str, *, cached: bool, revision: str | None = None) -> Path | None:
     """A file of a model's repository, from this machine's cache or the hub; None where neither has it.
 
     Args:
         name: The model.
         file: The file's path within its repository.
         cached: Whether the hub does not answer, so that it need not be asked.
+        revision: Branch, tag or commit; by default the main branch.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
     try:
-        return Path(hf_hub_download(name, file, local_files_only=cached))
+        return Path(hf_hub_download(name, file, revision=revision, local_files_only=cached))
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
         return None

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from transformers.utils import CONFIG_NAME
+from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from fedsim.cache import default_cache
 from fedsim.config import RunConfig
@@ -20,8 +22,11 @@ from fedsim.data.store import UserStore
 from fedsim.engine.same_inputs import Inputs
 from fedsim.errors import InvalidInput
 from fedsim.models.classes import name_classes, without_labels
+from fedsim.models.config import DEFAULT_PATH
 from fedsim.models.fingerprint import model_fingerprint, weights_fingerprint
 from fedsim.models.load import LoadedModel, load_model
+from fedsim.models.sources import Source, file_of
+from fedsim.privacy.earlier import Earlier, accounting_beside, mark_of
 
 SHORTEST_ROW = 2
 """Tokens of a row of which a language model predicts anything."""
@@ -85,6 +90,38 @@ def open_resources(config: RunConfig, progress: Progress = silent) -> Resources:
         progress=progress is not silent,
     )
     return Resources(loaded=loaded, store=open_data(config.data, loaded, progress))
+
+
+def earlier_runs(config: RunConfig, source: Source) -> Earlier:
+    """The runs that a run goes on from, by the model that it begins with and what that stands on.
+
+    Args:
+        config: The run's.
+        source: Where its model is read from.
+
+    Raises:
+        InvalidInput: As `RunConfig.earlier_runs`.
+    """
+    if config.model.path == DEFAULT_PATH:
+        return config.earlier_runs()
+    bases = (source.base,) if source.adapters else ()
+    return config.earlier_runs(*bases, marks=_marks(source), cached=source.cached, revision=source.revision)
+
+
+def accounting_of(source: Source) -> tuple[Path, ...]:
+    """Ledger and statement of adapters on their base, as `accounting_beside`."""
+    return accounting_beside(
+        source.adapters or "", source.base, marks=_marks(source), cached=source.cached, revision=source.revision
+    )
+
+
+def _marks(source: Source) -> dict[str, str | None]:
+    """What adapters and base say of their ledgers, on the hub too."""
+    files = {
+        source.base: file_of(source.base, CONFIG_NAME, source.cached, source.revision),
+        source.adapters: file_of(source.adapters or "", ADAPTER_SAFE_WEIGHTS_NAME, source.cached),
+    }
+    return {place: mark_of(Path(file).parent) for place, file in files.items() if place and file}
 
 
 def open_data(data: DataConfig, loaded: LoadedModel, progress: Progress = silent) -> UserStore:

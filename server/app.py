@@ -21,14 +21,13 @@ from fedsim.errors import Failure
 from fedsim.gradient_paths import PathsHeard
 from fedsim.gradients import ParameterLayout
 from fedsim.models.export import export
-from fedsim.models.load import LoadedModel
 from fedsim.models.unchanged import unchanged_parameters
 from fedsim.plan import Plan, UserSizes, plan_from_values
 from fedsim.plan.bands import in_words
 from fedsim.privacy.earlier import MARK, Earlier, digest_of
 from fedsim.privacy.ledger import Ledger
 from fedsim.release import Release, ReleaseLog, ReleasesLost
-from fedsim.resources import Resources, computing_device, open_resources
+from fedsim.resources import Resources, computing_device, earlier_runs, open_resources
 from fedsim.statement import going_on_in_words
 from fedsim.terminal import say, speak
 from fedsim.versions import versions
@@ -130,7 +129,7 @@ def _train(grid: Grid, config: RunConfig, folder: RunFolder, started: float) -> 
 
     words = without_infinities(statement.to_json())
     layout.load(model, outcome.parameters)
-    setattr(model.config, MARK, digest_of(folder.ledger))
+    marks = {MARK: digest_of(folder.ledger)}
     summary: dict[str, Any] = {}
 
     def summarised() -> None:
@@ -143,13 +142,18 @@ def _train(grid: Grid, config: RunConfig, folder: RunFolder, started: float) -> 
 
     def taken_away(place: Path) -> None:
         write_json(place / folder.privacy.name, words)
-        export(resources.loaded, place / folder.model.name, beside=(folder.ledger, place / folder.privacy.name))
+        export(
+            resources.loaded,
+            place / folder.model.name,
+            beside=(folder.ledger, place / folder.privacy.name),
+            marks=marks,
+        )
 
     beside = (folder.ledger, folder.privacy, folder.card)
     pieces = {
         "the statement": lambda: write_json(folder.privacy, words),
         "the card": lambda: write_card_of(folder, config, resources),
-        "the model": lambda: export(resources.loaded, folder.model, beside=beside),
+        "the model": lambda: export(resources.loaded, folder.model, beside=beside, marks=marks),
         "metrics": folder.write_metrics,
         "the summary": summarised,
     }
@@ -249,7 +253,7 @@ def _job(
 def _begin(folder: RunFolder, config: RunConfig, resources: Resources) -> tuple[Plan, dict[str, Any], Earlier]:
     """Plan and identity of a new run, and what it goes on from. They and the seeds are on disk before anything is
     charged; config.json last."""
-    earlier = _earlier_runs(config, resources.loaded)
+    earlier = earlier_runs(config, resources.loaded.source)
     seeds = Seeds.drawn(config, earlier.digest)
     sizes = UserSizes.of_users(resources.store.split("train"))
     plan = config.plan_for(sizes, earlier.event)
@@ -270,13 +274,6 @@ def _begin(folder: RunFolder, config: RunConfig, resources: Resources) -> tuple[
         earlier=earlier.to_values(),
     )
     return plan, identity, earlier
-
-
-def _earlier_runs(config: RunConfig, loaded: LoadedModel) -> Earlier:
-    """What the model comes from, or the base under its adapters."""
-    model: Any = loaded.model
-    bases = (loaded.base,) if loaded.source.adapters else ()
-    return config.earlier_runs(*bases, mark=getattr(model.config, MARK, None), cached=loaded.source.cached)
 
 
 def _resumed(folder: RunFolder, config: RunConfig, resources: Resources) -> tuple[Plan, dict[str, Any], Earlier]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Self
 
@@ -274,13 +275,20 @@ class RunConfig:
         rate = self.optimizer.learning_rate * (larger[0] if larger else 1.0)
         return dataclasses.replace(self.optimizer, learning_rate=rate)
 
-    def earlier_runs(self, *bases: str, mark: str | None = None, cached: bool = True) -> Earlier:
+    def earlier_runs(
+        self,
+        *bases: str,
+        marks: Mapping[str, str | None] | None = None,
+        cached: bool = True,
+        revision: str | None = None,
+    ) -> Earlier:
         """The runs that this one goes on from, by the model that it begins with; none for any other model.
 
         Args:
-            bases: What adapters in model.path stand on, by name or folder: looked at where no run made these.
-            mark: What the configuration of the model says at `fedsim.privacy.earlier.MARK`; of folders it is read.
+            bases: What adapters in model.path stand on, by name or folder.
+            marks: By name on the hub what each says at `fedsim.privacy.earlier.MARK`; of folders it is read.
             cached: Whether the hub does not answer.
+            revision: Of the bases on the hub.
 
         Raises:
             InvalidInput: When their ledger is missing or damaged, when ε is spent already, or when other people are
@@ -289,9 +297,15 @@ class RunConfig:
         others, adjacency = self.earlier_people == "others", Adjacency(self.plan.adjacency)
         earlier = Earlier()
         for path in (self.model.path, *bases) if self.model.path != DEFAULT_PATH else ():
-            if not earlier.entries:
-                own = None if path != (self.model.path, *bases)[-1] else mark  # adapters have no configuration
-                earlier = Earlier.of_model(path, adjacency=adjacency, others=others, mark=own, cached=cached)
+            begun = Earlier.of_model(
+                path,
+                adjacency=adjacency,
+                others=others,
+                mark=(marks or {}).get(path),
+                cached=cached,
+                revision=revision if path in bases else None,
+            )
+            earlier = earlier.upon(begun)
         if others and not earlier.entries:
             hint = "It says whose the data of an earlier run was."
             raise InvalidInput("earlier-people", "others", "left out where model.path is no result of a run", hint)

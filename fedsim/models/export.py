@@ -6,14 +6,15 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from fedsim.disk import force
@@ -32,6 +33,7 @@ TOLERANCE = 1e-5
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOLERANCES = {"float32": TOLERANCE, "float16": 1e-3, "bfloat16": 1e-2}
 """How far a loss may be off, relatively, by what weights are rounded to: each moves by 2⁻²⁵, 2⁻¹² or 2⁻⁹ of itself."""
+NO_MARKS: Mapping[str, str] = MappingProxyType({})
 
 
 class ExportMismatch(Failure):
@@ -51,7 +53,12 @@ class ExportMismatch(Failure):
 
 
 def export(
-    loaded: LoadedModel, folder: str | Path, *, rows: TokenRows | None = None, beside: Sequence[Path] = ()
+    loaded: LoadedModel,
+    folder: str | Path,
+    *,
+    rows: TokenRows | None = None,
+    beside: Sequence[Path] = (),
+    marks: Mapping[str, str] = NO_MARKS,
 ) -> Path:
     """Write the model to a folder: Hugging Face's format, or PEFT's for adapters; safetensors and tokenizer.
 
@@ -65,6 +72,8 @@ def export(
         folder: Where to.
         rows: Rows for the check; by default random tokens, the same ones each time. They are not stored.
         beside: Files that the model is not to be without wherever it is copied to: they are copied into the folder.
+        marks: What the model is to say of itself beside what its format has: in its config.json; for adapters, which
+            have none, in the header of their weights.
 
     Returns:
         The folder.
@@ -77,9 +86,11 @@ def export(
     if loaded.config.export == "merged":
         # What is tried before training is trained then, and what the disk refuses is exported again.
         apart = dataclasses.replace(loaded, model=copy.deepcopy(loaded.model))
-        return export_merged(apart, folder, rows=rows, beside=beside)
+        return export_merged(apart, folder, rows=rows, beside=beside, marks=marks)
     rows = probe_rows(loaded) if rows is None else rows
-    return _written(loaded, folder, rows, evaluate(loaded.model, rows, loaded.objective).loss, TOLERANCE, beside)
+    return _written(
+        loaded, folder, rows, evaluate(loaded.model, rows, loaded.objective).loss, TOLERANCE, beside, marks
+    )
 
 
 def export_merged(
@@ -89,6 +100,7 @@ def export_merged(
     dtype: str = "float32",
     rows: TokenRows | None = None,
     beside: Sequence[Path] = (),
+    marks: Mapping[str, str] = NO_MARKS,
 ) -> Path:
     """Write a model with adapters as a plain one, in which they are merged; `loaded` is of no use afterwards.
 
@@ -98,6 +110,7 @@ def export_merged(
         dtype: What the weights are kept in: float32, bfloat16 or float16.
         rows: Rows for the check, as for `export`.
         beside: Files that are copied into the folder, as for `export`.
+        marks: As for `export`.
 
     Returns:
         The folder.
@@ -115,7 +128,7 @@ def export_merged(
     # Before it is rounded: of 16 bits nobody could tell what was lost by rounding from what merging left out.
     _require_same(trained, evaluate(merged.model, rows, loaded.objective).loss, TOLERANCE)
     merged.model.to(DTYPES[dtype])
-    return _written(merged, folder, rows, trained, TOLERANCES[dtype], beside)
+    return _written(merged, folder, rows, trained, TOLERANCES[dtype], beside, marks)
 
 
 def _written(
@@ -125,6 +138,7 @@ def _written(
     trained: float,
     tolerance: float,
     beside: Sequence[Path],
+    marks: Mapping[str, str],
 ) -> Path:
     folder = Path(folder).absolute()
     try:
@@ -136,7 +150,7 @@ def _written(
         raise InvalidInput("output", str(folder), f"a folder that can be written ({error.strerror})") from error
     try:
         with quiet_transformers():
-            _save(loaded, unfinished)
+            _save(loaded, unfinished, marks)
             _check(loaded, unfinished, rows, trained, tolerance)
         _name_base(loaded, unfinished, folder)
         base = str(folder / BASE) if (unfinished / BASE).exists() else loaded.base
@@ -185,8 +199,10 @@ def probe_rows(loaded: LoadedModel, count: int = 16, length: int = 32) -> TokenR
     return with_prompts(rows) if loaded.config.reads_apart else rows
 
 
-def _save(loaded: LoadedModel, folder: Path) -> None:
+def _save(loaded: LoadedModel, folder: Path, marks: Mapping[str, str]) -> None:
     model: Any = loaded.model
+    for name, mark in marks.items():
+        setattr(model.config, name, mark)
     before, model.config.pad_token_id = model.config.pad_token_id, loaded.pad_token
     try:
         model.save_pretrained(folder)
@@ -194,6 +210,9 @@ def _save(loaded: LoadedModel, folder: Path) -> None:
         model.config.pad_token_id = before
     # PEFT adds a model card with nothing but blanks to fill in.
     (folder / "README.md").unlink(missing_ok=True)
+    if loaded.adapted and marks:
+        weights = folder / ADAPTER_SAFE_WEIGHTS_NAME
+        save_file(load_file(weights), weights, metadata={"format": "pt", **marks})
     loaded.tokenizer.save_pretrained(folder)
     if loaded.adapted and loaded.source.carried:
         shutil.copytree(loaded.base, folder / BASE)

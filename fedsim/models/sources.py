@@ -99,8 +99,8 @@ def adapter_weights(source: Source) -> str:
     return found
 
 
-def file_of(place: str, name: str, cached: bool) -> str | None:
-    """A file of a folder, or of a name on the hub or in its client's cache; None where it has none."""
+def file_of(place: str, name: str, cached: bool, revision: str | None = None) -> str | None:
+    """A file of a folder, or of a name on the hub (at a revision) or in its client's cache; None where it has none."""
     if Path(place).is_dir():
         found = Path(place) / name
         return str(found) if found.is_file() else None
@@ -108,6 +108,7 @@ def file_of(place: str, name: str, cached: bool) -> str | None:
         place,
         name,
         local_files_only=cached,
+        revision=revision,
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,

@@ -8,10 +8,13 @@ line of the new ledger, closed in itself: its turns and blocks are of its own dr
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+
+from safetensors import SafetensorError, safe_open
 
 from fedsim.errors import InvalidInput
 from fedsim.hugging_face import hub_file
@@ -23,8 +26,10 @@ from fedsim.privacy.ledger import NOTHING, Ledger, LedgerDamaged, LedgerEntry, m
 from fedsim.privacy.unprotected import Unprotected
 
 LEDGER, STATEMENT, MODEL = "ledger.jsonl", "privacy.json", "model"
+ADAPTERS = "adapter_model.safetensors"
 MARK = "privacy_ledger"
-"""Where the config.json of an exported model names the digest of its ledger: a copy without the ledger is noticed."""
+"""Where an exported model names the digest of its ledger, in its config.json, or for adapters, which have none, in the
+header of their weights: a copy without the ledger is noticed."""
 PRECISION = 1e-3
 """Share of ε below which what is left of a budget is no more than what calibration and bounds leave unused."""
 SAME_PEOPLE, OTHER_PEOPLE = "earlier run", "earlier run, of other people"
@@ -46,7 +51,14 @@ class Earlier:
 
     @classmethod
     def of_model(
-        cls, path: str, *, adjacency: Adjacency, others: bool = False, mark: str | None = None, cached: bool = True
+        cls,
+        path: str,
+        *,
+        adjacency: Adjacency,
+        others: bool = False,
+        mark: str | None = None,
+        cached: bool = True,
+        revision: str | None = None,
     ) -> Self:
         """The runs that a model comes from; none where it comes from no run of ours.
 
@@ -54,27 +66,25 @@ class Earlier:
             path: The model's folder, the folder of the run that made it, or a name on the hub.
             adjacency: The change of the data that is to stay hidden from now on.
             others: Whether somebody says that nobody of the earlier runs is in the data now.
-            mark: What the configuration of a model from the hub says at MARK. Of folders it is read here.
+            mark: What a model from the hub says at MARK (`mark_of`). Of folders it is read here.
             cached: Whether the hub does not answer: names then stand for what this machine has of them.
+            revision: Of a name on the hub.
 
         Raises:
             InvalidInput: When ledger or statement are missing, are not what was written, or are of another adjacency.
         """
         folder = Path(path).expanduser()
         if folder.is_dir():
-            holder, mark = _holder(folder), _mark_in(folder)
+            holder, mark = _holder(folder), mark_of(folder / MODEL) or mark_of(folder)
             name = holder.parent.name if holder.name == MODEL else holder.name
-            ledger, statement = holder / LEDGER, holder / STATEMENT
         else:
             name = path
-            ledger, statement = (hub_file(path, one, cached=cached) or Path(path) / one for one in (LEDGER, STATEMENT))
+        ledger, statement = _accounting(path, cached, revision)
         there = [one.name for one in (ledger, statement) if one.is_file()]
         if not there and mark is None:
             return cls()
         if len(there) < 2:
-            missing = " and ".join(one for one in (LEDGER, STATEMENT) if one not in there)
-            hint = "Without it nothing can be stated of a model that goes on from this one: put it back."
-            raise InvalidInput("model.path", path, f"a result with its {missing}, which a run left there", hint)
+            raise _without_accounting("model.path", path, there)
         return cls._read(path, name or path, ledger, statement, mark, adjacency, others)
 
     @classmethod
@@ -96,11 +106,23 @@ class Earlier:
         if hidden is not adjacency:
             hint = "Guarantees of different changes do not add up."
             raise InvalidInput("plan.adjacency", adjacency.value, f"{hidden.value}, as in {path}", hint)
-        lines = [_line(one.name, one.event, others) for one in map(_read_line, entries) if one is not None]
+        lines = [_line(one, others) for one in map(_read_line, entries) if one is not None]
         own: Event = own_event(entries)
         if not private:
             own = Composed(events=(own, Unprotected()))
-        return cls(entries=(*lines, _line(name, own, others)), not_covered=not_covered)
+        last = _Line(name, own, digest_of(ledger))
+        return cls(entries=(*lines, _line(last, others)), not_covered=not_covered)
+
+    def upon(self, base: Self) -> Self:
+        """What adapters come from, with what their base comes from: first what of that theirs does not tell.
+
+        Args:
+            base: The runs of their base.
+        """
+        known = {one.ledger for one in map(_read_line, self.entries) if one is not None} - {""}
+        further = [entry for entry in base.entries if (line := _read_line(entry)) and line.ledger not in known]
+        not_covered = dict.fromkeys((*base.not_covered, *self.not_covered) if further else self.not_covered)
+        return type(self)(entries=(*further, *self.entries), not_covered=tuple(not_covered))
 
     @classmethod
     def in_ledger(cls, entries: Sequence[LedgerEntry], not_covered: tuple[str, ...] = ()) -> Self:
@@ -195,14 +217,46 @@ def own_event(entries: Sequence[LedgerEntry]) -> Composed:
     return merged(entry.event for entry in entries if entry.purpose not in (SAME_PEOPLE, OTHER_PEOPLE))
 
 
-def accounting_beside(*places: str) -> tuple[Path, ...]:
-    """Ledger and statement of the first of some models' folders that has them; nothing where none has."""
-    for place in places:
-        holder = _holder(Path(place))
-        files = (holder / LEDGER, holder / STATEMENT)
-        if all(path.is_file() for path in files):
-            return files
-    return ()
+def accounting_beside(
+    adapters: str, base: str, *, marks: Mapping[str, str | None], cached: bool, revision: str | None = None
+) -> tuple[Path, ...]:
+    """Ledger and statement of adapters on their base: theirs, or those of the base; nothing where there are none.
+
+    Args:
+        adapters: Folder, or name on the hub.
+        base: The same of their base.
+        marks: What the two say at MARK (`mark_of`).
+        cached: Whether the hub does not answer.
+        revision: Of a base on the hub.
+
+    Raises:
+        InvalidInput: One is marked as a run's and is without them; or the base has some of which those of the adapters
+            do not tell.
+    """
+    found = []
+    for place in (adapters, base):
+        files = _accounting(place, cached, revision if place == base else None)
+        there = [path.name for path in files if path.is_file()]
+        if len(there) < len(files) and (there or marks.get(place) is not None):
+            raise _without_accounting("path", place, there)
+        if len(there) == len(files):
+            found.append(files)
+    if len(found) == 2:
+        lines = map(_read_line, read_entries(found[0][0]))
+        if digest_of(found[1][0]) not in {one.ledger for one in lines if one is not None}:
+            hint = f"Their base, {base}, spent something else. Train on from the adapters as they are instead."
+            raise InvalidInput("path", adapters, f"adapters whose {LEDGER} tells of what their base spent", hint)
+    return found[0] if found else ()
+
+
+def mark_of(folder: Path) -> str | None:
+    """What a model in a folder says at MARK, in its configuration or in the header of its adapters' weights."""
+    said: list[Any] = []
+    with suppress(OSError, SafetensorError), safe_open(folder / ADAPTERS, framework="numpy") as weights:
+        said.append((weights.metadata() or {}).get(MARK))
+    with suppress(OSError, ValueError, AttributeError):
+        said.append(json.loads((folder / "config.json").read_text(encoding="utf-8")).get(MARK))
+    return next((str(mark) for mark in said if mark is not None), None)
 
 
 def digest_of(ledger: Path) -> str:
@@ -212,25 +266,32 @@ def digest_of(ledger: Path) -> str:
 
 @dataclass(frozen=True)
 class _Line:
+    """An earlier run: its name, what it released, and the digest of its ledger, by which it is known again."""
+
     name: str
     event: Event
+    ledger: str
 
 
-def _line(name: str, event: Event, others: bool) -> LedgerEntry:
+def _line(run: _Line, others: bool) -> LedgerEntry:
+    named: dict[str, Any] = {"run": run.name, "ledger": run.ledger}
     if not others:
-        return LedgerEntry(round=0, purpose=SAME_PEOPLE, event=event, note=name)
-    note = json.dumps({"run": name, "event": to_json(event)}, ensure_ascii=False)
+        note = json.dumps(named, ensure_ascii=False)
+        return LedgerEntry(round=0, purpose=SAME_PEOPLE, event=run.event, note=note)
+    note = json.dumps(named | {"event": to_json(run.event)}, ensure_ascii=False)
     return LedgerEntry(round=0, purpose=OTHER_PEOPLE, event=NOTHING, note=note)
 
 
 def _read_line(entry: LedgerEntry) -> _Line | None:
     """The earlier run that an entry tells of; None for charges of the run itself."""
-    if entry.purpose == SAME_PEOPLE:
-        return _Line(entry.note, entry.event)
-    if entry.purpose == OTHER_PEOPLE:
+    if entry.purpose not in (SAME_PEOPLE, OTHER_PEOPLE):
+        return None
+    try:
         noted = json.loads(entry.note)
-        return _Line(noted["run"], from_json(noted["event"]))
-    return None
+        name, ledger = noted["run"], noted.get("ledger", "")
+    except (ValueError, TypeError, KeyError):  # earlier versions noted the name alone
+        name, ledger = entry.note, ""
+    return _Line(name, entry.event if entry.purpose == SAME_PEOPLE else from_json(noted["event"]), ledger)
 
 
 def _holder(folder: Path) -> Path:
@@ -242,16 +303,20 @@ def _holder(folder: Path) -> Path:
     return folder
 
 
-def _mark_in(folder: Path) -> str | None:
-    """What the model's own configuration says at MARK."""
-    for path in (folder / MODEL / "config.json", folder / "config.json"):
-        try:
-            mark = json.loads(path.read_text(encoding="utf-8")).get(MARK)
-        except (OSError, ValueError, AttributeError):
-            continue
-        if mark is not None:
-            return str(mark)
-    return None
+def _accounting(path: str, cached: bool, revision: str | None) -> tuple[Path, Path]:
+    """Where ledger and statement of a model lie, or should: beside it, or on the hub."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return _holder(folder) / LEDGER, _holder(folder) / STATEMENT
+    found = (hub_file(path, one, cached=cached, revision=revision) for one in (LEDGER, STATEMENT))
+    ledger, statement = (file or Path(path) / name for file, name in zip(found, (LEDGER, STATEMENT), strict=True))
+    return ledger, statement
+
+
+def _without_accounting(field: str, path: str, there: Sequence[str]) -> InvalidInput:
+    missing = " and ".join(one for one in (LEDGER, STATEMENT) if one not in there)
+    hint = "Without it nothing can be stated of a model that goes on from this one: put it back."
+    return InvalidInput(field, path, f"a result with its {missing}, which a run left there", hint)
 
 
 def _cases(found: list[Any]) -> set[frozenset[Any]]:

@@ -1,12 +1,14 @@
 """Adapters merged into their base: a plain model of the same loss."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from stated import ULS, stated
 from test_adapters import foreign, loss, shaken
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -16,6 +18,8 @@ from fedsim.models.config import ModelConfig
 from fedsim.models.export import ExportMismatch, export, export_merged
 from fedsim.models.load import load_model
 from fedsim.models.quantised import QUANTISATION_FILE
+from fedsim.privacy.earlier import digest_of, mark_of, own_event
+from fedsim.privacy.ledger import Ledger
 
 FORMS = [
     {},
@@ -26,6 +30,15 @@ FORMS = [
     {"modules_to_save": ("lm_head",)},
     {"task": "sequence-classification", "num_labels": 5},
 ]
+
+
+def accounted(folder: Path, steps: int = 4) -> None:
+    """Ledger and statement of a run in a folder."""
+    with Ledger.open(folder / "ledger.jsonl") as ledger:
+        for round in range(steps):
+            ledger.charge(ULS.charge(round), round=round)
+        statement = stated(ULS, own_event(ledger.entries), steps=steps)
+    (folder / "privacy.json").write_text(json.dumps(statement.to_json()))
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: ",".join(form) or "plain")
@@ -48,13 +61,16 @@ def test_a_merged_model_is_a_plain_one_of_the_same_loss(load, form: dict, tmp_pa
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_command_merges_a_runs_adapters_or_anybodys(story_llama: str, dtype: str, tmp_path: Path, capsys) -> None:
     theirs = foreign(story_llama, tmp_path / "run" / "model", use_rslora=True)
-    (tmp_path / "run" / "ledger.jsonl").write_text("")
+    accounted(tmp_path / "run")
     for number, path in enumerate((tmp_path / "run", tmp_path / "run" / "model")):
         output = tmp_path / f"merged-{number}"
         assert main(["merge", str(path), "--output", str(output), "--dtype", dtype]) == 0
         assert str(output) in capsys.readouterr().out
         read = AutoModelForCausalLM.from_pretrained(output)
         assert {p.dtype for p in read.parameters()} == {getattr(torch, dtype)}
+        assert (output / "ledger.jsonl").read_bytes() == (tmp_path / "run/ledger.jsonl").read_bytes()
+        assert mark_of(output) == digest_of(output / "ledger.jsonl")
+        assert (output / "privacy.json").is_file()
         loaded = load_model(ModelConfig(path=str(output)))
         assert loss(loaded) == pytest.approx(loss(loaded, theirs), rel={"float32": 1e-5}.get(dtype, 3e-4))
         assert loss(loaded) != pytest.approx(loss(load_model(ModelConfig(path=story_llama))), rel=1e-3)
@@ -79,6 +95,25 @@ def test_a_base_in_half_precision_is_merged_in_float32(story_llama: str, tmp_pat
     merged = load_file(export(loaded, tmp_path / "model") / "model.safetensors")
     for (name, delta), before in zip(added.items(), base.values(), strict=True):
         torch.testing.assert_close(merged[f"{name.removeprefix('base_model.model.')}.weight"], before + delta)
+
+
+def test_what_adapters_or_their_base_spent_is_not_lost_by_merging(story_llama: str, tmp_path: Path, capsys) -> None:
+    base, adapters = shutil.copytree(story_llama, tmp_path / "base"), tmp_path / "adapters"
+    foreign(str(base), adapters)
+    arguments = ["merge", str(adapters), "--output"]
+    accounted(base, steps=3)
+    assert main([*arguments, str(tmp_path / "of-base")]) == 0  # nobody charged for the adapters
+    assert mark_of(tmp_path / "of-base") == digest_of(base / "ledger.jsonl")
+    accounted(adapters)
+    assert main([*arguments, str(tmp_path / "of-both")]) == 2
+    assert "tells of what their base spent" in capsys.readouterr().err
+    (base / "privacy.json").unlink()
+    assert main([*arguments, str(tmp_path / "of-both")]) == 2
+    assert "put it back" in capsys.readouterr().err
+    (base / "ledger.jsonl").unlink()
+    assert main([*arguments, str(tmp_path / "of-adapters")]) == 0
+    assert mark_of(tmp_path / "of-adapters") == digest_of(adapters / "ledger.jsonl")
+    assert not list(tmp_path.glob("of-both*"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

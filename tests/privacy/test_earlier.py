@@ -7,7 +7,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from stated import ULS, stated
 
 from fedsim.config import PlanConfig, RunConfig
@@ -31,8 +33,10 @@ ADD_OR_REMOVE = Adjacency.ADD_OR_REMOVE_ONE_USER
 IN_TURNS = dataclasses.replace(ULS, sampling=CyclicPoisson(groups=2))
 
 
-def finished(folder: Path, plan: Plan = ULS, steps: int = 4, after: Earlier | None = None, **statement) -> Path:
-    """The folder of a finished run, without training it."""
+def finished(
+    folder: Path, plan: Plan = ULS, steps: int = 4, after: Earlier | None = None, adapters: bool = False, **statement
+) -> Path:
+    """The folder of a finished run, without training it; of a run that left adapters, say."""
     after = Earlier() if after is None else after
     folder.mkdir(parents=True)
     with Ledger.open(folder / "ledger.jsonl") as ledger:
@@ -44,7 +48,12 @@ def finished(folder: Path, plan: Plan = ULS, steps: int = 4, after: Earlier | No
     (folder / "privacy.json").write_text(json.dumps(values))
     (folder / "config.json").write_text("{}")
     shutil.copytree(folder, folder / "model")
-    (folder / "model/config.json").write_text(json.dumps({MARK: digest_of(folder / "ledger.jsonl")}))
+    mark = {MARK: digest_of(folder / "ledger.jsonl")}
+    if adapters:
+        (folder / "model/config.json").unlink()
+        save_file({"lora_A": np.zeros(2)}, folder / "model/adapter_model.safetensors", metadata=mark)
+    else:
+        (folder / "model/config.json").write_text(json.dumps(mark))
     return folder
 
 
@@ -80,8 +89,11 @@ def statement_gone(path: Path) -> None:
 
 @pytest.mark.parametrize("harm", [without_last_line, changed, both_alike, Path.unlink, both_gone, statement_gone])
 @pytest.mark.parametrize("form", [".", "model", "copy"])
-def test_what_is_not_as_it_was_written_is_refused(tmp_path: Path, harm: Callable[[Path], None], form: str) -> None:
-    run = finished(tmp_path / "x")
+@pytest.mark.parametrize("adapters", [False, True])
+def test_what_is_not_as_it_was_written_is_refused(
+    tmp_path: Path, harm: Callable[[Path], None], form: str, adapters: bool
+) -> None:
+    run = finished(tmp_path / "x", adapters=adapters)
     folder = shutil.copytree(run / "model", tmp_path / "copy") if form == "copy" else run / form
     assert earlier(folder).event == merged(entry.event for entry in read_entries(run / "ledger.jsonl"))
     harm(folder / "ledger.jsonl")
@@ -92,9 +104,9 @@ def test_what_is_not_as_it_was_written_is_refused(tmp_path: Path, harm: Callable
         earlier(folder)
 
 
-def test_a_shortened_ledger_of_adapters_is_told_by_their_statement(tmp_path: Path) -> None:
+def test_a_shortened_ledger_of_older_adapters_is_told_by_their_statement(tmp_path: Path) -> None:
     run = finished(tmp_path / "x")
-    (run / "model/config.json").unlink()  # adapters have none
+    (run / "model/config.json").unlink()  # adapters have none, and some have no mark in their weights
     assert earlier(run / "model").names == ("x",)
     without_last_line(run / "model/ledger.jsonl")
     with pytest.raises(InvalidInput, match="counts other charges than"):

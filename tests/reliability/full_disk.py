@@ -17,6 +17,7 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 SAVES = (
     "server.checkpoint.save_file",
     "fedsim.release.log.save_file",
+    "fedsim.models.export.save_file",
     "transformers.modeling_utils.safe_save_file",
 )
 """Where files are written by code that is not Python's."""

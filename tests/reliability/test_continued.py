@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 from crashes import crashed
+from peft import LoraConfig, get_peft_model
 from small_runs import ROUNDS, trained
+from transformers import AutoModelForCausalLM
 
 from experiments.run import main
-from fedsim.config import PlanConfig
+from experiments.train import Train
+from fedsim.config import PlanConfig, RunConfig
 from fedsim.models.config import ModelConfig
 from fedsim.plan import plan_from_values
 from fedsim.privacy.accountant import epsilon_bounds
-from fedsim.privacy.earlier import Earlier
+from fedsim.privacy.earlier import Earlier, digest_of, mark_of
 from fedsim.privacy.events import Composed
 from fedsim.privacy.ledger import read_entries
 
@@ -103,6 +106,40 @@ def test_a_model_that_is_moved_alone_takes_its_ledger_along(run, begun, tmp_path
         (moved / name).unlink()
     assert main(["train", "--model.path", str(moved), "--output", str(tmp_path / "z")]) == 2
     assert "put it back" in capsys.readouterr().err
+
+
+def test_adapters_that_are_moved_alone_name_their_ledger(run, small_run, tmp_path: Path, capsys) -> None:
+    config = run("x")
+    trained(dataclasses.replace(config, model=dataclasses.replace(config.model, lora_rank=2)))
+    moved = shutil.copytree(tmp_path / "x/model", tmp_path / "moved")
+    assert mark_of(moved) == digest_of(tmp_path / "x/ledger.jsonl")
+    shutil.rmtree(tmp_path / "x")
+    trained(run("y", "moved"))
+    assert statement(tmp_path / "y")["earlier"]["runs"] == ["moved"]
+    for name in ("ledger.jsonl", "privacy.json"):
+        (moved / name).unlink()
+    assert main(["train", "--model.path", str(moved), "--output", str(tmp_path / "z")]) == 2
+    assert "put it back" in capsys.readouterr().err
+    assert main(["merge", str(moved), "--output", str(tmp_path / "z")]) == 2
+    assert "put it back" in capsys.readouterr().err
+    assert not (tmp_path / "z").exists()
+
+
+def test_strange_adapters_on_a_result_carry_what_that_spent(run, begun, tmp_path: Path) -> None:
+    """Of other people too, and once where the adapters' ledger tells of it."""
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "x/model")
+    settings = LoraConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True)
+    get_peft_model(base, settings).save_pretrained(str(tmp_path / "theirs"))
+    config = run("y", "theirs", earlier_people="others")
+    assert Train(**{one.name: getattr(config, one.name) for one in dataclasses.fields(RunConfig)}).run() == 0
+    said = statement(tmp_path / "y")["earlier"]
+    assert (said["runs"], said["people"]) == (["x"], "others")
+    trained(run("z", "theirs"))
+    assert statement(tmp_path / "z")["earlier"]["people"] == "same"
+    for name in ("ledger.jsonl", "privacy.json"):  # as if that run had made them
+        shutil.copy(tmp_path / "y" / name, tmp_path / "theirs")
+    trained(run("v", "theirs"))
+    assert statement(tmp_path / "v")["earlier"]["runs"] == ["x", "theirs"]
 
 
 def test_a_continued_run_that_was_killed_goes_on(run, begun, tmp_path: Path, monkeypatch) -> None:
