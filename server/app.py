@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
@@ -32,6 +33,7 @@ from fedsim.statement import going_on_in_words
 from fedsim.terminal import say, speak
 from fedsim.versions import versions
 from server.alarms import as_json
+from server.callbacks import BegunRun, Callback, Callbacks
 from server.checkpoint import Checkpoint, CheckpointWriter
 from server.dispatch import Dispatcher
 from server.evaluation import HeldOut, HeldOutDiverged
@@ -64,12 +66,13 @@ def new_output_folder(kind: str) -> str:
     return str(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{kind}")
 
 
-def train(grid: Grid, config: RunConfig) -> dict[str, Any]:
+def train(grid: Grid, config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
     """One run from configuration to run folder, from the beginning or from where it was interrupted.
 
     Args:
         grid: Where the clients are; they were given the same configuration.
         config: What to train; config.resume names the folder of a run to go on with.
+        callbacks: Told of the run, beside those that the configuration names.
 
     Returns:
         The summary that is also written to summary.json.
@@ -81,6 +84,7 @@ def train(grid: Grid, config: RunConfig) -> dict[str, Any]:
         Failure: What was charged stays charged; the run can be resumed from its last checkpoint.
     """
     started = time.perf_counter()
+    told = Callbacks(callbacks)
     folder = RunFolder(config.resume or config.output or new_output_folder(config.plan.algorithm))
     with refusals_told(folder.path):
         if config.resume is None:
@@ -89,10 +93,13 @@ def train(grid: Grid, config: RunConfig) -> dict[str, Any]:
             require_same({"settings": folder.read_config()["identity"]["settings"]}, {"settings": settings_of(config)})
             _tidy(folder)
             return folder.read_summary()
-        return _train(grid, config, folder, started)
+        with told.told_of_stops():
+            summary = _train(grid, config, folder, started, told)
+        told.end(summary)
+        return summary
 
 
-def _train(grid: Grid, config: RunConfig, folder: RunFolder, started: float) -> dict[str, Any]:
+def _train(grid: Grid, config: RunConfig, folder: RunFolder, started: float, callbacks: Callbacks) -> dict[str, Any]:
     resources = open_resources(config)
     for doubt in doubtful_owners(resources.store.manifest):
         logger.warning("%s", doubt)
@@ -101,7 +108,7 @@ def _train(grid: Grid, config: RunConfig, folder: RunFolder, started: float) -> 
     latest = None if config.resume is None else newest(folder)
     with Ledger.open(folder.ledger) as ledger:
         earlier.carry_into(ledger)
-        job = _job(grid, config, plan, identity, earlier, resources, folder, ledger, latest)
+        job = _job(grid, config, plan, identity, earlier, resources, folder, ledger, latest, callbacks)
         training = Training(job)
         try:
             if latest is not None:
@@ -111,6 +118,7 @@ def _train(grid: Grid, config: RunConfig, folder: RunFolder, started: float) -> 
             if config.resume is not None:
                 _repeatable(job.round, training.round, config)
             try_out(grid, config, resources, folder, job.round, training.round)
+            callbacks.begin(BegunRun.of(config, plan, folder.path, training.round if config.resume else None))
             outcome = training.run()
         except (Diverged, HeldOutDiverged) as lost:
             with suppress(OSError):
@@ -201,6 +209,7 @@ def _job(
     folder: RunFolder,
     ledger: Ledger,
     latest: Checkpoint | None,
+    callbacks: Callbacks,
 ) -> Job:
     """The run's parts, put together."""
     layout = ParameterLayout.of(resources.loaded.model)
@@ -247,6 +256,7 @@ def _job(
             forget=log.forget,
         ),
         identity=identity,
+        callbacks=callbacks,
     )
 
 

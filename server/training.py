@@ -14,10 +14,12 @@ from fedsim.plan import Plan
 from fedsim.privacy.ledger import MODEL_UPDATE
 from fedsim.terminal import RoundProgress, say, waiting
 from server.alarms import Alarms
+from server.callbacks import Callbacks
 from server.checkpoint import Checkpoint, CheckpointWriter
 from server.evaluation import HeldOut, HeldOutDiverged, Measurement
 from server.precautions.patience import patiently
 from server.precautions.stopping import Stopped, StopRequest
+from server.results.record import evaluated, of_training_users, record_of
 from server.results.run_folder import RunFolder
 from server.round import PARAMETERS, Charges, Gather, Round
 
@@ -37,6 +39,7 @@ class Job:
         training_metrics: Whether statistics of training users, which no noise protects, are written and looked at.
         checkpoints: Where state is kept; None keeps none.
         identity: What checkpoints are compared by, besides the plan (`server.identity`).
+        callbacks: Who is told of each round.
     """
 
     round: Round
@@ -47,6 +50,7 @@ class Job:
     training_metrics: bool = True
     checkpoints: CheckpointWriter | None = None
     identity: dict[str, Any] = field(default_factory=dict)
+    callbacks: Callbacks = field(default_factory=Callbacks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,19 +112,22 @@ class Training:
         with titled as progress, StopRequest() as stop, self.phases.of(OTHER):
             progress.advanced(self.round, self.budget.epsilon())
             if self.measured is None:
-                self._measure(progress, {})
-            statistics: dict[str, float] = {}
+                self._tell(self._measured(self._record({}), progress))
             self._begin_keeping()
-            while self.round < self.plan.steps and self.job.round.affords(self.round):
+            goes_on = self._goes_on()
+            while goes_on:
                 self._require_kept(stop)
                 statistics = self._next_round()
                 self.alarms.after_round(statistics)
                 progress.advanced(self.round, self.budget.epsilon())
-                if self.round % self.job.evaluate_every == 0:
-                    self._measure(progress, statistics)
+                goes_on = self._goes_on()
+                record = self._record(statistics)
+                last_or_due = not goes_on or self.round % self.job.evaluate_every == 0
+                self._tell(self._measured(record, progress) if last_or_due else record)
                 self._keep(stop)
-            if self.measured != self.round:
-                self._measure(progress, statistics)
+            if self.measured != self.round:  # it was to go on when it was interrupted, and cannot any more
+                record = self._measured(self._record({}), progress)
+                self._tell(record | {"not_private": self.job.folder.take_back(self.round).get("not_private", {})})
             if self.round < self.plan.steps:
                 progress.stopped(self.round, self.budget.limit)
             self._keep(stop, finished=True)
@@ -241,8 +248,12 @@ class Training:
             lost = checkpoints is None or checkpoints.failure is not None
             raise Stopped(stop.signal, self.round, str(self.job.folder.path), lost=lost)
 
-    def _measure(self, progress: RoundProgress, statistics: Mapping[str, float]) -> None:
-        """Evaluate on validation users and write a line of metrics: of the average alone, where there is one."""
+    def _goes_on(self) -> bool:
+        """Whether there is another round to do, and budget for it."""
+        return self.round < self.plan.steps and self.job.round.affords(self.round)
+
+    def _measured(self, record: dict[str, Any], progress: RoundProgress) -> dict[str, Any]:
+        """The record with what validation users show: of the average alone, where there is one."""
         self.measured = self.round
         optimizer = self.job.round.optimizer
         with self.phases.of(EVALUATION):
@@ -255,28 +266,29 @@ class Training:
                 "nothing-scored", "nothing in the rows of validation users is predicted: no loss is known."
             )
         progress.evaluated(self.round, measured.loss, measured.accuracy, epsilon)
-        self.job.folder.append_metrics(
-            {
-                "round": self.round,
-                "weights": optimizer.average.weights,
-                "loss": measured.loss,
-                "perplexity": measured.perplexity,
-                "accuracy": measured.accuracy,
-                "epsilon": epsilon if math.isfinite(epsilon) else None,
-                "gradient_evaluations": self.round * self.plan.gradients_per_round,
-                "learning_rate": optimizer.learning_rate,
-                "clip_norm": self.job.round.release.clip_norm,
-                # Computed from training users without noise: for debugging, never for release.
-                "not_private": self._not_private(statistics) if self.job.training_metrics else {},
-            }
+        return evaluated(record, measured, optimizer.average.weights)
+
+    def _record(self, statistics: Mapping[str, float]) -> dict[str, Any]:
+        """What is known of the last round before anything is measured."""
+        return record_of(
+            self.round,
+            self.plan,
+            self.job.round.optimizer,
+            clip_norm=self.job.round.release.clip_norm,
+            epsilon=self.budget.epsilon(),
+            not_private=of_training_users(statistics) if self.job.training_metrics else {},
         )
 
-    def _not_private(self, statistics: Mapping[str, float]) -> dict[str, Any]:
-        """Means over a round's cohort, and where the time went since the line before."""
-        so_far, before = self._times, self._told
-        self._told = so_far
-        times = so_far.since(before)
-        return _of_training_users(statistics) | {"seconds": self.seconds, "phases": times.to_json()}
+    def _tell(self, record: dict[str, Any]) -> None:
+        """Write a round's record, and tell callbacks of it."""
+        if self.job.training_metrics:
+            so_far, before = self._times, self._told
+            self._told, times = so_far, so_far.since(before)
+            if (told := record["not_private"].get("phases")) is not None:
+                times = Times.from_json(told).added(times)
+            record["not_private"] |= {"seconds": self.seconds, "phases": times.to_json()}
+        self.job.folder.append_metrics(record)
+        self.job.callbacks.record(record)
 
 
 class NothingTrained(Failure):
@@ -303,19 +315,6 @@ class NothingTrained(Failure):
 def _title(plan: Plan) -> str:
     """What the terminal calls the run."""
     return plan.title if plan.noise_multiplier > 0 else f"{plan.title} without privacy"
-
-
-def _of_training_users(statistics: Mapping[str, float]) -> dict[str, float]:
-    """Means over a round's cohort; nothing where it was empty."""
-    units = statistics.get("units", 0.0)
-    if not units:
-        return {}
-    return {
-        "units": units,
-        "train_loss": statistics["loss_sum"] / units,
-        "clipped_fraction": statistics["clipped_units"] / units,
-        "nonfinite_units": statistics["nonfinite_units"],
-    }
 
 
 def require_charged(ledger: Charges, rounds: int, entries: int) -> None:

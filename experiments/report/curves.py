@@ -25,7 +25,7 @@ def plot_loss(curves: Curves, against: str, label: str, path: Path, *, after_tra
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     axes.set_prop_cycle(color=OTHER_COLOURS)
     for name, lines in curves.items():
-        drawn = [line for line in lines if line["round"] > 0] if after_training else lines
+        drawn = [line for line in lines if "loss" in line and (line["round"] > 0 or not after_training)]
         axes.plot(
             [line[against] for line in drawn],
             [line["loss"] for line in drawn],

@@ -180,7 +180,7 @@ def _not_private(run: RunFolder) -> list[str]:
     """What the folder holds that was computed from training users without noise, a sentence each."""
     lines = run.read_metrics()
     statistics: dict[str, Any] = lines[-1].get("not_private", {}) if lines else {}
-    numbers = {key: value for key, value in statistics.items() if key != "phases"}  # which have a table
+    numbers = {key: value for key, value in statistics.items() if not isinstance(value, dict)}  # phases have a table
     shown = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in numbers.items())
     sentences = [f"last round: {shown}"] if shown else []
     for path, holder in ((run.audit_not_private, None), (run.privacy, "audit")):

@@ -51,7 +51,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """One JSON line an evaluation."""
+        """One JSON line a round, and one before the first."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -197,11 +197,25 @@ class RunFolder:
 
     def append_metrics(self, values: dict[str, Any]) -> None:
         """Add one line to the metrics; where the disk refuses it waits, and training does not."""
+        waited = bool(self.waiting)
         self.waiting.append(json.dumps(values) + "\n")
         try:
             self.write_metrics()
         except OSError as error:
-            log.warning("%s takes no more (%s); %d lines wait", self.metrics, error.strerror, len(self.waiting))
+            if not waited:  # every round has a line, which is no news
+                log.warning("%s takes no more (%s); further lines wait", self.metrics, error.strerror)
+
+    def take_back(self, round: int) -> dict[str, Any]:
+        """Remove the last line of the metrics if it is of this round; returns what it held, nothing of another."""
+        lines = self.waiting or self._lines()
+        if not lines or json.loads(lines[-1])["round"] != round:
+            return {}
+        last: dict[str, Any] = json.loads(lines[-1])
+        if self.waiting:
+            self.waiting.pop()
+        else:
+            self.cut_metrics(self.metrics_size - len(lines[-1].encode()))
+        return last
 
     def write_metrics(self) -> None:
         """Write the lines that wait.
@@ -223,8 +237,12 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All metrics so far; a last line that was cut off by a crash is left out."""
-        lines = self.metrics.read_text(encoding="utf-8").split("\n") if self.metrics.exists() else []
-        return [json.loads(line) for line in lines[:-1]]
+        return [json.loads(line) for line in self._lines()]
+
+    def _lines(self) -> list[str]:
+        """Of the metrics, ends included; one that was cut off has none and is left out."""
+        text = self.metrics.read_text(encoding="utf-8") if self.metrics.exists() else ""
+        return [f"{line}\n" for line in text.split("\n")[:-1]]
 
 
 def without_infinities(value: Any) -> Any:

@@ -70,8 +70,10 @@ def test_a_run_on_a_device_is_the_hosts(
     found, expected = lines(tmp_path / "there"), lines(tmp_path / "host")
     assert [line["round"] for line in found] == [line["round"] for line in expected]
     for one, other in zip(found, expected, strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
         assert one["epsilon"] == other["epsilon"]
+        assert one.keys() == other.keys()
+        if "loss" in one:
+            assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
     weights, others = (load_file(tmp_path / name / "model/model.safetensors") for name in ("there", "host"))
     assert weights.keys() == others.keys()
     for name, tensor in weights.items():
