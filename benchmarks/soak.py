@@ -37,6 +37,7 @@ def client_app() -> ClientApp:
         request = TrainRequest.from_record(message.content)
         total = np.zeros(request.parameters.shape[0], dtype=np.float32)
         statistics = {"loss_sum": 1.0, "clipped_units": 1.0, "nonfinite_units": 0.0, "seconds": 0.01}
+        statistics |= {"tokens": 8.0 * len(request.units), "memory_bytes": 1e6}
         reply = TrainReply(round=request.round, units=request.units, total=total, statistics=statistics)
         return Message(reply.to_record(), reply_to=message)
 

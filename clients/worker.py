@@ -32,6 +32,7 @@ from fedsim.gradients import (
     random_rows,
 )
 from fedsim.gradients.clipping import LARGEST_NORM
+from fedsim.memory import peak_resident_bytes
 from fedsim.models.evaluate import evaluate_rows
 from fedsim.models.vocabulary import embedded_tokens
 from fedsim.plan import Plan, plan_from_json
@@ -97,6 +98,8 @@ class Worker:
             Failure: Sums are exact and a micro-batch does not fit into the device's memory.
         """
         started = time.perf_counter()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         require_same_inputs(request.inputs, self.inputs)
         plan = plan_from_json(request.plan)
         fetching = time.perf_counter()
@@ -110,11 +113,12 @@ class Worker:
             result = self._with_memory_left(lambda tokens: compute(plan, request, rows, unit_ids, tokens))
         else:
             result = self._nothing(request)
-        statistics = _statistics(result, request, rows)  # waits for the device, so that its time is known
+        statistics, norms = _statistics(result, request, rows)  # waits for the device, so that its time is known
         computed = time.perf_counter()
         given = request.parameters
         total = result.total.to(given.device) if isinstance(given, torch.Tensor) else result.total.cpu().numpy()
-        seconds = {
+        costs = {
+            "memory_bytes": float(self._memory_bytes),
             "load_seconds": loaded - fetching,
             "compute_seconds": computed - computing,
             "seconds": time.perf_counter() - started,
@@ -124,7 +128,8 @@ class Worker:
             round=request.round,
             units=request.units,
             total=total,
-            statistics=statistics | seconds,
+            statistics=statistics | costs,
+            norms=norms,
             paths="" if paths is None else paths.to_json(),
         )
 
@@ -246,6 +251,12 @@ class Worker:
         }
 
     @property
+    def _memory_bytes(self) -> int:
+        """The most that this work held of the GPU, or without one the most that the process ever held."""
+        on_gpu = self.device.type == "cuda"
+        return int(torch.cuda.max_memory_allocated(self.device)) if on_gpu else peak_resident_bytes()
+
+    @property
     def _autocast(self) -> torch.dtype | None:
         on = self.device.type == "cuda" if self.computing.autocast is None else self.computing.autocast
         return torch.bfloat16 if on else None
@@ -287,11 +298,11 @@ def _place(request: Work, round: int, units: np.ndarray) -> tuple[str, int, int,
     return request.plan, request.sampling_seed, round, units.tobytes()
 
 
-def _statistics(result: ClippedSum, request: Work, rows: TokenRows) -> dict[str, float]:
-    """Sums over units, private unless noised."""
+def _statistics(result: ClippedSum, request: Work, rows: TokenRows) -> tuple[dict[str, float], np.ndarray]:
+    """Sums over units, and their norms, private unless noised."""
     finite = result.finite.cpu().numpy()
     norms = result.norms.cpu().numpy()[finite]
-    return {
+    sums = {
         "loss_sum": float(result.losses.cpu().numpy()[finite].sum()),
         "clipped_units": float((norms > request.clip.norm).sum()),
         "nonfinite_units": float((~finite).sum()),
@@ -299,6 +310,7 @@ def _statistics(result: ClippedSum, request: Work, rows: TokenRows) -> dict[str,
         "rows": float(len(rows)),
         "tokens": float(len(rows.tokens)),
     }
+    return sums, norms.astype(np.float32)
 
 
 def resident_worker(run_config: Mapping[str, Any]) -> Worker:

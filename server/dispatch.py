@@ -10,6 +10,7 @@ import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fedsim.engine.cohort import Cohort
 from fedsim.engine.grid import WaitingGrid
 from fedsim.engine.messages import TRAIN, TrainReply, TrainRequest, refusal_in
 from fedsim.engine.replies import BadReply, check_reply, read_reply
@@ -164,7 +165,7 @@ class _Gathering:
         self.size = int(request.parameters.shape[0])
         self.total: Vector | None = None
         self.own = False
-        self.statistics: dict[str, float] = {}
+        self.cohort = Cohort()
         self.asked: dict[str, _Asked] = {}
         self.accepted: list[np.ndarray] = []
         self.refused: set[int] = set()
@@ -197,7 +198,7 @@ class _Gathering:
         busiest = self._busiest()
         return Gathered(
             total=self.total,
-            statistics=self.statistics,
+            statistics=self.cohort.statistics,
             units=len(counted),
             messages=self.messages,
             failures=tuple(self.failures),
@@ -279,8 +280,7 @@ class _Gathering:
         else:
             self.total, self.own = self.total + answer.total, True
         self.accepted.append(asked.request.units)
-        for name, value in answer.statistics.items():
-            self.statistics[name] = self.statistics.get(name, 0.0) + value
+        self.cohort.add(answer)
         seconds = answer.statistics.get("seconds", 0.0)
         own = self.busy.setdefault(asked.worker, Counter())
         own.update({"seconds": seconds})

@@ -24,6 +24,8 @@ from server.results.run_folder import RunFolder
 from server.round import PARAMETERS, Charges, Gather, Round
 
 BEFORE = "before/"
+NOTHING_RUN: Mapping[str, float] = {}
+"""Statistics where no round was run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,21 +114,21 @@ class Training:
         with titled as progress, StopRequest() as stop, self.phases.of(OTHER):
             progress.advanced(self.round, self.budget.epsilon())
             if self.measured is None:
-                self._tell(self._measured(self._record({}), progress))
+                self._tell(self._measured(self._record(), progress))
             self._begin_keeping()
             goes_on = self._goes_on()
             while goes_on:
                 self._require_kept(stop)
-                statistics = self._next_round()
+                statistics, seconds = self._next_round()
                 self.alarms.after_round(statistics)
                 progress.advanced(self.round, self.budget.epsilon())
                 goes_on = self._goes_on()
-                record = self._record(statistics)
+                record = self._record(statistics, seconds)
                 last_or_due = not goes_on or self.round % self.job.evaluate_every == 0
                 self._tell(self._measured(record, progress) if last_or_due else record)
                 self._keep(stop)
             if self.measured != self.round:  # it was to go on when it was interrupted, and cannot any more
-                record = self._measured(self._record({}), progress)
+                record = self._measured(self._record(), progress)
                 self._tell(record | {"not_private": self.job.folder.take_back(self.round).get("not_private", {})})
             if self.round < self.plan.steps:
                 progress.stopped(self.round, self.budget.limit)
@@ -204,12 +206,14 @@ class Training:
         """Seconds of all rounds so far."""
         return self.phases.so_far().of_rounds(self.round)
 
-    def _next_round(self) -> dict[str, float]:
+    def _next_round(self) -> tuple[dict[str, float], float]:
+        """The next round's statistics, and the seconds that it took."""
         started = time.perf_counter()
         statistics = self.job.round.run(self.round, self.job.gather)
         self.round += 1
-        self.seconds += time.perf_counter() - started
-        return statistics
+        took = time.perf_counter() - started
+        self.seconds += took
+        return statistics, took
 
     def _begin_keeping(self) -> None:
         """A checkpoint before the first charge, so that the disk is known to take one."""
@@ -268,7 +272,7 @@ class Training:
         progress.evaluated(self.round, measured.loss, measured.accuracy, epsilon)
         return evaluated(record, measured, optimizer.average.weights)
 
-    def _record(self, statistics: Mapping[str, float]) -> dict[str, Any]:
+    def _record(self, statistics: Mapping[str, float] = NOTHING_RUN, seconds: float = 0.0) -> dict[str, Any]:
         """What is known of the last round before anything is measured."""
         return record_of(
             self.round,
@@ -276,7 +280,7 @@ class Training:
             self.job.round.optimizer,
             clip_norm=self.job.round.release.clip_norm,
             epsilon=self.budget.epsilon(),
-            not_private=of_training_users(statistics) if self.job.training_metrics else {},
+            not_private=of_training_users(statistics, seconds) if self.job.training_metrics else {},
         )
 
     def _tell(self, record: dict[str, Any]) -> None:

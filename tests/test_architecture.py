@@ -35,6 +35,7 @@ FLOORS = (
         "fedsim.phases",
         "fedsim.secure_noise",
         "fedsim.gradient_paths",
+        "fedsim.memory",
     ),
     ("fedsim.clip", "fedsim.versions", "fedsim.terminal", "fedsim.cache", "fedsim.hugging_face", "fedsim.disk"),
     ("fedsim.privacy", "fedsim.gradients", "fedsim.data"),

@@ -82,13 +82,16 @@ class TrainReply(Done):
     @classmethod
     def of(cls, done: Done) -> Self:
         """The same, ready to be sent."""
-        return cls(round=done.round, units=done.units, total=done.total, statistics=done.statistics, paths=done.paths)
+        return cls(**{one.name: getattr(done, one.name) for one in dataclasses.fields(done)})
 
     def to_record(self) -> RecordDict:
         return RecordDict(
             {
                 "total": array_record(flat=self.total),
-                "units": array_record(units=np.ascontiguousarray(self.units, dtype=np.int64)),
+                "units": array_record(
+                    units=np.ascontiguousarray(self.units, dtype=np.int64),
+                    norms=np.ascontiguousarray(self.norms, dtype=np.float32),
+                ),
                 "reply": ConfigRecord({"round": self.round, "paths": self.paths}),
                 "statistics": ConfigRecord({name: float(value) for name, value in self.statistics.items()}),
             }
@@ -97,9 +100,11 @@ class TrainReply(Done):
     @classmethod
     def from_record(cls, record: RecordDict) -> Self:
         reply = scalars(record, "reply")
+        units = arrays(record, "units")
         return cls(
             round=int(reply["round"]),  # type: ignore[arg-type]
-            units=arrays(record, "units")["units"].numpy(),
+            units=units["units"].numpy(),
+            norms=units["norms"].numpy(),
             total=held(arrays(record, "total")["flat"]),
             statistics={name: float(value) for name, value in scalars(record, "statistics").items()},  # type: ignore[arg-type]
             paths=str(reply["paths"]),

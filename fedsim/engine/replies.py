@@ -43,8 +43,8 @@ def check_reply(reply: TrainReply, request: TrainRequest, size: int) -> None:
 
     Raises:
         BadReply: It is of another round, stands for other units, has another shape or type, holds a value that is
-            not finite, counts more units than were asked for, or is longer than so many clipped updates can be
-            together; or what it says of its gradients' paths cannot be read.
+            not finite, counts more units than were asked for or tells of more norms, or is longer than so many
+            clipped updates can be together; or what it says of its gradients' paths cannot be read.
     """
     if reply.round != request.round:
         raise BadReply(f"it answers round {reply.round}, not {request.round}")
@@ -57,6 +57,8 @@ def check_reply(reply: TrainReply, request: TrainRequest, size: int) -> None:
         if not math.isfinite(value):
             raise BadReply(f"its statistic {name} is {value}")
     count, clipped = len(request.units), reply.statistics.get("clipped_units", 0.0)
+    if reply.norms.ndim != 1 or len(reply.norms) > count or not np.isfinite(reply.norms).all():
+        raise BadReply(f"its norms are not at most {count} finite numbers")
     if not 0 <= clipped <= count:
         raise BadReply(f"its statistic clipped_units is {clipped:g}, of {count} units")
     bound = count * request.clip.bound * (1 + NORM_TOLERANCE + count * NORM_TOLERANCE_PER_UNIT)

@@ -17,6 +17,9 @@ Vector: TypeAlias = Any
 """One value for each trainable parameter, [P]: a numpy array, or a torch tensor, which is not named here so that
 processes without a model need not load torch."""
 NO_UNITS = np.zeros(0, dtype=np.int64)
+NO_NORMS = np.zeros(0, dtype=np.float32)
+PEAKS = ("memory_bytes",)
+"""Of statistics, those of which the largest counts rather than the sum."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +61,11 @@ class Done:
         units: The units, echoed: the server checks that each is counted once.
         total: float32 [P], or int64 [P] in exact mode: Σ over units of the clipped update.
         statistics: Sums over the units that are private unless noised: "loss_sum", "clipped_units",
-            "nonfinite_units", "empty_units", "rows", "tokens"; and how long it took, which tells how much text the
-            units own: "seconds", of them "load_seconds" until rows were there, "compute_seconds" for gradients.
+            "nonfinite_units", "empty_units", "rows", "tokens"; and what tells how much text the units own: "seconds",
+            of them "load_seconds" until rows were there, "compute_seconds" for gradients, and "memory_bytes", the most
+            memory that the worker held: of its GPU for this work, without one of the process since it began.
+        norms: float32 [n or fewer], the norms of the updates before the clip, of units whose gradient is finite, in no
+            order that matters: 4 bytes a unit, where its id takes 8. As private as the statistics.
         paths: Which way the model's gradients take, `GradientPaths.to_json`: nothing of the rows. Empty where the
             worker has not found out.
     """
@@ -68,6 +74,7 @@ class Done:
     units: np.ndarray
     total: Vector
     statistics: dict[str, float]
+    norms: np.ndarray = field(default_factory=NO_NORMS.copy)
     paths: str = ""
 
 
@@ -110,7 +117,7 @@ class Gathered:
 
     Attributes:
         total: Sum over exactly the units asked for, each once: float32 [P], or int64 [P] in exact mode. Writable.
-        statistics: The replies' statistics, summed. Private unless noised.
+        statistics: The replies' statistics put together (`fedsim.engine.cohort`). Private unless noised.
         units: Number of units in the sum.
         messages: Messages sent, those that failed included.
         failures: What went wrong and was made good, one sentence each; names the worker.

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from fedsim.engine.cohort import NORM_QUANTILE
+from fedsim.memory import peak_resident_bytes
 from fedsim.plan import Plan
 from server.evaluation import Measurement
 from server.optimizer import ServerOptimizer
@@ -55,18 +57,32 @@ def evaluated(record: Mapping[str, Any], measured: Measurement, weights: str) ->
     return {"round": record["round"], **shown, **{name: value for name, value in record.items() if name != "round"}}
 
 
-def of_training_users(statistics: Mapping[str, float]) -> dict[str, Any]:
-    """Means over a round's cohort, which no noise protects; nothing where it was empty.
+def of_training_users(statistics: Mapping[str, float], seconds: float) -> dict[str, Any]:
+    """What no noise protects of a round: means over its cohort, nothing where it was empty; what it took.
 
     Args:
-        statistics: Sums over the cohort, as `Round.run` returns them.
+        statistics: Of the cohort, as `Round.run` returns them; nothing of a round that was not run.
+        seconds: That the round took, which tell how much text was drawn, as memory does.
+
+    Returns:
+        "units" drawn, their mean loss "train_loss" (nats), "clipped_fraction" and "nonfinite_units" of them,
+        "norm_quantiles" of their updates before the clip, "tokens" of their rows and "tokens_per_second" of the round,
+        and "memory": the most bytes that a worker held, of its GPU in this round or else of its process since it
+        began, and that the server's process held since it began.
     """
+    memory = {"server_bytes": peak_resident_bytes()}
     units = statistics.get("units", 0.0)
     if not units:
-        return {}
+        return {"memory": memory}
+    tokens = statistics["tokens"]
+    quantiles = {name: value for name, value in statistics.items() if name.startswith(NORM_QUANTILE)}
     return {
         "units": units,
         "train_loss": statistics["loss_sum"] / units,
         "clipped_fraction": statistics["clipped_units"] / units,
         "nonfinite_units": statistics["nonfinite_units"],
+        "norm_quantiles": {name.removeprefix(NORM_QUANTILE): value for name, value in quantiles.items()},
+        "tokens": tokens,
+        "tokens_per_second": tokens / seconds if seconds > 0 else 0.0,
+        "memory": {"worker_bytes": int(statistics["memory_bytes"]), **memory},
     }

@@ -1,6 +1,7 @@
 """The client's worker on a real model and store: what it returns is what the plan in the message says."""
 
 import copy
+import dataclasses
 import os
 import time
 import warnings
@@ -80,6 +81,18 @@ def test_every_user_is_clipped_on_its_own(worker: Worker, local_steps: int) -> N
         if local_steps == 1:
             assert norm == pytest.approx(plan.clip_norm, rel=1e-3)
             assert reply.statistics["clipped_units"] == 1
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_norms_are_those_of_the_updates_before_the_clip(worker: Worker, exact: bool) -> None:
+    units = np.arange(5)
+    wide, narrow = (dataclasses.replace(plan_of(worker, "uls"), clip_norm=norm) for norm in (1e4, 0.1))
+    resolution = resolution_for(Clip(norm=0.1), narrow.population) if exact else 0.0
+    reply = worker.train(ask(worker, narrow, units, resolution=resolution))
+    alone = [worker.train(ask(worker, wide, unit[None])).total for unit in units]  # nobody is clipped
+    assert reply.norms.dtype == np.float32
+    np.testing.assert_allclose(np.sort(reply.norms), np.sort([np.linalg.norm(one) for one in alone]), rtol=1e-4)
+    assert reply.statistics["memory_bytes"] > 50_000_000
 
 
 def test_exact_mode_gives_the_same_sum_on_the_grid(worker: Worker) -> None:

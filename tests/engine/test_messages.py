@@ -44,6 +44,7 @@ def test_a_reply_comes_back_as_it_was_without_a_copy() -> None:
     assert np.shares_memory(got.total, sent.total)
     assert np.array_equal(got.units, UNITS)
     assert got.statistics == sent.statistics
+    assert np.array_equal(got.norms, sent.norms)
 
 
 def test_tensors_cross_a_process_as_they_are_and_a_wire_as_numpy_bytes() -> None:

@@ -61,7 +61,14 @@ def mock_clients(total: Callable[[TrainRequest], np.ndarray] = sum_of_units) -> 
         def train(message: Message, context: Any) -> Message:
             request = TrainRequest.from_record(message.content)
             statistics = {"loss_sum": 1.0, "clipped_units": 0.0, "nonfinite_units": 0.0, "seconds": 0.0}
-            reply = TrainReply(round=request.round, units=request.units, total=total(request), statistics=statistics)
+            statistics |= {"tokens": 8.0 * len(request.units), "memory_bytes": 1e6 + request.round}
+            reply = TrainReply(
+                round=request.round,
+                units=request.units,
+                total=total(request),
+                statistics=statistics,
+                norms=np.float32(1 + request.units),
+            )
             return Message(reply.to_record(), reply_to=message)
 
         @app.evaluate()

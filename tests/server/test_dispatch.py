@@ -130,6 +130,8 @@ TAMPERED: dict[str, tuple[str, Tamper]] = {
     "inf": ("not finite", lambda q, a, n: replace(a, total=np.where(np.arange(40) == 7, np.float32(np.inf), a.total))),
     "length": ("norm", lambda q, a, n: replace(a, total=np.full(40, 1.001 * len(q.units) / 40**0.5, np.float32))),
     "count": ("clipped_units is 99", lambda q, a, n: replace(a, statistics={**a.statistics, "clipped_units": 99.0})),
+    "norms": ("its norms are not", lambda q, a, n: replace(a, norms=np.ones(len(q.units) + 1, np.float32))),
+    "norm nan": ("its norms are not", lambda q, a, n: replace(a, norms=np.float32([np.nan]))),
     "statistic": ("rows is nan", lambda q, a, n: replace(a, statistics={"rows": float("nan")})),
 }
 

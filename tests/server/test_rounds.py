@@ -137,9 +137,37 @@ def test_metrics_name_what_is_not_private(tmp_path) -> None:
     assert ["loss" in line for line in lines] == [True, False, True]
     assert lines[0]["epsilon"] == 0.0
     assert lines[2]["gradient_evaluations"] == pytest.approx(2 * 10 * 2)
-    private = {"units", "train_loss", "clipped_fraction", "nonfinite_units", "seconds", "phases"}
-    assert set(lines[1]["not_private"]) == private
-    assert not private & set(lines[1])
+    cohort = {"units", "train_loss", "clipped_fraction", "nonfinite_units", "norm_quantiles", "tokens"}
+    took = {"tokens_per_second", "memory", "seconds", "phases"}
+    assert set(lines[1]["not_private"]) == set(lines[2]["not_private"]) == cohort | took
+    assert set(lines[0]["not_private"]) == {"memory", "seconds", "phases"}  # no round, no cohort
+    assert not (cohort | took) & set(lines[1])
+
+
+def test_a_rounds_line_is_of_its_own_cohort(tmp_path) -> None:
+    """Norms of 1 + u and 8 tokens of each unit u, from two workers."""
+    plan = uls_plan(steps=3)
+    run = training(tmp_path, plan)
+    run.run()
+    lines = run.job.folder.read_metrics()
+    for round, line in enumerate(lines[1:]):
+        cohort, told = plan.sample(round, 1), line["not_private"]
+        assert told["units"] == len(cohort)
+        assert told["tokens"] == 8 * len(cohort)
+        assert told["train_loss"] == pytest.approx(2 / len(cohort))  # of each worker 1
+        assert told["norm_quantiles"] == pytest.approx(
+            {f"{share:g}": np.quantile(1.0 + cohort, share) for share in (0.1, 0.25, 0.5, 0.75, 0.9)}
+        )
+        assert told["memory"]["worker_bytes"] == 1_000_000 + round  # the larger of two, not their sum
+        assert told["memory"]["server_bytes"] > 50_000_000
+    took = [line["not_private"]["tokens"] / line["not_private"]["tokens_per_second"] for line in lines[1:]]
+    assert sum(took) == pytest.approx(lines[-1]["not_private"]["seconds"])
+
+
+def test_of_an_empty_cohort_nothing_is_told(tmp_path) -> None:
+    run = training(tmp_path, uls_plan(sampling_probability=1e-9, steps=1))
+    run.run()
+    assert set(run.job.folder.read_metrics()[1]["not_private"]) == {"memory", "seconds", "phases"}
 
 
 def test_lines_of_metrics_tell_where_all_of_the_time_went(tmp_path, capsys) -> None:
