@@ -34,7 +34,7 @@ from fedsim.gradients import (
 from fedsim.gradients.clipping import LARGEST_NORM
 from fedsim.memory import peak_resident_bytes
 from fedsim.models.evaluate import evaluate_rows
-from fedsim.models.vocabulary import embedded_tokens
+from fedsim.models.load import embedded_tokens
 from fedsim.plan import Plan, plan_from_json
 from fedsim.resources import computing_device, open_resources
 from fedsim.rows import Splits, TokenRows

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from experiments.face.outcomes import Compared, FineTuned
 from experiments.prediction import predict
 from experiments.report.run import (
     COMPARISON,
@@ -14,7 +15,6 @@ from experiments.report.run import (
     print_table,
     read_prediction,
     released_together,
-    write_report,
 )
 from experiments.resume import how_to_go_on
 from fedsim.config import Average, PlanConfig, RunConfig, to_flat
@@ -140,38 +140,50 @@ class Compare(RunConfig):
 
     def run(self) -> int:
         """Run the arms, write comparison.json and the report, print the table."""
-        from experiments.simulation import simulated_clients
-
-        folder = self._folder()
-        arms = [
-            self.arm(algorithm, folder, mechanism)
-            for mechanism in self.mechanisms or (None,)
-            for algorithm in self.algorithms
-        ]
+        folder = self.claimed_folder()
         try:
-            with simulated_clients(arms[0]) as grid:
-                if not (folder / PREDICTION).exists():
-                    self._predict(arms, folder)
-                summaries = [train(grid, arm) for arm in arms]
+            compared = self.compared(folder)
         except KeyboardInterrupt:
             print(how_to_go_on(RunFolder(folder)), file=sys.stderr)
             raise
         except Stopped as stopped:
             print(f"{stopped} (of the comparison: --resume {folder})", file=sys.stderr)
             return stopped.exit_code
-        together = released_together(folder)
-        cost = None if together is None else together.to_json()
-        write_json(folder / COMPARISON, {"arms": summaries, "released_together": cost})
-        report = write_report(folder)
-        print_table(summaries)
-        for sentence in read_prediction(folder):
+        report = compared.report()
+        print_table(compared.summaries)
+        for sentence in [*compared.prediction, *compared.cost]:
             print(sentence)
-        if together is not None:
-            print(together.in_words())
         print(f"report: {report}")
         return 0
 
-    def _folder(self) -> Path:
+    def compared(self, folder: Path) -> Compared:
+        """Run the arms and write comparison.json.
+
+        Args:
+            folder: The comparison's, claimed.
+        """
+        from experiments.simulation import simulated_clients
+
+        arms = [
+            self.arm(algorithm, folder, mechanism)
+            for mechanism in self.mechanisms or (None,)
+            for algorithm in self.algorithms
+        ]
+        with simulated_clients(arms[0]) as grid:
+            if not (folder / PREDICTION).exists():
+                self._predict(arms, folder)
+            summaries = [train(grid, arm) for arm in arms]
+        together = released_together(folder)
+        cost = None if together is None else together.to_json()
+        write_json(folder / COMPARISON, {"arms": summaries, "released_together": cost})
+        return Compared(
+            folder,
+            {Path(str(arm.output)).name: FineTuned(Path(str(arm.output))) for arm in arms},
+            prediction=read_prediction(folder),
+            cost=[] if together is None else [together.in_words()],
+        )
+
+    def claimed_folder(self) -> Path:
         """The comparison's folder: a new one, or that of the same comparison to go on with."""
         run = RunFolder(self.resume or self.output or new_output_folder("compare"))
         if self.resume is None:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,10 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def new_output_folder(kind: str) -> str:
-    """A folder under runs/ named after the moment."""
-    return str(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{kind}")
+    """A folder under runs/ that is not there yet, named after the moment."""
+    named = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{kind}"
+    further = (named.with_name(f"{named.name}-{number}") for number in count(2))
+    return str(next(folder for folder in chain([named], further) if not folder.exists()))
 
 
 def train(grid: Grid, config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:

@@ -14,12 +14,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from experiments.face.outcomes import Swept
 from experiments.prediction import Prediction, predict
 from experiments.sweep.points import ARM_TITLES, Point, SweepConfig, content_of, points_of
 from experiments.sweep.results import cells_of, collect, worth_repeating
 from experiments.sweep.run import Finished, is_finished, run_here, run_on_ray
 from fedsim.config import RunConfig
-from fedsim.errors import InvalidInput
+from fedsim.errors import Failure, InvalidInput
 from fedsim.plan import ALGORITHMS
 from server.app import new_output_folder
 from server.precautions.stopping import Stopped
@@ -47,7 +48,24 @@ class Sweep(RunConfig):
 
     def run(self) -> int:
         """Run what is not finished, write results.json and the report; 1 if a point failed."""
-        from experiments.report.sweep import RESULTS, write_sweep_report
+        from experiments.report.sweep import RESULTS
+
+        try:
+            swept = self.swept()
+        except Stopped as stopped:
+            print(f"stopped after a round of {Path(stopped.folder).stem}; {HOW_TO_GO_ON}", file=sys.stderr)
+            return stopped.exit_code
+        print(json.loads((swept.folder / RESULTS).read_text(encoding="utf-8"))["privacy_cost"]["in_words"])
+        print(f"report: {swept.report}")
+        return 1 if swept.failures else 0
+
+    def swept(self) -> Swept:
+        """Run what is not finished, write results.json and the report.
+
+        Raises:
+            Failure: No point finished.
+        """
+        from experiments.report.sweep import write_sweep_report
 
         points = points_of(self.sweep, self)
         common = self.common()
@@ -55,21 +73,15 @@ class Sweep(RunConfig):
         for point in points:
             point.config(common, folder)  # a value that is not allowed is found before anything runs
         self._claim(folder)
-        try:
-            points, failures = self._run_all(points, common, folder)
-        except Stopped as stopped:
-            print(f"stopped after a round of {Path(stopped.folder).stem}; {HOW_TO_GO_ON}", file=sys.stderr)
-            return stopped.exit_code
+        points, failures = self._run_all(points, common, folder)
         finished = collect(folder)
         rows = [row for row in finished if row["point"] in {point.name for point in points}]
         if not rows:
-            raise RuntimeError(f"No point finished; see {folder / 'failures'}.")
+            raise Failure(f"No point finished; see {folder / 'failures'}.")
         predictions = self._predict(common, points)
         chosen = self.sweep.repeat == "best"
         report = write_sweep_report(folder, rows, finished, predictions, failures, chosen)
-        print(json.loads((folder / RESULTS).read_text(encoding="utf-8"))["privacy_cost"]["in_words"])
-        print(f"report: {report}")
-        return 1 if failures else 0
+        return Swept(folder, points=rows, report=report, failures=failures)
 
     def _run_all(self, points: list[Point], common: RunConfig, folder: Path) -> tuple[list[Point], dict[str, str]]:
         """Run all points, or each combination once and the best of each arm again; returns those, and failures."""

@@ -4,6 +4,7 @@ from typing import Any
 
 from fedsim.errors import InvalidInput
 from fedsim.models.config import ModelConfig
+from fedsim.models.given import said_of, say_of
 
 FEW = 5
 """Names that an error lists."""
@@ -11,7 +12,7 @@ FEW = 5
 
 def named_classes(model: Any) -> tuple[str, ...]:
     """Names of a classifier's classes, by output; () where it has none but LABEL_0, LABEL_1, …"""
-    names = tuple(str(name) for _, name in sorted(getattr(model.config, "id2label", {}).items()))
+    names = tuple(str(name) for _, name in sorted(said_of(model).get("id2label", {}).items()))
     return () if names == tuple(f"LABEL_{place}" for place in range(len(names))) else names
 
 
@@ -41,8 +42,8 @@ def name_classes(model: Any, config: ModelConfig, classes: list[str]) -> None:
     if own and own != tuple(classes) and set(own) & set(classes):
         hint = f"Name them in the model's order: --data.label-names {' '.join(own)}."
         raise InvalidInput("data.label-names", " ".join(classes), "the classes of the model, in its order", hint)
-    model.config.id2label = dict(enumerate(classes))
-    model.config.label2id = {name: place for place, name in enumerate(classes)}
+    say_of(model, "id2label", dict(enumerate(classes)))
+    say_of(model, "label2id", {name: place for place, name in enumerate(classes)})
 
 
 def without_labels() -> InvalidInput:

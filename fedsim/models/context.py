@@ -25,15 +25,14 @@ def longest_row(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Most tokens in a row that the model can read; None where its positions have no limit.
 
     Args:
-        model: A Hugging Face model, or a PEFT model around one.
+        model: A Hugging Face model, a PEFT model around one, or any module.
         tokenizer: Its own: it may say less.
     """
-    config = model.config.get_text_config()
-    limits = [
-        *(getattr(config, name, None) for name in LIMITS),
-        *_changes_of_rotation(config),
-        *_rows_of_tables(model),
-    ]
+    limits = _rows_of_tables(model)
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "get_text_config"):
+        text = config.get_text_config()
+        limits += [*(getattr(text, name, None) for name in LIMITS), *_changes_of_rotation(text)]
     known = [n for n in (*limits, tokenizer.model_max_length) if n is not None and 0 < n < UNLIMITED]
     return int(min(known)) if known else None
 
@@ -51,13 +50,13 @@ def _changes_of_rotation(config: Any) -> list[int | None]:
     ]
 
 
-def _rows_of_tables(model: Any) -> list[int]:
+def _rows_of_tables(model: Any) -> list[int | None]:
     """Of each table of positions how many tokens it has rows for.
 
     Some begin with rows that no token has: with an offset (BART, OPT), or behind the row of padding (RoBERTa), so that
     `max_position_embeddings` is 514 where 512 tokens can be read.
     """
-    found = []
+    found: list[int | None] = []
     for path, module in model.named_modules():
         parts = [part for part in path.split(".") if part not in WRAPPERS]
         weight: Any = getattr(module, "weight", None)

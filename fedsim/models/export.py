@@ -21,7 +21,8 @@ from fedsim.disk import force
 from fedsim.errors import Failure, InvalidInput
 from fedsim.models.adapters import resize_tokens
 from fedsim.models.evaluate import evaluate
-from fedsim.models.load import LoadedModel
+from fedsim.models.given import load_own, save_own
+from fedsim.models.load import LoadedModel, embedded_tokens
 from fedsim.models.merge import merge
 from fedsim.models.quantised import multiply_as_stored, quantising, write_quantisation
 from fedsim.models.quiet import quiet_transformers
@@ -167,6 +168,8 @@ def _written(
 
 def read_export(loaded: LoadedModel, folder: Path) -> Any:
     """The model in an export of `loaded`, read back as anyone would, on the device of `loaded`."""
+    if loaded.given:
+        return load_own(copy.deepcopy(loaded.model), folder)
     kind = AUTO_CLASSES[loaded.config.task]
     dtype = getattr(torch, loaded.config.base_dtype)
     if not loaded.adapted:
@@ -190,16 +193,18 @@ def probe_rows(loaded: LoadedModel, count: int = 16, length: int = 32) -> TokenR
     """Rows of random tokens (and random classes for a classifier): public, and sensitive to every weight."""
     generator = np.random.default_rng(0)
     length = min(length, loaded.context or length)
-    model: Any = loaded.model
     # Some tokenizers know tokens that the model has no row for (Gemma 3's of an image).
-    known = min(len(loaded.tokenizer), len(model.get_input_embeddings().weight))
-    tokens = generator.integers(0, known, (count, length))
+    tokens = generator.integers(0, embedded_tokens(loaded), (count, length))
     classes = generator.integers(0, loaded.config.num_labels, count)
     rows = TokenRows.from_lists(tokens.tolist(), classes if loaded.config.task == "sequence-classification" else None)
     return with_prompts(rows) if loaded.config.reads_apart else rows
 
 
 def _save(loaded: LoadedModel, folder: Path, marks: Mapping[str, str]) -> None:
+    if loaded.given:
+        save_own(loaded.model, folder, **marks)
+        loaded.tokenizer.save_pretrained(folder)
+        return
     model: Any = loaded.model
     for name, mark in marks.items():
         setattr(model.config, name, mark)

@@ -11,11 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from fedsim.errors import InvalidInput
 from fedsim.gradients.model import exact_products, model_device
+from fedsim.gradients.objective import Objective
 from fedsim.models.config import ModelConfig
+from fedsim.rows import TokenRows, with_prompts
 
 TOKENS = 8
 """Real tokens of the row that is looked at; padded to twice as many."""
@@ -241,3 +244,53 @@ def _in_float32(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for parameter, data in kept.items():
             parameter.data = data
+
+
+def require_losses_apart(
+    model: torch.nn.Module, objective: Objective, config: ModelConfig, vocabulary: int, context: int | None
+) -> None:
+    """Refuse an objective of somebody's own where a row's loss moves with the rows beside it, or with its padding.
+
+    Three forward passes over a row of random tokens: alone, and beside two rows that are twice as long.
+
+    Args:
+        model: As it will be trained, on its device and in evaluation mode.
+        objective: What it is trained by.
+        config: What was asked for.
+        vocabulary: Tokens that there are.
+        context: Most tokens that the model can read, if there is a limit.
+
+    Raises:
+        InvalidInput: It is such an objective or model, or it fails on rows of random tokens.
+    """
+    allowed = "an objective and a model that give each row a finite loss, which depends on that row alone"
+    length = TOKENS if context is None else max(1, min(TOKENS, context // 2))
+    rows = TokenRows(
+        tokens=np.random.default_rng(0).integers(0, vocabulary, 5 * length),
+        offsets=np.array([0, length, 3 * length, 5 * length]),
+        classes=np.zeros(3, np.int64) if config.task == "sequence-classification" else None,
+    )
+    rows = with_prompts(rows) if config.reads_apart else rows
+    device = model_device(model)
+    try:
+        with torch.no_grad(), exact_products(device):
+            losses, counts = [], []
+            for company in ([0], [0, 1], [0, 2]):
+                found = objective.row_losses(model, objective.collate(rows, np.array(company), device))
+                losses.append(float(found.loss_sum[0]))
+                counts.append(int(found.label_count[0]))
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # whatever somebody's own code raises
+        said = str(error).strip().splitlines()
+        hint = f"Trying it on rows of random tokens said: {type(error).__name__}: {said[0] if said else ''}"
+        raise InvalidInput("objective", type(objective).__name__, allowed, hint) from error
+    if counts != [int(objective.label_counts(rows)[0])] * 3:
+        hint = f"Its label_counts says {objective.label_counts(rows)[0]} of a row, its row_losses {counts[0]}."
+        raise InvalidInput("objective", type(objective).__name__, allowed, hint)
+    scale = max(map(abs, losses))
+    if not (math.isfinite(scale) and max(losses) - min(losses) <= TOLERANCE * scale):
+        hint = (
+            f"Of one row of random tokens it makes {losses[0]:g} alone, {losses[1]:g} and {losses[2]:g} beside others."
+        )
+        raise InvalidInput("objective", type(objective).__name__, allowed, hint)

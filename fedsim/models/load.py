@@ -19,7 +19,8 @@ from fedsim.models.adapters import put_on
 from fedsim.models.checkpointing import checkpoint_blocks
 from fedsim.models.config import DEFAULT_PATH, ModelConfig
 from fedsim.models.context import longest_row
-from fedsim.models.independence import require_independent_rows
+from fedsim.models.given import Given
+from fedsim.models.independence import require_independent_rows, require_losses_apart
 from fedsim.models.lora import add_adapters
 from fedsim.models.quantised import multiply_as_stored, quantising
 from fedsim.models.quiet import quiet_transformers
@@ -38,11 +39,13 @@ class LoadedModel:
     """A model ready to be trained: dropout off, padding known, the right parameters trainable.
 
     Attributes:
-        model: A Hugging Face model, or a PEFT model around one; in evaluation mode, trained weights float32.
+        model: A Hugging Face model, a PEFT model around one, or a module of somebody's own; in evaluation mode,
+            trained weights float32.
         tokenizer: Its tokenizer.
         objective: What is minimised and measured.
         config: What was asked for.
         source: Where it was read from.
+        given: Whether the model is a module of somebody's own.
     """
 
     model: torch.nn.Module
@@ -50,6 +53,7 @@ class LoadedModel:
     objective: Objective
     config: ModelConfig
     source: Source
+    given: bool = False
 
     @property
     def base(self) -> str:
@@ -105,6 +109,9 @@ def load_model(
     """
     source = _source(config, public_texts, cache, progress)
     config.require_adapted(bool(config.lora_rank or source.adapters))
+    given = Given.read(source.base)
+    if given.module is not None:
+        return _of_own(config, source, given, device)
     model, drawn = _weights(config, source)
     tokenizer = _tokenizer(config, source)
     _tell_padding(model, tokenizer.pad_token_id, config)
@@ -114,7 +121,7 @@ def load_model(
         model = add_adapters(model.requires_grad_(False), config, drawn)
     else:
         freeze_others(model, config.trainable, drawn)
-    objective = _objective(model, config)
+    objective = _objective(model, config) if given.objective is None else given.objective
     model = model.to(device).eval()
     if config.checkpointing:
         checkpoint_blocks(model, config)
@@ -123,7 +130,46 @@ def load_model(
     if isinstance(objective, SequenceClassification) and objective.end_token is not None:
         end, ends_once = objective.end_token, True
     require_independent_rows(model, config, loaded.pad_token, end, loaded.context, ends_once=ends_once)
+    if given.objective is not None:
+        require_losses_apart(model, objective, config, embedded_tokens(loaded), loaded.context)
     return loaded
+
+
+def _of_own(config: ModelConfig, source: Source, given: Given, device: torch.device | str) -> LoadedModel:
+    """A module of somebody's own, trained as it is: all of it that asks for gradients."""
+    for name, used in (("lora-rank", config.lora_rank), ("quantise", config.quantise != "none")):
+        if used:
+            hint = "Adapters and quantised weights are for models of transformers: build them into the module."
+            raise InvalidInput(f"model.{name}", getattr(config, name.replace("-", "_")), "left out here", hint)
+    if config.task == "seq2seq-lm" and given.objective is None:
+        hint = "What the decoder reads first is known of models of transformers alone."
+        raise InvalidInput("objective", None, "given with a module and the task seq2seq-lm", hint)
+    model = given.module
+    assert model is not None
+    if config.trainable:
+        freeze_others(model, config.trainable)
+    elif not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InvalidInput("model", config.path, "a module with a parameter that asks for gradients")
+    kinds = {"causal-lm": CausalLanguageModel, "sequence-classification": SequenceClassification}
+    objective = kinds[config.task]() if given.objective is None else given.objective
+    loaded = LoadedModel(
+        model=model.float().to(device).eval(),
+        tokenizer=_tokenizer(config, source),
+        objective=objective,
+        config=config,
+        source=source,
+        given=True,
+    )
+    require_losses_apart(loaded.model, objective, config, embedded_tokens(loaded), loaded.context)
+    return loaded
+
+
+def embedded_tokens(loaded: LoadedModel) -> int:
+    """How many token ids, from 0, both tokenizer and model know."""
+    model: Any = loaded.model
+    known = len(loaded.tokenizer)
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    return known if embedding is None else min(known, len(embedding.weight))
 
 
 def _tell_padding(model: Any, pad_token: int, config: ModelConfig) -> None:

@@ -1,22 +1,14 @@
 """Tokens that a model has an embedding of: some tokenizers know more."""
 
-from typing import Any
-
 import numpy as np
 
 from fedsim.errors import InvalidInput
-from fedsim.models.load import LoadedModel
+from fedsim.models.load import LoadedModel, embedded_tokens
 from fedsim.rows import Splits
 
 ROWS = 2**14
 """Rows looked through at a time."""
 SPLITS = ("train", "validation", "test")
-
-
-def embedded_tokens(loaded: LoadedModel) -> int:
-    """How many token ids, from 0, both tokenizer and model know."""
-    model: Any = loaded.model
-    return min(len(loaded.tokenizer), len(model.get_input_embeddings().weight))
 
 
 def require_embedded(loaded: LoadedModel, store: Splits) -> None:

@@ -27,7 +27,13 @@ PIPELINES = {
 
 
 def model_card(
-    statement: Mapping[str, Any], *, base: str, task: str, adapters: bool, classes: Sequence[str] = ()
+    statement: Mapping[str, Any],
+    *,
+    base: str,
+    task: str,
+    adapters: bool,
+    classes: Sequence[str] = (),
+    module: str | None = None,
 ) -> str:
     """The card of a model, in Markdown with the hub's header.
 
@@ -39,8 +45,9 @@ def model_card(
         task: What the model does, as `ModelConfig.task` has it.
         adapters: Whether the export is LoRA adapters.
         classes: Names of a classifier's classes.
+        module: Class of the model, where it is a module of somebody's own.
     """
-    package, kind = LOADING[task, adapters]
+    package, kind = LOADING[task, adapters] if module is None else ("safetensors", "load_model")
     on_hub = bool(HUB_NAME.fullmatch(base)) and base != "default" and not Path(base).exists()
     lines = ["---", f"library_name: {package}", f"pipeline_tag: {PIPELINES[task]}"]
     if on_hub:
@@ -71,9 +78,7 @@ def model_card(
     )
     if classes:
         lines.append(f"- Classes: {', '.join(classes)}.")
-    lines += ["", "## How to load it", "", "```python", f"from {package} import {kind}"]
-    lines += ["from transformers import AutoTokenizer", "", f'model = {kind}.from_pretrained("FOLDER")']
-    lines += ['tokenizer = AutoTokenizer.from_pretrained("FOLDER")', "```", ""]
+    lines += ["", "## How to load it", "", "```python", *_loading(package, kind, module), "```", ""]
     if statement["recompute"]:
         lines += ["ε is recomputed from `ledger.jsonl`, which lies beside the model, by", "", "```"]
         lines += [str(statement["recompute"]), "```", ""]
@@ -105,6 +110,16 @@ def _guarantee(statement: Mapping[str, Any]) -> str:
         "Noise": f"{statement['mechanism']} (noise multiplier {statement['noise_multiplier']:g})",
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def _loading(package: str, kind: str, module: str | None) -> list[str]:
+    tokenizer = 'tokenizer = AutoTokenizer.from_pretrained("FOLDER")'
+    if module is None:
+        imports = [f"from {package} import {kind}", "from transformers import AutoTokenizer"]
+        return [*imports, "", f'model = {kind}.from_pretrained("FOLDER")', tokenizer]
+    imports = ["from safetensors.torch import load_model", "from transformers import AutoTokenizer"]
+    made = f"model = {module}(…)  # made as it was for training"
+    return [*imports, "", made, 'load_model(model, "FOLDER/model.safetensors")', tokenizer]
 
 
 def _base_in_words(base: str, on_hub: bool) -> str:

@@ -45,11 +45,13 @@ def statement_of(
 
 def write_card_of(folder: RunFolder, config: RunConfig, resources: Resources) -> None:
     """Of the model as it is exported: merged adapters are a plain one."""
+    loaded = resources.loaded
     write_card(
         folder.privacy,
         folder.card,
         base=config.model.path,
         task=config.model.task,
-        adapters=resources.loaded.adapted and config.model.export != "merged",
+        adapters=loaded.adapted and config.model.export != "merged",
         classes=resources.store.classes if config.model.task == "sequence-classification" else (),
+        module=type(loaded.model).__qualname__ if loaded.given else None,
     )

@@ -1,0 +1,1 @@
+"""The framework from Python: what `from fedsim import fine_tune, compare, sweep` brings."""
