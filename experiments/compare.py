@@ -8,27 +8,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 from experiments.face.outcomes import Compared, FineTuned
-from experiments.prediction import predict
-from experiments.report.run import (
-    COMPARISON,
-    PREDICTION,
-    print_table,
-    read_prediction,
-    released_together,
-)
 from experiments.resume import how_to_go_on
 from fedsim.config import Average, PlanConfig, RunConfig, to_flat
 from fedsim.plan import ALGORITHMS, Algorithm
 from fedsim.plan.bands import AUTO
 from fedsim.privacy.mechanisms import MECHANISMS, QuantileClip
 from fedsim.randomness import derived_seed
-from fedsim.resources import open_resources
 from fedsim.terminal import waiting
 from fedsim.validation import require_at_least, require_positive
-from server.app import new_output_folder, train
-from server.identity import require_same, settings_of
 from server.precautions.stopping import Stopped
-from server.results.run_folder import RunFolder, write_json
+from server.results.run_folder import RunFolder, new_output_folder, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +129,8 @@ class Compare(RunConfig):
 
     def run(self) -> int:
         """Run the arms, write comparison.json and the report, print the table."""
+        from experiments.report.run import print_table
+
         folder = self.claimed_folder()
         try:
             compared = self.compared(folder)
@@ -162,7 +153,9 @@ class Compare(RunConfig):
         Args:
             folder: The comparison's, claimed.
         """
+        from experiments.report.run import COMPARISON, PREDICTION, read_prediction, released_together
         from experiments.simulation import simulated_clients
+        from server.app import train
 
         arms = [
             self.arm(algorithm, folder, mechanism)
@@ -185,6 +178,8 @@ class Compare(RunConfig):
 
     def claimed_folder(self) -> Path:
         """The comparison's folder: a new one, or that of the same comparison to go on with."""
+        from server.identity import require_same, settings_of
+
         run = RunFolder(self.resume or self.output or new_output_folder("compare"))
         if self.resume is None:
             run.require_unused()
@@ -195,6 +190,10 @@ class Compare(RunConfig):
 
     def _predict(self, arms: list[RunConfig], folder: Path) -> None:
         """Ask the planner before anything is trained, where both algorithms run with a finite ε."""
+        from experiments.prediction import predict
+        from experiments.report.run import PREDICTION
+        from fedsim.resources import open_resources
+
         group_sizes: dict[str, int] = {arm.plan.algorithm: arm.plan.examples_per_user for arm in arms}
         if math.isfinite(self.plan.epsilon) and group_sizes.keys() == ALGORITHMS.keys():
             with waiting("Asking the planner who should do better"):

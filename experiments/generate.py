@@ -9,7 +9,7 @@ from typing import Any
 from tyro.conf import Positional
 
 from fedsim.errors import InvalidInput
-from fedsim.models.generate import Decoding, Messages, continued
+from fedsim.models.decoding import Decoding, Messages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,7 @@ class Generate:
         prompts = self._prompts()
 
         from experiments.loading import loaded_for_use
+        from fedsim.models.generate import continued
 
         loaded = loaded_for_use(self.folder, self.device)
         if loaded.config.task != "causal-lm":

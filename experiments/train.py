@@ -4,12 +4,10 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 
-from experiments.report.run import print_table
 from experiments.resume import how_to_go_on
 from fedsim.config import RunConfig
-from server.app import new_output_folder
 from server.precautions.stopping import Stopped
-from server.results.run_folder import RunFolder
+from server.results.run_folder import RunFolder, new_output_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +17,7 @@ class Train(RunConfig):
     def run(self) -> int:
         """Train, write the run folder and its report, print the outcome."""
         from experiments.face.fine_tune import trained
+        from experiments.report.run import print_table
 
         config = dataclasses.replace(self, output=self.resume or self.output or new_output_folder(self.plan.algorithm))
         try:

@@ -5,9 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from datetime import datetime
 from functools import partial
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +42,7 @@ from server.packing import Roster
 from server.precautions.delivery import deliver, forget, newest
 from server.precautions.patience import refusals_told
 from server.precautions.trial import try_out
-from server.results.run_folder import RunFolder, without_infinities, write_json
+from server.results.run_folder import RunFolder, new_output_folder, without_infinities, write_json
 from server.results.statement import statement_of, write_card_of
 from server.results.summary import gradients_taken, keep_paths, predicted_noise, summarise
 from server.round import Budget, Diverged, Round
@@ -60,13 +58,6 @@ def main(grid: Grid, context: Context) -> None:
     """Train as the run configuration says and leave a run folder."""
     speak()
     train(grid, from_flat(RunConfig, context.run_config))
-
-
-def new_output_folder(kind: str) -> str:
-    """A folder under runs/ that is not there yet, named after the moment."""
-    named = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{kind}"
-    further = (named.with_name(f"{named.name}-{number}") for number in count(2))
-    return str(next(folder for folder in chain([named], further) if not folder.exists()))
 
 
 def train(grid: Grid, config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:

@@ -9,14 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments.audit.attacks import attacks
-from experiments.audit.promises import Promise, promises
 from fedsim.config import PlanConfig, RunConfig
 from fedsim.errors import Failure, InvalidInput
 from fedsim.plan import Plan, UserSizes, plan_from_values
-from fedsim.privacy.audit.result import AuditFinding
+from fedsim.privacy.audit.result import AuditFinding, Promise
 from fedsim.validation import require_at_least, require_between
-from server.identity import stored_config
 from server.results.run_folder import RunFolder, write_json
 
 FROM_USERS = (
@@ -74,6 +71,9 @@ class Audit:
 
     def run(self) -> int:
         """Check, attack, print both, write the findings; returns 1 if the guarantee or a promise does not hold."""
+        from experiments.audit.attacks import attacks
+        from experiments.audit.promises import promises
+
         seed = secrets.randbits(62) if self.seed is None else self.seed
         if self.run_folder is None and self.repetitions:
             raise InvalidInput("repetitions", self.repetitions, "used with --run-folder")
@@ -199,6 +199,8 @@ def _plan_of(folder: RunFolder) -> Plan:
 
 
 def _config_of(folder: RunFolder) -> RunConfig:
+    from server.identity import stored_config
+
     config: RunConfig = stored_config(
         RunConfig, json.loads(folder.config.read_text(encoding="utf-8")), str(folder.path)
     )

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from experiments.audit.canaries import CanaryUsers, sizes_of
 from experiments.audit.chains import fresh, independent, strength
@@ -151,7 +151,7 @@ def _law(plan: Plan, noise: Noise) -> Law | None:
         return None
     # A count of deviation σ_b takes (2σ_b)⁻² of σ⁻².
     left = sigma**-2 if rule is None else sigma**-2 - (2 * rule.count_std) ** -2
-    normal: Law = stats.norm(scale=left**-0.5).cdf
+    normal: Law = scipy.stats.norm(scale=left**-0.5).cdf
     return normal
 
 
@@ -159,11 +159,11 @@ def _of_another_law(values: np.ndarray, law: Law | None, what: str, chance: floa
     """Independent values that are not of the law, where that is less likely than the chance."""
     if law is None:
         return []
-    normal = stats.norm.ppf(law(values))
+    normal = scipy.stats.norm.ppf(law(values))
     energy = np.mean(normal**2)
     if not abs(energy - 1) <= DEVIATIONS * np.sqrt(2 / len(normal)):
         return [f"{what} has {np.sqrt(energy):.3g} of the standard deviation that is accounted"]
-    if stats.kstest(normal, "norm").pvalue < chance:
+    if scipy.stats.kstest(normal, "norm").pvalue < chance:
         return [f"{what} is not of the law that is accounted"]
     return []
 
@@ -201,7 +201,7 @@ def counts(plan: Plan, seed: int) -> list[str]:
             seen = rig.seen(nobody, number)
             found.append(_count(examined, seen.clip_norm))
             sums.append(seen.sum[0])
-        broken += _of_another_law(np.array(found), stats.norm(scale=rule.count_std).cdf, "the count's noise")
+        broken += _of_another_law(np.array(found), scipy.stats.norm(scale=rule.count_std).cdf, "the count's noise")
         if np.ptp(found) and abs(np.corrcoef(found, sums)[0, 1]) > DEVIATIONS / np.sqrt(len(found)):
             broken.append("the noise of the count shows in that of the sum")
         if noise_seed is None:

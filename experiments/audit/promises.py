@@ -6,8 +6,6 @@ with the noise known, and fail by chance less than once in a million.
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -20,29 +18,8 @@ from experiments.audit.samples import samples
 from experiments.audit.turns import in_every_turn
 from fedsim.errors import Failure, InvalidInput
 from fedsim.plan import Plan
+from fedsim.privacy.audit.result import Promise
 from fedsim.release import Release
-
-
-@dataclass(frozen=True, kw_only=True)
-class Promise:
-    """Something that the guarantee rests on, and whether it was kept.
-
-    Attributes:
-        what: The promise.
-        broken: How it was broken, one phrase each; empty where it was kept.
-    """
-
-    what: str
-    broken: tuple[str, ...]
-
-    @property
-    def kept(self) -> bool:
-        """Whether nothing broke it."""
-        return not self.broken
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        return dataclasses.asdict(self) | {"kept": self.kept}
 
 
 def promises(plan: Plan, seed: int) -> list[Promise]:

@@ -6,7 +6,7 @@ Each test fails by chance less than once in ten million.
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import sparse, stats
+import scipy
 
 from experiments.audit.canaries import CanaryUsers
 from experiments.audit.contributions import MOST_ROWS
@@ -53,7 +53,7 @@ def samples(plan: Plan, seed: int) -> list[str]:
     if _far_from(int(counts.sum()), len(drawn) * population, probability):
         found, right = counts.sum() / len(drawn), probability * population
         broken.append(f"{found:.4g} units a round were sampled, not {right:.4g}")
-    if stats.binom.sf(counts.max() - 1, len(drawn), probability) * population < CHANCE:
+    if scipy.stats.binom.sf(counts.max() - 1, len(drawn), probability) * population < CHANCE:
         broken.append(f"a unit was in {counts.max()} of {len(drawn)} rounds at probability {probability:.3g}")
     if probability < 1 and _alike([(drawn, population)], probability):
         broken.append(ALIKE)
@@ -65,7 +65,7 @@ def samples(plan: Plan, seed: int) -> list[str]:
 def _share_taken(event: TruncatedPoissonSubsampledGaussian) -> float:
     """The chance of each unit that an event with a cap stands for: E[min(X, B)]/N of X ~ Bin(N, q)."""
     n, q, cap = event.population_size, event.sampling_probability, event.most_units
-    return float(q * stats.binom.cdf(cap - 2, n - 1, q) + cap / n * stats.binom.sf(cap - 1, n, q))
+    return float(q * scipy.stats.binom.cdf(cap - 2, n - 1, q) + cap / n * scipy.stats.binom.sf(cap - 1, n, q))
 
 
 def _beside_the_cap(event: TruncatedPoissonSubsampledGaussian, sizes: np.ndarray, counts: np.ndarray) -> list[str]:
@@ -80,7 +80,7 @@ def _beside_the_cap(event: TruncatedPoissonSubsampledGaussian, sizes: np.ndarray
     broken = []
     if sizes.max() > cap:
         broken.append(f"a round had {sizes.max()} units, above its cap of {cap}")
-    full, share = int((sizes >= cap).sum()), float(stats.binom.sf(cap - 1, n, q))
+    full, share = int((sizes >= cap).sum()), float(scipy.stats.binom.sf(cap - 1, n, q))
     if _unlikely(full, len(sizes), share) or _unlikely(len(sizes) - full, len(sizes), 1 - share):
         broken.append(f"{full} of {len(sizes)} rounds were at their cap, at a probability of {share:.3g}")
     half = len(counts) // 2
@@ -113,7 +113,7 @@ def _samples_in_turn(plan: Plan, seed: int) -> list[str]:
     if closest < apart:
         broken.append(f"a user was in rounds {closest} apart, and noise needs {apart}")
     sizes = np.bincount(turn, minlength=apart)
-    evenly = stats.binom(len(turn), 1 / apart)
+    evenly = scipy.stats.binom(len(turn), 1 / apart)
     if min(evenly.sf(sizes.max() - 1), evenly.cdf(sizes.min())) * 2 * apart < CHANCE:
         broken.append(f"of {len(turn)} users {sizes.min()} to {sizes.max()} are in one of {apart} turns")
     places = [np.flatnonzero(turn[owner] == one) for one in range(apart)]
@@ -142,7 +142,7 @@ def _joining(plan: Plan, drawn: list[list[np.ndarray]], places: list[np.ndarray]
         found, right = total / rounds.sum(), probability * trials / rounds.sum()
         broken.append(f"{found:.4g} units a round were sampled, not {right:.4g}")
     most = [int(np.bincount(units, minlength=1).max()) for units in together]
-    if (stats.binom.sf(np.array(most) - 1, rounds, probability) * plan.population < CHANCE).any():
+    if (scipy.stats.binom.sf(np.array(most) - 1, rounds, probability) * plan.population < CHANCE).any():
         broken.append(f"a unit was in {max(most)} of {rounds.max()} rounds at probability {probability:.3g}")
     within = [
         ([np.searchsorted(units, one) for one in of_turn], len(units))
@@ -183,11 +183,11 @@ def _alike(sequences: Sequence[Rounds], probability: float) -> bool:
     for drawn, population in sequences:
         sizes = np.array([len(units) for units in drawn])
         places = (np.repeat(np.arange(len(drawn)), sizes), np.concatenate(drawn))
-        held = sparse.csr_array((np.ones(sizes.sum()), places), shape=(len(drawn), max(population, 1)))
+        held = scipy.sparse.csr_array((np.ones(sizes.sum()), places), shape=(len(drawn), max(population, 1)))
         shared = (held @ held.T).toarray()
         first, second = np.triu_indices(len(drawn), 1)
         # Of one round's units each is in the other with the probability.
-        chances = stats.binom.sf(shared[first, second] - 1, sizes[first], probability)
+        chances = scipy.stats.binom.sf(shared[first, second] - 1, sizes[first], probability)
         if chances.min(initial=1.0) * pairs < CHANCE:
             return True
         for apart in (1, 2):
@@ -207,4 +207,4 @@ def _far_from(hits: int, trials: int, probability: float) -> bool:
 
 def _unlikely(hits: int, trials: int, probability: float) -> bool:
     """Whether so many hits or more are less likely than CHANCE in independent trials."""
-    return bool(stats.binom.sf(hits - 1, trials, min(probability, 1.0)) < CHANCE)
+    return bool(scipy.stats.binom.sf(hits - 1, trials, min(probability, 1.0)) < CHANCE)

@@ -9,7 +9,7 @@ from experiments.face.arguments import configured, require_known, spelt_for_pyth
 from experiments.face.outcomes import FineTuned
 from fedsim.config import RunConfig
 from fedsim.errors import InvalidInput
-from server.results.run_folder import RunFolder
+from server.results.run_folder import RunFolder, new_output_folder
 
 
 def fine_tune(
@@ -134,7 +134,7 @@ def trained(config: RunConfig, callbacks: Sequence[Any] = ()) -> FineTuned:
     from experiments.simulation import simulated_clients
     from fedsim.models.sources import find_source
     from fedsim.resources import earlier_runs
-    from server.app import new_output_folder, train
+    from server.app import train
 
     output = config.resume or config.output or new_output_folder(config.plan.algorithm)
     if config.resume is None and Path(config.model.path).expanduser().is_dir():

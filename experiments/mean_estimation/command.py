@@ -11,10 +11,10 @@ from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
+import scipy
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from scipy.stats import norm
 
 from experiments.mean_estimation.error import Population
 from experiments.mean_estimation.simulation import squared_errors
@@ -23,8 +23,7 @@ from fedsim.errors import InvalidInput
 from fedsim.plan import ALGORITHMS, Plan, UserSizes
 from fedsim.planner import Target, calibrated_plans
 from fedsim.validation import require_at_least
-from server.app import new_output_folder
-from server.results.run_folder import RunFolder, write_json
+from server.results.run_folder import RunFolder, new_output_folder, write_json
 
 ARMS = {name: f"{kind.title}, best G" for name, kind in ALGORITHMS.items()} | {
     f"{name}-all": f"{kind.title}, all" for name, kind in ALGORITHMS.items() if kind.redraws
@@ -133,7 +132,7 @@ class MeanEstimation:
     def simulate(self, points: list[Point]) -> list[dict[str, Any]]:
         """Tune and simulate every arm at every point."""
         jobs = [(point, arm, setting) for point in points for arm, setting in self._arms(point)]
-        half = norm.ppf(1 - (1 - CONFIDENCE) / 2 / len(jobs))
+        half = scipy.stats.norm.ppf(1 - (1 - CONFIDENCE) / 2 / len(jobs))
         rows = []
         # A fresh interpreter each: forking one with running threads can deadlock.
         with ProcessPoolExecutor(self.processes, mp_context=get_context("spawn")) as pool:

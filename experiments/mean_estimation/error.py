@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from scipy.stats import hypergeom
+import scipy
 
 from experiments.mean_estimation.moments import clipped_product, clipped_square, shrinkage
 from fedsim.plan import Plan
@@ -125,5 +125,5 @@ def _moments(population: Population, rows: int, redraws: bool, clip_norm: float)
 
 def _overlaps(owned: int, rows: int) -> list[tuple[int, float]]:
     """How many rows two draws of the same size share, and with which probability: hypergeometric."""
-    chances = hypergeom(owned, rows, rows).pmf(np.arange(rows + 1))
+    chances = scipy.stats.hypergeom(owned, rows, rows).pmf(np.arange(rows + 1))
     return [(shared, float(chance)) for shared, chance in enumerate(chances) if chance > 1e-12]

@@ -11,8 +11,8 @@ needed here a one-dimensional integral over the norm of y:
 from collections.abc import Callable
 
 import numpy as np
+import scipy
 from numpy.polynomial.legendre import leggauss
-from scipy.special import gammaln, ive
 
 NODES, WEIGHTS = leggauss(48)
 REACH = 9.0
@@ -99,8 +99,12 @@ def _norm_density(norm: np.ndarray, center_norm: np.ndarray, spread: float, degr
     r, v = norm / spread, center_norm / spread
     order = degrees / 2 - 1
     with np.errstate(divide="ignore", invalid="ignore"):
-        around = np.exp(-((r - v) ** 2) / 2 + (order + 1) * np.log(r) - order * np.log(v)) * ive(order, r * v)
+        around = np.exp(-((r - v) ** 2) / 2 + (order + 1) * np.log(r) - order * np.log(v)) * scipy.special.ive(
+            order, r * v
+        )
     # As ‖v‖ → 0 the Bessel function underflows; its leading term is what remains.
-    central = np.exp((2 * order + 1) * np.log(r) - (r**2 + v**2) / 2 - order * np.log(2) - gammaln(order + 1))
+    central = np.exp(
+        (2 * order + 1) * np.log(r) - (r**2 + v**2) / 2 - order * np.log(2) - scipy.special.gammaln(order + 1)
+    )
     density: np.ndarray = np.where(r * v > 1e-6, np.nan_to_num(around), central) / spread
     return density

@@ -1,7 +1,7 @@
 """Private mean estimation, simulated: sampling, clipping, noise and server steps of many repetitions at once."""
 
 import numpy as np
-from scipy.sparse import csr_array
+import scipy
 
 from experiments.mean_estimation.error import Population
 from fedsim.plan import Plan
@@ -109,6 +109,6 @@ def _clipped_sums(units: np.ndarray, rounds: np.ndarray, repetitions: int, plan:
     norms = np.sqrt(np.einsum("ud,ud->u", units, units))
     factors = np.minimum(np.float32(1), np.float32(plan.clip_norm) / np.maximum(norms, np.float32(1e-30)))
     bounds = np.searchsorted(rounds, np.arange(repetitions * plan.steps + 1))
-    membership = csr_array((factors, np.arange(len(units)), bounds), shape=(len(bounds) - 1, len(units)))
+    membership = scipy.sparse.csr_array((factors, np.arange(len(units)), bounds), shape=(len(bounds) - 1, len(units)))
     sums: np.ndarray = (membership @ units).astype(np.float64)
     return sums.reshape(repetitions, plan.steps, units.shape[1])

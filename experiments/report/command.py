@@ -5,7 +5,6 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from experiments.report.run import write_report
 from fedsim.errors import InvalidInput
 
 
@@ -23,5 +22,7 @@ class Report:
         if (self.folder / "sweep.json").exists():  # its points would be taken for the arms of a comparison
             hint = "Run the sweep again: it finds its points finished and writes its own report."
             raise InvalidInput("folder", str(self.folder), "the folder of a run or of a comparison", hint)
+        from experiments.report.run import write_report
+
         print(f"report: {write_report(self.folder)}")
         return 0

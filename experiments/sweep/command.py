@@ -22,9 +22,8 @@ from experiments.sweep.run import Finished, is_finished, run_here, run_on_ray
 from fedsim.config import RunConfig
 from fedsim.errors import Failure, InvalidInput
 from fedsim.plan import ALGORITHMS
-from server.app import new_output_folder
 from server.precautions.stopping import Stopped
-from server.results.run_folder import RunFolder, write_json
+from server.results.run_folder import RunFolder, new_output_folder, write_json
 
 HOW_TO_GO_ON = "go on with the same command: points that are finished are not run again"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
+import scipy
 
 from experiments.sweep.points import Point
 from experiments.together import FinishedRun, Together
@@ -179,7 +179,7 @@ def half_width(values: np.ndarray) -> float | None:
     """Half of Student's 95 % interval of the mean; None for a single value."""
     if len(values) < 2:
         return None
-    return float(student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    return float(scipy.stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
 
 
 def lead(uls: dict[str, Any], els: dict[str, Any]) -> tuple[float, float | None]:
@@ -197,7 +197,7 @@ def lead(uls: dict[str, Any], els: dict[str, Any]) -> tuple[float, float | None]
     if total == 0:
         return difference, 0.0
     degrees = total**2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (first, second), strict=True))
-    return difference, float(student.ppf(0.975, degrees) * math.sqrt(total))
+    return difference, float(scipy.stats.t.ppf(0.975, degrees) * math.sqrt(total))
 
 
 def cost_of_sweep(folder: Path, rows: list[dict[str, Any]], chosen: bool = False) -> Together | None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.simulation import CLIENT_APP
 from experiments.sweep.points import Point
 from fedsim.config import RunConfig, to_flat
 from server.precautions.stopping import Stopped
@@ -35,6 +34,7 @@ def run_point(point: Point, common: RunConfig, folder: Path, keep_model: bool) -
     The work is done in NAME.partial and renamed at the end: a folder without .partial is a finished point, and a point
     that was killed starts again with an empty ledger.
     """
+    from experiments.simulation import CLIENT_APP
     from fedsim.engine.local import LocalGrid
     from server.app import train
 

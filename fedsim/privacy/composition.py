@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.fft import irfft, next_fast_len, rfft
-from scipy.signal import lfilter
+import scipy
 
 from fedsim.privacy.loss_cells import Floats, GridMeasure
 from fedsim.privacy.tilting import EPS, Window, infinite_mass, log_kernel, log_moments, log_moments_once
@@ -56,7 +55,7 @@ def convolve(parts: Parts, tilt: float, low: float, high: float, *, multiple: in
     origin = sum(count * measure.origin for measure, count in parts)
     start = int(np.floor((low - origin) / spacing)) - 2
     cells = int(np.ceil((high - low) / spacing)) + 7
-    size = multiple * next_fast_len(-(-cells // multiple), real=True)
+    size = multiple * scipy.fft.next_fast_len(-(-cells // multiple), real=True)
     base = 0.0
     log_size = np.zeros(size // 2 + 1)
     phase = np.zeros(size // 2 + 1)
@@ -65,7 +64,7 @@ def convolve(parts: Parts, tilt: float, low: float, high: float, *, multiple: in
         moment = float(log_moments_once(measure, np.array([tilt]))[0])
         base += count * moment
         tilted = np.exp(measure.log_masses + tilt * measure.losses - moment)
-        transform = rfft(_folded(tilted, size))
+        transform = scipy.fft.rfft(_folded(tilted, size))
         size_of = np.abs(transform)
         farthest = float(np.abs(measure.losses[[0, -1]]).max())
         logs = float(tilted @ np.abs(np.maximum(measure.log_masses, -1e9)))
@@ -77,7 +76,7 @@ def convolve(parts: Parts, tilt: float, low: float, high: float, *, multiple: in
     turns = sum(count for _, count in parts)
     spectrum = np.exp(log_size - relative)
     doubt = np.exp(log_size) * (-np.expm1(-relative) + 8 * EPS * (turns * 4 + 4))
-    masses = np.roll(irfft(spectrum * np.exp(1j * phase), size), -(start % size))
+    masses = np.roll(scipy.fft.irfft(spectrum * np.exp(1j * phase), size), -(start % size))
     # An error of a transform spreads over all places. Its absolute sum in time is at most the root of its squares in
     # frequency (Parseval and Cauchy–Schwarz), and at each place at most the mean of its absolute values.
     rounding = 8 * EPS * np.log2(size) * np.linalg.norm(np.exp(log_size))
@@ -166,7 +165,7 @@ def _deltas(tilted: TiltedMass, tilt: float, misplaced: float, epsilon: float) -
     heavy = _above(mass)
     # Σ_{j>i} mass_j e^{loss_i − loss_j}, by a recursion in which nothing over- or underflows.
     decay = float(np.exp(losses[0] - losses[1]))
-    light = np.append(lfilter([decay], [1.0, -decay], mass[:0:-1])[::-1], 0.0)
+    light = np.append(scipy.signal.lfilter([decay], [1.0, -decay], mass[:0:-1])[::-1], 0.0)
     errors = np.exp(tilted.base - tilt * epsilon - away + log_kernel(tilt)) * misplaced
     errors += scale * 8 * len(mass) * EPS * _above(np.abs(mass))
     return losses, scale * (heavy - light), errors

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from safetensors import SafetensorError, safe_open
-
 from fedsim.errors import InvalidInput
 from fedsim.hugging_face import hub_file
 from fedsim.privacy.accountant import epsilon_bounds
@@ -252,6 +250,8 @@ def accounting_beside(
 def mark_of(folder: Path) -> str | None:
     """What a model in a folder says at MARK, in its configuration or in the header of its adapters' weights."""
     said: list[Any] = []
+    from safetensors import SafetensorError, safe_open  # accounting alone does without
+
     with suppress(OSError, SafetensorError), safe_open(folder / ADAPTERS, framework="numpy") as weights:
         said.append((weights.metadata() or {}).get(MARK))
     with suppress(OSError, ValueError, AttributeError):

@@ -17,10 +17,10 @@ from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
+import scipy
 from numpy.polynomial.hermite_e import hermeval
 from numpy.polynomial.polynomial import polyval
 from numpy.typing import NDArray
-from scipy import optimize, stats
 
 from fedsim.errors import InvalidInput
 from fedsim.privacy.accountant import flatten
@@ -142,7 +142,7 @@ class _LossSum:
         """Approximate probability that sign · sum is above each epsilon (∫_z^∞ φ He_k = φ(z) He_{k−1}(z))."""
         z = (epsilon - sign * self.mean) / self.std
         coefficients = self.series(order) * float(sign) ** np.arange(10)
-        probability: Floats = stats.norm.sf(z) + stats.norm.pdf(z) * hermeval(z, coefficients[1:])
+        probability: Floats = scipy.stats.norm.sf(z) + scipy.stats.norm.pdf(z) * hermeval(z, coefficients[1:])
         return probability
 
     def distance(self, order: int) -> float:
@@ -151,7 +151,7 @@ class _LossSum:
             return 0.0
         coefficients = self.series(order)
         z = np.linspace(-12, 12, 4801)
-        steepest = float(np.abs(stats.norm.pdf(z) * hermeval(z, coefficients)).max())
+        steepest = float(np.abs(scipy.stats.norm.pdf(z) * hermeval(z, coefficients)).max())
         t, characteristic = self._spectrum
         gap = np.abs(characteristic - np.exp(-(t**2) / 2) * polyval(1j * t, coefficients))
         # The gap grows at least like t³ from 0, so that its integral over dt/t up to t₀ is below gap(t₀).
@@ -200,7 +200,9 @@ class _Pair:
         if not len(crossings):
             return math.inf if above.all() else 0.0
         place = crossings[0 if finite_sample else -1]
-        return float(optimize.brentq(lambda epsilon: float(excess(np.array(epsilon))), grid[place], grid[place + 1]))
+        return float(
+            scipy.optimize.brentq(lambda epsilon: float(excess(np.array(epsilon))), grid[place], grid[place + 1])
+        )
 
 
 def _pairs(event: Event, order: int, direction: Direction) -> list[_Pair]:
@@ -235,7 +237,7 @@ def _losses(event: Event) -> tuple[Floats, Floats, Floats]:
         )
     nodes = np.linspace(-REACH, pair.above.means.max() + REACH, NODES)
     losses, _ = pair.loss(nodes)
-    log_masses = stats.norm.logpdf(nodes) + math.log(nodes[1] - nodes[0])
+    log_masses = scipy.stats.norm.logpdf(nodes) + math.log(nodes[1] - nodes[0])
     return losses, np.exp(log_masses + losses), np.exp(log_masses)
 
 

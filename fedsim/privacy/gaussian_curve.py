@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import erfcx, log_ndtr
+import scipy
 
 from fedsim.privacy.bounds import Bounds
 
@@ -20,7 +19,9 @@ def gaussian_epsilon(shift: float, delta: float) -> Bounds:
         return Bounds(lower=0.0, upper=0.0)
     most = shift * shift / 2 + shift * (np.sqrt(-2 * np.log(delta)) + 1)
     roots = [
-        brentq(lambda epsilon, end=end: log_delta(shift, epsilon)[end] - np.log(delta), 0.0, most, xtol=SEARCH)
+        scipy.optimize.brentq(
+            lambda epsilon, end=end: log_delta(shift, epsilon)[end] - np.log(delta), 0.0, most, xtol=SEARCH
+        )
         if log_delta(shift, 0.0)[end] > np.log(delta)
         else 0.0
         for end in (0, 1)
@@ -47,8 +48,8 @@ def log_delta(shift: float, epsilon: float) -> tuple[float, float]:
     The second term is taken as e^{−t²/2} erfcx(u/√2)/2 with t = ε/μ − μ/2 and u = ε/μ + μ/2, which holds no large ε.
     """
     t, u = epsilon / shift - shift / 2, epsilon / shift + shift / 2
-    first = float(log_ndtr(-t))
-    second = -t * t / 2 + float(np.log(erfcx(u / np.sqrt(2)))) - np.log(2)
+    first = float(scipy.special.log_ndtr(-t))
+    second = -t * t / 2 + float(np.log(scipy.special.erfcx(u / np.sqrt(2)))) - np.log(2)
     # t is off by a few roundings of u, and so are the terms by their slopes in t.
     doubt = 8 * np.finfo(float).eps * (1 + abs(first) + (1 + max(t, 0.0)) * u)
     other = 8 * np.finfo(float).eps * (1 + abs(second) + (1 + abs(t)) * u)

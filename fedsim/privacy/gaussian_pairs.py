@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.special import ndtr
 
 from fedsim.privacy.loss_cells import LossCells
 
@@ -58,13 +57,13 @@ class Mixture:
 
     def upper_tail(self, x: float) -> float:
         """Probability of a value above x."""
-        return float(self.weights @ ndtr(self.means - x))
+        return float(self.weights @ scipy.special.ndtr(self.means - x))
 
     def cells(self, x: Floats) -> tuple[Floats, Floats]:
         """Probability below x₀, between neighbours, above the last; and a bound on each one's rounding error."""
         z = np.subtract.outer(-self.means, -x)
         # Each component's tail, taken from its nearer side: differences then keep their relative precision.
-        near = ndtr(-np.abs(z))
+        near = scipy.special.ndtr(-np.abs(z))
         doubt = self.weights @ (near * (1 + z * z))
         signed = np.where(z > 0, -near, near)
         mass = self.weights @ np.diff(signed, axis=1, prepend=0.0, append=0.0)
@@ -116,9 +115,9 @@ class GaussianPair:
     def loss_range(self, tail: float) -> tuple[float, float]:
         """Losses (low, high) with Q(loss < low) ≤ tail and P(loss > high) ≤ tail."""
         top, bottom = self.above.means.max() + REACH, self.below.means.min() - REACH
-        high = brentq(lambda x: np.log(self.above.upper_tail(x) + 1e-320) - np.log(tail), bottom, top)
+        high = scipy.optimize.brentq(lambda x: np.log(self.above.upper_tail(x) + 1e-320) - np.log(tail), bottom, top)
         mirrored = Mixture(-self.below.means, self.below.log_weights)
-        low = -brentq(lambda x: np.log(mirrored.upper_tail(x) + 1e-320) - np.log(tail), -top, -bottom)
+        low = -scipy.optimize.brentq(lambda x: np.log(mirrored.upper_tail(x) + 1e-320) - np.log(tail), -top, -bottom)
         losses, _ = self._loss(np.array([low - 1e-6, high + 1e-6]))
         # A grid needs some room also where the loss is all but 0, of a user who hardly ever takes part.
         room = NARROWEST if losses[1] - losses[0] < NARROWEST else 0.0

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import logsumexp
+import scipy
 
 from fedsim.errors import InvalidInput
 from fedsim.privacy.accountant import epsilon_bounds, flatten
@@ -49,7 +49,7 @@ def group_privacy_epsilon(
     def chained(log_delta: float) -> tuple[float, float]:
         """One example's ε at δ′ = e^log_delta, and the log δ′ that the group's δ then needs."""
         one = epsilon_bounds(example, math.exp(log_delta), adjacency=adjacency, tolerance=TOLERANCE).upper
-        return one, math.log(delta) - float(logsumexp(steps * one))
+        return one, math.log(delta) - float(scipy.special.logsumexp(steps * one))
 
     method = f"black-box group privacy, {group_size} examples"
     return LooseBound(value=group_size * _least(chained, math.log(delta)), method=method)

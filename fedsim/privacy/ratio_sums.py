@@ -23,9 +23,8 @@ from itertools import pairwise
 from typing import Literal
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.signal import lfilter
-from scipy.special import ndtr
 
 Floats = NDArray[np.float64]
 Move = Literal["spread", "merge"]
@@ -97,8 +96,8 @@ def single(noise: float, spacing: float, ends: tuple[float, float], move: Move) 
     p_part = (within * np.exp(inside)) @ WEIGHTS * (spacing * noise / 2)
     density = [np.exp(-((z - shift) ** 2) / 2) / math.sqrt(2 * math.pi) for shift in (0.0, 1 / noise)]
     low, high = noise * (spacing * first + middle), noise * (spacing * last + middle)
-    nothing = np.array([ndtr(low), ndtr(low - 1 / noise)])
-    above = np.array([ndtr(-high), ndtr(1 / noise - high)]) * (1 + 1e-9)
+    nothing = np.array([scipy.special.ndtr(low), scipy.special.ndtr(low - 1 / noise)])
+    above = np.array([scipy.special.ndtr(-high), scipy.special.ndtr(1 / noise - high)]) * (1 + 1e-9)
     relative = 32 * EPS * (1 + (FARTHEST + 1 / noise) ** 2)
     masses = np.stack([density[0] * q_part, density[1] * p_part])
     if move == "merge":
@@ -219,7 +218,7 @@ def _add_far(
         return
     fine = one.spacing / refine
     decay = math.exp(-one.spacing)
-    values = np.append(0.0, lfilter([1.0], [1.0, -decay], other.masses[0]))[below]
+    values = np.append(0.0, scipy.signal.lfilter([1.0], [1.0, -decay], other.masses[0]))[below]
     lag = np.maximum(np.arange(own) + one.start - (other.start + below - 1), 0)
     parts = times * values * np.exp(-one.spacing * lag) / math.expm1(fine)
     rest = np.maximum(smaller[0] - parts, 0.0)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 
 Floats = NDArray[np.float64]
 EPS = float(np.finfo(float).eps)
@@ -104,7 +104,9 @@ def best_tilt(parts: Composition, *, epsilon: float | None = None, delta: float 
         return value - tilt * epsilon if delta is None else (value - np.log(delta)) / tilt  # type: ignore[operator]
 
     middle = LOG_TILTS[int(np.argmin([bound(point) for point in LOG_TILTS]))]
-    found = minimize_scalar(bound, bounds=(middle - 2, middle + 2), method="bounded", options={"xatol": 1e-2})
+    found = scipy.optimize.minimize_scalar(
+        bound, bounds=(middle - 2, middle + 2), method="bounded", options={"xatol": 1e-2}
+    )
     return float(np.exp(found.x)), float(found.fun)
 
 

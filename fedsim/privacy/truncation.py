@@ -34,8 +34,8 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 OMITTED = 700.0
 """−log of the probability that a binomial law may have beyond each end of what is summed."""
@@ -70,7 +70,7 @@ class Binomial:
 
     def _between(self, start: int, end: int) -> tuple[float, float]:
         logs = self._logs[max(start - self._first, 0) : max(end + 1 - self._first, 0)]
-        found = float(np.exp(logsumexp(logs))) if len(logs) else 0.0
+        found = float(np.exp(scipy.special.logsumexp(logs))) if len(logs) else 0.0
         doubt = self._doubt * found + LEFT_OUT
         return max(found - doubt, 0.0), min(found + doubt, 1.0)
 
@@ -123,7 +123,7 @@ class Binomial:
         if np.isinf(odds):  # everybody
             return np.append(np.full(len(places), -np.inf), 0.0)
         logs = np.append(0.0, np.cumsum(np.log((self.trials - places) / (places + 1)) + odds))
-        normalised: NDArray[np.float64] = logs - logsumexp(logs)
+        normalised: NDArray[np.float64] = logs - scipy.special.logsumexp(logs)
         return normalised
 
     @cached_property

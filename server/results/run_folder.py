@@ -6,6 +6,8 @@ import math
 import os
 import shutil
 from contextlib import suppress
+from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +245,13 @@ class RunFolder:
         """Of the metrics, ends included; one that was cut off has none and is left out."""
         text = self.metrics.read_text(encoding="utf-8") if self.metrics.exists() else ""
         return [f"{line}\n" for line in text.split("\n")[:-1]]
+
+
+def new_output_folder(kind: str) -> str:
+    """A folder under runs/ that is not there yet, named after the moment."""
+    named = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{kind}"
+    further = (named.with_name(f"{named.name}-{number}") for number in count(2))
+    return str(next(folder for folder in chain([named], further) if not folder.exists()))
 
 
 def without_infinities(value: Any) -> Any:

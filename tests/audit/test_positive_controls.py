@@ -9,6 +9,7 @@ import broken_releases  # noqa: F401
 import pytest
 from builds import BANDS, BROKEN, BUFFERS, ELS, QUANTILE, TURNS, mechanism
 
+import experiments.audit.attacks
 import experiments.audit.command
 from experiments.run import main
 
@@ -33,7 +34,7 @@ def test_a_broken_build_is_caught_for_what_it_breaks(
 ) -> None:
     BROKEN[name].break_it(monkeypatch)
     if not BROKEN[name].attacked:
-        monkeypatch.setattr(experiments.audit.command, "attacks", lambda *_, **__: [])
+        monkeypatch.setattr(experiments.audit.attacks, "attacks", lambda *_, **__: [])
     code, found = audited(tmp_path / "audit.json", 1, BROKEN[name].options)
     assert (code, BROKEN[name].found in found) == (1, True), found
 

@@ -10,7 +10,8 @@ from trained_models import data_flags, posts, story_llama, train
 
 from experiments.loading import loaded_for_use
 from experiments.run import main
-from fedsim.models.generate import Decoding, continued
+from fedsim.models.decoding import Decoding
+from fedsim.models.generate import continued
 from fedsim.models.load import LoadedModel
 
 

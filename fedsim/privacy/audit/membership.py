@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from fedsim.errors import InvalidInput
 
@@ -40,10 +40,10 @@ def attack_area(scores_in: np.ndarray, scores_out: np.ndarray, *, confidence: fl
     n, m = len(scores_in), len(scores_out)
     if min(n, m) < 2:
         raise InvalidInput("scores", f"{n} in, {m} out", "at least 2 numbers of each kind")
-    ranks = stats.rankdata(np.concatenate([scores_in, scores_out]))
-    inside = (ranks[:n] - stats.rankdata(scores_in)) / m
-    outside = 1 - (ranks[n:] - stats.rankdata(scores_out)) / n
+    ranks = scipy.stats.rankdata(np.concatenate([scores_in, scores_out]))
+    inside = (ranks[:n] - scipy.stats.rankdata(scores_in)) / m
+    outside = 1 - (ranks[n:] - scipy.stats.rankdata(scores_out)) / n
     area = float(inside.mean())
     error = math.sqrt(inside.var(ddof=1) / n + outside.var(ddof=1) / m)
-    half = float(stats.norm.ppf((1 + confidence) / 2)) * error
+    half = float(scipy.stats.norm.ppf((1 + confidence) / 2)) * error
     return AttackArea(area=area, lower=max(0.0, area - half), upper=min(1.0, area + half), confidence=confidence)

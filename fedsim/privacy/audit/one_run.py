@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from fedsim.errors import InvalidInput
 from fedsim.privacy.gaussian_curve import gaussian_epsilon
@@ -58,11 +58,11 @@ def one_run_p_value(guesses: Guesses, epsilon: float, delta: float) -> float:
     """
     r, v, m = guesses.made, guesses.correct, guesses.canaries
     right = float(1 / (1 + np.exp(-epsilon)))
-    tail = float(stats.binom.sf(v - 1, r, right))
+    tail = float(scipy.stats.binom.sf(v - 1, r, right))
     if delta == 0 or v == 0:
         return min(1.0, tail)
     # Pr[v − i ≤ W < v] / i, largest over i.
-    below = np.cumsum(stats.binom.pmf(np.arange(v - 1, -1, -1), r, right))
+    below = np.cumsum(scipy.stats.binom.pmf(np.arange(v - 1, -1, -1), r, right))
     steepest = float((below / np.arange(1, v + 1)).max())
     return min(1.0, tail + 2 * m * delta * steepest)
 
@@ -99,7 +99,7 @@ def _possible(guesses: Guesses, mu: float, level: float) -> bool:
     total = r / guesses.canaries
     heavy, light = level * total * v / r, level * total * (r - v) / r
     for i in range(v - 1, -1, -1):
-        grown = max(light, float(stats.norm.cdf(stats.norm.ppf(min(heavy, 1.0)) - mu)))
+        grown = max(light, float(scipy.stats.norm.cdf(scipy.stats.norm.ppf(min(heavy, 1.0)) - mu)))
         heavy += i / (r - i) * (grown - light)
         light = grown
         if heavy + light > total:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from fedsim.errors import InvalidInput
 from fedsim.validation import require_between
@@ -34,8 +34,8 @@ class AttackRates:
 
 def clopper_pearson(hits: int, trials: int, confidence: float) -> tuple[float, float]:
     """One-sided bounds (lower, upper) on a probability, each of the given confidence (Clopper and Pearson 1934)."""
-    lower = 0.0 if hits == 0 else float(stats.beta.ppf(1 - confidence, hits, trials - hits + 1))
-    upper = 1.0 if hits == trials else float(stats.beta.ppf(confidence, hits + 1, trials - hits))
+    lower = 0.0 if hits == 0 else float(scipy.stats.beta.ppf(1 - confidence, hits, trials - hits + 1))
+    upper = 1.0 if hits == trials else float(scipy.stats.beta.ppf(confidence, hits + 1, trials - hits))
     return lower, upper
 
 
@@ -77,7 +77,7 @@ def _best_threshold(scores_in: np.ndarray, scores_out: np.ndarray, confidence: f
     def separation(threshold: float) -> float:
         hit = clopper_pearson(int((scores_in > threshold).sum()), len(scores_in), confidence)[0]
         false = clopper_pearson(int((scores_out > threshold).sum()), len(scores_out), confidence)[1]
-        return float(stats.norm.ppf(hit) - stats.norm.ppf(false))
+        return float(scipy.stats.norm.ppf(hit) - scipy.stats.norm.ppf(false))
 
     # Between two scores rather than on one, so that a gap between the two kinds is used.
     middles = (pooled[:-1] + pooled[1:]) / 2 if len(pooled) > 1 else pooled

@@ -41,3 +41,25 @@ class AuditFinding:
         return (
             f"{found} This does not contradict the guarantee. It is evidence, no proof: other attacks may do better."
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promise:
+    """Something that the guarantee rests on, and whether it was kept.
+
+    Attributes:
+        what: The promise.
+        broken: How it was broken, one phrase each; empty where it was kept.
+    """
+
+    what: str
+    broken: tuple[str, ...]
+
+    @property
+    def kept(self) -> bool:
+        """Whether nothing broke it."""
+        return not self.broken
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self) | {"kept": self.kept}

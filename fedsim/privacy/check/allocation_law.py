@@ -13,10 +13,10 @@ on densities kept as splines of their logarithms.
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
-from scipy.interpolate import BSpline, make_interp_spline
-from scipy.special import logsumexp
+import scipy
 
 from fedsim.privacy.check.loss_laws import (
     USUAL,
@@ -69,7 +69,7 @@ class LogDensity:
     terms: int
     z: Floats
     logs: Floats
-    spline: BSpline
+    spline: Any
 
     def chords(self, z: Floats) -> Floats:
         """The logarithm of Q's density between points, roughly; −∞ outside them."""
@@ -134,7 +134,7 @@ def density(rounds: int, noise: float, above: float, below: float, fineness: flo
 
 
 def _density(terms: int, z: Floats, logs: Floats) -> LogDensity:
-    return LogDensity(terms, z, logs, make_interp_spline(z, logs, k=5))
+    return LogDensity(terms, z, logs, scipy.interpolate.make_interp_spline(z, logs, k=5))
 
 
 def _added(one: LogDensity, other: LogDensity, above: float, below: float, fineness: float) -> LogDensity:
@@ -171,4 +171,4 @@ def _integrated(one: LogDensity, other: LogDensity, z: Floats, fineness: float) 
         matters = logs > logs.max(axis=1, keepdims=True) - NEGLIGIBLE
     logs[matters] = one.spline(x[matters]) + other.spline(y[matters])
     with np.errstate(divide="ignore"):
-        return np.asarray(logsumexp(logs, axis=1) + math.log(d[1] - d[0]))
+        return np.asarray(scipy.special.logsumexp(logs, axis=1) + math.log(d[1] - d[0]))

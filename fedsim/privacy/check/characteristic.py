@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import erfc, gammaln, logsumexp
 
 from fedsim.privacy.check.loss_laws import Floats, LossPoints
 
@@ -67,7 +67,7 @@ class Part:
             less_one = float(terms.sum()) - self.lost
         if -0.5 < less_one < math.inf:
             return math.log1p(less_one)
-        return float(logsumexp(exponents + logs))
+        return float(scipy.special.logsumexp(exponents + logs))
 
     @property
     def with_atoms(self) -> tuple[Floats, Floats]:
@@ -186,7 +186,9 @@ class SomeLarge:
         return float(sum(part.count * np.logaddexp(0.0, ratio) for part, ratio in logs))
 
     def _log_ratios(self, c: float) -> list[float]:
-        sizes = [float(logsumexp(c * part.points.losses + part.points.log_weights)) for part in self.large]
+        sizes = [
+            float(scipy.special.logsumexp(c * part.points.losses + part.points.log_weights)) for part in self.large
+        ]
         return [size - part.log_size(c) for size, part in zip(sizes, self.small, strict=True)]
 
 
@@ -198,10 +200,10 @@ def cut(parts: Sequence[Part], loss: float) -> tuple[Sum, SomeLarge]:
         with np.errstate(divide="ignore", invalid="ignore", under="ignore", over="ignore"):
             place = (points.losses - loss) / points.strides / 4 - 3
             place = np.where(points.strides > 0, place, -np.inf)
-            keep, drop = np.log(erfc(place) / 2), np.log(erfc(-place) / 2)
+            keep, drop = np.log(scipy.special.erfc(place) / 2), np.log(scipy.special.erfc(-place) / 2)
         kept = replace(points, log_weights=points.log_weights + keep)
         dropped = replace(points, log_weights=points.log_weights + drop, atoms=())
-        mass = float(np.exp(logsumexp(dropped.log_weights)))
+        mass = float(np.exp(scipy.special.logsumexp(dropped.log_weights)))
         small.append(Part(kept, part.count, lost=mass))
         large.append(Part(dropped, part.count, lost=1 - mass))
     return Sum(small), SomeLarge(small, large)
@@ -250,7 +252,13 @@ def lone_atoms(parts: Sequence[Part]) -> LoneAtoms | None:
             k = np.arange(n + 1.0)
             (one, log), (other, other_log) = atoms
             more = one * (n - k) + other * k
-            more_logs = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1) + (n - k) * log + k * other_log
+            more_logs = (
+                scipy.special.gammaln(n + 1)
+                - scipy.special.gammaln(k + 1)
+                - scipy.special.gammaln(n - k + 1)
+                + (n - k) * log
+                + k * other_log
+            )
         losses, logs = np.add.outer(losses, more).ravel(), np.add.outer(logs, more_logs).ravel()
     return LoneAtoms(parts, losses, logs)
 
@@ -262,7 +270,7 @@ def _fade(turn: NDArray[Any]) -> Floats:
     points would seem to stand still and add something.
     """
     with np.errstate(divide="ignore", under="ignore"):
-        fade: Floats = erfc((np.log(turn / math.pi) - math.log(0.55)) / 0.25) / 2
+        fade: Floats = scipy.special.erfc((np.log(turn / math.pi) - math.log(0.55)) / 0.25) / 2
     return np.where(fade > 1e-17, fade, 0.0)
 
 

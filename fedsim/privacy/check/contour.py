@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import erfc
 
 from fedsim.privacy.check.characteristic import BLOCK, LoneAtoms, Part, Sum, Transform, cut, lone_atoms
 from fedsim.privacy.check.loss_laws import Direction, Floats, LossLaw
@@ -123,7 +122,7 @@ def _log_integrand(transform: Transform, epsilon: float, c: float) -> float:
 
 def _saddle_point(transform: Transform, epsilon: float) -> float:
     """The c > 0 where the integrand, a convex function on the real line, is least."""
-    found = minimize_scalar(
+    found = scipy.optimize.minimize_scalar(
         lambda log_c: _log_integrand(transform, epsilon, math.exp(log_c)),
         bounds=(-25.0, 25.0),
         method="bounded",
@@ -212,7 +211,7 @@ FADED = 0.35
 
 def _window(place: NDArray[Any]) -> Floats:
     """1 up to FADED, 0 from 1 on, smooth in between."""
-    window: Floats = erfc((place - 0.7) / 0.06) / 2
+    window: Floats = scipy.special.erfc((place - 0.7) / 0.06) / 2
     return window
 
 

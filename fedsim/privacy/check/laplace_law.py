@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
-from scipy.special import logsumexp
+import scipy
 
 from fedsim.privacy.check.loss_laws import (
     Direction,
@@ -27,10 +26,10 @@ from fedsim.privacy.events import Adjacency
 from fedsim.privacy.mechanisms.laplace.event import RandomisedScaleLaplace
 
 DENSITIES: dict[str, Callable[[float, float], Any]] = {
-    "gamma": lambda shape, scale: stats.gamma(shape, scale=scale),
-    "exponential": lambda rate, _: stats.expon(scale=1 / rate),
-    "uniform": lambda low, high: stats.uniform(low, high - low),
-    "truncated-normal": lambda mean, std: stats.truncnorm(-mean / std, np.inf, loc=mean, scale=std),
+    "gamma": lambda shape, scale: scipy.stats.gamma(shape, scale=scale),
+    "exponential": lambda rate, _: scipy.stats.expon(scale=1 / rate),
+    "uniform": lambda low, high: scipy.stats.uniform(low, high - low),
+    "truncated-normal": lambda mean, std: scipy.stats.truncnorm(-mean / std, np.inf, loc=mean, scale=std),
 }
 """Laws of the inverse scale by their names in events; a point is a constant."""
 
@@ -122,7 +121,7 @@ class RevealedLaplace:
     def _loss(self, s: float, x: Floats) -> Floats:
         k = np.arange(len(self.shares), dtype=np.float64)[:, None]
         with np.errstate(divide="ignore"):
-            loss: Floats = logsumexp(s * (np.abs(x) - np.abs(x - k)), b=self.shares[:, None], axis=0)
+            loss: Floats = scipy.special.logsumexp(s * (np.abs(x) - np.abs(x - k)), b=self.shares[:, None], axis=0)
         return loss
 
 

@@ -13,9 +13,8 @@ from functools import singledispatch
 from typing import Literal, Protocol
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import gammaln, logsumexp, xlog1py, xlogy
-from scipy.stats import binom
 
 from fedsim.errors import InvalidInput
 from fedsim.privacy.events import (
@@ -133,16 +132,16 @@ def _truncated_poisson(event: TruncatedPoissonSubsampledGaussian, adjacency: Adj
         event.noise_multiplier,
     )
     replaced = adjacency is Adjacency.REPLACE_ONE_USER
-    full = float(binom.sf(cap - 1, n - 1, q))  # the others alone reach the cap
+    full = float(scipy.stats.binom.sf(cap - 1, n - 1, q))  # the others alone reach the cap
     # Where users are added there may be one other more: then all that is known is that the user joins with q.
-    also = 0.0 if replaced or cap > n else q * float(binom.pmf(cap - 1, n - 1, q))
+    also = 0.0 if replaced or cap > n else q * float(scipy.stats.binom.pmf(cap - 1, n - 1, q))
     parts: list[tuple[float, LossLaw]] = [
         (1 - full - also, _contributions([0.0, 1.0], [1 - q, q], noise, adjacency)),
         (also, _contributions([0.0, 2.0], [1 - q, q], noise, adjacency)),
     ]
     if full > 0:
         # Of those who joined, the user among them, as many as the cap are kept: n·(chance of one) in all.
-        chance = min(cap / n * float(binom.sf(cap, n, q)) / full, q)
+        chance = min(cap / n * float(scipy.stats.binom.sf(cap, n, q)) / full, q)
         taken = _contributions([0.0, 2.0], [1 - chance, chance], noise, Adjacency.ADD_OR_REMOVE_ONE_USER)
         parts.append((full, MirroredAtZero(taken) if replaced else taken))
     return OneOfLaws(tuple((share, law) for share, law in parts if share > 0))
@@ -151,8 +150,12 @@ def _truncated_poisson(event: TruncatedPoissonSubsampledGaussian, adjacency: Adj
 def binomial_shares(trials: int, probability: float) -> Floats:
     """Binomial(trials, probability) at 0 … trials."""
     k = np.arange(trials + 1.0)
-    coefficients = gammaln(trials + 1) - gammaln(k + 1) - gammaln(trials - k + 1)
-    shares: Floats = np.exp(coefficients + xlogy(k, probability) + xlog1py(trials - k, -probability))
+    coefficients = (
+        scipy.special.gammaln(trials + 1) - scipy.special.gammaln(k + 1) - scipy.special.gammaln(trials - k + 1)
+    )
+    shares: Floats = np.exp(
+        coefficients + scipy.special.xlogy(k, probability) + scipy.special.xlog1py(trials - k, -probability)
+    )
     shares /= shares.sum()
     return shares
 
@@ -270,7 +273,7 @@ class MirroredAtZero:
             np.append(half.losses, -half.losses),
             logs,
             np.append(half.strides, half.strides),
-            ((0.0, float(np.log1p(-np.exp(logsumexp(logs))))),),
+            ((0.0, float(np.log1p(-np.exp(scipy.special.logsumexp(logs))))),),
             ahead=np.array([count - 1]),
             behind=np.empty(0, dtype=int),
         )

@@ -30,7 +30,7 @@ from functools import lru_cache
 from typing import Self
 
 import numpy as np
-from scipy.optimize import minimize
+import scipy
 
 from fedsim.errors import InvalidInput
 from fedsim.privacy.mechanisms.banded.coefficients import participation_sensitivity
@@ -170,7 +170,9 @@ class BufferedToeplitz:
         runs = []
         for spread in SPREADS:
             start = np.concatenate([np.full(buffers, -math.log(buffers)), np.log(1 / fading**spread - 1)])
-            runs.append(minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=OPTIONS))
+            runs.append(
+                scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=OPTIONS)
+            )
         weights, decays = _parameters(min(runs, key=lambda run: float(run.fun)).x)
         order = np.argsort(decays)
         return cls(weights=tuple(weights[order].tolist()), decays=tuple(decays[order].tolist()))

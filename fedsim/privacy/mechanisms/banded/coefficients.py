@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import numpy as np
-from scipy.optimize import minimize
+import scipy
 
 from fedsim.errors import InvalidInput
 from fedsim.privacy.mechanisms.banded.workload import Workload
@@ -173,7 +173,7 @@ def _minimum(objective: Objective, start: np.ndarray, bounds: list[tuple[float, 
     if not len(start):
         return start
     options = {"maxiter": 1000, "maxcor": 20, "ftol": 1e-10, "gtol": 1e-8}
-    found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    found = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     return np.asarray(found.x, dtype=np.float64)
 
 

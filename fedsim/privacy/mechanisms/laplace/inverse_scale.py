@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import special, stats
+import scipy
 
 from fedsim.errors import InvalidInput
 
@@ -135,7 +135,7 @@ class _Point:
 def _gamma_tail(shape: float, scale: float, t: np.ndarray, x: np.ndarray) -> np.ndarray:
     left = 1 - scale * t
     log_mgf = np.where(left > 0, -shape * np.log(np.where(left > 0, left, 1.0)), np.inf)
-    inside = special.gammaincc(shape, np.where(left > 0, left, 1.0) * x / scale)
+    inside = scipy.special.gammaincc(shape, np.where(left > 0, left, 1.0) * x / scale)
     return np.where(left > 0, log_mgf + np.log(inside), np.inf)
 
 
@@ -165,9 +165,9 @@ def _normal_tail(mean: float, std: float, t: np.ndarray, x: np.ndarray) -> np.nd
     # E[e^{tS}; S > x] = e^{z²/2 − (mean/std)²/2} Φ(w)/Φ(mean/std); to the left e^{w²/2} Φ(w) = erfcx(−w/√2)/2 avoids
     # the difference of two large exponents.
     left = np.minimum(w, 0)
-    far = (z - w) * (z + w) / 2 + np.log(special.erfcx(-left / math.sqrt(2)) / 2)
-    near = mean * t + (std * t) ** 2 / 2 + special.log_ndtr(np.maximum(w, 0)) + (mean / std) ** 2 / 2
-    result: np.ndarray = np.where(w < 0, far, near) - (mean / std) ** 2 / 2 - special.log_ndtr(mean / std)
+    far = (z - w) * (z + w) / 2 + np.log(scipy.special.erfcx(-left / math.sqrt(2)) / 2)
+    near = mean * t + (std * t) ** 2 / 2 + scipy.special.log_ndtr(np.maximum(w, 0)) + (mean / std) ** 2 / 2
+    result: np.ndarray = np.where(w < 0, far, near) - (mean / std) ** 2 / 2 - scipy.special.log_ndtr(mean / std)
     return result
 
 
@@ -176,7 +176,7 @@ def _normal_mean(mean: float, std: float, t: np.ndarray) -> np.ndarray:
     # z + φ(z)/Φ(z), positive; far to the left its expansion −1/z + 2/z³ avoids the cancellation.
     far = z < -1e3
     near = np.where(far, 0.0, z)
-    mills = np.exp(-(near**2) / 2 - math.log(2 * math.pi) / 2 - special.log_ndtr(near))
+    mills = np.exp(-(near**2) / 2 - math.log(2 * math.pi) / 2 - scipy.special.log_ndtr(near))
     left = np.where(far, z, -1.0)
     return std * np.where(far, -1 / left + 2 / left**3, near + mills)
 
@@ -189,7 +189,7 @@ FAMILIES = {
     "gamma": _Family(
         tilted_tail=_gamma_tail,
         tilted_mean=lambda shape, scale, t: shape * scale / (1 - scale * t),
-        distribution=lambda shape, scale: stats.gamma(shape, scale=scale),
+        distribution=lambda shape, scale: scipy.stats.gamma(shape, scale=scale),
         rescale=lambda shape, scale, factor: (shape, scale * factor),
         allowed=lambda shape, scale: shape > 0 and scale > 0,
         what="shape and scale above 0",
@@ -197,7 +197,7 @@ FAMILIES = {
     "exponential": _Family(
         tilted_tail=lambda rate, _, t, x: _gamma_tail(1.0, 1 / rate, t, x),
         tilted_mean=lambda rate, _, t: 1 / (rate - t),
-        distribution=lambda rate, _: stats.gamma(1.0, scale=1 / rate),
+        distribution=lambda rate, _: scipy.stats.gamma(1.0, scale=1 / rate),
         rescale=lambda rate, _, factor: (rate / factor, 0.0),
         allowed=lambda rate, _: rate > 0,
         what="a rate above 0",
@@ -205,7 +205,7 @@ FAMILIES = {
     "uniform": _Family(
         tilted_tail=_uniform_tail,
         tilted_mean=_uniform_mean,
-        distribution=lambda low, high: stats.uniform(low, high - low),
+        distribution=lambda low, high: scipy.stats.uniform(low, high - low),
         rescale=lambda low, high, factor: (low * factor, high * factor),
         allowed=lambda low, high: 0 <= low < high,
         what="0 ≤ low < high",
@@ -213,7 +213,7 @@ FAMILIES = {
     "truncated-normal": _Family(
         tilted_tail=_normal_tail,
         tilted_mean=_normal_mean,
-        distribution=lambda mean, std: stats.truncnorm(-mean / std, np.inf, loc=mean, scale=std),
+        distribution=lambda mean, std: scipy.stats.truncnorm(-mean / std, np.inf, loc=mean, scale=std),
         rescale=lambda mean, std, factor: (mean * factor, std * factor),
         allowed=lambda mean, std: std > 0,
         what="a standard deviation above 0",

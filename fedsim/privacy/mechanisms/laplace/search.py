@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from scipy import optimize, stats
+import scipy
 
 from fedsim.errors import InvalidInput
 from fedsim.privacy.mechanisms.laplace.event import RandomisedScaleLaplace
@@ -112,7 +112,7 @@ def search_noise(target: NoiseTarget, *, seed: int = 0, generations: int = 40) -
         fitted = _fit(_candidate(vector), target, precision=1e-4)
         return 1.0 if fitted is None else -usefulness(fitted, target.within)
 
-    found = optimize.differential_evolution(
+    found = scipy.optimize.differential_evolution(
         cost, _BOUNDS, maxiter=generations, popsize=6, seed=seed, polish=False, tol=1e-6, init="sobol"
     )
     plain = _fit((("point", 1.0, 1.0, 0.0),), target)
@@ -204,7 +204,7 @@ def _fit(law: Law, target: NoiseTarget, precision: float = 1e-7) -> Law | None:
     low, high = -12.0, 4.0
     if excess(low) > 0 or excess(high) < 0:
         return None
-    root = float(optimize.brentq(excess, low, high, xtol=precision))
+    root = float(scipy.optimize.brentq(excess, low, high, xtol=precision))
     while excess(root) > 0:
         root -= precision
     return rescaled(law, math.exp(root))
@@ -215,9 +215,9 @@ def _gaussian_usefulness(target: NoiseTarget) -> float:
 
     def excess(log_mu: float) -> float:
         mu, epsilon = math.exp(log_mu), target.epsilon
-        log_lost = epsilon + stats.norm.logcdf(-epsilon / mu - mu / 2)
-        return float(stats.norm.cdf(-epsilon / mu + mu / 2) - np.exp(log_lost)) - target.delta
+        log_lost = epsilon + scipy.stats.norm.logcdf(-epsilon / mu - mu / 2)
+        return float(scipy.stats.norm.cdf(-epsilon / mu + mu / 2) - np.exp(log_lost)) - target.delta
 
-    mu = math.exp(float(optimize.brentq(excess, -12.0, 5.0)))
+    mu = math.exp(float(scipy.optimize.brentq(excess, -12.0, 5.0)))
     sigma = math.sqrt(target.releases) / mu
-    return float(1 - 2 * stats.norm.sf(target.within / sigma))
+    return float(1 - 2 * scipy.stats.norm.sf(target.within / sigma))

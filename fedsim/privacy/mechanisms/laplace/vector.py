@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from fedsim.errors import InvalidInput
 from fedsim.privacy.dominating_pairs import LossPair, register
@@ -119,7 +119,7 @@ class LaplacePair:
         event = self.event
         if event.group_size == 1:
             return _one_contribution(event.law, event.sampling_probability, losses, below)
-        shares = stats.binom.pmf(np.arange(event.group_size + 1), event.group_size, event.sampling_probability)
+        shares = scipy.stats.binom.pmf(np.arange(event.group_size + 1), event.group_size, event.sampling_probability)
         totals = np.zeros((2, *losses.shape))
         for scale, mass in zip(*rounded_law(event.law), strict=True):
             totals += mass * np.stack(_fixed_scale(scale, shares, losses, below))
