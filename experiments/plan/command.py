@@ -124,7 +124,9 @@ class PlanCommand:
         verdicts = [compare(plans, sizes, curve) for curve in curves]
         # Without a measured or assumed curve the orthogonal end is the one that leaves a choice.
         others = what_if(sizes, target, verdicts[0] if len(verdicts) > 2 else verdicts[-1])
-        bands = best_bands(plans, target, self.optimizer.workload(target.rounds))
+        recommended = list(dict.fromkeys(plan for verdict in verdicts for plan in verdict.plans.values()))
+        promised = best_bands(recommended, target, self.optimizer.workload(target.rounds))
+        bands = dict(zip(recommended, promised, strict=True))
         result = to_json(sizes, target, plans, verdicts, others, bands)
         if self.output is not None:
             from experiments.report.plan_figure import plot_plan

@@ -18,7 +18,7 @@ def to_json(
     plans: list[Plan],
     verdicts: list[Verdict],
     others: dict[str, Verdict],
-    bands: list[BandsForecast],
+    bands: dict[Plan, BandsForecast],
 ) -> dict[str, Any]:
     """The whole answer as JSON values."""
     return {
@@ -47,13 +47,9 @@ def to_json(
                 "predicted_noise": {
                     verdict.curve.name: predicted_noise(plan, verdict.curve, sizes.median) for verdict in verdicts
                 },
-                "correlated": {
-                    "bands": forecast.bands,
-                    "noise_multiplier": forecast.noise_multiplier,
-                    "noise_ratio": forecast.ratio,
-                },
+                "correlated": _correlated(bands.get(plan)),
             }
-            for plan, forecast in zip(plans, bands, strict=True)
+            for plan in plans
         ],
         "verdicts": [verdict_json(verdict) for verdict in verdicts],
         "what_if": {name: verdict_json(verdict) for name, verdict in others.items()},
@@ -61,10 +57,22 @@ def to_json(
         "in_words": [
             *(in_words(verdict) for verdict in verdicts),
             *change_of_mind(plans, verdicts[0], sizes),
-            *(correlated_in_words(plan, bands[plans.index(plan)]) for plan in verdicts[0].plans.values()),
+            *(correlated_in_words(plan, bands[plan]) for plan in verdicts[0].plans.values()),
             *(f"With {name}: {choice(verdict)}." for name, verdict in others.items()),
             *filter(None, [from_private_data(private_statistics(sizes))]),
         ],
+    }
+
+
+def _correlated(forecast: BandsForecast | None) -> dict[str, Any] | None:
+    """What correlating a plan's noise promises, as JSON values; None where it was not asked: of plans that nobody
+    recommends."""
+    if forecast is None:
+        return None
+    return {
+        "bands": forecast.bands,
+        "noise_multiplier": forecast.noise_multiplier,
+        "noise_ratio": forecast.ratio,
     }
 
 
@@ -150,7 +158,7 @@ def print_plan(
     target: Target,
     plans: list[Plan],
     verdicts: list[Verdict],
-    bands: list[BandsForecast],
+    bands: dict[Plan, BandsForecast],
     lines: list[str],
 ) -> None:
     """The table and the advice on the terminal."""
@@ -166,7 +174,8 @@ def print_plan(
         "× noise",
     ):
         table.add_column(heading, justify="left" if not heading else "right")
-    for plan, forecast in zip(plans, bands, strict=True):
+    for plan in plans:
+        forecast = bands.get(plan)
         cells = []
         for verdict in verdicts:
             noise = f"{predicted_noise(plan, verdict.curve, sizes.median):.5f}"
@@ -177,12 +186,15 @@ def print_plan(
             f"{plan.normaliser:,.1f}",
             f"{plan.noise_multiplier:.3f}",
             *cells,
-            str(forecast.bands),
-            f"{forecast.ratio:.2f}",
+            "" if forecast is None else str(forecast.bands),
+            "" if forecast is None else f"{forecast.ratio:.2f}",
         )
     console.print(table)
     console.print("* recommended: ELS keeps the median a user owns, ULS takes the group size of least noise")
-    console.print("bands, × noise: correlated over the best number of rounds, what is left of it at the same ε\n")
+    console.print(
+        "bands, × noise: of what is recommended, correlated over the best number of rounds, and what is left of it at "
+        "the same ε\n"
+    )
     console.print(
         f"{sizes.num_users:,} users, median {sizes.median} examples ({sizes.source}); "
         f"{target.gradients_per_round:,.0f} gradients a round, {target.rounds:,} rounds; "
