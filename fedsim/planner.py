@@ -28,6 +28,8 @@ from fedsim.privacy.mechanisms.banded.workload import Workload
 from fedsim.validation import require_at_least, require_between, require_positive
 
 TOLERANCE = 0.01
+PRECISION = 1e-3
+"""Relative precision of noise multipliers that predictions are made of."""
 """Relative tolerance on ε when the planner calibrates: its σ are certified, but up to about 1 % above the least."""
 TIE = 0.05
 """Predictions closer than this are called level."""
@@ -112,7 +114,10 @@ ORTHOGONAL = NormCurve.of_alignment("orthogonal", 0.0)
 
 
 def calibrated_plans(
-    sizes: UserSizes, target: Target, group_sizes: Mapping[str, Sequence[int]] | None = None
+    sizes: UserSizes,
+    target: Target,
+    group_sizes: Mapping[str, Sequence[int]] | None = None,
+    near: Mapping[str, float] | None = None,
 ) -> list[Plan]:
     """Every algorithm and group size for which the budget fits the data, with calibrated noise and clip norm 1.
 
@@ -120,6 +125,7 @@ def calibrated_plans(
         sizes: The users.
         target: Compute, ε and δ.
         group_sizes: Those to look at, by algorithm; by default `default_group_sizes` for each.
+        near: Where the noise multipliers are expected, by algorithm.
 
     Raises:
         InvalidInput: When the budget is larger than the data under every choice.
@@ -132,7 +138,7 @@ def calibrated_plans(
         raise InvalidInput("plan.gradients-per-round", target.gradients_per_round, most + ", what the data can give")
     # Most of the time goes to numpy's transforms, which run outside the interpreter lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda plan: _calibrated(plan, target.epsilon), fitting))
+        return list(pool.map(lambda plan: _calibrated(plan, target.epsilon, (near or {}).get(plan.name)), fitting))
 
 
 def draft_plan(algorithm: str, group_size: int, sizes: UserSizes, target: Target) -> Plan | None:
@@ -162,13 +168,15 @@ def default_group_sizes(sizes: UserSizes, target: Target) -> list[int]:
 
 
 @lru_cache(maxsize=4096)
-def _calibrated(plan: Plan, epsilon: float) -> Plan:
+def _calibrated(plan: Plan, epsilon: float, near: float | None = None) -> Plan:
     noise = calibrate_noise_multiplier(
         lambda value: replace(plan, noise_multiplier=value).event(),
         epsilon=epsilon,
         delta=plan.delta,
         adjacency=plan.adjacency,
         tolerance=TOLERANCE,
+        precision=PRECISION,
+        near=near,
     )
     return replace(plan, noise_multiplier=noise.value)
 
@@ -194,7 +202,9 @@ def best_bands(plans: Sequence[Plan], target: Target, workload: Workload) -> lis
     """
 
     def of(plan: Plan) -> BandsForecast:
-        return best(forecasts_for(plan, AUTO, workload, epsilon=target.epsilon, tolerance=TOLERANCE))
+        return best(
+            forecasts_for(plan, AUTO, workload, epsilon=target.epsilon, tolerance=TOLERANCE, precision=PRECISION)
+        )
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(of, plans))
@@ -265,7 +275,8 @@ def break_even_norm(uls: Plan, els: Plan) -> float:
 def what_if(sizes: UserSizes, target: Target, verdict: Verdict, factor: float = 4.0) -> dict[str, Verdict]:
     """The verdict under more and less compute, and under weaker and stronger privacy; what does not fit is left out.
 
-    ULS chooses between 1 and the group sizes around the one recommended, at most `factor` times larger or smaller;
+    ULS chooses between 1 and the group sizes around the one recommended, at most `factor` times larger or smaller and
+    no larger than users have examples;
     ELS keeps its group size.
 
     Args:
@@ -281,15 +292,19 @@ def what_if(sizes: UserSizes, target: Target, verdict: Verdict, factor: float = 
         f"{factor:g}× the ε": replace(target, epsilon=epsilon * factor),
         f"1/{factor:g} of the ε": replace(target, epsilon=epsilon / factor),
     }
-    groups = {name: _nearby_group_sizes(plan, factor) for name, plan in verdict.plans.items()}
+    most = max(1, int(sizes.quantile(0.9)))
+    groups = {name: _nearby_group_sizes(plan, factor, most) for name, plan in verdict.plans.items()}
+    near = {name: plan.noise_multiplier for name, plan in verdict.plans.items()}
     verdicts = {}
     for name, case in cases.items():
         if all(any(draft_plan(one, group, sizes, case) for group in groups[one]) for one in groups):
-            verdicts[name] = compare(calibrated_plans(sizes, case, groups), sizes, verdict.curve)
+            verdicts[name] = compare(calibrated_plans(sizes, case, groups, near), sizes, verdict.curve)
     return verdicts
 
 
-def _nearby_group_sizes(plan: Plan, factor: float) -> list[int]:
+def _nearby_group_sizes(plan: Plan, factor: float, most: int) -> list[int]:
+    """Group sizes around a plan's, none larger than most users have examples."""
     if not plan.redraws:
         return [plan.group_size]
-    return sorted({1, *(round(plan.group_size * scale) for scale in (1 / factor, 1 / 2, 1, 2, factor))} - {0})
+    scaled = (round(plan.group_size * scale) for scale in (1 / factor, 1 / 2, 1, 2, factor))
+    return sorted({1, plan.group_size, *(size for size in scaled if 0 < size <= most)})

@@ -9,7 +9,7 @@ from typing import Literal
 
 from fedsim.errors import InvalidInput
 from fedsim.plan.plan import Plan
-from fedsim.privacy.calibration import calibrate_noise_multiplier
+from fedsim.privacy.calibration import PRECISION, calibrate_noise_multiplier
 from fedsim.privacy.events import Adjacency, Composed, Event
 from fedsim.privacy.ledger import NOTHING
 from fedsim.privacy.mechanisms.banded.coefficients import optimal_coefficients
@@ -54,6 +54,7 @@ def forecasts(
     delta: float,
     adjacency: Adjacency,
     tolerance: float,
+    precision: float = PRECISION,
 ) -> list[BandsForecast]:
     """What some numbers of bands promise, calibrated to the same target.
 
@@ -63,6 +64,7 @@ def forecasts(
         workload: What the optimizer makes of the releases.
         epsilon, delta, adjacency: The target.
         tolerance: Relative tolerance of the calibration.
+        precision: Relative precision of the noise multipliers.
     """
     wanted = sorted({1, *candidates})
     fitted = {bands: optimal_coefficients(bands, workload) for bands in wanted}
@@ -74,6 +76,8 @@ def forecasts(
             delta=delta,
             adjacency=adjacency,
             tolerance=tolerance,
+            precision=precision,
+            near=found[-1].noise_multiplier if found else None,
         ).value
         error = noise * workload.error(fitted[bands])
         single = noise * release_noise(fitted[bands], workload.rounds)
@@ -168,6 +172,7 @@ def forecasts_for(
     *,
     epsilon: float,
     tolerance: float = 1e-3,
+    precision: float = PRECISION,
     before: Event = NOTHING,
 ) -> tuple[BandsForecast, ...]:
     """What a plan may expect of so many bands, or of each number that is worth a look, beside independent noise.
@@ -178,6 +183,7 @@ def forecasts_for(
         workload: What the optimizer makes of the plan's releases.
         epsilon: The target, at the plan's δ and adjacency.
         tolerance: Relative tolerance of the calibration.
+        precision: Relative precision of the noise multipliers.
         before: What the target is to hold together with.
     """
     if bands == AUTO:
@@ -196,4 +202,6 @@ def forecasts_for(
         return Composed(events=(before, with_noise.event()))
 
     target = {"epsilon": epsilon, "delta": plan.delta}
-    return tuple(forecasts(event, fits, workload, **target, adjacency=plan.adjacency, tolerance=tolerance))
+    return tuple(
+        forecasts(event, fits, workload, **target, adjacency=plan.adjacency, tolerance=tolerance, precision=precision)
+    )

@@ -15,6 +15,8 @@ from fedsim.validation import require_at_least, require_between, require_positiv
 ADD_OR_REMOVE = Adjacency.ADD_OR_REMOVE_ONE_USER
 PRECISION = 1e-4
 """Relative precision of a calibrated real parameter."""
+NEARBY = 1.2
+"""How far a value is looked for from where it is expected, before it is looked for farther away."""
 LEAST_NOISE, MOST_NOISE = 1e-2, 1e9
 
 
@@ -39,8 +41,10 @@ def calibrate_noise_multiplier(
     delta: float,
     adjacency: Adjacency = ADD_OR_REMOVE,
     tolerance: float = 1e-3,
+    precision: float = PRECISION,
+    near: float | None = None,
 ) -> Calibration:
-    """The least noise multiplier, to a relative 1e-4, whose ε upper bound at delta is at most epsilon.
+    """The least noise multiplier, to a relative precision, whose ε upper bound at delta is at most epsilon.
 
     Args:
         make_event: The event for a noise multiplier; its ε must fall as the noise multiplier grows.
@@ -48,12 +52,15 @@ def calibrate_noise_multiplier(
         delta: δ of the target.
         adjacency: Which data sets count as neighbours.
         tolerance: Relative distance of upper and lower bounds.
+        precision: How far the value may be above the least one, relatively.
+        near: Where the value is expected, which is where the search begins: a good guess saves half of it.
 
     Raises:
         InvalidInput: If no noise multiplier up to 1e9 meets the target.
     """
-    search = _Search(make_event, epsilon, delta, adjacency, tolerance)
-    return search.real(safe=MOST_NOISE, unsafe=LEAST_NOISE, start=1.0, name="noise multiplier")
+    search = _Search(make_event, epsilon, delta, adjacency, tolerance, precision)
+    start, factor = (1.0, 2.0) if near is None else (near, NEARBY)
+    return search.real(safe=MOST_NOISE, unsafe=LEAST_NOISE, start=start, name="noise multiplier", factor=factor)
 
 
 def calibrate_sampling_probability(
@@ -99,7 +106,13 @@ class _Search:
     """Evaluations of ε's upper bound at values of the parameter, each made once."""
 
     def __init__(
-        self, make_event: Callable[[Any], Event], epsilon: float, delta: float, adjacency: Adjacency, tolerance: float
+        self,
+        make_event: Callable[[Any], Event],
+        epsilon: float,
+        delta: float,
+        adjacency: Adjacency,
+        tolerance: float,
+        precision: float = PRECISION,
     ):
         require_positive("epsilon", epsilon)
         require_between("delta", delta, 0, 1)
@@ -108,6 +121,7 @@ class _Search:
         self.delta = delta
         self.adjacency = adjacency
         self.tolerance = tolerance
+        self.precision = precision
         self.known: dict[float, Bounds] = {}
 
     def at(self, value: float) -> Bounds:
@@ -130,13 +144,13 @@ class _Search:
     def meets(self, value: float) -> bool:
         return self.at(value).upper <= self.target
 
-    def real(self, *, safe: float, unsafe: float, start: float, name: str) -> Calibration:
+    def real(self, *, safe: float, unsafe: float, start: float, name: str, factor: float = 2.0) -> Calibration:
         """Bisect the logarithm between a value that meets the target and one that does not."""
         inner = start
-        factor = 2.0 if safe > unsafe else 0.5
+        factor = factor if safe > unsafe else 1 / factor
         if self.meets(inner):
             while self.meets(inner):
-                safe, inner = inner, inner / factor
+                safe, inner, factor = inner, inner / factor, _wider(factor)
                 if (inner - unsafe) * (safe - unsafe) <= 0:
                     if self.meets(unsafe):
                         return self.found(unsafe)
@@ -149,8 +163,9 @@ class _Search:
                 if inner == outermost:
                     raise self.impossible(outermost, name)
                 unsafe, inner = inner, (min if factor > 1 else max)(inner * factor, outermost)
+                factor = _wider(factor)
             safe = inner
-        while abs(np.log(safe / unsafe)) > PRECISION:
+        while abs(np.log(safe / unsafe)) > self.precision:
             middle = self.between(safe, unsafe)
             if self.meets(middle):
                 safe = middle
@@ -170,9 +185,9 @@ class _Search:
             return float(np.exp(ends.mean()))
         crossing = ends[0] - misses[0] * (ends[1] - ends[0]) / (misses[1] - misses[0])
         longer = ends[np.argmax(np.abs(ends - crossing))]
-        step = 0.4 * PRECISION * np.sign(longer - crossing)
+        step = 0.4 * self.precision * np.sign(longer - crossing)
         low, high = sorted(ends)
-        margin = 0.1 * PRECISION
+        margin = 0.1 * self.precision
         return float(np.exp(np.clip(crossing + step, low + margin, high - margin)))
 
     def whole(self, most: int, name: str) -> Calibration:
@@ -197,3 +212,8 @@ class _Search:
             f"{least}, what a {name} of {value:g} is certified to have at δ = {self.delta:g}",
             "Allow a larger ε or δ, or change what else is given.",
         )
+
+
+def _wider(factor: float) -> float:
+    """The next step of a search: each is as long as both before it, up to a factor of two."""
+    return min(factor**2, 2.0) if factor > 1 else max(factor**2, 0.5)

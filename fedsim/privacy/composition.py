@@ -14,6 +14,7 @@ import numpy as np
 import scipy
 
 from fedsim.privacy.loss_cells import Floats, GridMeasure
+from fedsim.privacy.recursion import recursion
 from fedsim.privacy.tilting import EPS, Window, infinite_mass, log_kernel, log_moments, log_moments_once
 
 Parts = Sequence[tuple[GridMeasure, int]]
@@ -165,19 +166,10 @@ def _deltas(tilted: TiltedMass, tilt: float, misplaced: float, epsilon: float) -
     heavy = _above(mass)
     # Σ_{j>i} mass_j e^{loss_i − loss_j}, by a recursion in which nothing over- or underflows.
     decay = float(np.exp(losses[0] - losses[1]))
-    light = np.append(_faded(decay, mass[:0:-1])[::-1], 0.0)
+    light = np.append(recursion([1.0, -decay], decay * mass[:0:-1])[::-1], 0.0)
     errors = np.exp(tilted.base - tilt * epsilon - away + log_kernel(tilt)) * misplaced
     errors += scale * 8 * len(mass) * EPS * _above(np.abs(mass))
     return losses, scale * (heavy - light), errors
-
-
-def _faded(decay: float, values: Floats) -> Floats:
-    """y with y_n = decay · (y_{n−1} + value_n), by solving the banded system: SciPy's filters take half a second to
-    import."""
-    band = np.empty((2, len(values)), order="F")
-    band[0], band[1] = 1.0, -decay
-    faded: Floats = scipy.linalg.blas.dtbsv(1, band, decay * values, lower=1, diag=1)
-    return faded
 
 
 def _above(values: Floats) -> Floats:

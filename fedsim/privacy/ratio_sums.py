@@ -26,6 +26,8 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
+from fedsim.privacy.recursion import recursion
+
 Floats = NDArray[np.float64]
 Move = Literal["spread", "merge"]
 EPS = float(np.finfo(float).eps)
@@ -218,7 +220,7 @@ def _add_far(
         return
     fine = one.spacing / refine
     decay = math.exp(-one.spacing)
-    values = np.append(0.0, scipy.signal.lfilter([1.0], [1.0, -decay], other.masses[0]))[below]
+    values = np.append(0.0, recursion([1.0, -decay], other.masses[0]))[below]
     lag = np.maximum(np.arange(own) + one.start - (other.start + below - 1), 0)
     parts = times * values * np.exp(-one.spacing * lag) / math.expm1(fine)
     rest = np.maximum(smaller[0] - parts, 0.0)

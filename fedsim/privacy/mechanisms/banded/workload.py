@@ -28,6 +28,7 @@ import numpy as np
 import scipy
 
 from fedsim.errors import InvalidInput
+from fedsim.privacy.recursion import recursion
 from fedsim.schedule import Schedule, schedule_factor
 from fedsim.validation import require_at_least, require_between
 
@@ -147,9 +148,9 @@ class Workload:
         if not self.second_decay:
             return norm * math.sqrt(self.mean_square(c)[0])
         with np.errstate(over="ignore", invalid="ignore"):
-            inverse = scipy.signal.lfilter([1.0], c, _impulse(self.rounds))
+            inverse = recursion(c, _impulse(self.rounds))
             factors = np.array(self.factors) / np.sqrt(self._second_moments(inverse))
-            response = scipy.signal.lfilter([1.0], [1.0, -self.decay], inverse)
+            response = recursion([1.0, -self.decay], inverse)
             noise, square = np.zeros(self.rounds), 0.0
             for done, factor in enumerate(factors):
                 noise *= 1 - self.forgetting
@@ -172,12 +173,12 @@ class Workload:
         """
         c = self._checked(coefficients)
         with np.errstate(over="ignore", invalid="ignore"):
-            inverse = scipy.signal.lfilter([1.0], c, _impulse(self.rounds))
-            response = scipy.signal.lfilter([1.0], [1.0, -self.decay], inverse)
+            inverse = recursion(c, _impulse(self.rounds))
+            response = recursion([1.0, -self.decay], inverse)
             slope = self._form(response)
             square = float(response @ slope)
             # c·β = 1, so that dg = −(g∗β)∗dc.
-            moved = scipy.signal.lfilter([1.0], c, response)
+            moved = recursion(c, response)
             gradient = np.array([slope[lag:] @ moved[: self.rounds - lag] for lag in range(len(c))])
         return (square if math.isfinite(square) else math.inf), -2 * gradient
 
@@ -191,14 +192,14 @@ class Workload:
     def _second_moments(self, inverse: np.ndarray) -> np.ndarray:
         """The bias-corrected average of the variances of x so far, float64 [T]; 1 in all rounds for c = (1,)."""
         decay = self.second_decay
-        average: np.ndarray = scipy.signal.lfilter([1 - decay], [1.0, -decay], np.cumsum(inverse**2))
+        average: np.ndarray = recursion([1.0, -decay], (1 - decay) * np.cumsum(inverse**2))
         corrected: np.ndarray = average / (1 - decay ** np.arange(1, self.rounds + 1))
         return corrected
 
     def _progress(self, factors: np.ndarray) -> float:
         """Root mean square over the rounds of where a signal of 1 in each round has moved the parameters."""
-        averages = scipy.signal.lfilter([1.0], [1.0, -self.decay], np.ones(self.rounds))
-        moved = scipy.signal.lfilter([1.0], [1.0, self.forgetting - 1], factors * averages)
+        averages = recursion([1.0, -self.decay], np.ones(self.rounds))
+        moved = recursion([1.0, self.forgetting - 1], factors * averages)
         return math.sqrt(float(np.mean(moved**2)))
 
     def _form(self, response: np.ndarray) -> np.ndarray:
@@ -206,9 +207,7 @@ class Workload:
         if min(self.factors) == max(self.factors):
             kept = [1.0, self.forgetting - 1]
             left = np.arange(self.rounds, 0, -1) * (self.factors[0] ** 2 / self.rounds)
-            slope: np.ndarray = scipy.signal.lfilter(
-                [1.0], kept, (left * scipy.signal.lfilter([1.0], kept, response))[::-1]
-            )[::-1]
+            slope: np.ndarray = recursion(kept, (left * recursion(kept, response))[::-1])[::-1]
             return slope
         if self.rounds <= MOST_ROUNDS_IN_MEMORY:
             product: np.ndarray = scipy.linalg.blas.dsymv(
@@ -229,13 +228,13 @@ def release_noise(coefficients: Sequence[float] | np.ndarray, rounds: int) -> fl
     Correlated noise is small in sums and large in each release. An optimizer that divides by the size of releases, as
     Adam does, takes smaller steps by this factor, times the growth of σ, unless its learning rate grows by as much.
     """
-    inverse = scipy.signal.lfilter([1.0], np.asarray(coefficients, dtype=np.float64), _impulse(rounds))
+    inverse = recursion(np.asarray(coefficients, dtype=np.float64), _impulse(rounds))
     return float(np.linalg.norm(coefficients) * math.sqrt(np.cumsum(inverse**2).mean()))
 
 
 def summed_noise(coefficients: Sequence[float] | np.ndarray, rounds: int) -> float:
     """Standard deviation of the noise in the sum of all rounds, at noise multiplier 1: √rounds for (1,)."""
-    inverse = scipy.signal.lfilter([1.0], np.asarray(coefficients, dtype=np.float64), _impulse(rounds))
+    inverse = recursion(np.asarray(coefficients, dtype=np.float64), _impulse(rounds))
     return float(np.linalg.norm(coefficients) * np.linalg.norm(np.cumsum(inverse)))
 
 
