@@ -1,16 +1,21 @@
 """The command line: `python -m experiments.run [command] [options]`."""
 
+import dataclasses
 import importlib
+import inspect
 import os
+import shutil
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
 
+from experiments.command_line.extras import what_is_needed
+from experiments.command_line.signals import Terminated, ending_by_signals
+from experiments.command_line.streams import after_a_closed_pipe, spell_what_is_missing
 from fedsim.errors import Failure, InvalidInput
-from fedsim.terminal import speak
+from fedsim.suggestions import suggested
 
 COMMANDS = {
     "compare": (
@@ -43,87 +48,120 @@ COMMANDS = {
 DEFAULT_COMMAND = "compare"
 
 
+def called() -> str:
+    """What this program was started by: the installed script, or the module."""
+    name = Path(sys.argv[0]).name
+    return name if name == "fedsim" else "python -m experiments.run"
+
+
 def usage() -> str:
     """What --help prints before a command is chosen."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name.ljust(width)}  {text}" for name, (_, _, text) in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: python -m experiments.run [command] [options]",
+            f"usage: {called()} [command] [options]",
             "",
             "Fine-tune language models with user-level differential privacy.",
             "",
             "commands:",
             *lines,
             "",
-            "`python -m experiments.run COMMAND --help` lists the options of a command.",
+            f"`{called()} help COMMAND` lists the options of a command; `--version` tells the version.",
         ]
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 failed, 2 bad input."""
+    """Run one command; returns the exit code: 0 done, 1 failed, 2 bad input, 128 + n ended by signal n."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    speak()
+    spell_what_is_missing()
     # Modules of one's own are looked for in the working directory, as by `python -m`: an installed script's path has
     # its own folder there instead. At the end, so that no file lying there hides a package.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if arguments[:1] in (["-h"], ["--help"]):
-        print(usage())
-        return 0
-    command = DEFAULT_COMMAND if not arguments or arguments[0].startswith("-") else arguments.pop(0)
     try:
-        if command not in COMMANDS:
-            raise InvalidInput("command", command, "one of " + ", ".join(COMMANDS))
-        with _ending_by_sigterm():
-            return _run(command, arguments)
+        code = _answer(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        return after_a_closed_pipe()
     except InvalidInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Failure as failure:
         print(f"failed: {failure}", file=sys.stderr)
         return 1
-    except Terminated:
+    except Terminated as terminated:
         print("terminated", file=sys.stderr)
-        return 128 + signal.SIGTERM
+        return 128 + terminated.number
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came where no round was under way: answered as Ctrl-C is, so that workers end and people are told."""
+def _answer(arguments: list[str]) -> int:
+    """The exit code of a command, or of a question about them."""
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(usage())
+        return 0
+    if arguments[:1] == ["--version"]:
+        from fedsim.versions import versions
 
-
-@contextmanager
-def _ending_by_sigterm() -> Iterator[None]:
-    """Within it SIGTERM raises Terminated, unless somebody inside answers it in another way."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        print(f"fedsim {versions()['fedsim']}")
+        return 0
+    command = DEFAULT_COMMAND if not arguments or arguments[0].startswith("-") else arguments.pop(0)
+    if command not in COMMANDS:
+        near = suggested(command, COMMANDS, most=1)
+        hint = f"Did you mean {near[0]}?" if near else ""
+        raise InvalidInput("command", command, "one of " + ", ".join(COMMANDS), hint)
+    with ending_by_signals():
+        try:
+            return _run(command, arguments)
+        except ModuleNotFoundError as missing:
+            if (needed := what_is_needed(command, missing)) is None:
+                raise
+            print(f"error: {needed}", file=sys.stderr)
+            return 2
 
 
 def _run(command: str, arguments: list[str]) -> int:
-    import tyro
+    from experiments.command_line.options import Unreadable, read_options
+    from fedsim.terminal import speak
 
+    speak()
     module, name, _ = COMMANDS[command]
     kind = getattr(importlib.import_module(module), name)
     default, arguments = _defaults(kind, arguments)
-    chosen = tyro.cli(kind, args=arguments, prog=f"experiments.run {command}", default=default, use_underscores=False)
+    try:
+        if {"-h", "--help"} & set(arguments):
+            print(_description(kind), end="\n\n")
+        chosen = read_options(kind, arguments, program=f"{called()} {command}", default=default)
+    except Unreadable as refusal:
+        print(f"error: {refusal}", file=sys.stderr)
+        return 2
     code: int = chosen.run()
     return code
+
+
+def _description(kind: type) -> str:
+    """What a command's help begins with: what it does, and the two options that are read before all others."""
+    from experiments.presets import preset_names
+
+    text = [inspect.cleandoc(kind.__doc__ or "")]
+    fields = {item.name for item in dataclasses.fields(kind)}
+    if "data" in fields:
+        names = ", ".join(preset_names())
+        text.append(f"--preset NAME begins with the settings of a preset ({names}) or of a TOML file.")
+    if "resume" in fields:
+        text.append("--resume FOLDER begins with the settings of an unfinished run, and goes on with it.")
+    width = shutil.get_terminal_size().columns
+    paragraphs = [part for one in text for part in one.split("\n\n")]
+    return "\n\n".join(textwrap.fill(" ".join(part.split()), width, break_on_hyphens=False) for part in paragraphs)
 
 
 def _defaults(kind: type, arguments: list[str]) -> tuple[object | None, list[str]]:

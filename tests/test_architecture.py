@@ -31,6 +31,7 @@ FLOORS = (
         "fedsim.rows",
         "fedsim.randomness",
         "fedsim.registry",
+        "fedsim.suggestions",
         "fedsim.schedule",
         "fedsim.phases",
         "fedsim.secure_noise",

@@ -5,7 +5,6 @@ that of its group (`plan_clip_norm`, `optimizer_name`, `model_small_layers`).
 """
 
 import dataclasses
-import difflib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from fedsim.errors import InvalidInput
 from fedsim.privacy.mechanisms import MECHANISMS, Mechanism
 from fedsim.registry import Choices
 from fedsim.sampling import SAMPLINGS, Sampling
+from fedsim.suggestions import suggested
 
 OWN = {"rounds": ("plan", "rounds"), "learning_rate": ("optimizer", "learning_rate")}
 """Names that several fields have, and which of these is meant."""
@@ -122,17 +122,8 @@ def _fields(kind: type, way: Path = ()) -> Iterator[Path]:
 
 
 def _suggestion(name: str, known: Mapping[str, Path]) -> str:
-    """Keywords that may have been meant: misspelt, abbreviated, or with a word of the one that was given."""
-    words = name.split("_")
-
-    def akin(other: str) -> bool:
-        parts = other.split("_")
-        short = "".join(part[:1] for part in parts) == name or other.startswith(name)
-        return short or any(difflib.get_close_matches(word, parts, n=1, cutoff=0.8) for word in words)
-
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.8)
-    near += [other for other in sorted(known, key=lambda other: (other not in OWN, len(other))) if akin(other)]
-    few = list(dict.fromkeys(near))[:5]
+    """Keywords that may have been meant."""
+    few = suggested(name, known, first=OWN, most=5)
     return f"Did you mean {', '.join(few)}?" if few else "help(fedsim.RunConfig) has all of them."
 
 
