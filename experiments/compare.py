@@ -131,7 +131,7 @@ class Compare(RunConfig):
         """Run the arms, write comparison.json and the report, print the table."""
         from experiments.report.run import print_table
 
-        folder = self.claimed_folder()
+        folder = self.own_folder()
         try:
             compared = self.compared(folder)
         except KeyboardInterrupt:
@@ -151,18 +151,23 @@ class Compare(RunConfig):
         """Run the arms and write comparison.json.
 
         Args:
-            folder: The comparison's, claimed.
+            folder: The comparison's; made once model and data are there.
         """
         from experiments.report.run import COMPARISON, PREDICTION, read_prediction, released_together
         from experiments.simulation import simulated_clients
         from server.app import train
+        from server.identity import settings_of
 
         arms = [
             self.arm(algorithm, folder, mechanism)
             for mechanism in self.mechanisms or (None,)
             for algorithm in self.algorithms
         ]
-        with simulated_clients(arms[0]) as grid:
+        run = RunFolder(folder)
+        with run.undone_unless_kept(PREDICTION), simulated_clients(arms[0]) as grid:
+            if self.resume is None:
+                run.make()
+                run.write_config(config=to_flat(self), identity={"settings": settings_of(self)})
             if not (folder / PREDICTION).exists():
                 self._predict(arms, folder)
             summaries = [train(grid, arm) for arm in arms]
@@ -176,14 +181,13 @@ class Compare(RunConfig):
             cost=[] if together is None else [together.in_words()],
         )
 
-    def claimed_folder(self) -> Path:
-        """The comparison's folder: a new one, or that of the same comparison to go on with."""
+    def own_folder(self) -> Path:
+        """The comparison's folder: one that may be made, or that of the same comparison to go on with."""
         from server.identity import require_same, settings_of
 
         run = RunFolder(self.resume or self.output or new_output_folder("compare"))
         if self.resume is None:
             run.require_unused()
-            run.write_config(config=to_flat(self), identity={"settings": settings_of(self)})
         else:
             require_same(run.read_config()["identity"], {"settings": settings_of(self)})
         return run.path

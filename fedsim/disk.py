@@ -1,8 +1,12 @@
 """File systems: how much room they have, and what they said when something could not be written."""
 
+import errno
 import os
 import re
+import tempfile
 from pathlib import Path
+
+from fedsim.errors import InvalidInput
 
 
 def os_error(error: BaseException) -> OSError | None:
@@ -21,6 +25,34 @@ def free_bytes(path: Path) -> int:
     there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
     status = os.statvfs(there)
     return status.f_bavail * status.f_frsize
+
+
+def require_writable(folder: Path, field: str = "output") -> None:
+    """Refuse a folder that could not be written, or not be made, and leave nothing behind that tells of the question.
+
+    Args:
+        folder: It need not be there, nor need the folders that it is in.
+        field: What the person named it by.
+
+    Raises:
+        InvalidInput: It is a file, or in one, or the operating system refuses a file where it is to be.
+    """
+    try:
+        place, missing = folder.absolute(), []
+        while not os.path.lexists(place):
+            missing.append(place.name)
+            place = place.parent
+        if not place.is_dir():
+            raise OSError(errno.ENOTDIR, f"There is a file, {place}")
+        longest = os.pathconf(place, "PC_NAME_MAX")
+        if any(len(os.fsencode(name)) > longest for name in missing):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        if "\0" in str(folder):
+            raise OSError(errno.EINVAL, "No name has a character of value 0")
+        with tempfile.TemporaryFile(dir=place):  # without a name, where the file system can: gone however this ends
+            pass
+    except OSError as error:
+        raise InvalidInput(field, str(folder), "a folder that can be written", f"{error.strerror}.") from None
 
 
 def gigabytes(size: int) -> str:

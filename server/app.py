@@ -16,6 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsim.config import RunConfig, from_flat, to_flat
 from fedsim.data.doubts import doubtful_owners
+from fedsim.disk import require_writable
 from fedsim.engine.grid import WaitingGrid
 from fedsim.errors import Failure
 from fedsim.gradient_paths import PathsHeard
@@ -80,10 +81,12 @@ def train(grid: Grid, config: RunConfig, callbacks: Sequence[Callback] = ()) -> 
     started = time.perf_counter()
     told = Callbacks(callbacks)
     folder = RunFolder(config.resume or config.output or new_output_folder(config.plan.algorithm))
-    with refusals_told(folder.path):
+    with refusals_told(folder.path), folder.undone_unless_kept():
         if config.resume is None:
             folder.require_unused()
-        elif folder.finished:
+        else:
+            require_writable(folder.path, "resume")
+        if config.resume is not None and folder.finished:
             require_same({"settings": folder.read_config()["identity"]["settings"]}, {"settings": settings_of(config)})
             _tidy(folder)
             return folder.read_summary()
@@ -113,6 +116,7 @@ def _train(grid: Grid, config: RunConfig, folder: RunFolder, started: float, cal
                 _repeatable(job.round, training.round, config)
             try_out(grid, config, resources, folder, job.round, training.round)
             callbacks.begin(BegunRun.of(config, plan, folder.path, training.round if config.resume else None))
+            folder.keep()
             outcome = training.run()
         except (Diverged, HeldOutDiverged) as lost:
             with suppress(OSError):
@@ -263,12 +267,13 @@ def _begin(folder: RunFolder, config: RunConfig, resources: Resources) -> tuple[
     plan = config.plan_for(sizes, earlier.event)
     if earlier.entries:
         say(going_on_in_words(earlier, config.plan.epsilon, plan.delta, plan.adjacency))
+    identity = identity_of(config, plan, resources)
+    folder.make()
     folder.bands.unlink(missing_ok=True)  # of a run that was not begun
     if forecasts := config.bands_forecasts(sizes, earlier.event):
         words = in_words(forecasts, plan.bands, config.optimizer.name, plan.steps)
         say(words)
         write_json(folder.bands, {"in_words": words, "forecasts": [asdict(one) for one in forecasts]})
-    identity = identity_of(config, plan, resources)
     seeds.store(folder.secret)
     folder.write_config(
         config=to_flat(config),

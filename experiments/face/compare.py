@@ -37,4 +37,4 @@ def compare(
     with spelt_for_python(Compare):
         given = {**options, "output": None if output is None else str(output)}
         config: Compare = configuration(Compare, model, rows, tokenizer, objective, resume, given)
-        return config.compared(config.claimed_folder())
+        return config.compared(config.own_folder())

@@ -139,9 +139,8 @@ def trained(config: RunConfig, callbacks: Sequence[Any] = ()) -> FineTuned:
     output = config.resume or config.output or new_output_folder(config.plan.algorithm)
     if config.resume is None and Path(config.model.path).expanduser().is_dir():
         earlier_runs(config, find_source(config.model.path))  # a spent budget is found before anything is begun
-    folder = RunFolder(output)  # an unwritable folder is found before anything is computed
     if config.resume is None:
-        folder.require_unused()
+        RunFolder(output).require_unused()  # before anything is computed
     config = dataclasses.replace(config, output=output)
     with simulated_clients(config) as grid:
         train(grid, config, callbacks)

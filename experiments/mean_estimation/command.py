@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,12 @@ from rich.table import Table
 from experiments.mean_estimation.error import Population
 from experiments.mean_estimation.simulation import squared_errors
 from experiments.mean_estimation.tuning import Setting, tuned
+from fedsim.disk import require_writable
 from fedsim.errors import InvalidInput
 from fedsim.plan import ALGORITHMS, Plan, UserSizes
 from fedsim.planner import Target, calibrated_plans
 from fedsim.validation import require_at_least
-from server.results.run_folder import RunFolder, new_output_folder, write_json
+from server.results.run_folder import new_output_folder, write_json
 
 ARMS = {name: f"{kind.title}, best G" for name, kind in ALGORITHMS.items()} | {
     f"{name}-all": f"{kind.title}, all" for name, kind in ALGORITHMS.items() if kind.redraws
@@ -89,10 +91,12 @@ class MeanEstimation:
         from experiments.report.mean_estimation_figures import plot_map, plot_sweep
 
         started = time.perf_counter()
-        folder = RunFolder(self.output or new_output_folder("mean-estimation")).path
+        folder = Path(self.output or new_output_folder("mean-estimation"))
+        require_writable(folder)
         rows = self.simulate(self.points())
         map_rows = self.error_map()
         result = {"settings": asdict(self), "points": rows, "map": map_rows}
+        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "results.json", json.loads(json.dumps(result)))
         for along, label in LABELS.items():
             plot_sweep(self.along(rows, along), along, label, folder / f"error_against_{along}.png")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from experiments.plan.words import print_plan, to_json
 from fedsim.config import OptimizerConfig
 from fedsim.data.config import DataConfig
+from fedsim.disk import require_writable
 from fedsim.errors import InvalidInput
 from fedsim.models.config import ModelConfig
 from fedsim.plan import ALGORITHMS, UserSizes
@@ -117,6 +118,8 @@ class PlanCommand:
 
     def run(self) -> int:
         """Print what is expected; 0."""
+        if self.output is not None:
+            require_writable(self.output)
         target = self.plan.target()
         sizes = self._sizes()
         plans = calibrated_plans(sizes, target, self._candidates(sizes) if self.group_sizes else None)

@@ -25,6 +25,8 @@ from fedsim.plan import ALGORITHMS
 from server.precautions.stopping import Stopped
 from server.results.run_folder import RunFolder, new_output_folder, write_json
 
+CLAIM = "sweep.json"
+"""What the points of a sweep's folder have in common."""
 HOW_TO_GO_ON = "go on with the same command: points that are finished are not run again"
 
 
@@ -65,13 +67,19 @@ class Sweep(RunConfig):
             Failure: No point finished.
         """
         from experiments.report.sweep import write_sweep_report
+        from fedsim.resources import open_resources
 
         points = points_of(self.sweep, self)
         common = self.common()
-        folder = RunFolder(self.output or new_output_folder("sweep")).path
+        own = RunFolder(self.output or new_output_folder("sweep"))
+        folder = own.path
+        own.require_unused()
         for point in points:
             point.config(common, folder)  # a value that is not allowed is found before anything runs
-        self._claim(folder)
+        self._require_same(folder)
+        open_resources(common)  # built once here, found in the cache by every point
+        own.make()
+        write_json(folder / CLAIM, {"common": content_of(common), "sweep": dataclasses.asdict(self.sweep)})
         points, failures = self._run_all(points, common, folder)
         finished = collect(folder)
         rows = [row for row in finished if row["point"] in {point.name for point in points}]
@@ -93,10 +101,10 @@ class Sweep(RunConfig):
         again = [point for point in points if point.seed and dataclasses.replace(point, seed=0).name in best]
         return once + again, failures | self._run_points(again, common, folder)
 
-    def _claim(self, folder: Path) -> None:
-        """Write the common settings, or refuse a folder whose points came from other ones."""
+    def _require_same(self, folder: Path) -> None:
+        """Refuse a folder whose points came from other common settings."""
         flat = content_of(self.common())
-        path = folder / "sweep.json"
+        path = folder / CLAIM
         if path.exists():
             known = json.loads(path.read_text(encoding="utf-8"))["common"]
             varied = {"plan.epsilon", "plan.gradients-per-round", "plan.group-size", "plan.clip-norm"}
@@ -107,7 +115,6 @@ class Sweep(RunConfig):
                 raise InvalidInput(
                     "output", str(folder), "a new folder", f"Its points differ in: {', '.join(changed)}."
                 )
-        write_json(path, {"common": flat, "sweep": dataclasses.asdict(self.sweep)})
 
     def _run_points(self, points: list[Point], common: RunConfig, folder: Path) -> dict[str, str]:
         """Run the unfinished points under a live table; returns the failures by point name."""
@@ -115,9 +122,6 @@ class Sweep(RunConfig):
         failures: dict[str, str] = {}
         if not left:
             return failures
-        from fedsim.resources import open_resources
-
-        open_resources(common)  # built once here, found in the cache by every point
         keep = self.sweep.keep_models
         here = self.engine.kind == "local"
         if here:

@@ -41,11 +41,11 @@ def run_point(point: Point, common: RunConfig, folder: Path, keep_model: bool) -
     partial = folder / f"{point.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     config = point.config(common, partial)
-    run = RunFolder(partial)
+    partial.mkdir(parents=True)
     write_json(partial / "point.json", point.to_json())
     train(LocalGrid(CLIENT_APP, to_flat(config), workers=1), config)
     if not keep_model:
-        shutil.rmtree(run.model, ignore_errors=True)
+        shutil.rmtree(RunFolder(partial).model, ignore_errors=True)
     partial.rename(folder / point.name)
 
 

@@ -5,12 +5,14 @@ import logging
 import math
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+from fedsim.disk import require_writable
 from fedsim.errors import Failure, InvalidInput
 
 log = logging.getLogger(__name__)
@@ -25,11 +27,11 @@ class RunFolder:
     """A run's results on disk.
 
     Args:
-        path: The folder; made if absent.
-        new: Whether the folder may be made; otherwise it must be there.
+        path: The folder. It is made by `make`, when there is something to keep: what is refused leaves none.
+        new: Whether the folder may be absent.
 
     Raises:
-        InvalidInput: When the folder cannot be made or written, or is not there.
+        InvalidInput: When it may not be absent, and is.
     """
 
     def __init__(self, path: str | Path, *, new: bool = True) -> None:
@@ -38,13 +40,49 @@ class RunFolder:
         """Lines of metrics that the disk has not taken yet."""
         if not new and not self.path.is_dir():
             raise InvalidInput("resume", str(path), "the folder of a run", "There is no such folder.")
+        self._made: list[Path] | None = None
+
+    def make(self) -> None:
+        """Make the folder, and those it is in, where they are not there.
+
+        Raises:
+            InvalidInput: Another run has begun there meanwhile.
+        """
+        self.require_unused()
+        missing = [place for place in (self.path, *self.path.parents) if not place.exists()]
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._made = missing
+
+    def keep(self) -> None:
+        """From here on what is in the folder stays, however the run ends."""
+        self._made = None
+
+    @contextmanager
+    def undone_unless_kept(self, *others: str) -> Iterator[None]:
+        """Within it a run begins; where it is refused before `keep`, all that it made and wrote goes again.
+
+        Args:
+            others: Names of files that are written in the folder beside a run's own.
+        """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".writable"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise InvalidInput("output", str(path), "a folder that can be written", f"{error.strerror}.") from None
+            yield
+        except BaseException:
+            if self._made is not None and not any(self.path.glob(f"*/{self.config.name}")):
+                self._undo(self._made, others)
+            raise
+
+    def _undo(self, made: list[Path], others: Iterable[str]) -> None:
+        # Only what bears a run's names goes, and no folder that has anything else in it: others may write there.
+        with suppress(OSError):
+            for path in (self.config, self.secret, self.bands, self.ledger, self.paths, self.metrics):
+                path.unlink(missing_ok=True)
+            for name in others:
+                (self.path / name).unlink(missing_ok=True)
+            for folder in (self.checkpoints, self.releases):
+                shutil.rmtree(folder, ignore_errors=True)
+            self.remove_leftovers()
+            for place in made:
+                place.rmdir()
 
     @property
     def config(self) -> Path:
@@ -122,11 +160,12 @@ class RunFolder:
         return self.path / "model"
 
     def require_unused(self) -> None:
-        """Refuse to mix a new run with one that is there already.
+        """Refuse to mix a new run with one that is there already, and a place where nothing can be written.
 
         Raises:
-            InvalidInput: When the folder holds a run, or charges of one.
+            InvalidInput: When the folder holds a run, or charges of one, or could not be written.
         """
+        require_writable(self.path)
         used = [path.name for path in (self.config, self.ledger) if path.exists()]
         if used:
             hint = f"It has {used[0]}. Go on with that run by --resume {self.path}, or name another folder."
