@@ -1,6 +1,7 @@
 """Tables whose rows are multiplied when they are looked up: the rule that finds them, and what memory it takes."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from fedsim.gradients import CausalLanguageModel, clipped_sum
 from fedsim.gradients.layers import rule_for
 from fedsim.gradients.per_unit.unit_gradients import UnitGradients
 from fedsim.gradients.rows.segments import Segments
+from fedsim.gradients.rules import again
 
 
 class Scaled(torch.nn.Embedding):
@@ -76,6 +78,54 @@ def test_a_table_that_does_anything_else_is_recomputed_unit_by_unit(table: type[
     model = around(table(torch.tensor(2.0)))
     assert rule_for(model.token)[0] == f"generic ({table.__name__})"
     check(model, dtypes=[torch.float64])
+
+
+class Numbered(Scaled):
+    """Asked for more than an index, as tables of positions are."""
+
+    def forward(self, input: torch.Tensor, ahead: int = 1) -> torch.Tensor:
+        return torch.nn.functional.embedding((input + ahead) % VOCABULARY, self.weight)
+
+
+class NumberedAndScaled(Numbered):
+    def forward(self, input: torch.Tensor, ahead: int = 1) -> torch.Tensor:
+        return super().forward(input, ahead) * self.by
+
+
+class NumberedAndNormed(Numbered):
+    def forward(self, input: torch.Tensor, ahead: int = 1) -> torch.Tensor:
+        return torch.nn.functional.normalize(super().forward(input, ahead), dim=-1)
+
+
+@pytest.mark.parametrize("table", [Numbered, NumberedAndScaled, NumberedAndNormed])
+def test_what_a_table_was_found_to_be_it_is_in_later_passes(
+    table: type[Scaled], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it is not asked again: the second time it is known, and a pass that is not compared does not doubt."""
+    torch.manual_seed(0)
+    model = around(table(torch.tensor(3.0)).double()).double()
+    assert rule_for(model.token)[0] == "positions"
+    asked: list[bool] = []
+    asking = again.functional_call
+
+    def noted(module: Any, parameters: Any, *given: Any) -> Any:
+        if parameters["weight"].stride(-1) == 0:  # a table of numbers
+            asked.append(True)
+        return asking(module, parameters, *given)
+
+    monkeypatch.setattr(again, "functional_call", noted)
+    times = []
+    for seed in range(3):
+        rows, unit_ids = ragged(seed)
+        fast, slow = (
+            clipped_sum(model, rows, unit_ids, Clip(norm=0.1), objective=CausalLanguageModel(), method=method)
+            for method in ("fast", "reference")
+        )
+        assert_same(fast, slow, TOLERANCE[torch.float64])
+        times.append(len(asked))
+    assert times[0] > 0
+    if table is not Numbered:
+        assert times[2] == times[1] == times[0] == 1
 
 
 def peak(step: Callable[[], object]) -> int:

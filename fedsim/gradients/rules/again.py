@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.func import functional_call
@@ -58,21 +59,30 @@ def generic(tape: Tape, module: Any, given: Given, gradient: Any) -> None:
         tape.at(parameter).add_held(torch.stack(found), AGAIN)
 
 
+_lookups: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
+"""Of layers whether what they returned was rows of their table, each time that they were asked."""
+
+
 def places_looked_up(tape: Tape, module: Any, given: Given, gradient: torch.Tensor) -> torch.Tensor | None:
     """Which rows of its table an embedding layer returned, int64 of the gradient's shape but for the last axis.
 
     A table whose every row is its own number is put in, as float64, which holds them exactly. None if what the layer
-    returns then are no such numbers, or not the table's rows at these places: it does something else to them.
+    returns then are no such numbers, or not the table's rows at these places: it does something else to them. That is
+    found out in passes that are compared with plain autograd, and holds from then on.
     """
+    if not _lookups.get(module, True):
+        return None
     words, width = module.weight.shape
     numbers = torch.arange(words, dtype=torch.float64, device=module.weight.device)[:, None].expand(-1, width)
     with without_hooks(module), tape.pausing(), torch.no_grad(), torch.autocast(gradient.device.type, enabled=False):
         found = functional_call(module, {"weight": numbers}, given.args, given.named)
         places: torch.Tensor = found[..., 0].long()
-        if tape.tried:  # else a GPU would have to be waited for in each pass
+        if tape.tried or module not in _lookups:  # else a GPU would have to be waited for in each pass
             right = found == places.unsqueeze(-1)
             rows = functional_call(module, {"weight": module.weight}, given.args, given.named)
-            if not bool(right.all()) or not torch.equal(rows, module.weight[places.clamp(0, words - 1)]):
+            same = torch.equal(rows, module.weight[places.clamp(0, words - 1)])
+            _lookups[module] = bool(right.all()) and same
+            if not _lookups[module]:
                 return None
     return places.expand(gradient.shape[:-1])
 
