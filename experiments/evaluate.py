@@ -61,7 +61,8 @@ class Evaluate:
         data = trained_with if self.data == DataConfig() and trained_with is not None else self.data
         loaded = loaded_for_use(self.folder, self.device)
         with shown() as progress:
-            store = open_data(data, loaded, progress)
+            resources = open_data(data, loaded, progress)
+        loaded, store = resources.loaded, resources.store
         view = store if self.split == "all" else store.split(self.split)
         rows = held_out_rows(view, self.max_rows or view.num_rows)
         if not len(rows):

@@ -4,7 +4,7 @@ Server and clients call the same function with the same configuration; what one 
 cache by the others.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,12 +15,14 @@ from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 from fedsim.cache import default_cache
 from fedsim.config import RunConfig
 from fedsim.data.config import DataConfig
+from fedsim.data.frame import Frame
 from fedsim.data.ingest import open_or_build
 from fedsim.data.recipes import resolve
 from fedsim.data.sources import Progress, open_source, public_texts, silent
 from fedsim.data.store import UserStore
 from fedsim.engine.same_inputs import Inputs
 from fedsim.errors import InvalidInput
+from fedsim.gradients import SequenceClassification
 from fedsim.models.classes import name_classes, without_labels
 from fedsim.models.config import DEFAULT_PATH
 from fedsim.models.fingerprint import model_fingerprint, weights_fingerprint
@@ -89,7 +91,7 @@ def open_resources(config: RunConfig, progress: Progress = silent) -> Resources:
         cache=cache,
         progress=progress is not silent,
     )
-    return Resources(loaded=loaded, store=open_data(config.data, loaded, progress))
+    return open_data(config.data, loaded, progress)
 
 
 def earlier_runs(config: RunConfig, source: Source) -> Earlier:
@@ -124,8 +126,11 @@ def _marks(source: Source) -> dict[str, str | None]:
     return {place: mark_of(Path(file).parent) for place, file in files.items() if place and file}
 
 
-def open_data(data: DataConfig, loaded: LoadedModel, progress: Progress = silent) -> UserStore:
+def open_data(data: DataConfig, loaded: LoadedModel, progress: Progress = silent) -> Resources:
     """Open the store of this data for a model, building and caching what is not there yet.
+
+    Returns:
+        Both, the model with an objective that knows the special tokens around the data's rows.
 
     Raises:
         InvalidInput: When the data cannot be had as configured, its rows are longer than the model can read, or it has
@@ -143,7 +148,16 @@ def open_data(data: DataConfig, loaded: LoadedModel, progress: Progress = silent
         hint = f"One has {longest}: prepare it again with --data.sequence-length {loaded.context}."
         raise InvalidInput("data.path", str(data.path), allowed, hint)
     name_classes(loaded.model, loaded.config, store.classes)
-    return store
+    return Resources(loaded=_knowing_frame(loaded, store.frame), store=store)
+
+
+def _knowing_frame(loaded: LoadedModel, frame: Frame | None) -> LoadedModel:
+    """The same, where a classifier reads its answer at end tokens, of rows that may have some within."""
+    objective = loaded.objective
+    if frame is None or not isinstance(objective, SequenceClassification) or objective.end_token is None:
+        return loaded
+    within = (*frame.before, *frame.between).count(objective.end_token)
+    return replace(loaded, objective=replace(objective, ends=1 + within))
 
 
 def _look_at(config: RunConfig, cache: Path) -> None:

@@ -150,6 +150,8 @@ def _recipe(config: DataConfig, source: Source, encoder: TextEncoder) -> dict[st
     fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_CONTENT}
     recipe = {"format": FORMAT, "data": fields, "source": source.identity, "tokenizer": encoder.fingerprint}
     recipe["apart"] = encoder.framed == "apart"
+    if encoder.frame is not None:
+        recipe["frame"] = dataclasses.asdict(encoder.frame)
     text = json.dumps(recipe, sort_keys=True, default=str)
     return {**json.loads(text), "key": hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}
 

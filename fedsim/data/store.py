@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from fedsim.data.frame import Frame
 from fedsim.errors import InvalidInput
 from fedsim.rows import IGNORED_LABEL, TokenRows
 
@@ -105,6 +106,12 @@ class UserStore:
     def classes(self) -> list[str]:
         """Names of the classes, by class number; empty where the data has no labels."""
         return list(self.manifest["classes"])
+
+    @property
+    def frame(self) -> Frame | None:
+        """The special tokens around every row; None where they stand around texts, or the store does not say."""
+        found = self.manifest["recipe"].get("frame")
+        return None if found is None else Frame(**{part: tuple(tokens) for part, tokens in found.items()})
 
     @cached_property
     def user_offsets(self) -> np.ndarray:

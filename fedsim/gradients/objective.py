@@ -149,11 +149,16 @@ class SequenceClassification:
 
     Attributes:
         end_token: For models that read their answer at the last such token of a row, and refuse a batch whose rows
-            have not equally many (T5, BART): the last token of each row becomes this one, and earlier ones become
-            padding that is not masked, so that every row has one, whatever its text. None leaves rows as they are.
+            have not equally many (T5, BART): every row is given `ends` of them, its last token among them, whatever
+            its text. None leaves rows as they are.
+        ends: How many of them a row has that nobody meddled with: more than one where they stand between a prompt and
+            its text, too. Such rows keep them. Of others the last token becomes the end token; earlier ones stay that
+            end the row's prompt, as many as are wanted, and any further become padding that is not masked; where there
+            are fewer, the last tokens become what is lacking.
     """
 
     end_token: int | None = None
+    ends: int = 1
 
     def label_counts(self, rows: TokenRows) -> np.ndarray:
         scored: np.ndarray = (_classes(rows) != IGNORED_LABEL) & (rows.lengths > 0)
@@ -162,13 +167,37 @@ class SequenceClassification:
     def collate(self, rows: TokenRows, indices: np.ndarray, device: torch.device | str, pad_token: int = 0) -> Batch:
         input_ids, real = _padded(rows, rows.tokens, indices, pad_token)
         if self.end_token is not None:
-            input_ids[input_ids == self.end_token] = pad_token
-            input_ids[np.arange(len(real)), real.sum(1).clip(min=1) - 1] = self.end_token
+            lacking = ((0, 0), (0, max(0, self.ends - real.shape[1])))
+            input_ids, real = np.pad(input_ids, lacking, constant_values=pad_token), np.pad(real, lacking)
+            texts = rows.offsets[:-1] if rows.labels is None else _text_starts(rows)
+            self._end(input_ids, real.sum(1), (texts - rows.offsets[:-1])[indices], pad_token)
         return Batch(
             input_ids=on_device(input_ids, device),
             attention_mask=on_device(real.astype(np.int64), device),
             labels=on_device(_classes(rows)[indices].astype(np.int64), device),
         )
+
+    def _end(self, input_ids: np.ndarray, lengths: np.ndarray, prompts: np.ndarray, pad_token: int) -> None:
+        """Give each row its end tokens, in place: what becomes of it depends on that row alone.
+
+        Args:
+            input_ids: int64 [R, T], padded on the right, T of at least `ends`.
+            lengths: int64 [R], tokens of each row. One of fewer than `ends` has the others where the mask hides them.
+            prompts: int64 [R], leading tokens of each row that are its prompt, with what ends it.
+            pad_token: What an end token becomes that is one too many.
+        """
+        row, place = np.arange(len(input_ids))[:, None], np.arange(input_ids.shape[1])
+        last = lengths.clip(min=1) - 1
+        ended = (input_ids == self.end_token) & (place < last[:, None])
+        input_ids[input_ids == self.end_token] = pad_token
+        if within := self.ends - 1:
+            stays = np.where(ended, place + (place < prompts[:, None]) * len(place), -1)
+            enough = ended.sum(1) >= within
+            last = np.where(enough, last, np.maximum(last, within))
+            before = (last[:, None] - within) + np.arange(within)
+            kept = np.argsort(-stays, axis=1, kind="stable")[:, :within]
+            input_ids[row, np.where(enough[:, None], kept, before)] = self.end_token
+        input_ids[row[:, 0], last] = self.end_token
 
     def row_losses(self, model: torch.nn.Module, batch: Batch) -> RowLosses:
         logits = _logits(model(batch.input_ids, attention_mask=batch.attention_mask))
