@@ -11,9 +11,8 @@ from fedsim.errors import InvalidInput
 from fedsim.models.adapters import task_of
 from fedsim.models.config import DEFAULT_PATH, ModelConfig
 from fedsim.models.quantised import PACKAGE, QUANTISATION_FILE
+from fedsim.models.refusals import classifies, reads_apart
 from fedsim.models.sources import Source, file_of, find_source
-
-CLASSIFIER = "ForSequenceClassification"
 
 
 def described_model(path: str) -> ModelConfig:
@@ -35,8 +34,10 @@ def described_model(path: str) -> ModelConfig:
     except (OSError, ValueError) as error:
         reason = f"Reading it said: {str(error).strip().splitlines()[0]}"
         raise InvalidInput("folder", path, "a model that transformers reads", reason) from error
-    if any(str(name).endswith(CLASSIFIER) for name in shape.architectures or ()):
+    if classifies(shape):
         return ModelConfig(path=path, task="sequence-classification", num_labels=shape.num_labels)
+    if reads_apart(shape):
+        return ModelConfig(path=path, task="seq2seq-lm")
     return ModelConfig(path=path)
 
 

@@ -30,6 +30,7 @@ KINDS: dict[Task, str] = {
     "sequence-classification": "sequence classifier",
     "seq2seq-lm": "language model with encoder and decoder",
 }
+CLASSIFIER = "ForSequenceClassification"
 INDEX = "model.safetensors.index.json"
 LONGEST_REASON = 300
 """Characters of what a library says."""
@@ -84,9 +85,12 @@ def require_plain(config: ModelConfig, shape: PretrainedConfig) -> None:
         shape: The model's configuration.
 
     Raises:
-        InvalidInput: There is no such model for the task; its weights are quantised; or its attention is a program
-            from the hub.
+        InvalidInput: There is no such model for the task, or it has an encoder that would be dropped; its weights are
+            quantised; or its attention is a program from the hub.
     """
+    if config.task == "causal-lm" and reads_apart(shape):
+        task = "sequence-classification" if classifies(shape) else "seq2seq-lm"
+        raise not_loaded(config, f"it has an encoder and a decoder: set model.task to {task}.")
     offered = [task for task, auto in AUTO_CLASSES.items() if type(shape) in auto._model_mapping]
     if config.task not in offered:
         hint = "".join(f"set model.task to {task}, or " for task in offered)
@@ -108,6 +112,16 @@ def require_plain(config: ModelConfig, shape: PretrainedConfig) -> None:
     if "/" in attention:
         reason = f"its configuration wants a program from the hub ({attention}) for its attention, which is not run"
         raise not_loaded(config, f"{reason}: take attn_implementation out of its config.json.")
+
+
+def classifies(shape: PretrainedConfig) -> bool:
+    """Whether a model of this configuration was saved as a sequence classifier."""
+    return any(str(name).endswith(CLASSIFIER) for name in shape.architectures or ())
+
+
+def reads_apart(shape: PretrainedConfig) -> bool:
+    """Whether a model of this configuration has an encoder for a prompt, and a decoder for its text."""
+    return bool(shape.is_encoder_decoder) and type(shape) in AUTO_CLASSES["seq2seq-lm"]._model_mapping
 
 
 def reason_of(error: Exception) -> str:

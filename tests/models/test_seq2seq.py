@@ -15,6 +15,7 @@ from fedsim.clip import Clip
 from fedsim.errors import InvalidInput
 from fedsim.gradients import SequenceToSequence, clipped_sum, clipped_units, random_rows
 from fedsim.models.config import ModelConfig
+from fedsim.models.described import described_model
 from fedsim.models.evaluate import evaluate_rows
 from fedsim.models.export import export, probe_rows
 from fedsim.models.load import LoadedModel, load_model
@@ -217,3 +218,26 @@ def test_a_run_trains_such_a_model(tmp_path, monkeypatch, capsys) -> None:
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["rounds"] == 2
     assert np.isfinite(summary["test_loss_after"])
+    # What it left is read as what it is.
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(summary["test_loss_after"], rel=1e-5)
+    assert main(["generate", str(tmp_path / "run"), "--prompt", "what is 1?"]) == 2
+    assert "this is one of encoder and decoder" in capsys.readouterr().err
+    onward = ["--model.path", str(tmp_path / "run"), "--output", str(tmp_path / "on")]
+    onward += ["--data.prompt-column", "ask", "--plan.epsilon", "200"]
+    assert main([*arguments, *onward, "--model.task", "causal-lm"]) == 2
+    assert "set model.task to seq2seq-lm" in capsys.readouterr().err
+    assert not (tmp_path / "on/ledger.jsonl").exists()
+    assert main([*arguments, *onward]) == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}, {"lora_rank": 2, "export": "merged"}], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_export_is_read_as_what_it_is(family, options, tmp_path) -> None:
+    export(loaded_of(family, tmp_path / "base", **options), tmp_path / "model")
+    config = described_model(str(tmp_path / "model"))
+    assert config.task == "seq2seq-lm"
+    assert load_model(config).adapted == (options == {"lora_rank": 2})
+    with pytest.raises(InvalidInput, match="seq2seq"):
+        load_model(ModelConfig(path=str(tmp_path / "model")))
