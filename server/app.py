@@ -1,6 +1,7 @@
 """The Flower ServerApp: the same on RayGrid, LocalGrid and under `flwr run`."""
 
 import logging
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -147,6 +148,7 @@ def _train(grid: Grid, config: RunConfig, folder: RunFolder, started: float, cal
         write_json(folder.summary, summary)
 
     def taken_away(place: Path) -> None:
+        shutil.copy(folder.ledger, place)
         write_json(place / folder.privacy.name, words)
         export(
             resources.loaded,

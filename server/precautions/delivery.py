@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import logging
 import os
 import shutil
 import stat
@@ -17,6 +18,8 @@ from server.checkpoint import write as write_checkpoint
 from server.precautions.patience import patiently
 from server.results.run_folder import RunFolder
 
+logger = logging.getLogger(__name__)
+
 CHECKPOINTS = "checkpoints"
 
 
@@ -27,7 +30,8 @@ class Undelivered(Failure):
         folder: The run's folder.
         what: What could not be written.
         reason: What the operating system said.
-        elsewhere: The folder that was taken instead, with the model in it; "" where none could be written either.
+        elsewhere: The folder that was taken instead, with the model, its ledger and its statement in it; "" where none
+            could be written either.
         round: Round of the newest checkpoint there is, here or there; None where there is none.
     """
 
@@ -56,7 +60,7 @@ def deliver(
         folder: The run's folder.
         pieces: What writes each, by what it is called.
         state: The final state, where no checkpoint in the folder holds it.
-        take_away: Writes the model into another folder.
+        take_away: Writes the model, with what tells what was spent on it, into another folder.
 
     Raises:
         Undelivered: The disk refused one for minutes; model and final state are in another folder then, if any can
@@ -67,7 +71,7 @@ def deliver(
             patiently(what, write)
         except Exception as error:
             said = os_error(error)
-            elsewhere = _elsewhere(folder, state(), None if said is None else take_away)
+            elsewhere = _elsewhere(folder, state, None if said is None else take_away)
             if said is None:
                 raise
             latest = newest(folder)
@@ -91,23 +95,36 @@ def forget(folder: RunFolder) -> None:
             place.rmdir()
 
 
-def _elsewhere(folder: RunFolder, state: Checkpoint | None, take_away: Callable[[Path], object] | None) -> Path | None:
-    """The first other folder that takes what is to be kept; None where nothing is, or none does."""
-    if state is None and take_away is None:
+def _elsewhere(
+    folder: RunFolder, state: Callable[[], Checkpoint | None], take_away: Callable[[Path], object] | None
+) -> Path | None:
+    """The first other folder that takes what is to be kept; None where nothing is, or none does.
+
+    Whatever goes wrong here comes after what went wrong first, which is what is to be told.
+    """
+    try:
+        final = state()
+        if final is None and take_away is None:
+            return None
+        places = list(_places(folder))
+    except Exception as error:
+        logger.warning("nothing can be kept in another folder: %s: %s", type(error).__name__, error)
         return None
-    for place in _places(folder):
+    for place in places:
+        new = not os.path.lexists(place)
         try:
             place.mkdir(mode=0o700, exist_ok=True)
             if not _own(place):
                 continue
-            if state is not None:
-                write_checkpoint(place / CHECKPOINTS, state)
+            if final is not None:
+                write_checkpoint(place / CHECKPOINTS, final)
             if take_away is not None:
                 take_away(place)
             return place
         except Exception as error:
-            if os_error(error) is None:
-                raise
+            logger.warning("%s does not take the model or its state: %s: %s", place, type(error).__name__, error)
+            if new:
+                shutil.rmtree(place, ignore_errors=True)
             forget(folder)
     return None
 

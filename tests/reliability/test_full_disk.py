@@ -21,6 +21,9 @@ from clients.worker import Computing, Worker
 from fedsim.config import CheckpointConfig, EvaluationConfig, PlanConfig, RunConfig
 from fedsim.engine.local import LocalGrid
 from fedsim.errors import Failure, InvalidInput
+from fedsim.privacy.earlier import Earlier, own_event
+from fedsim.privacy.events import Adjacency
+from fedsim.privacy.ledger import read_entries
 from fedsim.resources import Resources, open_resources
 from server import app, checkpoint, round
 from server.checkpoint import Checkpoint, CheckpointWriter, NotKept, write
@@ -110,6 +113,9 @@ def test_no_write_that_the_disk_refuses_costs_ledger_or_weights(
         outcomes[type(failure).__name__] += 1
         if isinstance(failure, Undelivered):
             assert weights(Path(failure.elsewhere)) == trained
+            for part in (".", "model"):  # goes on from there, and what was spent with it
+                gone = Earlier.of_model(f"{failure.elsewhere}/{part}", adjacency=Adjacency.ADD_OR_REMOVE_ONE_USER)
+                assert gone.all_events == own_event(read_entries(folder / "ledger.jsonl"))
         before = charged(folder)
         if failure is not None:
             assert go_on(run, folder)["rounds"] == ROUNDS
@@ -152,6 +158,23 @@ def test_where_no_other_folder_takes_the_model_it_is_trained_again_from_the_last
     go_on(run, folder)
     assert charged(folder) == [*before, ROUNDS - 1]
     assert weights(folder) == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("first", [OSError(errno.ENOSPC, "full"), ValueError("of something else")])
+@pytest.mark.parametrize("broken", ["state", "take_away"])
+def test_what_goes_wrong_elsewhere_hides_nothing(tmp_path: Path, first: Exception, broken: str) -> None:
+    def fails(*_: object) -> Any:
+        raise RuntimeError("another thing that is no disk's")
+
+    def refused() -> None:
+        raise first
+
+    nothing: Callable[..., Any] = lambda *_: None  # noqa: E731
+    state, take_away = (fails if broken == name else nothing for name in ("state", "take_away"))
+    with pytest.raises(Undelivered if isinstance(first, OSError) else ValueError) as raised:
+        delivery.deliver(RunFolder(tmp_path / "run"), {"the model": refused}, state, take_away)
+    assert raised.value is first or raised.value.__cause__ is first
+    assert not [*tmp_path.rglob("checkpoints"), *(tmp_path / "elsewhere").iterdir()]
 
 
 @pytest.mark.parametrize("good", [0, 1, 3])
