@@ -1,12 +1,16 @@
 """`merge`: a run's adapters, or anybody's, merged into their base."""
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tyro.conf import Positional
 
-from fedsim.errors import InvalidInput
+from fedsim.disk import free_bytes, gigabytes, os_error
+from fedsim.errors import Failure, InvalidInput
 from fedsim.models.config import ModelConfig
 
 
@@ -42,9 +46,32 @@ class Merge:
         beside = accounting_of(source)  # what is spent on a model stays with it
         loaded = load_model(ModelConfig(path=self.path, **task_of(source)))
         marks = {MARK: digest_of(beside[0])} if beside else {}
-        folder = export_merged(loaded, self.output, dtype=self.dtype, beside=beside, marks=marks)
-        if beside:
-            task, classes = loaded.config.task, named_classes(loaded.model)
-            write_card(beside[1], folder / CARD, base=source.base, task=task, adapters=False, classes=classes)
+        with _refusals_told(Path(self.output)), tempfile.TemporaryDirectory() as made:
+            if beside:
+                task, classes = loaded.config.task, named_classes(loaded.model)
+                card = Path(made) / CARD
+                write_card(beside[1], card, base=source.base, task=task, adapters=False, classes=classes)
+                beside = (*beside, card)
+            folder = export_merged(loaded, self.output, dtype=self.dtype, beside=beside, marks=marks)
         print(f"merged model: {folder}")
         return 0
+
+
+@contextmanager
+def _refusals_told(output: Path) -> Iterator[None]:
+    """Within it what the disk refuses is told in a sentence.
+
+    Raises:
+        Failure: It refused something.
+    """
+    try:
+        yield
+    except (Failure, InvalidInput):
+        raise
+    except Exception as error:
+        if (said := os_error(error)) is None:
+            raise
+        raise Failure(
+            f"the merged model cannot be written to {output} ({said.strerror or said}); nothing of it is left there. "
+            f"Make room ({gigabytes(free_bytes(output))} are free), or name another --output"
+        ) from error

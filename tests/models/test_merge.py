@@ -1,5 +1,6 @@
 """Adapters merged into their base: a plain model of the same loss."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from full_disk import full_disk
 from safetensors.torch import load_file
 from stated import ULS, stated
 from test_adapters import foreign, loss, shaken
@@ -145,3 +147,28 @@ def test_what_cannot_be_merged_is_refused_in_a_sentence(load, story_llama: str, 
     assert main(["merge", str(tmp_path / "theirs"), "--output", str(output)]) == 2
     assert "not quantised" in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_a_disk_that_takes_no_merged_model_is_told_in_a_sentence(story_llama: str, tmp_path: Path, capsys) -> None:
+    """At each of its writes; and nothing that looks like a model is left."""
+    foreign(story_llama, tmp_path / "theirs")
+    accounted(tmp_path / "theirs")
+    there = tmp_path / "disk"
+    there.mkdir()
+    arguments = ["merge", str(tmp_path / "theirs"), "--output", str(there / "merged")]
+    failed = 0
+    for first in itertools.count():
+        with full_disk(there, first) as disk:
+            code = main(arguments)
+        if not disk.refused:
+            break
+        said = capsys.readouterr().err
+        assert code == 1
+        assert "failed: the merged model cannot be written to" in said
+        assert "No space left on device" in said
+        assert "Traceback" not in said
+        assert not list(there.iterdir())
+        failed += 1
+    assert code == 0
+    assert failed > 5
+    assert (there / "merged/README.md").is_file()
