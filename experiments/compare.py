@@ -156,8 +156,10 @@ class Compare(RunConfig):
         from experiments.report.run import COMPARISON, PREDICTION, read_prediction, released_together
         from experiments.simulation import simulated_clients
         from server.app import train
+        from server.callbacks import require_callbacks
         from server.identity import settings_of
 
+        require_callbacks(self)
         arms = [
             self.arm(algorithm, folder, mechanism)
             for mechanism in self.mechanisms or (None,)

@@ -34,7 +34,7 @@ from fedsim.statement import going_on_in_words
 from fedsim.terminal import say, speak
 from fedsim.versions import versions
 from server.alarms import as_json
-from server.callbacks import BegunRun, Callback, Callbacks
+from server.callbacks import BegunRun, Callback, Callbacks, callbacks_of
 from server.checkpoint import Checkpoint, CheckpointWriter
 from server.dispatch import Dispatcher
 from server.evaluation import HeldOut, HeldOutDiverged
@@ -80,7 +80,7 @@ def train(grid: Grid, config: RunConfig, callbacks: Sequence[Callback] = ()) -> 
         Failure: What was charged stays charged; the run can be resumed from its last checkpoint.
     """
     started = time.perf_counter()
-    told = Callbacks(callbacks)
+    told = Callbacks([*callbacks, *callbacks_of(config)])
     folder = RunFolder(config.resume or config.output or new_output_folder(config.plan.algorithm))
     with refusals_told(folder.path), folder.undone_unless_kept():
         if config.resume is None:

@@ -15,8 +15,12 @@ from fedsim.randomness import derived_seed
 from fedsim.resources import Resources
 from server.results.run_folder import DATA
 
-MAY_CHANGE = ("data.", "model.", "engine.", "evaluation.", "checkpoint.", "output", "resume", "noise.lost-releases")
-"""Settings that may differ: where and how fast it runs, what is measured. Data and model are compared by content."""
+MAY_CHANGE = (
+    *("data.", "model.", "engine.", "evaluation.", "checkpoint.", "output", "resume", "noise.lost-releases"),
+    *("trackers", "callbacks"),
+)
+"""Settings that may differ: where and how fast it runs, what is measured, who is told. Data and model are compared by
+content."""
 YET_FIXED = (
     "engine.exact",
     "model.alpha-pattern",

@@ -135,7 +135,9 @@ def trained(config: RunConfig, callbacks: Sequence[Any] = ()) -> FineTuned:
     from fedsim.models.sources import find_source
     from fedsim.resources import earlier_runs
     from server.app import train
+    from server.callbacks import require_callbacks
 
+    require_callbacks(config)
     output = config.resume or config.output or new_output_folder(config.plan.algorithm)
     if config.resume is None and Path(config.model.path).expanduser().is_dir():
         earlier_runs(config, find_source(config.model.path))  # a spent budget is found before anything is begun

@@ -17,8 +17,8 @@ from fedsim.validation import require_at_least
 UNCLIPPED = 1e6
 """Clip norm of non-private fine-tuning: above any gradient norm, so that nothing is clipped."""
 
-NOT_CONTENT = ("engine.", "checkpoint.", "output", "resume")
-"""Settings of where and how a point is computed, not of what."""
+NOT_CONTENT = ("engine.", "checkpoint.", "trackers", "callbacks", "output", "resume")
+"""Settings of where and how a point is computed and who is told, not of what."""
 
 Arm = Algorithm | Literal["nonprivate"]
 ARM_TITLES = {name: kind.title for name, kind in ALGORITHMS.items()} | {"nonprivate": "no privacy"}

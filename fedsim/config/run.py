@@ -20,6 +20,7 @@ from fedsim.privacy.mechanisms.banded.workload import Workload
 from fedsim.schedule import Schedule
 from fedsim.validation import require_at_least, require_between, require_positive, require_probability
 
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 Average = Literal["none", "exponential", "tail"]
 AVERAGE_OPTIONS = {"exponential": "average_decay", "tail": "average_share"}
 """The option of the optimizer that an average has, by the average's name."""
@@ -211,6 +212,11 @@ class RunConfig:
     training_metrics: Literal["auto", "on", "off"] = "auto"
     """Write metrics computed from private training users without noise, marked as not private. auto writes them,
     except with --release."""
+    trackers: tuple[Tracker, ...] = ()
+    """Tell these of every round, too: each is an extra (pip install 'fedsim[wandb]'). With --release they hear of the
+    run when it is done, and nothing that is not private."""
+    callbacks: tuple[str, ...] = ()
+    """Classes of your own, derived from fedsim.Callback and named module:Class, that are told of every round."""
     output: str | None = None
     """Folder for the results; by default a new one under runs/."""
     resume: str | None = None
@@ -233,6 +239,9 @@ class RunConfig:
         if (average := self.optimizer.average) != "none" and self.optimizer.averaged_rounds(self.plan.rounds) < 2:
             hint = "Over one it is the last weights: raise --plan.rounds or --optimizer.average-share."
             raise InvalidInput("optimizer.average", average, "an average over two rounds or more", hint)
+        for name in self.callbacks:
+            if not all(name.partition(":")):
+                raise InvalidInput("callbacks", name, "of the form module:Class")
         if self.release:
             self._require_releasable()
 

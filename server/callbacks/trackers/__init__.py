@@ -1,0 +1,1 @@
+"""The tools in which people watch runs, told of them by one callback."""
