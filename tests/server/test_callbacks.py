@@ -12,6 +12,7 @@ from mock_training import training, uls_plan
 from fedsim.errors import InvalidInput
 from fedsim.privacy.ledger import read_entries
 from server.callbacks import BegunRun, Callback, Callbacks
+from server.results.run_folder import RunFolder
 
 
 class Heard(Callback):
@@ -164,3 +165,18 @@ def test_the_last_round_is_told_once_more_where_an_interrupted_run_cannot_go_on(
     assert lines[-1]["not_private"]["units"] > 0
     assert lines[-1]["not_private"]["phases"]["rounds"] == 1
     assert lines[-1]["not_private"]["phases"]["seconds"]["evaluation"] > 0
+
+
+@pytest.mark.parametrize("waiting", [False, True])
+def test_only_the_line_of_the_round_is_taken_back(tmp_path: Path, waiting: bool) -> None:
+    folder = RunFolder(tmp_path)
+    for round in range(3):
+        folder.append_metrics({"round": round, "not_private": {"words": "ε"}})
+    if waiting:
+        folder.waiting.append(json.dumps({"round": 3}) + "\n")
+    last = 3 if waiting else 2
+    assert folder.take_back(last + 1) == {}
+    assert folder.take_back(last)["round"] == last
+    folder.write_metrics()
+    assert [line["round"] for line in folder.read_metrics()] == list(range(last))
+    assert RunFolder(tmp_path / "none").take_back(0) == {}

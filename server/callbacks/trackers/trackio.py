@@ -40,7 +40,7 @@ class _Run:
 
     def close(self, finished: bool) -> None:
         with redirect_stdout(sys.stderr):
-            self._run.finish()
+            trackio.finish()  # of the run itself, the end of the process would finish it again
 
 
 def begin(run: Opening) -> Tracked:
