@@ -14,6 +14,9 @@ from small_flags import SMALL
 ROOT = Path(__file__).resolve().parents[2]
 
 
+WATCHED = "trackers = '[\"tensorboard\"]'\n"
+
+
 @pytest.fixture
 def flower_home(tmp_path: Path) -> Iterator[Path]:
     """A folder for Flower's own state; the SuperLink that `flwr run` leaves behind is stopped at the end."""
@@ -36,7 +39,7 @@ def as_toml(flags: list[str]) -> str:
 
 def test_flwr_run_trains_with_the_same_apps(flower_home: Path) -> None:
     output, settings = flower_home / "out", flower_home / "run.toml"
-    settings.write_text(as_toml(SMALL) + f'plan.rounds = 2\nevaluation.every = 1\noutput = "{output}"\n')
+    settings.write_text(as_toml(SMALL) + f'plan.rounds = 2\nevaluation.every = 1\noutput = "{output}"\n{WATCHED}')
     environment = {
         **os.environ,
         "FLWR_HOME": str(flower_home),
@@ -55,3 +58,4 @@ def test_flwr_run_trains_with_the_same_apps(flower_home: Path) -> None:
     assert summary["epsilon"] <= 8
     assert summary["rounds"] == 2
     assert (output / "model" / "model.safetensors").exists()
+    assert list((output / "tensorboard").glob("events.*"))
