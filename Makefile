@@ -13,7 +13,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: run test lint clean
+.PHONY: run test lint docs docs-check clean
 
 run: $(STAMP)
 	$(BIN)/python -m experiments.run $(ARGS)
@@ -26,6 +26,15 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in build/site; a link that leads nowhere is an error.
+docs: $(STAMP)
+	$(BIN)/python docs/site.py
+
+# Every command of README and docs that needs nothing but up to so many minutes; `make test` runs those that take seconds.
+MINUTES ?= 10
+docs-check: $(STAMP)
+	FEDSIM_DOCS_MINUTES=$(MINUTES) $(BIN)/python -m pytest tests/docs --timeout 0
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
