@@ -15,6 +15,12 @@ import numpy as np
 from fedsim.errors import InvalidInput
 from fedsim.validation import require_positive
 
+CLIP_MARGIN = 2.0**-16
+"""How far below its limit a clipped block is aimed, relatively.
+
+Whoever clips computes norms to better than this, and scaling rounds float32 by 2⁻²⁴; so a clipped block never exceeds
+its limit.
+"""
 SHARES_SLACK = 1e-9
 """Shares may sum to so much more than 1 by rounding; the limits are shortened by as much."""
 
@@ -117,6 +123,31 @@ class Clip:
         powers = np.square(update) if self.order == 2 else np.abs(update)
         starts = np.concatenate([[0], np.cumsum(list(sizes.values()))[:-1]]).astype(np.int64)
         return self.reach_of_sums(np.add.reduceat(powers, starts), sizes)
+
+    def applied(self, update: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
+        """The clip itself, on the host: each block that is longer than its limit is brought to it.
+
+        Args:
+            update: float64 [P].
+            sizes: Values of each parameter by name, in the order of the vector.
+
+        Returns:
+            float32 [P], within every limit (CLIP_MARGIN); all zero where the update is not finite.
+        """
+        self.require_parameters(sizes)
+        clipped = np.array(update, dtype=np.float64)
+        parts = np.split(clipped, np.cumsum(list(sizes.values()))[:-1])  # views
+        blocks = self.block_of(tuple(sizes))
+        for index, limit in enumerate(self.limits):
+            own = [one for one in zip(parts, sizes, blocks, strict=True) if one[2] == index]
+            norms = [float(np.linalg.norm(part, self.order)) / self.scales.get(name, 1.0) for part, name, _ in own]
+            norm = float(np.linalg.norm(norms, self.order)) * (1 + CLIP_MARGIN)
+            if not math.isfinite(norm):
+                return np.zeros(len(clipped), dtype=np.float32)
+            if norm > limit:
+                for part, _, _ in own:
+                    part *= limit / norm
+        return clipped.astype(np.float32)
 
     def reach_of_sums(self, sums: np.ndarray, sizes: Mapping[str, int]) -> float:
         """The same of an update that is elsewhere, on a GPU say.

@@ -1,6 +1,7 @@
 """Clipped gradients of many units: one contract, a reference loop and a fast path behind it."""
 
-from fedsim.gradients.clipping import CLIP_MARGIN, ClippedSum
+from fedsim.clip import CLIP_MARGIN
+from fedsim.gradients.clipping import ClippedSum
 from fedsim.gradients.model import ParameterLayout
 from fedsim.gradients.objective import (
     Batch,

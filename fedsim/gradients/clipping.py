@@ -5,15 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from fedsim.clip import Clip
+from fedsim.clip import CLIP_MARGIN, Clip
 from fedsim.gradients.model import ParameterLayout
-
-CLIP_MARGIN = 2.0**-16
-"""How far below its limit a clipped block is aimed, relatively.
-
-Norms are computed in float32 to better than this (the fast path checks it for each unit and recomputes a unit whose
-norm cancellation made less sure), and scaling rounds by 2⁻²⁴; so a clipped block never exceeds its limit.
-"""
 
 LARGEST_NORM = 1e18
 """A unit whose norm, as in ClippedSum.norms, exceeds this counts as not finite: its square would overflow float32."""

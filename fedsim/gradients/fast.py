@@ -8,8 +8,8 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from fedsim.clip import Clip
-from fedsim.gradients.clipping import CLIP_MARGIN, SMALLEST_LIMIT, ClippedSum, ModelClip, is_finite, rounded_down
+from fedsim.clip import CLIP_MARGIN, Clip
+from fedsim.gradients.clipping import SMALLEST_LIMIT, ClippedSum, ModelClip, is_finite, rounded_down
 from fedsim.gradients.compiled.graphs import CompiledPass
 from fedsim.gradients.head import fused_loss, head_loss, plain_head
 from fedsim.gradients.hooks import LayerHooks

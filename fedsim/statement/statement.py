@@ -223,6 +223,7 @@ def privacy_statement(
     post_processing: tuple[str, ...] = (),
     earlier: Earlier | None = None,
     classes_from_data: bool = False,
+    assumed: tuple[str, ...] = (),
 ) -> PrivacyStatement:
     """The statement of a run.
 
@@ -240,6 +241,7 @@ def privacy_statement(
             that did it. It costs nothing: ε does not follow from it.
         earlier: The runs that it went on from, as its ledger begins with them.
         classes_from_data: Whether a classifier's classes were read from the data.
+        assumed: What else the guarantee rests on, sentences.
 
     Raises:
         InvalidInput: For fewer charges than steps: then something left uncharged, and nothing can be stated.
@@ -260,7 +262,10 @@ def privacy_statement(
         steps=steps if unprotected else single + min(of_blocks, steps),
         epsilon=nothing if unprotected else epsilon_bounds(parts, plan.delta, adjacency=plan.adjacency),
         not_covered=not_covered_by(
-            plan, noise_origin, seeds_given, (*(CLASSES_FROM_DATA,) * classes_from_data, *earlier.not_covered)
+            plan,
+            noise_origin,
+            seeds_given,
+            (*(CLASSES_FROM_DATA,) * classes_from_data, *assumed, *earlier.not_covered),
         ),
         versions=versions,
         ledger=ledger,

@@ -1,0 +1,1 @@
+"""Logistic regression on points that each node draws for itself."""
