@@ -140,8 +140,9 @@ class Clip:
         blocks = self.block_of(tuple(sizes))
         for index, limit in enumerate(self.limits):
             own = [one for one in zip(parts, sizes, blocks, strict=True) if one[2] == index]
-            norms = [float(np.linalg.norm(part, self.order)) / self.scales.get(name, 1.0) for part, name, _ in own]
-            norm = float(np.linalg.norm(norms, self.order)) * (1 + CLIP_MARGIN)
+            with np.errstate(over="ignore", invalid="ignore"):  # what is too large for a norm is not finite
+                norms = [float(np.linalg.norm(part, self.order)) / self.scales.get(name, 1.0) for part, name, _ in own]
+                norm = float(np.linalg.norm(norms, self.order)) * (1 + CLIP_MARGIN)
             if not math.isfinite(norm):
                 return np.zeros(len(clipped), dtype=np.float32)
             if norm > limit:

@@ -73,10 +73,12 @@ def update_in(reply: Message, request: NodeRequest, node: int, size: int) -> np.
     """The update in a node's reply, float32 [P], finite.
 
     Raises:
-        BadReply: It is an error, or of another round or node, or has another shape or type, or is not finite.
+        BadReply: It is an error (of which the last line is told, where Flower puts what was raised), or of another
+            round or node, or has another shape or type, or is not finite.
     """
     if reply.has_error():
-        raise BadReply((reply.error.reason or f"error {reply.error.code}").strip())
+        lines = (reply.error.reason or f"error {reply.error.code}").split("\n")
+        raise BadReply(next((line.strip(" '>") for line in reversed(lines) if line.strip(" '>")), "an error"))
     if reply.metadata.src_node_id != node:
         raise BadReply(f"it comes from node {reply.metadata.src_node_id}")
     answer = NodeReply.from_record(reply.content)
@@ -187,7 +189,7 @@ class Asking:
         if self.told and tally.reasons:
             log.warning(
                 "%d of %d nodes asked count as zero (not private); the first: %s",
-                len(tally.reasons), messages, tally.reasons[0].splitlines()[0],
+                len(tally.reasons), messages, tally.reasons[0],
             )  # fmt: skip
         return Gathered(
             total=tally.total,
@@ -218,7 +220,7 @@ class Asking:
                 return
             self.reasons = tally.reasons
         raise Failure(
-            f"no node can train, so nothing is charged: {self.reasons[0] if self.reasons else 'there is none'}"
+            f"no node can train, so nothing is charged: {self.reasons[-1] if self.reasons else 'there is none'}"
         )
 
     def _ask(self, tally: Tally, request: NodeRequest, parameters: Vector, nodes: list[int]) -> int:
