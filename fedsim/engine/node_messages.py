@@ -132,5 +132,5 @@ class NodeReply:
         try:
             update = arrays(content, UPDATE)["flat"].numpy()
             return cls(round=int(str(scalars(content, REPLY)["round"])), update=update)
-        except (KeyError, TypeError, ValueError) as failure:
+        except Exception as failure:  # bytes that are no array raise what they like
             raise BadReply(f"it is no update ({type(failure).__name__}: {failure})") from failure

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -82,7 +83,7 @@ def require_free(path: Path, resume: bool) -> bool:
 
 
 class NodeRun:
-    """A run under way; a context manager that closes its ledger.
+    """A run under way. Made by begin or go_on.
 
     Args:
         folder: Where it is kept.
@@ -90,20 +91,26 @@ class NodeRun:
         layout: The arrays that are trained.
         initial: Their first values, and other arrays.
         nodes: The users.
+        ledger: Its ledger, open.
     """
 
     def __init__(
-        self, folder: RunFolder, settings: Settings, layout: ArrayLayout, initial: ArrayRecord, nodes: Nodes
+        self,
+        folder: RunFolder,
+        settings: Settings,
+        layout: ArrayLayout,
+        initial: ArrayRecord,
+        nodes: Nodes,
+        ledger: Ledger,
     ) -> None:
-        self.folder, self.settings, self.layout, self.initial = folder, settings, layout, initial
+        self.folder, self.settings, self.layout, self.initial, self.ledger = folder, settings, layout, initial, ledger
         plan, seeds = settings.plan, Seeds.read(folder.secret)
         self.done = 0
-        self.ledger = Ledger.open(folder.ledger)
         self.round = Round(
             plan,
             nodes,
             seeds,
-            Budget(plan, self.ledger, settings.limit),
+            Budget(plan, ledger, settings.limit),
             Release(plan, layout.sizes, seeds.noise, exact=True),
             ServerOptimizer(layout.flatten(initial).astype(np.float32), settings.optimizer, plan.steps),
             exact=True,
@@ -111,19 +118,27 @@ class NodeRun:
         self.checkpoints = CheckpointWriter(folder.checkpoints, rounds=settings.checkpoint_rounds, minutes=0, keep=2)
 
     @classmethod
-    def begin(cls, path: Path, settings: Settings, layout: ArrayLayout, initial: ArrayRecord, nodes: Nodes) -> Self:
+    @contextmanager
+    def begin(
+        cls, path: Path, settings: Settings, layout: ArrayLayout, initial: ArrayRecord, nodes: Nodes
+    ) -> Iterator[Self]:
         """A new run; its seeds and configuration are on disk before anything is charged."""
         folder = RunFolder(path)
         settings.seeds.store(folder.secret)
         identity = settings.identity(layout)
         folder.write_config(config={}, plan=settings.plan.to_values(), versions=versions(), identity=identity)
-        run = cls(folder, settings, layout, initial, nodes)
-        run._tell({})
-        run.keep(wait=True)  # so that the disk is known to take one
-        return run
+        with Ledger.open(folder.ledger) as ledger:
+            run = cls(folder, settings, layout, initial, nodes, ledger)
+            run._tell({})
+            run.keep(wait=True)  # so that the disk is known to take one
+            with run._written():
+                yield run
 
     @classmethod
-    def go_on(cls, path: Path, settings: Settings, layout: ArrayLayout, initial: ArrayRecord, nodes: Nodes) -> Self:
+    @contextmanager
+    def go_on(
+        cls, path: Path, settings: Settings, layout: ArrayLayout, initial: ArrayRecord, nodes: Nodes
+    ) -> Iterator[Self]:
         """A run that was interrupted, from its last checkpoint; what was charged since then stays charged.
 
         Raises:
@@ -131,14 +146,18 @@ class NodeRun:
         """
         folder = RunFolder(path, new=False)
         require_same(folder.read_config()["identity"], settings.identity(layout))
-        run = cls(folder, settings, layout, initial, nodes)
-        latest = read_latest(folder.checkpoints)
-        if latest is not None:
-            require_charged(run.ledger, latest.round, int(latest.values["ledger_entries"]))
-            run.round.load_state(latest.arrays)
-            run.done = latest.round
-        folder.cut_metrics(0 if latest is None else int(latest.values["metrics_bytes"]))
-        return run
+        with Ledger.open(folder.ledger) as ledger:
+            run = cls(folder, settings, layout, initial, nodes, ledger)
+            latest = read_latest(folder.checkpoints)
+            if latest is not None:
+                require_charged(ledger, latest.round, int(latest.values["ledger_entries"]))
+                run.round.load_state(latest.arrays)
+                run.done = latest.round
+            folder.cut_metrics(0 if latest is None else int(latest.values["metrics_bytes"]))
+            if latest is None:
+                run._tell({})
+            with run._written():
+                yield run
 
     @property
     def arrays(self) -> ArrayRecord:
@@ -236,12 +255,13 @@ class NodeRun:
         values = {"ledger_entries": len(self.ledger), "metrics_bytes": self.folder.metrics_size}
         return Checkpoint(round=self.done, arrays=arrays, values=values)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self.checkpoints.join()
-        self.ledger.close()
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """After it no checkpoint is under way."""
+        try:
+            yield
+        finally:
+            self.checkpoints.join()
 
 
 def finished(path: Path, initial: ArrayRecord, layout: ArrayLayout) -> ArrayRecord | None:

@@ -262,6 +262,11 @@ class UserLevelDP(FedAvg):
         self._evaluate(run.done, result, evaluate_fn)
         while run.done < planned:
             if not run.round.affords(run.done):
+                if not run.done:
+                    raise Failure(
+                        f"nothing is trained: no state is kept of what {len(run.ledger)} charges were spent on "
+                        f"(ε = {run.epsilon:.3f}), and one more round would exceed ε = {self._limit:g}"
+                    )
                 log.info("Another round would exceed ε = %g: training ends after %d", self._limit, run.done)
                 break
             asking.nodes.look()

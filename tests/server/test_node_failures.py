@@ -40,6 +40,12 @@ def from_another(message: Message, reply: Message) -> list[Message]:
     return [reply]
 
 
+def broken(message: Message, data: bytes) -> list[Message]:
+    update = ArrayRecord({"flat": Array("float32", (16,), "numpy.ndarray", data)})
+    content = RecordDict({"fedsim.reply": ConfigRecord({"round": 0}), "fedsim.update": update})
+    return [Message(content, reply_to=message)]
+
+
 ZERO: dict[str, Callable[[Message, Message], list[Message]]] = {
     "nothing": lambda m, r: [],
     "an error": lambda m, r: [Message(Error(code=2, reason="it broke"), reply_to=m)],
@@ -54,6 +60,8 @@ ZERO: dict[str, Callable[[Message, Message], list[Message]]] = {
     "of another node": from_another,
     "without the mod": lambda m, r: [Message(RecordDict({"arrays": ArrayRecord([np.ones(16)])}), reply_to=m)],
     "without an update": lambda m, r: [Message(RecordDict({"fedsim.reply": ConfigRecord({"round": 0})}), reply_to=m)],
+    "of broken bytes": lambda m, r: broken(m, b""),
+    "of other bytes": lambda m, r: broken(m, b"PK\x03\x04 no array"),
     "under another name": lambda m, r: [
         Message(
             RecordDict(

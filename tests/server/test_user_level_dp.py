@@ -1,5 +1,6 @@
 """The strategy for stock Flower: its sums are ours, its ε is certified, and nothing is spent in vain."""
 
+import copy
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from mock_nodes import INITIAL, SETTINGS, SIZES, StockGrid, initial_arrays, node_app, step_of, train, values_of
 
+from clients.mod import user_level_clip_mod
 from experiments.confirmation import confirm_folder
 from fedsim.clip import Clip
 from fedsim.config import OptimizerConfig
@@ -202,6 +206,67 @@ def test_a_lost_run_goes_on_and_charges_what_it_repeats(tmp_path: Path, when: st
     assert np.array_equal(values_of(result.arrays), values_of(undisturbed.arrays)) == (not repeated)
     again = run(StockGrid(node_app(), 12), resume=True)
     assert np.array_equal(values_of(again.arrays), values_of(result.arrays))
+
+
+def test_a_run_with_secure_noise_goes_on(tmp_path: Path) -> None:
+    seeds: dict[str, Any] = {"sampling_seed": None, "noise_seed": None, "resume": True}
+
+    class Failing(StockGrid):
+        def push_messages(self, messages: Iterable[Message]) -> list[Any]:
+            if self.asked and next(iter(messages)).metadata.group_id == "3":
+                raise Lost
+            return super().push_messages(messages)
+
+    with pytest.raises(Lost):
+        train(tmp_path, Failing(node_app(), 12), rounds=4, sampling_probability=0.9, **seeds)
+    ledger = (tmp_path / "ledger.jsonl").read_bytes()
+    (tmp_path / "ledger.jsonl").unlink()
+    with pytest.raises(InvalidInput, match="Put the ledger back"):
+        train(tmp_path, rounds=4, sampling_probability=0.9, **seeds)
+    (tmp_path / "ledger.jsonl").write_bytes(ledger)
+    train(tmp_path, rounds=4, sampling_probability=0.9, **seeds)
+    assert [entry.round for entry in read_entries(tmp_path / "ledger.jsonl")] == [0, 1, 2, 2, 3]
+    assert confirm_folder(tmp_path, (), as_json=True) == 0
+
+
+def test_a_run_that_kept_nothing_and_spent_all_trains_nothing(tmp_path: Path) -> None:
+    limit = NodePlan(**COMMON).epsilon(2).upper
+    settings: dict[str, Any] = {"epsilon": limit, "checkpoint_rounds": 0, "resume": True}
+
+    def evaluated(number: int, arrays: ArrayRecord) -> None:
+        if number == 2:
+            raise Lost
+
+    for reason in (Lost, Failure):
+        strategy = UserLevelDP(**{**SETTINGS, "output": tmp_path, **settings})
+        with pytest.raises(reason):
+            strategy.start(LocalGrid(node_app(), workers=12), initial_arrays(), num_rounds=4, evaluate_fn=evaluated)
+    assert len(read_entries(tmp_path / "ledger.jsonl")) == 2
+    assert not (tmp_path / "privacy.json").exists()
+
+
+def test_a_torch_model_comes_back_as_one(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+    model.register_buffer("scale", torch.tensor(2.0))
+    app = ClientApp(mods=[user_level_clip_mod])
+
+    @app.train()
+    def fit(message: Message, context: Context) -> Message:
+        torch.manual_seed(context.node_id)
+        own = copy.deepcopy(model)
+        own.load_state_dict(message.content["arrays"].to_torch_state_dict())
+        own(torch.randn(8, 3)).square().sum().backward()
+        torch.optim.SGD(own.parameters(), lr=0.1).step()
+        return Message(RecordDict({"arrays": ArrayRecord(own.state_dict())}), reply_to=message)
+
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    strategy = UserLevelDP(**{**SETTINGS, "output": tmp_path, "rehearsal": True})
+    result = strategy.start(LocalGrid(app, workers=12), ArrayRecord(model.state_dict()), num_rounds=2)
+    model.load_state_dict(result.arrays.to_torch_state_dict())
+    for name, value in model.state_dict().items():
+        moved = value.is_floating_point()
+        assert value.dtype == before[name].dtype
+        assert torch.equal(value, before[name]) != moved, name
 
 
 def test_release_mode_writes_and_says_nothing_private(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
