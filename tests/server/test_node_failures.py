@@ -13,6 +13,8 @@ from mock_nodes import StockGrid, node_app, train, values_of
 
 from fedsim.clip import Clip
 from fedsim.engine.node_messages import NodeReply, NodeRequest
+from fedsim.errors import InvalidInput
+from fedsim.privacy.ledger import read_entries
 from server.strategy.asking import Tally, update_in
 
 PARTITION = 5
@@ -195,6 +197,31 @@ def test_the_divisor_does_not_follow_who_answers(tmp_path: Path, without_it: np.
 
     run(tmp_path / "run", StockGrid(node_app(), 12, only(kept)))
     assert np.allclose(without_it - with_it, reply[0] / 12, rtol=0, atol=1e-6)
+
+
+class Growing(StockGrid):
+    """A grid that nodes join when the first round is over."""
+
+    def __init__(self, first: int, later: int) -> None:
+        super().__init__(node_app(), later)
+        self._first = first
+
+    def get_node_ids(self) -> list[int]:
+        began = any(message.metadata.group_id == "1" for message in self.asked)
+        return super().get_node_ids()[: None if began else self._first]
+
+
+def test_newcomers_take_part_while_there_are_places(tmp_path: Path) -> None:
+    grid = Growing(8, 12)
+    train(tmp_path / "some", grid, rounds=2, min_available_nodes=8, **EVERYBODY)
+    asked = [(m.metadata.group_id, m.metadata.dst_node_id) for m in grid.asked]
+    assert asked == [("1", node) for node in range(1, 9)] + [("2", node) for node in range(1, 13)]
+
+
+def test_no_newcomer_takes_anothers_place(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="population_size is 12; it must be at least the 13 nodes seen"):
+        train(tmp_path / "more", Growing(8, 13), rounds=3, min_available_nodes=8, **EVERYBODY)
+    assert len(read_entries(tmp_path / "more" / "ledger.jsonl")) == 1
 
 
 def test_one_time_out_is_for_all_nodes_of_a_round(tmp_path: Path) -> None:
