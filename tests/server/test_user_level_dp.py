@@ -353,3 +353,16 @@ def test_subclasses_may_set_the_configuration_and_see_what_is_released(tmp_path:
         strategy.configure_train(3, initial_arrays(), ConfigRecord(), grid)
     with pytest.raises(Failure, match="call start"):
         UserLevelDP.aggregate_train(strategy, 3, grid.asked)
+
+
+@pytest.mark.parametrize("nobody", [True, False])
+def test_subclasses_may_not_choose_who_is_asked(tmp_path: Path, nobody: bool) -> None:
+    class Choosing(UserLevelDP):
+        def configure_train(self, *arguments: Any) -> Iterable[Message]:
+            drawn = list(super().configure_train(*arguments))
+            return drawn[1:] if nobody else drawn + drawn[:1]
+
+    strategy = Choosing(**{**SETTINGS, "output": tmp_path / "run", "rehearsal": True})
+    with pytest.raises(Failure, match="each node that was drawn, once"):
+        strategy.start(LocalGrid(node_app(), workers=12), initial_arrays(), num_rounds=2)
+    assert not (tmp_path / "run").exists()
