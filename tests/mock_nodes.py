@@ -25,6 +25,16 @@ SETTINGS: dict[str, Any] = {
     "noise_seed": 6,
     "rehearsal": False,
 }
+PLANNED: dict[str, Any] = {
+    "num_users": 12,
+    "group_size": 1,
+    "sampling_probability": 0.4,
+    "clip_norm": 1.0,
+    "noise_multiplier": 0.9,
+    "steps": 3,
+    "delta": 1e-4,
+}
+"""A plan with the same numbers."""
 Tamper = Callable[[Message, Message], list[Message]]
 """From a request and its honest reply to the replies that the server gets."""
 

@@ -1,21 +1,16 @@
 """A run of nodes and the folder that it leaves: begun, kept, gone on with, stated."""
 
-import json
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from flwr.app import ArrayRecord
 from safetensors.numpy import load_file, save_file
 
-from fedsim.config import OptimizerConfig
 from fedsim.engine.node_messages import ArrayLayout
 from fedsim.errors import InvalidInput
-from fedsim.plan.nodes import NodePlan
 from fedsim.privacy.earlier import own_event
 from fedsim.privacy.ledger import Ledger
 from fedsim.release import Release
@@ -27,46 +22,12 @@ from server.optimizer import ServerOptimizer
 from server.results.run_folder import RunFolder, write_json
 from server.round import Budget, Gather, Round
 from server.strategy.nodes import Nodes
+from server.strategy.settings import Settings
 from server.training import require_charged
 
 ARRAYS = "arrays.safetensors"
 MARKS = ("config.json", "ledger.jsonl")
 """Files of a run that has begun."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a run of nodes is, as its strategy says.
-
-    Attributes:
-        plan: The calibrated plan.
-        limit: ε that must not be exceeded; inf where the noise was given and no ε.
-        optimizer: The server's rule.
-        seeds: Sampling and noise seeds of a new run.
-        seeds_given: Which of them somebody chose ("sampling", "noise").
-        release: Whether the arrays are to be released, so that nothing private is written.
-        checkpoint_rounds: Rounds between checkpoints; 0 keeps none.
-    """
-
-    plan: NodePlan
-    limit: float
-    optimizer: OptimizerConfig
-    seeds: Seeds
-    seeds_given: tuple[str, ...]
-    release: bool
-    checkpoint_rounds: int
-
-    def identity(self, layout: ArrayLayout) -> dict[str, Any]:
-        """What must be the same when a run goes on, as JSON values."""
-        values = {
-            "limit": repr(self.limit),
-            "optimizer": vars(self.optimizer),
-            "release": self.release,
-            "seeds_given": list(self.seeds_given),
-            "shapes": {name: list(shape) for name, shape in layout.shapes.items()},
-        }
-        plain: dict[str, Any] = json.loads(json.dumps({"settings": values, "plan": self.plan.to_values()}))
-        return plain
 
 
 def require_free(path: Path, resume: bool) -> bool:
@@ -272,14 +233,3 @@ def finished(path: Path, initial: ArrayRecord, layout: ArrayLayout) -> ArrayReco
     written = load_file(path / ARRAYS)
     vector = np.concatenate([written[name].astype(np.float64).ravel() for name in layout.shapes])
     return layout.filled(initial, vector)
-
-
-def spendable(plan: NodePlan, limit: float) -> None:
-    """Refuse a limit that has no room for one round.
-
-    Raises:
-        InvalidInput: Names the limit.
-    """
-    first = plan.epsilon(1).upper
-    if not first <= limit:
-        raise InvalidInput("epsilon", limit, f"at least {math.ceil(first * 1e3) / 1e3:g}, which one round costs")

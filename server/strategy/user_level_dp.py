@@ -1,8 +1,6 @@
 """The strategy for apps of stock Flower: their training, their model, user-level differential privacy."""
 
-import dataclasses
 import logging
-import math
 import secrets
 from collections.abc import Callable, Iterable
 from datetime import datetime
@@ -19,14 +17,14 @@ from fedsim.config import OptimizerConfig
 from fedsim.engine.node_messages import ArrayLayout, NodeRequest
 from fedsim.engine.work import Vector
 from fedsim.errors import Failure, InvalidInput
-from fedsim.plan import ALL_EXAMPLES
 from fedsim.plan.nodes import NodePlan
 from fedsim.privacy.bounds import shown_above
-from fedsim.validation import require_at_least, require_between, require_positive, require_probability
+from fedsim.validation import require_at_least, require_positive
 from server.identity import SEED_BITS, Seeds
 from server.strategy.asking import Asking, replies_to
 from server.strategy.nodes import Nodes
-from server.strategy.run import NodeRun, Settings, finished, require_free, spendable
+from server.strategy.run import NodeRun, finished, require_free
+from server.strategy.settings import Settings, Target
 
 log = logging.getLogger("flwr")
 
@@ -133,32 +131,20 @@ class UserLevelDP(FedAvg):
             raise InvalidInput("UserLevelDP", ", ".join(sorted(unknown)), "given only what it takes", hint)
         super().__init__(fraction_evaluate=fraction_evaluate or 1.0, min_available_nodes=0, **of_fedavg)
         self.fraction_evaluate = fraction_evaluate  # FedAvg would warn of 0, the default here
-        require_at_least("population_size", population_size, 1)
-        require_probability("sampling_probability", sampling_probability)
-        require_positive("clip_norm", clip_norm)
-        require_between("delta", delta, 0, 1)
-        if epsilon is None and noise_multiplier is None:
-            raise InvalidInput("epsilon", None, "given, or else noise_multiplier")
-        if noise_multiplier is not None:
-            require_positive("noise_multiplier", noise_multiplier)
-        if epsilon is not None:
-            require_positive("epsilon", epsilon)
+        self._target = Target(
+            population_size=population_size,
+            sampling_probability=sampling_probability,
+            clip_norm=clip_norm,
+            delta=delta,
+            epsilon=epsilon,
+            noise_multiplier=noise_multiplier,
+        )
         require_at_least("checkpoint_rounds", checkpoint_rounds, 0)
         seeds = {"sampling": sampling_seed, "noise": noise_seed}
         given = tuple(name for name, seed in seeds.items() if seed is not None)
         if release and (given or fraction_evaluate):
             field = f"{given[0]}_seed" if given else "fraction_evaluate"
             raise InvalidInput(field, seeds[given[0]] if given else fraction_evaluate, "left out with release=True")
-        self._draft = NodePlan(
-            num_users=population_size,
-            group_size=ALL_EXAMPLES,
-            sampling_probability=sampling_probability,
-            clip_norm=clip_norm,
-            noise_multiplier=1.0 if noise_multiplier is None else noise_multiplier,
-            steps=1,
-            delta=delta,
-        )
-        self._limit, self._calibrated = math.inf if epsilon is None else epsilon, noise_multiplier is None
         self._optimizer = OptimizerConfig(name=optimizer, learning_rate=server_learning_rate, momentum=server_momentum)
         self._seeds, self._given = seeds, given
         self._output, self._resume, self._release = output, resume, release
@@ -167,22 +153,9 @@ class UserLevelDP(FedAvg):
         self._asked: tuple[NodeRequest, list[int], float] | None = None
         self.run: NodeRun | None = None
 
-    def plan(self, num_rounds: int) -> NodePlan:
-        """What so many rounds will do: with an ε as target, with the least noise that reaches it.
-
-        Raises:
-            InvalidInput: No noise reaches it, or the limit has no room for one round.
-        """
-        require_at_least("num_rounds", num_rounds, 1)
-        plan = dataclasses.replace(self._draft, steps=num_rounds)
-        if self._calibrated:
-            return plan.calibrate(self._limit)
-        spendable(plan, self._limit)
-        return plan
-
     def summary(self) -> None:
         """Log what was chosen."""
-        plan = self._draft
+        plan = self._target.draft
         log.info("\t├──> User-level DP: add or remove one node, δ = %g", plan.delta)
         log.info("\t│\t├── Sampling: %s", plan.sampling_in_words)
         log.info("\t│\t├── Divisor: %g, which is constant", plan.normaliser)
@@ -217,7 +190,7 @@ class UserLevelDP(FedAvg):
             Failure: No node can train (nothing is charged then), or none of those that are asked answers any more.
         """
         require_positive("timeout", timeout)
-        layout, plan = ArrayLayout.of(initial_arrays), self.plan(num_rounds)
+        layout, plan = ArrayLayout.of(initial_arrays), self._target.plan(num_rounds)
         if not np.isfinite(first := layout.flatten(initial_arrays).astype(np.float32)).all():
             raise InvalidInput("initial_arrays", "not finite", "finite numbers")
         path = Path(self._output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-nodes").absolute()
@@ -265,9 +238,9 @@ class UserLevelDP(FedAvg):
                 if not run.done:
                     raise Failure(
                         f"nothing is trained: no state is kept of what {len(run.ledger)} charges were spent on "
-                        f"(ε = {run.epsilon:.3f}), and one more round would exceed ε = {self._limit:g}"
+                        f"(ε = {run.epsilon:.3f}), and one more round would exceed ε = {self._target.limit:g}"
                     )
-                log.info("Another round would exceed ε = %g: training ends after %d", self._limit, run.done)
+                log.info("Another round would exceed ε = %g: training ends after %d", self._target.limit, run.done)
                 break
             asking.nodes.look()
             statistics = run.next_round(asking.gather)
@@ -344,7 +317,7 @@ class UserLevelDP(FedAvg):
         sampling = self._seeds["sampling"]
         return Settings(
             plan=plan,
-            limit=self._limit,
+            limit=self._target.limit,
             optimizer=self._optimizer,
             seeds=Seeds(
                 sampling=secrets.randbits(SEED_BITS) if sampling is None else sampling, noise=self._seeds["noise"]

@@ -12,7 +12,18 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from mock_nodes import INITIAL, SETTINGS, SIZES, StockGrid, initial_arrays, node_app, step_of, train, values_of
+from mock_nodes import (
+    INITIAL,
+    PLANNED,
+    SETTINGS,
+    SIZES,
+    StockGrid,
+    initial_arrays,
+    node_app,
+    step_of,
+    train,
+    values_of,
+)
 
 from clients.mod import user_level_clip_mod
 from experiments.confirmation import confirm_folder
@@ -24,7 +35,7 @@ from fedsim.engine.work import Gathered, Work
 from fedsim.errors import Failure, InvalidInput
 from fedsim.plan import UlsPlan
 from fedsim.plan.nodes import NodePlan
-from fedsim.privacy.ledger import MODEL_UPDATE, read_entries
+from fedsim.privacy.ledger import read_entries
 from fedsim.randomness import StreamNoise, stream
 from fedsim.release import Release
 from server.identity import Seeds
@@ -32,16 +43,6 @@ from server.optimizer import ServerOptimizer
 from server.round import Budget, Round
 from server.strategy import UserLevelDP
 from server.strategy.nodes import Nodes
-
-COMMON: dict[str, Any] = {
-    "num_users": 12,
-    "group_size": 1,
-    "sampling_probability": 0.4,
-    "clip_norm": 1.0,
-    "noise_multiplier": 0.9,
-    "steps": 3,
-    "delta": 1e-4,
-}
 
 
 def difference(partition: int, vector: np.ndarray) -> np.ndarray:
@@ -82,7 +83,7 @@ def test_rounds_are_a_plain_poisson_draw_clip_sum_noise_and_division(tmp_path: P
 
 def test_rounds_are_bit_for_bit_the_rounds_of_the_house(tmp_path: Path) -> None:
     result = train(tmp_path / "strategy")
-    plan = UlsPlan(**COMMON)
+    plan = UlsPlan(**PLANNED)
     clip = Clip(norm=1.0)
 
     def gather(request: Work, costs: np.ndarray, **of_next_round: Any) -> Gathered:
@@ -121,7 +122,7 @@ class Entries:
 def test_epsilon_is_the_accountants_and_is_confirmed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = train(tmp_path, rounds=4, epsilon=6, noise_multiplier=None)
     stated = json.loads((tmp_path / "privacy.json").read_text(encoding="utf-8"))
-    plan = NodePlan(**{**COMMON, "steps": 4}).calibrate(6)
+    plan = NodePlan(**{**PLANNED, "steps": 4}).calibrate(6)
     assert stated["epsilon"]["upper"] == plan.epsilon().upper <= 6
     assert stated["noise_multiplier"] == plan.noise_multiplier
     assert stated["steps"] == 4
@@ -133,7 +134,7 @@ def test_epsilon_is_the_accountants_and_is_confirmed(tmp_path: Path, capsys: pyt
 
 
 def test_it_stops_before_a_limit_is_exceeded(tmp_path: Path) -> None:
-    limit = NodePlan(**COMMON).epsilon(5).upper
+    limit = NodePlan(**PLANNED).epsilon(5).upper
     train(tmp_path, rounds=20, epsilon=limit)
     stated = json.loads((tmp_path / "privacy.json").read_text(encoding="utf-8"))
     assert stated["steps"] == 5
@@ -159,90 +160,6 @@ def test_a_round_of_nobody_is_noise_alone(tmp_path: Path) -> None:
     assert grid.asked == []
     assert np.allclose(values_of(result.arrays), first() - noise / 12e-9, rtol=1e-6)
     assert len(read_entries(tmp_path / "ledger.jsonl")) == 1
-
-
-class Lost(Exception):
-    """The server's machine goes away."""
-
-
-@pytest.mark.parametrize("when", ["asked", "released"])
-def test_a_lost_run_goes_on_and_charges_what_it_repeats(tmp_path: Path, when: str) -> None:
-    class Failing(StockGrid):
-        pushed = 0
-
-        def push_messages(self, messages: Iterable[Message]) -> list[Any]:
-            self.pushed += 1
-            if when == "asked" and self.pushed == 2:
-                raise Lost
-            return super().push_messages(messages)
-
-    def evaluated(number: int, arrays: ArrayRecord) -> None:
-        if when == "released" and number == 2:
-            raise Lost
-
-    def run(grid: Grid, folder: Path = tmp_path, **more: Any) -> Any:
-        strategy = UserLevelDP(**{**SETTINGS, "output": folder, **more})
-        return strategy.start(grid, initial_arrays(), num_rounds=4, evaluate_fn=evaluated)
-
-    with pytest.raises(Lost):
-        run(Failing(node_app(), 12))
-    charged = len(read_entries(tmp_path / "ledger.jsonl"))
-    assert charged == 2
-    with pytest.raises(InvalidInput, match="resume=True"):
-        run(StockGrid(node_app(), 12))
-    with pytest.raises(InvalidInput, match="as in the run that goes on"):
-        run(StockGrid(node_app(), 12), resume=True, clip_norm=2.0)
-    when = ""
-    result = run(StockGrid(node_app(), 12), resume=True)
-    entries = read_entries(tmp_path / "ledger.jsonl")
-    repeated = [1] if charged == 2 and [e.round for e in entries].count(1) == 2 else []
-    assert sorted(e.round for e in entries if e.purpose == MODEL_UPDATE) == sorted([0, 1, 2, 3, *repeated])
-    stated = json.loads((tmp_path / "privacy.json").read_text(encoding="utf-8"))
-    plan = NodePlan(**{**COMMON, "steps": 4})
-    assert stated["epsilon"]["upper"] == plan.epsilon(len(entries)).upper
-    lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["round"] for line in lines] == [0, 1, 2, 3, 4]
-    undisturbed = run(StockGrid(node_app(), 12), tmp_path / "undisturbed")
-    assert np.array_equal(values_of(result.arrays), values_of(undisturbed.arrays)) == (not repeated)
-    again = run(StockGrid(node_app(), 12), resume=True)
-    assert np.array_equal(values_of(again.arrays), values_of(result.arrays))
-
-
-def test_a_run_with_secure_noise_goes_on(tmp_path: Path) -> None:
-    seeds: dict[str, Any] = {"sampling_seed": None, "noise_seed": None, "resume": True}
-
-    class Failing(StockGrid):
-        def push_messages(self, messages: Iterable[Message]) -> list[Any]:
-            if self.asked and next(iter(messages)).metadata.group_id == "3":
-                raise Lost
-            return super().push_messages(messages)
-
-    with pytest.raises(Lost):
-        train(tmp_path, Failing(node_app(), 12), rounds=4, sampling_probability=0.9, **seeds)
-    ledger = (tmp_path / "ledger.jsonl").read_bytes()
-    (tmp_path / "ledger.jsonl").unlink()
-    with pytest.raises(InvalidInput, match="Put the ledger back"):
-        train(tmp_path, rounds=4, sampling_probability=0.9, **seeds)
-    (tmp_path / "ledger.jsonl").write_bytes(ledger)
-    train(tmp_path, rounds=4, sampling_probability=0.9, **seeds)
-    assert [entry.round for entry in read_entries(tmp_path / "ledger.jsonl")] == [0, 1, 2, 2, 3]
-    assert confirm_folder(tmp_path, (), as_json=True) == 0
-
-
-def test_a_run_that_kept_nothing_and_spent_all_trains_nothing(tmp_path: Path) -> None:
-    limit = NodePlan(**COMMON).epsilon(2).upper
-    settings: dict[str, Any] = {"epsilon": limit, "checkpoint_rounds": 0, "resume": True}
-
-    def evaluated(number: int, arrays: ArrayRecord) -> None:
-        if number == 2:
-            raise Lost
-
-    for reason in (Lost, Failure):
-        strategy = UserLevelDP(**{**SETTINGS, "output": tmp_path, **settings})
-        with pytest.raises(reason):
-            strategy.start(LocalGrid(node_app(), workers=12), initial_arrays(), num_rounds=4, evaluate_fn=evaluated)
-    assert len(read_entries(tmp_path / "ledger.jsonl")) == 2
-    assert not (tmp_path / "privacy.json").exists()
 
 
 def test_a_torch_model_comes_back_as_one(tmp_path: Path) -> None:
