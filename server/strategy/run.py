@@ -225,11 +225,16 @@ class NodeRun:
             self.checkpoints.join()
 
 
-def finished(path: Path, initial: ArrayRecord, layout: ArrayLayout) -> ArrayRecord | None:
-    """The arrays of a run that is finished; None of one that is not."""
+def finished(path: Path, settings: Settings, initial: ArrayRecord, layout: ArrayLayout) -> ArrayRecord | None:
+    """The arrays of a run that is finished; None of one that is not.
+
+    Raises:
+        InvalidInput: It is another run.
+    """
     folder = RunFolder(path, new=False)
     if not folder.finished:
         return None
+    require_same(folder.read_config()["identity"], settings.identity(layout))
     written = load_file(path / ARRAYS)
     vector = np.concatenate([written[name].astype(np.float64).ravel() for name in layout.shapes])
     return layout.filled(initial, vector)

@@ -195,7 +195,8 @@ class UserLevelDP(FedAvg):
             raise InvalidInput("initial_arrays", "not finite", "finite numbers")
         path = Path(self._output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-nodes").absolute()
         going_on = require_free(path, self._resume)
-        if going_on and (arrays := finished(path, initial_arrays, layout)) is not None:
+        settings = self._settings(plan)
+        if going_on and (arrays := finished(path, settings, initial_arrays, layout)) is not None:
             log.info("%s holds the finished run", path)
             return Result(arrays=arrays)
         self.summary()
@@ -215,16 +216,12 @@ class UserLevelDP(FedAvg):
         if self._rehearsal and not going_on:
             asking.rehearse(Clip(norm=plan.clip_norm), first, plan.population)
         begin = NodeRun.go_on if going_on else NodeRun.begin
-        with begin(path, self._settings(plan), layout, initial_arrays, nodes) as run:
+        with begin(path, settings, layout, initial_arrays, nodes) as run:
             self.run = run
             result = self._rounds(run, asking, evaluate_config or ConfigRecord(), evaluate_fn)
             statement = run.finish()
-        words = (
-            f"ε = {shown_above(statement.epsilon.upper)}, δ = {plan.delta:g}"
-            if statement.steps
-            else "Nothing is spent"
-        )
-        log.info("%s: %s says what that covers and what not", words, run.folder.privacy)
+        spent = shown_above(statement.epsilon.upper)
+        log.info("ε = %s, δ = %g: %s says what that covers and what not", spent, plan.delta, run.folder.privacy)
         log.info("Confirm it by a second method: python -m experiments.run account --check %s", path)
         return result
 
@@ -248,7 +245,7 @@ class UserLevelDP(FedAvg):
             result.arrays = result.arrays if arrays is None else arrays
             if metrics is not None:
                 result.train_metrics_clientapp[run.done] = metrics
-            log.info("[ROUND %d/%d] ε spent: %.3f", run.done, planned, run.epsilon)
+            log.info("[ROUND %d/%d] ε spent: %s", run.done, planned, shown_above(run.epsilon))
             self._evaluate_on_nodes(asking, result, evaluate_config)
             self._evaluate(run.done, result, evaluate_fn)
             silent = silent + 1 if statistics["units"] and not statistics.get("counted") else 0

@@ -62,6 +62,8 @@ def test_a_lost_run_goes_on_and_charges_what_it_repeats(tmp_path: Path, when: st
     assert [json.loads(line)["round"] for line in lines] == [0, 1, 2, 3, 4]
     undisturbed = run(StockGrid(node_app(), 12), tmp_path / "undisturbed")
     assert np.array_equal(values_of(result.arrays), values_of(undisturbed.arrays)) == (not repeated)
+    with pytest.raises(InvalidInput, match="as in the run that goes on"):
+        run(StockGrid(node_app(), 12), resume=True, clip_norm=2.0)
     again = run(StockGrid(node_app(), 12), resume=True)
     assert np.array_equal(values_of(again.arrays), values_of(result.arrays))
 
