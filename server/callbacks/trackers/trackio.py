@@ -40,7 +40,8 @@ class _Run:
 
     def close(self, finished: bool) -> None:
         with redirect_stdout(sys.stderr):
-            trackio.finish()  # of the run itself, the end of the process would finish it again
+            finish: Any = trackio.finish
+            finish()  # of the run itself, the end of the process would finish it again
 
 
 def begin(run: Opening) -> Tracked:
