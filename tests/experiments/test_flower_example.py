@@ -1,55 +1,26 @@
 """examples/flower_app under Flower's own command: an app that is not ours, trained with user-level DP."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
+from own_superlink import ROOT, flwr_run, own_superlink
 from safetensors.numpy import load_file
 
 from experiments.confirmation import confirm_folder
 from fedsim.plan.nodes import NodePlan
 from fedsim.privacy.ledger import read_entries
 
-ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "flower_app"
 
 
-@pytest.fixture
-def own_flower(tmp_path: Path) -> Iterator[Path]:
-    """A folder for Flower's own state; the SuperLink that `flwr run` leaves behind is stopped at the end."""
-    yield tmp_path
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("FLWR_HOME") == str(tmp_path):
-                process.kill()
-        except (psutil.AccessDenied, psutil.NoSuchProcess):
-            continue
-
-
-def test_the_example_trains_under_flwr_run(own_flower: Path) -> None:
-    output = own_flower / "out"
-    environment = {
-        **os.environ,
-        "FLWR_HOME": str(own_flower),
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "PYTHONPATH": str(ROOT),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    done = subprocess.run(
-        ["flwr", "run", ".", "--stream", "--federation-config", "num-supernodes=60",
-         "--run-config", f"output='{output}' num-server-rounds=4"],
-        cwd=EXAMPLE, env=environment, capture_output=True, text=True, timeout=400, check=False,
-    )  # fmt: skip
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
+def test_the_example_trains_under_flwr_run(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    settings = ("--run-config", f"output='{output}' num-server-rounds=4")
+    with own_superlink(tmp_path) as environment:
+        said = flwr_run(EXAMPLE, environment, "--federation-config", "num-supernodes=60", *settings)
+    assert (output / "privacy.json").exists(), said
     spent = [float(found) for found in re.findall(r"ε spent: ([0-9.]+)", said)]
     stated = json.loads((output / "privacy.json").read_text(encoding="utf-8"))
     assert len(spent) == len(read_entries(output / "ledger.jsonl")) == stated["steps"] == 4
