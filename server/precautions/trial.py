@@ -1,5 +1,6 @@
 """Training and export, tried out before anything is spent: what would fail after the last round fails here."""
 
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from fedsim.terminal import say
 from server.packing import Roster
 from server.results.run_folder import RunFolder
 from server.round import Round
+
+logger = logging.getLogger(__name__)
 
 ROWS = 2
 """Random rows, as long as a row may be, that each worker computes clipped gradients of."""
@@ -85,14 +88,35 @@ def try_out(grid: Grid, config: RunConfig, resources: Resources, folder: RunFold
 
 
 def _gradients(roster: Roster, row_tokens: int) -> None:
-    """Clipped gradients of random rows, on every worker. Some may fail, for others compute what they do not."""
+    """Clipped gradients of random rows, on every worker.
+
+    Those that fail are told of: the run can do without some, for others compute what they do not, and not without all.
+
+    Raises:
+        TrialFailed: There is none that can compute.
+    """
     content = TrialRequest(max_tokens=ROWS * row_tokens, seconds=0.0).to_record()
     workers = roster.workers()
     replies = list(roster.grid.send_and_receive([Message(content, worker, TRIAL) for worker in workers]))
-    failures = [(reply.error.reason or "no reason given").splitlines()[0] for reply in replies if reply.has_error()]
-    if failures and len(failures) == len(replies):
+    failed = dict.fromkeys(workers, "it did not answer")
+    for reply in replies:
+        worker = reply.metadata.src_node_id
+        if reply.has_error():
+            failed[worker] = (reply.error.reason or "no reason given").splitlines()[0].rstrip(".")
+        else:
+            failed.pop(worker, None)
+    if len(failed) >= len(workers):
+        reason = next(iter(failed.values()), "there is no worker")
         hint = "Look at --model.path, --engine.precision and --engine.max-tokens."
-        raise TrialFailed("training on random rows", failures[0].rstrip("."), hint)
+        raise TrialFailed("training on random rows", reason, hint)
+    for worker, reason in failed.items():
+        logger.warning(
+            "worker %d, tried before anything is spent, cannot compute: %s. The run goes on with the other %d, which "
+            "compute what it does not, round after round: stop it here if that is not what you want",
+            worker,
+            reason,
+            len(workers) - len(failed),
+        )
 
 
 def _export(loaded: LoadedModel, folder: RunFolder, as_loaded: np.ndarray) -> int:
