@@ -3,6 +3,7 @@
 import json
 import sqlite3
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +20,14 @@ class Found:
 
     Attributes:
         numbers: Of each round, by name, the last value that it was told.
+        times: How often it shows each of them.
         options: What it was told of the configuration.
         summary: What it was told at the end.
         status: How it says that the run ended, where it says so.
     """
 
     numbers: dict[int, dict[str, float]] = field(default_factory=dict)
+    times: Counter[tuple[int, str]] = field(default_factory=Counter)
     options: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     status: str = ""
@@ -34,6 +37,7 @@ class Found:
             self.summary[name.removeprefix("summary/")] = value
         else:
             self.numbers.setdefault(round, {})[name] = value
+            self.times[round, name] += 1
 
 
 @pytest.fixture
