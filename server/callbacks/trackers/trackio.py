@@ -39,9 +39,9 @@ class _Run:
         self._run.log({f"summary/{name}": value for name, value in outcome.items()}, step=self._rounds)
 
     def close(self, finished: bool) -> None:
+        finish: Any = trackio.finish  # of the run itself, the end of the process would finish it again
         with redirect_stdout(sys.stderr):
-            finish: Any = trackio.finish
-            finish()  # of the run itself, the end of the process would finish it again
+            finish()
 
 
 def begin(run: Opening) -> Tracked:
