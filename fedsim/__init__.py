@@ -52,6 +52,9 @@ _WHERE = {
     ),
     "fedsim.privacy.mechanisms.mechanism": ("MECHANISMS", "Mechanism"),
     "fedsim.sampling": ("SAMPLINGS", "Sampling"),
+    "server.callbacks": ("BegunRun", "Callback"),
+    "server.strategy": ("UserLevelDP",),
+    "clients.mod": ("user_level_clip_mod",),
 }
 """The names that there are, by the module that has them. This module alone imports what stands above it."""
 _MODULES = {name: module for module, names in _WHERE.items() for name in names}

@@ -1,15 +1,38 @@
 """What type checkers and editors see of the names that `fedsim` imports when they are first used."""
 
-from experiments.face.compare import compare as compare
-from experiments.face.fine_tune import fine_tune as fine_tune
-from experiments.face.outcomes import Compared as Compared
-from experiments.face.outcomes import FineTuned as FineTuned
-from experiments.face.outcomes import Swept as Swept
-from experiments.face.sweep import sweep as sweep
-from fedsim.clip import Clip as Clip
-from fedsim.config import RunConfig as RunConfig
-from fedsim.errors import Failure as Failure
-from fedsim.errors import InvalidInput as InvalidInput
+from clients.mod import (
+    user_level_clip_mod as user_level_clip_mod,
+)
+from experiments.face.compare import (
+    compare as compare,
+)
+from experiments.face.fine_tune import (
+    fine_tune as fine_tune,
+)
+from experiments.face.outcomes import (
+    Compared as Compared,
+)
+from experiments.face.outcomes import (
+    FineTuned as FineTuned,
+)
+from experiments.face.outcomes import (
+    Swept as Swept,
+)
+from experiments.face.sweep import (
+    sweep as sweep,
+)
+from fedsim.clip import (
+    Clip as Clip,
+)
+from fedsim.config import (
+    RunConfig as RunConfig,
+)
+from fedsim.errors import (
+    Failure as Failure,
+)
+from fedsim.errors import (
+    InvalidInput as InvalidInput,
+)
 from fedsim.gradients import (
     Batch as Batch,
 )
@@ -94,10 +117,29 @@ from fedsim.privacy.events import (
 from fedsim.privacy.events import (
     TruncatedPoissonSubsampledGaussian as TruncatedPoissonSubsampledGaussian,
 )
-from fedsim.privacy.mechanisms.mechanism import MECHANISMS as MECHANISMS
-from fedsim.privacy.mechanisms.mechanism import Mechanism as Mechanism
-from fedsim.rows import TokenRows as TokenRows
-from fedsim.sampling import SAMPLINGS as SAMPLINGS
-from fedsim.sampling import Sampling as Sampling
+from fedsim.privacy.mechanisms.mechanism import (
+    MECHANISMS as MECHANISMS,
+)
+from fedsim.privacy.mechanisms.mechanism import (
+    Mechanism as Mechanism,
+)
+from fedsim.rows import (
+    TokenRows as TokenRows,
+)
+from fedsim.sampling import (
+    SAMPLINGS as SAMPLINGS,
+)
+from fedsim.sampling import (
+    Sampling as Sampling,
+)
+from server.callbacks import (
+    BegunRun as BegunRun,
+)
+from server.callbacks import (
+    Callback as Callback,
+)
+from server.strategy import (
+    UserLevelDP as UserLevelDP,
+)
 
 __version__: str

@@ -114,7 +114,7 @@ def test_forecasts_are_relative_to_independent_noise_at_the_same_epsilon() -> No
     alone, four = forecasts_for(draft, 4, workload, epsilon=6.0)
     assert (alone.bands, alone.ratio, alone.release_ratio, alone.coefficients) == (1, 1.0, 1.0, (1.0,))
     assert alone.noise_multiplier == draft.calibrate(6.0).noise_multiplier
-    assert four.noise_multiplier == planned(bands="4").noise_multiplier
+    assert four.noise_multiplier == pytest.approx(planned(bands="4").noise_multiplier, rel=1e-4)
     assert four.ratio == pytest.approx(four.error / alone.error)
     assert four.release_ratio > four.noise_multiplier / alone.noise_multiplier
 

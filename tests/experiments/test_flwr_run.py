@@ -8,6 +8,7 @@ from small_flags import SMALL
 
 WATCHED = "trackers = '[\"tensorboard\"]'\n"
 
+
 def as_toml(flags: list[str]) -> str:
     """Command-line flags as the lines of a run-config file; --data.packages takes a list."""
     names, values = flags[::2], flags[1::2]

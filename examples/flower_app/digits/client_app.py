@@ -3,8 +3,8 @@
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients.mod import user_level_clip_mod
 from digits.task import load_data, train
+from fedsim import user_level_clip_mod
 
 app = ClientApp(mods=[user_level_clip_mod])
 

@@ -4,7 +4,7 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
 from digits.task import accuracy, first_weights, load_data
-from server.strategy import UserLevelDP
+from fedsim import UserLevelDP
 
 app = ServerApp()
 
