@@ -13,7 +13,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-CONSOLE = Console(stderr=True)
+CONSOLE = Console(stderr=True, force_jupyter=False)
 SPEAKERS = ("fedsim", "server", "clients", "experiments")
 """Loggers that are heard; what other libraries log is theirs to show."""
 SECONDS_BETWEEN_LINES = 10.0

@@ -43,12 +43,14 @@ class GroupedParts:
             "memory_limit": memory_limit,
             "temp_directory": str(scratch),
             "preserve_insertion_order": False,
-            "enable_progress_bar": False,
             # Each thread of the sort holds buffers of its own: more threads need more memory, and disks are few.
             "threads": 2,
         }
         for name, value in settings.items():
             self._connection.execute(f"SET {name} = ?", [value])
+        # In a notebook DuckDB refuses to be told where the package that would draw the bar is missing.
+        if self._connection.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
+            self._connection.execute("SET enable_progress_bar = false")
         self._examples = f"read_parquet({_quoted(folder / 'examples-*.parquet')})"
         self._users = f"read_parquet({_quoted(folder / 'users-*.parquet')})"
         self._token_type = token_type
