@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments.report.style import COLOURS, GREY, finish, save
+from experiments.report.figures.style import COLOURS, GREY, finish, save
 from fedsim.privacy.bounds import Bounds
 from fedsim.privacy.tradeoff import PrivacyCurve
 

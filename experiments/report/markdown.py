@@ -9,6 +9,11 @@ GAINS = (
     *("gain, predicted", "gain", "half the noise is worth"),
 )
 """What correlated noise promised and gained."""
+PREDICTED = (
+    *("ε", "B", "predicted", "ELS/ULS noise", "observed", "ELS − ULS loss"),
+    *("ULS G, pred. / obs.", "ELS G, pred. / obs."),
+)
+"""What the planner predicted, and what came out."""
 
 
 def write_markdown(
@@ -29,23 +34,24 @@ def write_markdown(
         gains: What correlated noise gained, under GAINS; may be empty.
         notes: The last paragraphs.
     """
-    predicted = [
-        (
-            f"{item['epsilon']:g}",
-            str(item["gradients_per_round"]),
-            item["predicted_winner"].upper(),
-            f"{item['predicted_els_over_uls_noise']:.2f}",
-            str(item["observed_winner"] or "one seed").upper(),
-            f"{item['observed_lead_of_uls']:+.4f}"
-            + ("" if item["observed_half_width"] is None else f" ± {item['observed_half_width']:.4f}"),
-            f"{item['predicted_uls_group_size']} / {item['observed_uls_group_size']}",
-            f"{item['predicted_els_group_size']} / {item['observed_els_group_size']}",
-        )
-        for item in outcomes
-    ]
-    heads = ("ε", "B", "predicted", "ELS/ULS noise", "observed", "ELS − ULS loss", "ULS G, pred. / obs.", "ELS G")
-    text = [table(headings, rows), table(heads, predicted), *([table(GAINS, gains)] if gains else []), *notes]
+    predicted = [predicted_row(outcome) for outcome in outcomes]
+    text = [table(headings, rows), table(PREDICTED, predicted), *([table(GAINS, gains)] if gains else []), *notes]
     path.write_text("\n\n".join(text) + "\n", encoding="utf-8")
+
+
+def predicted_row(outcome: dict[str, Any]) -> list[str]:
+    """Prediction beside outcome at one ε and compute, under PREDICTED."""
+    half = outcome["observed_half_width"]
+    return [
+        f"{outcome['epsilon']:g}",
+        f"{outcome['gradients_per_round']:,}",
+        outcome["predicted_winner"].upper(),
+        f"{outcome['predicted_els_over_uls_noise']:.2f}",
+        str(outcome["observed_winner"] or "one seed").upper(),
+        f"{outcome['observed_lead_of_uls']:+.4f}" + ("" if half is None else f" ± {half:.4f}"),
+        f"{outcome['predicted_uls_group_size']} / {outcome['observed_uls_group_size']}",
+        f"{outcome['predicted_els_group_size']} / {outcome['observed_els_group_size']}",
+    ]
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

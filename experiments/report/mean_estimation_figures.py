@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.report.style import COLOURS, finish, save
+from experiments.report.figures.style import COLOURS, finish, save
 
 STYLES = {
     "uls": ("ULS, best G", COLOURS["uls"], "-"),

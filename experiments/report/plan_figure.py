@@ -5,7 +5,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from experiments.report.style import COLOURS, finish, save
+from experiments.report.figures.style import COLOURS, finish, save
 from fedsim.plan import Plan, UserSizes
 from fedsim.planner import NormCurve, compare, predicted_noise
 

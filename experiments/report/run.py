@@ -1,15 +1,22 @@
 """The report of a run or a comparison: one HTML file that opens from disk, and the table of the terminal."""
 
 import json
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from experiments.report.curves import Curves, plot_run
-from experiments.report.page import write_page
-from experiments.report.times import times_table
+from experiments.report.arms.arm import Arm, arms_in, label
+from experiments.report.arms.glance import at_a_glance
+from experiments.report.arms.guarantee import guarantee
+from experiments.report.arms.not_private import alarms, not_private
+from experiments.report.arms.samples import read_samples, write_samples
+from experiments.report.arms.times import times_table
+from experiments.report.figures.curves import training_figures
+from experiments.report.page import write_page, written_later
 from experiments.together import FinishedRun, Together
 from fedsim.errors import InvalidInput
 from server.results.run_folder import RunFolder
@@ -48,62 +55,83 @@ def read_prediction(folder: Path) -> list[str]:
 
 
 def released_together(folder: Path) -> Together | None:
-    """What releasing the models of all arms of a comparison costs; None for a single one.
+    """What releasing the models of all finished arms of a comparison costs; None for a single one.
 
     Raises:
         InvalidInput: When the folder holds no finished run.
         LedgerDamaged: When a ledger is not what was written.
     """
-    arms = _arms(folder)
+    arms = sorted((path.parent for path in folder.glob("*/summary.json")), key=lambda arm: arm.name, reverse=True)
+    if not arms:
+        raise InvalidInput("folder", str(folder), "a folder with a finished run", "No summary.json was found in it.")
     if len(arms) < 2:
         return None
     return Together.of([FinishedRun.read(arm.name, arm) for arm in arms])
 
 
-def write_report(folder: Path) -> Path:
-    """Write report.html and its figures for a run folder, or for a comparison's folder of runs.
+def write_report(folder: Path, samples: Sequence[str] = ()) -> Path:
+    """Write report.html for a run folder, or for a comparison's folder of runs; of runs that go on, how far they are.
+
+    Args:
+        folder: The folder.
+        samples: Prompts that the models before and after training go on with; without any the report shows what is
+            there of an earlier time.
 
     Raises:
-        InvalidInput: When the folder holds no finished run.
+        InvalidInput: When the folder holds no run.
+        Failure: The disk refused the page: nothing else is missing.
     """
-    arms = [folder] if (folder / "summary.json").exists() else _arms(folder)
-    runs = [(RunFolder(arm), json.loads((arm / "summary.json").read_text(encoding="utf-8"))) for arm in arms]
-    curves: Curves = {label(summary): run.read_metrics() for run, summary in runs}
-    summaries = [summary for _, summary in runs]
-    together = None if arms == [folder] else released_together(folder)
-    figures = plot_run(curves, folder)
-    for run, summary in runs:
-        if run.path != folder:
-            plot_run({label(summary): run.read_metrics()}, run.path)
-    return write_page(
-        folder / "report.html",
-        "report.html",
-        figures,
-        title="User-level private fine-tuning",
-        verdict=verdict(summaries),
-        prediction=read_prediction(folder),
-        bands=noise_over_rounds(summaries),
-        columns=COLUMNS,
-        rows=[[format_value(key, summary.get(key)) for key in COLUMNS] for summary in summaries],
-        statements=[(label(summary), _statement(run)) for run, summary in runs],
-        gradients=[(label(summary), paths) for run, summary in runs if (paths := _gradient_paths(run))],
-        together="" if together is None else together.in_words(),
-        alarms=[(label(summary), alarm["in_words"]) for _, summary in runs for alarm in summary.get("alarms", [])],
-        not_private=[(label(summary), _not_private(run)) for run, summary in runs],
-        times=times_table(curves),
-        configs=[(label(summary), run.config.read_text(encoding="utf-8")) for run, summary in runs],
-    )
+    arms = arms_in(folder)
+    alone = arms[0].run.path == folder
+    again = f"python -m experiments.run report {shlex.quote(str(folder))}"
+    with written_later(folder, "the run itself" if alone else "the comparison itself", again):
+        if samples:
+            write_samples(arms, samples)
+        return write_page(
+            folder / "report.html",
+            "report.html",
+            training_figures({arm.name: arm.lines for arm in arms}),
+            **_words(folder, arms, alone),
+        )
 
 
-def label(summary: dict[str, Any]) -> str:
-    """An arm's name as people read it: the algorithm, and what sets it apart from plain Gaussian noise."""
-    mechanism = summary.get("mechanism", "gaussian")
-    title = str(summary["algorithm"]).upper()
-    if summary.get("epsilon", 0.0) is None:
-        return f"{title} without privacy"
-    bands = summary.get("bands", 1)
-    named = title if mechanism == "gaussian" else f"{title} {mechanism}"
-    return named if bands == 1 else f"{named} with {bands} bands"
+def _words(folder: Path, arms: list[Arm], alone: bool) -> dict[str, Any]:
+    """What the page says."""
+    finished = [(arm, arm.summary) for arm in arms if arm.summary is not None]
+    summaries = [summary for _, summary in finished]
+    together = released_together(folder) if not alone and len(finished) > 1 else None
+    private = [(arm.name, not_private(arm)) for arm in arms]
+    prediction, from_users = read_prediction(folder), _predicted_from_users(folder)
+    return {
+        "title": "User-level private fine-tuning",
+        "verdict": verdict(summaries) if summaries else "",
+        "unfinished": [(arm.name, arm.unfinished) for arm in arms if arm.unfinished],
+        "glance": at_a_glance(arms),
+        "outcome": outcome(arms),
+        "prediction": [] if from_users else prediction,
+        "bands": noise_over_rounds(summaries),
+        "samples": [(arm.name, found) for arm in arms if (found := read_samples(arm.run.path))],
+        "statements": [(arm.name, arm.statement, guarantee(arm.statement)) for arm in arms if arm.statement],
+        "as_json": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
+        "gradients": [(arm.name, paths) for arm in arms if (paths := _gradient_paths(arm.run))],
+        "together": "" if together is None else together.in_words(),
+        "alarms": [(arm.name, words) for arm in arms for words in alarms(arm, private=False)],
+        "not_private": [(name, sentence) for name, sentences in private for sentence in sentences],
+        "private_prediction": prediction if from_users else [],
+        "times": times_table({arm.name: arm.lines for arm in arms}),
+        "configs": [(arm.name, arm.run.config.read_text(encoding="utf-8")) for arm in arms],
+    }
+
+
+def outcome(arms: Sequence[Arm]) -> list[list[str]]:
+    """A heading, then what came out of each finished arm, a row a value."""
+    finished = [(arm.name, arm.summary) for arm in arms if arm.summary is not None]
+    rows = [
+        [heading, *(format_value(key, summary.get(key)) for _, summary in finished)]
+        for key, heading in COLUMNS.items()
+        if key.startswith("test_") or key in ("gradient_evaluations", "units_per_round", "weights")
+    ]
+    return [["", *(name for name, _ in finished)], *rows] if finished else []
 
 
 def verdict(summaries: list[dict[str, Any]]) -> str:
@@ -154,13 +182,6 @@ def format_value(key: str, value: Any) -> str:
     return f"{value:.4f}" if key.startswith("test_loss") else f"{value:.3f}"
 
 
-def _arms(folder: Path) -> list[Path]:
-    arms = sorted(path.parent for path in folder.glob("*/summary.json"))
-    if not arms:
-        raise InvalidInput("folder", str(folder), "a folder with a finished run", "No summary.json was found in it.")
-    return sorted(arms, key=lambda arm: arm.name, reverse=True)
-
-
 def _gradient_paths(run: RunFolder) -> list[dict[str, Any]]:
     """Which ways gradients took on the workers, and each way's layers; none of a run of an earlier version."""
     if not run.paths.exists():
@@ -168,23 +189,7 @@ def _gradient_paths(run: RunFolder) -> list[dict[str, Any]]:
     return list(json.loads(run.paths.read_text(encoding="utf-8"))["gradients"])
 
 
-def _statement(run: RunFolder) -> dict[str, Any]:
-    """The privacy statement, without what an audit of an earlier version put there of the run's own users."""
-    statement: dict[str, Any] = json.loads(run.privacy.read_text(encoding="utf-8"))
-    if "audit" in statement:
-        statement["audit"] = {key: value for key, value in statement["audit"].items() if key != "black_box"}
-    return statement
-
-
-def _not_private(run: RunFolder) -> list[str]:
-    """What the folder holds that was computed from training users without noise, a sentence each."""
-    lines = run.read_metrics()
-    statistics: dict[str, Any] = lines[-1].get("not_private", {}) if lines else {}
-    numbers = {key: value for key, value in statistics.items() if not isinstance(value, dict)}  # phases have a table
-    shown = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in numbers.items())
-    sentences = [f"last round: {shown}"] if shown else []
-    for path, holder in ((run.audit_not_private, None), (run.privacy, "audit")):
-        values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        found = (values if holder is None else values.get(holder, {})).get("black_box", ())
-        sentences += [f"audit ({path.name}): {finding['in_words']}" for finding in found]
-    return sentences
+def _predicted_from_users(folder: Path) -> bool:
+    """Whether the planner read private users' data without noise."""
+    path = folder / PREDICTION
+    return path.exists() and bool(json.loads(path.read_text(encoding="utf-8")).get("private_statistics"))

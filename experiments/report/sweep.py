@@ -6,9 +6,9 @@ from typing import Any
 
 from experiments.plan.words import from_private_data
 from experiments.prediction import Prediction
-from experiments.report.markdown import GAINS, write_markdown
-from experiments.report.page import write_page
-from experiments.report.sweep_figures import plot_group_sizes, plot_outcomes, several_group_sizes
+from experiments.report.figures.sweep import draw
+from experiments.report.markdown import GAINS, PREDICTED, predicted_row, write_markdown
+from experiments.report.page import write_page, written_later
 from experiments.sweep.points import ARM_TITLES
 from experiments.sweep.results import cells_of, cost_of_sweep, gains_of_bands, lead
 from experiments.together import Together
@@ -41,7 +41,22 @@ def write_sweep_report(
         predictions: The planner's, by (ε, gradients a round).
         failures: Last line of the traceback of each failed point, by name.
         chosen: Whether some points were trained because of what others gave.
+
+    Raises:
+        Failure: The disk refused: nothing but the report is missing.
     """
+    with written_later(folder, "the sweep itself", "the command of the sweep: finished points are not run again"):
+        return _write(folder, rows, finished, predictions, failures, chosen)
+
+
+def _write(
+    folder: Path,
+    rows: list[dict[str, Any]],
+    finished: list[dict[str, Any]],
+    predictions: dict[tuple[float, int], Prediction],
+    failures: dict[str, str],
+    chosen: bool,
+) -> Path:
     cells = cells_of(rows)
     pretrained = sum(row["test_loss_before"] for row in rows) / len(rows)
     cost = cost_of_sweep(folder, finished, chosen)
@@ -49,7 +64,6 @@ def write_sweep_report(
     compared = [outcome(cells, key, prediction) for key, prediction in sorted(predictions.items())]
     outcomes = [item for item in compared if item is not None]
     gains = gains_of_bands(cells)
-    figures = draw(folder, cells, pretrained)
     cost_words = cost_in_words(cost, free)
     write_json(
         folder / RESULTS,
@@ -72,39 +86,19 @@ def write_sweep_report(
     return write_page(
         folder / "report.html",
         "sweep.html",
-        figures,
+        draw(folder, cells, pretrained),
         title="ULS and ELS at fixed compute",
         headings=HEADINGS,
         rows=table,
         pretrained=f"{pretrained:.4f}",
-        outcomes=outcomes,
+        prediction_headings=PREDICTED,
+        predictions=[predicted_row(item) for item in outcomes],
         gain_headings=GAINS,
         gains=correlated,
         cost=cost_words,
         predicted=predicted,
         failures=failures,
     )
-
-
-def draw(folder: Path, cells: list[dict[str, Any]], pretrained: float) -> dict[str, Path]:
-    """The figures, by caption; none against an axis on which there is a single place."""
-    axes = {"epsilon": "user-level ε", "gradients_per_round": "gradient evaluations a round"}
-    figures: dict[str, Path] = {}
-    for against, label in axes.items():
-        if len({cell[against] for cell in cells if cell["arm"] != "nonprivate"}) < 2:
-            continue
-        short = "epsilon" if against == "epsilon" else "compute"
-        path = plot_outcomes(cells, pretrained, against, label, folder / f"loss_against_{short}.png")
-        figures[f"Loss on held-out users against {short}; intervals of 95 % over seeds"] = path
-        path = plot_outcomes(
-            cells, pretrained, against, label, folder / f"perplexity_against_{short}.png", math.exp, "perplexity"
-        )
-        figures[f"Perplexity on held-out users against {short}"] = path
-    if tried := several_group_sizes(cells):
-        figures["Loss by group size; intervals of 95 % over seeds"] = plot_group_sizes(
-            tried, folder / "group_sizes.png"
-        )
-    return figures
 
 
 def outcome(cells: list[dict[str, Any]], key: tuple[float, int], prediction: Prediction) -> dict[str, Any] | None:

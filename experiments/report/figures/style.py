@@ -11,10 +11,14 @@ from matplotlib.figure import Figure
 
 COLOURS = {"uls": "#0b6e99", "els": "#c4571a", "nonprivate": "#3a7d44"}
 """By arm."""
-OTHER_COLOURS = ("#7b4fa3", "#3a7d44", "#b0892b", "#a83a5b", "#4d4d4d")
+OTHER_COLOURS = ("#7b4fa3", "#3a7d45", "#b0892b", "#a83a5b", "#4d4d4d")
 """Of arms that have none of their own, in turn; unlike those that have."""
 GREY = "#777777"
 """What others are compared with: the pre-trained model, a guess."""
+SIZE = (5.4, 3.5)
+"""Of a figure with one panel, inches: as wide as a telephone's page, so that its words can be read there."""
+
+plt.rcParams["text.parse_math"] = False  # names that people give may hold a dollar
 
 
 def finish(axes: Axes, *, legend: bool = True) -> None:

@@ -1,0 +1,1 @@
+"""What a page says of each run: an arm of a comparison, or the only one."""

@@ -1,0 +1,1 @@
+"""Figures of pages: drawn once, put into the page as vectors whose colours follow the reader's."""
