@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fedsim import phases
+from fedsim.clip import Clip
 from fedsim.engine.exact import dequantise, resolution_for
 from fedsim.engine.same_inputs import Inputs
 from fedsim.engine.work import Gathered, Vector, Work, on_host
@@ -20,7 +21,7 @@ from fedsim.plan import Plan
 from fedsim.privacy.accountant import epsilon_bounds
 from fedsim.privacy.events import Composed, Event
 from fedsim.privacy.ledger import MODEL_UPDATE, NOTHING, LedgerEntry, merged
-from fedsim.release import CHAIN, LEFT, Chain, Kept, Release, ReleaseLog, ReleasesLost, under
+from fedsim.release import CHAIN, LEFT, Chain, Kept, Release, ReleaseLog, ReleasesLost, release_norms, under
 from fedsim.rows import UserView
 from server.identity import Seeds
 from server.optimizer import ServerOptimizer
@@ -142,6 +143,7 @@ class Round:
 
     Attributes:
         phases: Where rounds' time goes.
+        norms: How much of the last release is noise (release_norms).
     """
 
     def __init__(
@@ -169,6 +171,7 @@ class Round:
         self.inputs = inputs
         self.log = log if release.correlated else None
         self.phases = phases.Phases()
+        self.norms: dict[str, float] = {}
         self._known_chain: tuple[tuple[int, int], Chain] | None = None
         self._unit_ids = plan.unit_ids(users, seeds.sampling)
         self._population = plan.population_of(users, seeds.sampling)
@@ -197,17 +200,17 @@ class Round:
         begins = 0 if self.log is None else self._chain(number).begins
         if self.release.correlated and number == begins:
             self.release.begin_chain(number, attempt)
+        clip = self.release.clip
         if (kept := self._kept(number)) is not None:
             if self._to_be_charged(number):
                 self.budget.charge(number)
             self.release.repeat(kept, self.parameters, number, attempt)
             self._leave(number, kept)
-            self._step(number, kept.mean)
+            self._step(number, kept.mean, clip)
             return {}
         with self.phases.of(phases.SAMPLING):
             units, following = self.units(number), self._following(number)
             costs, next_costs = self._costs(units), self._costs(following)
-        clip = self.release.clip
         resolution = resolution_for(clip, self.plan.population) if self.exact else 0.0
         request = Work(
             plan=self.plan.to_json(),
@@ -235,7 +238,7 @@ class Round:
         if self.log is not None:
             with self.phases.of(phases.CHECKPOINT):
                 self._leave(number, self.release.kept(mean))
-        self._step(number, mean)
+        self._step(number, mean, clip)
         return statistics
 
     def affords(self, number: int) -> bool:
@@ -252,7 +255,8 @@ class Round:
         """The units of the round after this one, none after the last, for workers to get ready."""
         return self.units(number + 1) if number + 1 < self.plan.steps else np.empty(0, dtype=np.int64)
 
-    def _step(self, number: int, mean: Vector) -> None:
+    def _step(self, number: int, mean: Vector, clip: Clip) -> None:
+        self.norms = release_norms(self.release, mean, clip, number - self.release.chain_state[0])
         with self.phases.of(phases.OPTIMIZER):
             self.optimizer.step(mean)
             if not self.optimizer.finite:

@@ -281,7 +281,7 @@ class Training:
             clip_norm=self.job.round.release.clip_norm,
             epsilon=self.budget.epsilon(),
             not_private=of_training_users(statistics, seconds) if self.job.training_metrics else {},
-        )
+        ) | (self.job.round.norms if self.round else {})
 
     def _tell(self, record: dict[str, Any]) -> None:
         """Write a round's record, and tell callbacks of it."""

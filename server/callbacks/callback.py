@@ -62,8 +62,9 @@ class Callback:
         Args:
             record: What metrics.jsonl holds of it, a copy: "round" (0 is the model before training), "epsilon" (None
                 where there is no guarantee), "gradient_evaluations", "learning_rate", "clip_norm", "not_private"
-                (empty where metrics of training users are kept out); and where the model was measured, "loss",
-                "perplexity", "accuracy", "weights".
+                (empty where metrics of training users are kept out); of a round with noise "released_norm", and where
+                that is Gaussian "noise_norm"; and where the model was measured, "loss", "perplexity", "accuracy",
+                "weights".
         """
 
     def on_end(self, summary: dict[str, Any]) -> None:

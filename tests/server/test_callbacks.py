@@ -82,7 +82,8 @@ def test_records_are_the_lines_of_metrics_one_a_round(tmp_path: Path) -> None:
     always = {"round", "epsilon", "gradient_evaluations", "learning_rate", "clip_norm", "not_private"}
     for line in lines:
         measured = {"loss", "perplexity", "accuracy", "weights"} if line["round"] in (0, 2, 4, 5) else set()
-        assert set(line) == always | measured
+        released = {"released_norm", "noise_norm"} if line["round"] else set()
+        assert set(line) == always | measured | released
     spent = [line["epsilon"] for line in lines]
     assert spent == sorted(spent)
     assert spent[0] == 0 < spent[1]

@@ -78,7 +78,8 @@ def _tuned(arm: Arm) -> Any:
 
 def _texts(loaded: Any, prompts: Sequence[str]) -> list[str]:
     """The same seed for both models: they differ by their weights alone."""
-    from fedsim.models.generate import Decoding, continued
+    from fedsim.models.decoding import Decoding
+    from fedsim.models.generate import continued
 
     decoding = Decoding(max_new_tokens=LENGTH, temperature=0.8, top_p=0.95, seed=0)
     return [continued(loaded, prompt, decoding, place)[0] for place, prompt in enumerate(prompts)]
