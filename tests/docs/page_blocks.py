@@ -9,7 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = ("bash", "console", "python", "text")
 MARKS = ("needs", "run by", "given", "then", "smaller", "exit", "varies")
-NEEDS = ("a GPU", "two machines", "the hub", "the corpora", "a clone")
+CLONE = "a clone"
+NEEDS = ("a GPU", "two machines", "the hub", "the corpora", CLONE)
 """What a reader needs and a test has not. A number of minutes is the other thing that a block can need."""
 
 _COMMENT = re.compile(r"<!--\s*(.*?)\s*-->", re.DOTALL)
@@ -47,8 +48,13 @@ class Block:
         """How long it takes, where it says so; infinite where another test runs it or it needs what no test has."""
         if "run by" in self.marks:
             return float("inf")
-        needed = self.marks.get("needs", ())
-        return max((_minutes(one) for one in needed), default=0.0)
+        needed = [one for one in self.marks.get("needs", ()) if one != CLONE]
+        return max(map(_minutes, needed), default=float("inf") if self.in_clone else 0.0)
+
+    @property
+    def in_clone(self) -> bool:
+        """Whether it is for the root of a clone; such a block is run only where it says how long it takes."""
+        return CLONE in self.marks.get("needs", ())
 
     def faults(self) -> Iterator[str]:
         """Why nobody would know what to do with this block."""

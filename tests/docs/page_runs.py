@@ -79,7 +79,7 @@ class Reader:
         )
         done = subprocess.run(
             ["bash", "-c", script],
-            cwd=self.folder,
+            cwd=ROOT if block.in_clone else self.folder,
             env=self._environment(block, "FINISHED_RUN" in script),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

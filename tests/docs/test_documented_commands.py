@@ -82,7 +82,7 @@ def test_blocks_run_and_print_what_the_page_shows(page: Path, reader: Reader) ->
 
 
 @pytest.mark.parametrize("command", [line for page in pages() for line in re.findall(r"^make .*", "\n".join(
-    block.text for block in blocks(page) if "a clone" in block.marks.get("needs", ())), re.MULTILINE)])  # fmt: skip
+    block.text for block in blocks(page) if block.in_clone), re.MULTILINE)])  # fmt: skip
 def test_make_has_the_targets_that_pages_name(command: str) -> None:
     dry = subprocess.run(
         ["bash", "-c", command.replace("make ", "make --dry-run ", 1)],
