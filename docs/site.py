@@ -55,12 +55,14 @@ def face() -> str:
     sys.path.insert(0, str(ROOT))
     import fedsim
 
-    sections = []
-    for name in sorted(getattr(fedsim, "__all__", ()), key=str.lower):
-        value = getattr(fedsim, name)
-        if getattr(value, "__module__", "").partition(".")[0] in OURS and hasattr(value, "__qualname__"):
-            sections.append(f"\n\n::: {value.__module__}.{value.__qualname__}\n")
-    return "".join(sections)
+    values = [getattr(fedsim, name) for name in sorted(getattr(fedsim, "__all__", ()), key=str.lower)]
+    places = [
+        f"{value.__module__}.{value.__qualname__}"
+        for value in values
+        if getattr(value, "__module__", "").partition(".")[0] in OURS and hasattr(value, "__qualname__")
+    ]
+    places.sort(key=lambda place: not place.startswith("experiments."))  # what trains comes first
+    return "".join(f"\n\n::: {place}\n" for place in places)
 
 
 class Page(HTMLParser):
