@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments.report.figures.style import COLOURS, GREY, finish, save
+from experiments.report.figures.style import COLOURS, GREY, blank, finish, save
 from fedsim.privacy.bounds import Bounds
 from fedsim.privacy.tradeoff import PrivacyCurve
 
@@ -23,7 +22,7 @@ def plot_guarantee(curve: PrivacyCurve, delta: float, epsilon: Bounds, title: st
         title: What was accounted.
         path: Where the PNG goes; missing folders are made.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained")
+    figure, (left, right) = blank(1, 2, size=(9.6, 4.2))
     _draw_epsilon(left, curve, delta, epsilon)
     _draw_tradeoff(right, curve)
     figure.suptitle(title, fontsize=11)

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.report.figures.style import COLOURS, finish, save
+from experiments.report.figures.style import COLOURS, blank, finish, save
 
 STYLES = {
     "uls": ("ULS, best G", COLOURS["uls"], "-"),
@@ -17,7 +16,7 @@ STYLES = {
 
 def plot_sweep(rows: list[dict[str, Any]], against: str, label: str, path: Path) -> Path:
     """Error against one coordinate: lines are the closed form, points the simulation with 95 % intervals."""
-    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    figure, axes = blank(size=(6.4, 4.0))
     for arm, (name, colour, style) in STYLES.items():
         own = [row for row in rows if row["arm"] == arm]
         places = [row[against] for row in own]
@@ -62,7 +61,7 @@ def plot_map(rows: list[dict[str, Any]], path: Path) -> Path:
             grid[place] = row[f"els{suffix}"] / row[f"uls{suffix}"]
         ratios.append(grid)
     reach = max(float(np.nanmax(np.abs(np.log2(grid)))) for grid in ratios)
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.0), layout="constrained", sharey=True)
+    figure, axes = blank(1, 2, size=(9.6, 4.0), sharey=True)
     for spot, grid, (_, title) in zip(axes, ratios, panels, strict=True):
         image = spot.imshow(np.log2(grid), origin="lower", cmap="PuOr_r", vmin=-reach, vmax=reach, aspect="auto")
         for (y, x), value in np.ndenumerate(grid):

@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-
-from experiments.report.figures.style import COLOURS, finish, save
+from experiments.report.figures.style import COLOURS, blank, finish, save
 from fedsim.plan import Plan, UserSizes
 from fedsim.planner import NormCurve, compare, predicted_noise
 
@@ -14,7 +12,7 @@ STYLES = {"measured": "-", "assumed": "-", "aligned": "--", "orthogonal": ":"}
 
 def plot_plan(plans: Sequence[Plan], sizes: UserSizes, curves: Sequence[NormCurve], path: Path) -> Path:
     """Noise of the released mean, in units of one example's gradient norm, on logarithmic axes."""
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    figure, axes = blank(size=(6.4, 4.2))
     verdicts = [compare(plans, sizes, curve) for curve in curves]
     els = [plan for plan in plans if plan.name == "els"]
     axes.plot(

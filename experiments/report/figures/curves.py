@@ -4,12 +4,11 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.report.figures.style import COLOURS, GREY, OTHER_COLOURS, SIZE, finish
+from experiments.report.figures.style import COLOURS, GREY, OTHER_COLOURS, blank, finish
 from experiments.report.figures.vector import Drawing, vector
 
 Line = dict[str, Any]
@@ -214,7 +213,7 @@ def _pretrained(axes: Axes, curves: Curves) -> None:
 
 
 def _axes() -> tuple[Figure, Axes]:
-    figure, axes = plt.subplots(figsize=SIZE, layout="constrained")
+    figure, axes = blank()
     return figure, axes
 
 

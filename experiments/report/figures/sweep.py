@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.report.figures.style import COLOURS, GREY, finish, save
+from experiments.report.figures.style import COLOURS, GREY, blank, finish, save
 from experiments.report.figures.vector import Drawing, vector
 from experiments.sweep.points import ARM_TITLES
 
@@ -114,7 +113,7 @@ def plot_outcomes(
     short = "ε" if against == "epsilon" else "compute"
     caption = f"{what} on held-out users against {short}; intervals of 95 % over seeds"
     alt = f"{caption}. {_told(shown, value)}"
-    svg = vector(figure, alt, points, close=False)
+    svg = vector(figure, alt, points)
     save(figure, path)
     headings = [*NUMBERS[:4], *(("loss", "± 95 %") if value_label == LOSS else ("loss", "± 95 %", value_label))]
     rows = [_numbers(cell) + ([] if value_label == LOSS else [f"{value(cell['best']['loss']):.2f}"]) for cell in shown]
@@ -144,7 +143,7 @@ def plot_group_sizes(cells: list[Cell], path: Path) -> Drawing:
     _legend(figure, spots)
     caption = "Loss by group size; intervals of 95 % over seeds"
     alt = f"{caption}. {_told(shown, lambda loss: loss)}"
-    svg = vector(figure, alt, points, close=False)
+    svg = vector(figure, alt, points)
     save(figure, path)
     rows = [_numbers(cell) for cell in shown]
     return Drawing(caption=caption, alt=alt, svg=svg, headings=NUMBERS, rows=rows, broad=len(panels) > 1)
@@ -165,7 +164,7 @@ def _grid(panels: int) -> tuple[Figure, list[Axes]]:
     columns = min(COLUMNS, panels)
     rows = math.ceil(panels / columns)
     size = (PANEL[0] * columns, 0.4 + PANEL[1] * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", sharey=True, squeeze=False)
+    figure, axes = blank(rows, columns, size=size, sharey=True, squeeze=False)
     for spot in axes.flat[panels:]:
         spot.set_visible(False)
     for spot in axes.flat:

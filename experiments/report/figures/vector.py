@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-import matplotlib.pyplot as plt
+import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from experiments.report.figures.style import COLOURS, GREY, OTHER_COLOURS
+from experiments.report.figures.style import COLOURS, GREY, OTHER_COLOURS, spell_out
 
 SVG = "http://www.w3.org/2000/svg"
 HREF = "{http://www.w3.org/1999/xlink}href"
@@ -52,23 +52,21 @@ class Drawing:
     broad: bool = False
 
 
-def vector(figure: Figure, alt: str, points: Mapping[str, Sequence[str]], *, close: bool = True) -> Markup:
+def vector(figure: Figure, alt: str, points: Mapping[str, Sequence[str]]) -> Markup:
     """A figure as an SVG element for a page.
 
     Args:
         figure: The figure; its lines have the ids (set_gid) that `points` speaks of.
         alt: What is to be seen.
         points: By a line's id, the text of each of its markers, in order.
-        close: Free the figure.
 
     Raises:
         KeyError: The figure has a colour that the page does not know, and that might vanish on its background.
     """
     buffer = io.StringIO()
-    with plt.rc_context({"svg.fonttype": "none"}):
+    spell_out(figure)
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", transparent=True)
-    if close:
-        plt.close(figure)
     root = ElementTree.fromstring(buffer.getvalue().encode())
     for metadata in root.findall(f"{{{SVG}}}metadata"):
         root.remove(metadata)
