@@ -1,6 +1,8 @@
 """The scripts and notebooks of examples/, run as their readers would."""
 
+import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -27,9 +29,9 @@ def model(tmp_path: Path) -> Path:
     library.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=library, eos_token="[END]", pad_token="[END]")
     tokenizer.save_pretrained(tmp_path / "tiny")
-    GPT2LMHeadModel(GPT2Config(vocab_size=len(words), n_positions=64, n_embd=16, n_layer=1, n_head=2)).save_pretrained(
-        tmp_path / "tiny"
-    )
+    sizes = {"n_positions": 64, "n_embd": 16, "n_layer": 1, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+    shape = GPT2Config(vocab_size=len(words), **sizes)
+    GPT2LMHeadModel(shape).save_pretrained(tmp_path / "tiny")
     return tmp_path / "tiny"
 
 
@@ -44,8 +46,8 @@ def run(script: str, *arguments: str, folder: Path) -> str:
 
 def test_own_text(model: Path, tmp_path: Path) -> None:
     posts = tmp_path / "posts.jsonl"
-    rows = [f'{{"user_id": {i % 60}, "text": "A short note about the budget: it is going well."}}\n' for i in range(600)]
-    posts.write_text("".join(rows), encoding="utf-8")
+    rows = runpy.run_path(str(EXAMPLES / "own_text.py"))["made_up"]()
+    posts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     printed = run("own_text.py", str(posts), str(model), folder=tmp_path)
     assert "round 8: held-out loss" in printed
     assert "ε ≤ 8" in printed
