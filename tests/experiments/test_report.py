@@ -93,7 +93,7 @@ def test_arms_that_compute_unlike_are_compared_by_compute(figures: list[Figure])
 def test_noise_and_signal_of_releases_are_told_apart(figures: list[Figure]) -> None:
     lines = [line | {"released_norm": 5.0, "noise_norm": 3.0} for line in A_LINE_A_ROUND[1:]]
     drawing = curves.training_figures({"ULS": [A_LINE_A_ROUND[0], *lines]})[-1]
-    assert "Share of signal: ULS 64%" in drawing.alt
+    assert "Share of signal: ULS 64.0%" in drawing.alt
     released, noise = figures[-1].axes[0].get_lines()
     assert (set(released.get_ydata()), set(noise.get_ydata())) == ({5.0}, {3.0})
 

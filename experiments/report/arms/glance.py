@@ -75,11 +75,6 @@ def _model(arm: Arm) -> str:
     return told + kind + (f", LoRA of rank {rank}" if rank else "")
 
 
-def _parameters(arm: Arm) -> str:
-    count = (arm.summary or {}).get("parameters")
-    return DASH if count is None else f"{count:,}"
-
-
 def _rate(arm: Arm) -> str:
     rate = (arm.summary or {}).get("peak_learning_rate") or arm.settings.get("optimizer.learning-rate")
     schedule = arm.settings.get("optimizer.schedule", "constant")
@@ -128,7 +123,6 @@ FACTS: dict[str, Callable[[Arm], str]] = {
     "held-out users, not protected": _held_out,
     "data": _data,
     "model": _model,
-    "trained parameters": _parameters,
     "noise multiplier σ": _noise,
     "a user's contribution": _contribution,
     "rounds": _rounds,

@@ -154,7 +154,7 @@ def noise_against_rounds(curves: Curves) -> Drawing:
             f"{name}, round {line['round']}: released {line['released_norm']:.4g}, noise {line['noise_norm']:.4g}"
             for line in lines
         ]
-        shares.append(f"{name} {_share(lines):.0%}")
+        shares.append(f"{name} {_share(lines):.1%}")
     longest = max(max(line["released_norm"], line["noise_norm"]) for lines in curves.values() for line in lines)
     axes.set_ylim(0, 1.1 * longest)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
