@@ -10,6 +10,7 @@ from typing import Any, get_args
 from experiments.face.outcomes import Compared, FineTuned
 from experiments.resume import how_to_go_on
 from fedsim.config import Average, PlanConfig, RunConfig, to_flat
+from fedsim.errors import InvalidInput
 from fedsim.plan import ALGORITHMS, Algorithm
 from fedsim.plan.bands import AUTO
 from fedsim.privacy.mechanisms import MECHANISMS, QuantileClip
@@ -66,13 +67,20 @@ class Compare(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.algorithms or len(set(self.algorithms)) < len(self.algorithms):
+            raise InvalidInput("algorithms", self.algorithms, "uls, els or both, each once")
+        require_positive("l1-clip-norm", self.l1_clip_norm)
         for algorithm in ALGORITHMS:
             tuned: ArmConfig = getattr(self, algorithm)
             require_at_least(f"{algorithm}.group-size", tuned.own("group_size", 1), 1)
             require_positive(f"{algorithm}.clip-norm", tuned.own("clip_norm", 1.0))
             require_positive(f"{algorithm}.learning-rate", tuned.own("learning_rate", 1.0))
         for mechanism in self.mechanisms:
-            self._released_by(self.plan, mechanism)
+            try:
+                self._released_by(self.plan, mechanism)
+            except InvalidInput as error:
+                named = "mechanisms" if error.field == "plan.mechanism" else error.field
+                raise InvalidInput(named, error.value, error.allowed, error.hint) from None
 
     def arm(self, algorithm: Algorithm, output: Path, mechanism: str | None = None) -> RunConfig:
         """The configuration of one arm, writing to its own folder inside output."""

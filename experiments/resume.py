@@ -25,6 +25,8 @@ def resumed(kind: type, arguments: list[str]) -> Any | None:
 
     if not issubclass(kind, RunConfig):
         raise InvalidInput("resume", folder, "given to train or compare")
+    if not folder:
+        raise InvalidInput("resume", folder, "the folder of a run")
     run = RunFolder(folder, new=False)
     config = stored_config(kind, run.read_config(), folder)
     return dataclasses.replace(config, resume=folder, output=folder)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from fedsim.disk import require_writable_file
 from fedsim.privacy.mechanisms.laplace.search import NoiseTarget, read_noise_file, search_noise
 from fedsim.validation import require_at_least
 
@@ -34,6 +35,7 @@ class SearchNoise:
 
     def __post_init__(self) -> None:
         require_at_least("generations", self.generations, 0)
+        require_writable_file(Path(self.output))
 
     def run(self) -> int:
         """Search, write the file, read it back and print how it compares."""
@@ -44,6 +46,7 @@ class SearchNoise:
             query=self.query,
             within=self.within,
         )
+        Path(self.output).parent.mkdir(parents=True, exist_ok=True)
         search_noise(target, seed=self.seed, generations=self.generations).write(Path(self.output))
         found = read_noise_file(self.output)
         print(f"{self.output}: δ({self.epsilon:g}) = {found.delta:.3g}, checked again from the file")

@@ -37,22 +37,38 @@ def require_writable(folder: Path, field: str = "output") -> None:
     Raises:
         InvalidInput: It is a file, or in one, or the operating system refuses a file where it is to be.
     """
+    if (reason := _refusal(folder)) is not None:
+        raise InvalidInput(field, str(folder), "a folder that can be written", f"{reason}.")
+
+
+def require_writable_file(file: Path, field: str = "output") -> None:
+    """The same of a file whose folder is, or will be made, beside it; one that is there is written over.
+
+    Raises:
+        InvalidInput: It is a folder, or cannot be written where it is to be.
+    """
+    reason = "There is a folder of that name" if file.is_dir() else _refusal(file.parent)
+    if reason is not None:
+        raise InvalidInput(field, str(file), "a file that can be written", f"{reason}.")
+
+
+def _refusal(folder: Path) -> str | None:
     try:
         place, missing = folder.absolute(), []
         while not os.path.lexists(place):
             missing.append(place.name)
             place = place.parent
         if not place.is_dir():
-            raise OSError(errno.ENOTDIR, f"There is a file, {place}")
+            return f"There is a file, {place}"
         longest = os.pathconf(place, "PC_NAME_MAX")
         if any(len(os.fsencode(name)) > longest for name in missing):
-            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+            return os.strerror(errno.ENAMETOOLONG)
         if "\0" in str(folder):
-            raise OSError(errno.EINVAL, "No name has a character of value 0")
+            return "No name has a character of value 0"
         with tempfile.TemporaryFile(dir=place):  # without a name, where the file system can: gone however this ends
-            pass
+            return None
     except OSError as error:
-        raise InvalidInput(field, str(folder), "a folder that can be written", f"{error.strerror}.") from None
+        return error.strerror or str(error)
 
 
 def gigabytes(size: int) -> str:

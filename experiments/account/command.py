@@ -11,6 +11,7 @@ from typing import Any, Literal
 from experiments.account.bands import bands_from, least_noise, most_bands, noise_left
 from experiments.account.words import PARAMETERS, as_row, dashed, finite, in_words, shown
 from experiments.confirmation import confirm_folder
+from fedsim.disk import require_writable_file
 from fedsim.errors import InvalidInput
 from fedsim.plan import ALGORITHMS, Algorithm
 from fedsim.plan.bands import AUTO, candidates_for, candidates_within
@@ -286,6 +287,8 @@ class Account:
             require_positive("target-epsilon", self.target_epsilon)
         if self.plot is not None and self.plot.suffix.lower() != ".png":
             raise InvalidInput("plot", str(self.plot), "a file name that ends with .png")
+        if self.plot is not None:
+            require_writable_file(self.plot, "plot")
         if (self.algorithm, self.sampling) not in STEPS:
             allowed = " or ".join(sampling for algorithm, sampling in STEPS if algorithm == self.algorithm)
             raise InvalidInput("sampling", self.sampling, f"{allowed} for {self.algorithm}")

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsim.config import PlanConfig, RunConfig
+from fedsim.disk import require_writable_file
 from fedsim.errors import Failure, InvalidInput
 from fedsim.plan import Plan, UserSizes, plan_from_values
 from fedsim.privacy.audit.result import AuditFinding, Promise
@@ -72,6 +73,10 @@ class Audit:
     def run(self) -> int:
         """Check, attack, print both, write the findings; returns 1 if the guarantee or a promise does not hold."""
         from experiments.audit.attacks import attacks
+
+        for name in ("output", "not_private_output"):
+            if (file := getattr(self, name)) is not None:
+                require_writable_file(Path(file), name.replace("_", "-"))
         from experiments.audit.promises import promises
 
         seed = secrets.randbits(62) if self.seed is None else self.seed
@@ -101,6 +106,7 @@ class Audit:
         }
         output = self.output or (None if folder is None else str(folder.path / "audit.json"))
         if output is not None:
+            Path(output).parent.mkdir(parents=True, exist_ok=True)
             write_json(Path(output), report)
         if folder is not None and users is not None:
             _attach(folder, report)  # the rest takes longer and may fail: what canaries found is written by then

@@ -24,7 +24,7 @@ from fedsim.disk import require_writable
 from fedsim.errors import InvalidInput
 from fedsim.plan import ALGORITHMS, Plan, UserSizes
 from fedsim.planner import Target, calibrated_plans
-from fedsim.validation import require_at_least
+from fedsim.validation import require_at_least, require_positive
 from server.results.run_folder import new_output_folder, write_json
 
 ARMS = {name: f"{kind.title}, best G" for name, kind in ALGORITHMS.items()} | {
@@ -85,6 +85,8 @@ class MeanEstimation:
         for name in ("epsilons", "compute", "diversities", "group_sizes"):
             if not getattr(self, name):
                 raise InvalidInput(name.replace("_", "-"), (), "at least one value")
+            for value in () if name == "diversities" else getattr(self, name):
+                require_positive(name.replace("_", "-"), value)
 
     def run(self) -> int:
         """Run the sweep, write results.json and the figures, print the table; 1 if simulation and theory disagree."""

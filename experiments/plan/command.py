@@ -25,7 +25,7 @@ from fedsim.planner import (
     what_if,
 )
 from fedsim.privacy.events import Adjacency
-from fedsim.validation import require_positive
+from fedsim.validation import require_at_least, require_positive
 
 PUBLIC_USERS = DataConfig(packages=("standard-library",))
 """Users nobody needs to protect: the modules of Python's standard library, with their docstrings as examples."""
@@ -115,6 +115,10 @@ class PlanCommand:
         """What a preset of a training command says about planning."""
         budget = {key: value for key, value in values.get("plan", {}).items() if _known(key)}
         return {"plan": budget, **{key: values[key] for key in ("data", "model", "optimizer") if key in values}}
+
+    def __post_init__(self) -> None:
+        for size in self.group_sizes:
+            require_at_least("group-sizes", size, 1)
 
     def run(self) -> int:
         """Print what is expected; 0."""

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from experiments.face.outcomes import Swept
 from experiments.prediction import Prediction, predict
-from experiments.sweep.points import ARM_TITLES, Point, SweepConfig, content_of, points_of
+from experiments.sweep.points import ARM_TITLES, Point, SweepConfig, content_of, points_of, require_allowed
 from experiments.sweep.results import cells_of, collect, worth_repeating
 from experiments.sweep.run import Finished, is_finished, run_here, run_on_ray
 from fedsim.config import RunConfig
@@ -75,7 +75,7 @@ class Sweep(RunConfig):
         folder = own.path
         own.require_unused()
         for point in points:
-            point.config(common, folder)  # a value that is not allowed is found before anything runs
+            require_allowed(point, common, self.sweep)  # before anything runs
         self._require_same(folder)
         open_resources(common)  # built once here, found in the cache by every point
         own.make()

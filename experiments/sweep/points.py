@@ -181,3 +181,27 @@ def points_of(sweep: SweepConfig, run: RunConfig) -> list[Point]:
                 for epsilon, gradients, group, rate, clip, band, average in grid
             ]
     return list(dict.fromkeys(points))
+
+
+def require_allowed(point: Point, common: RunConfig, sweep: SweepConfig) -> None:
+    """Refuse a point with a value that is not allowed.
+
+    Raises:
+        InvalidInput: Names the option that the value was given by, of the sweep or of the runs.
+    """
+    try:
+        point.config(common, Path())
+    except InvalidInput as error:
+        names = {
+            "plan.epsilon": "epsilons",
+            "plan.gradients-per-round": "compute",
+            "plan.group-size": f"{point.arm}_group_sizes",
+            "plan.clip-norm": "clip_norms",
+            "plan.bands": "bands",
+            "optimizer.learning-rate": "learning_rates",
+            "optimizer.average": "averages",
+        }
+        varied = names.get(error.field, "")
+        if not getattr(sweep, varied, ()):
+            raise
+        raise InvalidInput(f"sweep.{varied.replace('_', '-')}", error.value, error.allowed, error.hint) from None

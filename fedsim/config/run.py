@@ -226,6 +226,12 @@ class RunConfig:
     """What a command chooses by looking at results on private data; that costs privacy which nothing accounts for."""
 
     def __post_init__(self) -> None:
+        for name in ("output", "resume"):
+            if getattr(self, name) == "":
+                raise InvalidInput(name, "", "a folder's name")
+        for name in ("sampling_seed", "noise_seed"):
+            if (seed := getattr(self, name)) is not None:
+                require_at_least(name.replace("_", "-"), seed, 0)
         if self.model.checkpointing and self.engine.compile == "on":
             hint = "A compiled pass keeps what layers read, which is what checkpointing saves."
             raise InvalidInput("engine.compile", self.engine.compile, "auto or off with --model.checkpointing", hint)

@@ -129,6 +129,12 @@ class DataConfig:
             raise InvalidInput("data.memory-limit", self.memory_limit, 'a size such as "1GB" or "500MB"')
 
     def _check_source(self) -> None:
+        for role in ("user", "text", "prompt", "messages", "label", "owners"):
+            if getattr(self, f"{role}_column") == "":
+                raise InvalidInput(f"data.{role}-column", "", "a column's name")
+        if self.user_column is not None and self.user_column in (self.text_column, self.prompt_column):
+            hint = "Name the column that says whose each text is."
+            raise InvalidInput("data.user-column", self.user_column, "another column than the text's", hint)
         if self.source == "files" and not self.path:
             raise InvalidInput("data.path", self.path, "a file, folder or pattern when data.source is files")
         if self.source == "store":

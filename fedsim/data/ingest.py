@@ -28,6 +28,7 @@ from fedsim.data.sources import Progress, Source, open_source, silent
 from fedsim.data.spool import refuse_bad_rows, spool
 from fedsim.data.store import FORMAT, MANIFEST, UserStore
 from fedsim.data.write import StoreWriter
+from fedsim.disk import require_writable
 from fedsim.errors import InvalidInput
 
 logger = logging.getLogger(__name__)
@@ -166,6 +167,9 @@ def _build(
     progress: Progress,
 ) -> UserStore:
     partial = output.with_name(output.name + ".partial")
+    if cache not in output.parents:  # what is refused leaves no lock beside it
+        _finished(output, recipe["key"])
+        require_writable(output)
     with _alone(output, cache), _room_for(output, cache):
         if _finished(output, recipe["key"]):
             store = UserStore.open(output)
@@ -329,4 +333,5 @@ def _no_user(config: DataConfig, records: int, bad: Tally) -> InvalidInput:
         f"{config.minimum_rows} row(s) of {config.minimum_tokens} tokens: lower data.minimum-tokens or "
         "data.minimum-rows, or bring more text."
     )
-    return InvalidInput("data", where, "data in which a user has enough text", hint)
+    named = "data.path" if config.path else "data.packages"
+    return InvalidInput(named, where, "data in which a user has enough text", hint)

@@ -215,7 +215,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         hint = "Build it with: python -m experiments.run prepare."
         if path.with_name(path.name + ".partial").exists():
             hint = "A build of it was interrupted: run the same prepare command again and it will go on."
-        raise InvalidInput("store", str(path), f"a folder with a finished user store ({MANIFEST})", hint)
+        raise InvalidInput("data.path", str(path), f"a folder with a finished user store ({MANIFEST})", hint)
     try:
         manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         found, expected = manifest["format"], manifest.pop("crc32")
@@ -223,7 +223,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise _damaged(path, f"{MANIFEST} is not valid") from None
     if found != FORMAT:
         hint = f"Build it again{EARLIER.get(found, '')}."
-        raise InvalidInput("store", str(path), f"of format {FORMAT} (this one is {found})", hint)
+        raise InvalidInput("data.path", str(path), f"of format {FORMAT} (this one is {found})", hint)
     if manifest_checksum(manifest) != expected:
         raise _damaged(path, f"the checksum of {MANIFEST} is wrong")
     return manifest
@@ -250,4 +250,6 @@ def _map_columns(path: Path, name: str) -> dict[str, np.ndarray]:
 
 
 def _damaged(path: Path, what: str) -> InvalidInput:
-    return InvalidInput("store", str(path), "an undamaged user store", f"{what[0].upper()}{what[1:]}: build it again.")
+    return InvalidInput(
+        "data.path", str(path), "an undamaged user store", f"{what[0].upper()}{what[1:]}: build it again."
+    )
