@@ -170,7 +170,7 @@ def _defaults(kind: type, arguments: list[str]) -> tuple[object | None, list[str
     from experiments.resume import resumed
 
     name, rest = preset_name(arguments)
-    return (resumed(kind, rest) if name is None else load_preset(kind, name)), rest
+    return (resumed(kind, rest) if name is None else load_preset(kind, name, rest)), rest
 
 
 if __name__ == "__main__":

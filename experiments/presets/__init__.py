@@ -2,6 +2,7 @@
 
 import dataclasses
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,29 @@ def preset_name(arguments: list[str]) -> tuple[str | None, list[str]]:
     return name, rest
 
 
-def load_preset(kind: type, name: str) -> Any:
+def _value(option: str, arguments: Sequence[str]) -> str | None:
+    """What an option is given, the last time that it is."""
+    found = None
+    for place, argument in enumerate(arguments):
+        if argument == option:
+            found = arguments[place + 1] if place + 1 < len(arguments) else None
+        elif argument.startswith(f"{option}="):
+            found = argument.removeprefix(f"{option}=")
+    return found
+
+
+def load_preset(kind: type, name: str, arguments: Sequence[str] = ()) -> Any:
     """A command's dataclass with the values of a preset: a name, or the path of a TOML file.
 
+    Args:
+        kind: The dataclass.
+        name: The preset.
+        arguments: What else is on the command line: a preset whose text is in files that nobody but the person has
+            says in `corpus` what they hold, and the person where they are.
+
     Raises:
-        InvalidInput: For an unknown preset, a file that is no TOML, or a value that is not allowed.
+        InvalidInput: For an unknown preset, a file that is no TOML, or a value that is not allowed; or files are
+            needed, and --data.path does not say where they are.
     """
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     if not name or not path.is_file():
@@ -47,6 +66,10 @@ def load_preset(kind: type, name: str) -> Any:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidInput("preset", name, "a TOML file", f"{error}.") from None
+    if (corpus := values.pop("corpus", None)) is not None and isinstance(data := values.get("data"), dict):
+        data["path"] = _value("--data.path", arguments)
+        if not data["path"]:
+            raise InvalidInput("data.path", None, f"given with --preset {name}", f"It is for {corpus}.")
     # A preset describes a training run, with sections for some commands; planning says what of that it uses.
     if hasattr(kind, "preset_values"):
         return from_nested(kind, kind.preset_values(values))
