@@ -50,4 +50,4 @@ def small_run(cache: Path, posts: Path, monkeypatch: pytest.MonkeyPatch) -> Call
         sampling_seed=1,
         noise_seed=2,
     )
-    return lambda output, **changes: dataclasses.replace(config, output=str(output), **changes)
+    return lambda output, **changes: dataclasses.replace(config, output=str(output) or None, **changes)
