@@ -12,6 +12,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 CONSOLE = Console(stderr=True, force_jupyter=False)
 SPEAKERS = ("fedsim", "server", "clients", "experiments")
@@ -104,28 +105,32 @@ class _Lines:
 
 
 class RoundProgress:
-    """Shows round, held-out loss, ε spent and time left.
+    """Shows round, held-out loss, ε spent and time left: a bar at the foot of the terminal, below a line for each
+    evaluation, or the lines alone where nobody watches.
 
     Args:
         title: What is running ("ULS").
         rounds: Rounds of the whole run.
+        loss: The held-out loss that is known already; None where there is none yet.
     """
 
-    def __init__(self, title: str, rounds: int) -> None:
+    def __init__(self, title: str, rounds: int, loss: float | None = None) -> None:
         self._title = title
         self._rounds = rounds
         self._bar: Progress | None = None
         if CONSOLE.is_terminal:
+            # The bar takes what the words leave, in a window of any width; words are never cut before it is gone.
             self._bar = Progress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
+                TextColumn("[bold]{task.description}", table_column=Column(no_wrap=True)),
+                BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=3)),
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
+                TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True)),
+                TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
                 console=CONSOLE,
+                expand=True,
             )
-            self._task = self._bar.add_task(title, total=rounds, note="")
-        self._loss = float("nan")
+            self._task = self._bar.add_task(title, total=rounds, note=_known(loss))
+        self._loss = loss
 
     def __enter__(self) -> "RoundProgress":
         if self._bar:
@@ -141,18 +146,22 @@ class RoundProgress:
     def evaluated(self, round: int, loss: float, accuracy: float, epsilon: float) -> None:
         """A new held-out loss is known."""
         self._loss = loss
-        if not self._bar:
-            say(
-                f"{self._title} round {round}/{self._rounds}: held-out loss {loss:.4f}, "
-                f"accuracy {accuracy:.4f}, ε spent {epsilon:.3f}"
-            )
+        say(
+            f"{self._title} round {round}/{self._rounds}: held-out loss {loss:.4f}, "
+            f"accuracy {accuracy:.4f}, ε spent {epsilon:.3f}"
+        )
+        self.advanced(round, epsilon)
 
     def advanced(self, round: int, epsilon: float) -> None:
         """Another round is done."""
         if self._bar:
-            note = f"loss {self._loss:.3f}  ε {epsilon:.2f}"
-            self._bar.update(self._task, completed=round, note=note)
+            self._bar.update(self._task, completed=round, note=f"{_known(self._loss)}ε {epsilon:.2f}")
 
     def stopped(self, round: int, limit: float) -> None:
         """The budget is spent before the planned rounds are done."""
         say(f"{self._title} stopped after {round} of {self._rounds} rounds: another would exceed ε = {limit:g}.")
+
+
+def _known(loss: float | None) -> str:
+    """A loss as bars show it."""
+    return "" if loss is None else f"loss {loss:.3f} "

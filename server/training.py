@@ -110,7 +110,8 @@ class Training:
         if self.before is None:
             with waiting("Evaluating the model before fine-tuning"):
                 self.before = self.job.held_out.test(self.job.round.parameters)
-        titled = RoundProgress(_title(self.plan), self.plan.steps)
+        known = [record["loss"] for record in self.job.folder.read_metrics() if "loss" in record]
+        titled = RoundProgress(_title(self.plan), self.plan.steps, loss=known[-1] if known else None)
         with titled as progress, StopRequest() as stop, self.phases.of(OTHER):
             progress.advanced(self.round, self.budget.epsilon())
             if self.measured is None:

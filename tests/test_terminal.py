@@ -44,8 +44,24 @@ def test_a_warning_while_a_bar_is_drawn_leaves_both_whole(watched: io.StringIO, 
     lines = [line.rstrip() for line in lines_of(watched)]
     assert f"warning: {sentence}" in lines
     assert "ULS stopped after 2 of 4 rounds: another would exceed ε = 1." in lines
-    assert re.fullmatch(r"ULS [━╸╺]+ 2/4 loss nan  ε 0.75 .*", lines[-2])
+    assert re.fullmatch(r"ULS [━╸╺]+ 2/4 ε 0.75 .*", lines[-2])
     assert all(line.startswith(("warning: ", "ULS ", "ULS stopped")) for line in lines if line)
+
+
+@pytest.mark.parametrize("width", [50, 80, 160])
+def test_a_bar_fits_its_window_below_the_lines_of_evaluations(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(terminal, "CONSOLE", Console(file=stream, force_terminal=True, width=width))
+    with RoundProgress("ULS", 2000, loss=5.25) as progress:
+        progress.advanced(10, 1.5)
+        progress.evaluated(20, 4.75, 0.25, 2.5)
+    lines = [line.rstrip() for line in lines_of(stream) if line.strip()]
+    bars = [line for line in lines if re.match(r"ULS [━╸╺ ]{3,}", line)]
+    assert bars
+    assert all(len(line) <= width for line in bars)
+    assert "loss 5.250" in bars[0]
+    assert re.search(r" 20/2000 loss 4\.750 ε 2\.50 ", bars[-1])
+    assert "ULS round 20/2000: held-out loss 4.7500, accuracy 0.2500, ε spent 2.500" in lines
 
 
 def test_bars_within_bars(watched: io.StringIO) -> None:
