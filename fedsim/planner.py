@@ -15,7 +15,6 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
 
@@ -23,13 +22,15 @@ from fedsim.errors import InvalidInput
 from fedsim.plan import ALGORITHMS, Plan, UserSizes
 from fedsim.plan.bands import AUTO, BandsForecast, best, forecasts_for
 from fedsim.privacy.calibration import calibrate_noise_multiplier
-from fedsim.privacy.events import Adjacency
+from fedsim.privacy.events import Adjacency, Event
 from fedsim.privacy.mechanisms.banded.workload import Workload
 from fedsim.validation import require_at_least, require_between, require_positive
 
 TOLERANCE = 0.01
 PRECISION = 1e-3
 """Relative precision of noise multipliers that predictions are made of."""
+_known: dict[tuple[Event, float, float, Adjacency], float] = {}
+"""Noise multipliers that were calibrated before in this process, by what is released at 1 and the target."""
 """Relative tolerance on ε when the planner calibrates: its σ are certified, but up to about 1 % above the least."""
 TIE = 0.05
 """Predictions closer than this are called level."""
@@ -136,9 +137,11 @@ def calibrated_plans(
     if not fitting:
         most = f"at most {sizes.num_users * max(max(groups) for groups in candidates.values())}"
         raise InvalidInput("plan.gradients-per-round", target.gradients_per_round, most + ", what the data can give")
-    # Most of the time goes to numpy's transforms, which run outside the interpreter lock.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda plan: _calibrated(plan, target.epsilon, (near or {}).get(plan.name)), fitting))
+    expected, found = dict(near or {}), []
+    for plan in fitting:  # one after the other: what the last one needs is a guess at what the next one does
+        found.append(_calibrated(plan, target.epsilon, expected.get(plan.name)))
+        expected[plan.name] = found[-1].noise_multiplier
+    return found
 
 
 def draft_plan(algorithm: str, group_size: int, sizes: UserSizes, target: Target) -> Plan | None:
@@ -167,18 +170,27 @@ def default_group_sizes(sizes: UserSizes, target: Target) -> list[int]:
     return sorted(powers | {min(sizes.median, most)})
 
 
-@lru_cache(maxsize=4096)
 def _calibrated(plan: Plan, epsilon: float, near: float | None = None) -> Plan:
-    noise = calibrate_noise_multiplier(
-        lambda value: replace(plan, noise_multiplier=value).event(),
-        epsilon=epsilon,
-        delta=plan.delta,
-        adjacency=plan.adjacency,
-        tolerance=TOLERANCE,
-        precision=PRECISION,
-        near=near,
-    )
-    return replace(plan, noise_multiplier=noise.value)
+    """The plan with the least noise that meets the target.
+
+    Args:
+        plan: A draft.
+        epsilon: The target, at the plan's δ and adjacency.
+        near: Where the noise multiplier is expected.
+    """
+    key = replace(plan, noise_multiplier=1.0).event(), epsilon, plan.delta, plan.adjacency
+    if key not in _known:  # four times the compute and four times the group size release the same, say
+        noise = calibrate_noise_multiplier(
+            lambda value: replace(plan, noise_multiplier=value).event(),
+            epsilon=epsilon,
+            delta=plan.delta,
+            adjacency=plan.adjacency,
+            tolerance=TOLERANCE,
+            precision=PRECISION,
+            near=near,
+        )
+        _known[key] = noise.value
+    return replace(plan, noise_multiplier=_known[key])
 
 
 def predicted_noise(plan: Plan, curve: NormCurve, typical_size: int) -> float:

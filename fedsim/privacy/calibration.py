@@ -135,6 +135,10 @@ class _Search:
     def found(self, value: float) -> Calibration:
         """The value, with bounds as close as the tolerance asks."""
         rough, event = self.at(value), self.make_event(value)
+        if rough.gap <= self.tolerance:
+            return Calibration(
+                value=value, epsilon=Bounds(lower=rough.lower, upper=rough.upper, tolerance=self.tolerance)
+            )
         close = epsilon_bounds(event, self.delta, adjacency=self.adjacency, tolerance=self.tolerance)
         both = Bounds(
             lower=max(rough.lower, close.lower), upper=min(rough.upper, close.upper), tolerance=self.tolerance
