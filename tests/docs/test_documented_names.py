@@ -13,7 +13,8 @@ from page_blocks import ROOT, pages
 from experiments.run import COMMANDS
 
 OTHERS = {"--head", "--address", "--port", "--system-config", "--stream", "--run-config", "--dry-run"}
-"""Options of ray, flwr and make."""
+OTHERS |= {"--federation-config", "--logdir", "--backend-store-uri", "--project"}
+"""Options of ray, flwr, make and trackers."""
 
 
 @cache
