@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-LANGUAGES = ("bash", "console", "python", "text")
+LANGUAGES = ("bash", "console", "diff", "python", "text")
 MARKS = ("needs", "run by", "given", "then", "smaller", "exit", "varies")
 CLONE = "a clone"
 NEEDS = ("a GPU", "two machines", "the hub", "the corpora", CLONE)
