@@ -3,6 +3,10 @@
 import logging
 import math
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -46,7 +50,8 @@ def join_or_start(address: str | None, *, cpus: float, object_store_bytes: int |
             "_system_config": {"free_objects_period_milliseconds": FREE_AFTER_MILLISECONDS},
         }
     try:
-        ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=log_to_driver, **own)
+        with _sigterm_as_before():
+            ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=log_to_driver, **own)
     except ConnectionError as failure:
         hint = f"Start one with `ray start --head`. ({failure})"
         raise InvalidInput("engine.address", address, "the address of a running Ray cluster", hint) from failure
@@ -56,6 +61,28 @@ def join_or_start(address: str | None, *, cpus: float, object_store_bytes: int |
             raise VersionsDiffer(str(failure)) from failure
         raise
     return True
+
+
+@contextmanager
+def _sigterm_as_before() -> Iterator[None]:
+    """Ray answers SIGTERM in its own way from when it is connected, which ends the program without a word: within this
+    and after it, it is answered as before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    asked = False
+    try:
+        yield
+    except SystemExit as ending:
+        asked = ending.code == signal.SIGTERM
+        if not asked:
+            raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if asked:
+        ray.shutdown()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def leave() -> None:
