@@ -91,8 +91,8 @@ class Alarms:
 
     def _clip(self) -> None:
         units, clipped = self._seen["units"], self._seen["clipped_units"]
-        if units < FEW_UNITS or self.plan.clip_rule is not None:
-            return
+        if units < FEW_UNITS or self.plan.clip_rule is not None or self.plan.noise_multiplier == 0:
+            return  # without noise there is nothing that a clip norm could be weighed against
         if clipped == units:
             self.sound(
                 "clips-everyone",
@@ -102,7 +102,7 @@ class Alarms:
                 "another --optimizer.learning-rate does. One that leaves some whole can be found privately by "
                 "--plan.clip-quantile.",
             )
-        elif clipped == 0 and self.plan.noise_multiplier > 0:
+        elif clipped == 0:
             self.sound(
                 "clips-no-one",
                 f"the clip norm {self.plan.clip_norm:g} clipped none of {units:.0f} units {NOT_PRIVATE}: a smaller "

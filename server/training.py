@@ -10,7 +10,7 @@ import numpy as np
 
 from fedsim.errors import Failure, InvalidInput
 from fedsim.phases import CHECKPOINT, EVALUATION, OTHER, Phases, Times
-from fedsim.plan import Plan
+from fedsim.plan import ALL_EXAMPLES, Plan
 from fedsim.privacy.ledger import MODEL_UPDATE
 from fedsim.terminal import RoundProgress, say, waiting
 from server.alarms import Alarms
@@ -319,7 +319,10 @@ class NothingTrained(Failure):
 
 def _title(plan: Plan) -> str:
     """What the terminal calls the run."""
-    return plan.title if plan.noise_multiplier > 0 else f"{plan.title} without privacy"
+    if plan.noise_multiplier > 0:
+        return plan.title
+    # Where no contribution is bounded, nothing is left of the algorithm.
+    return "no privacy" if plan.group_size >= ALL_EXAMPLES else f"{plan.title} without privacy"
 
 
 def require_charged(ledger: Charges, rounds: int, entries: int) -> None:

@@ -19,6 +19,7 @@ from experiments.report.figures.curves import training_figures
 from experiments.report.page import write_page, written_later
 from experiments.together import FinishedRun, Together
 from fedsim.errors import InvalidInput
+from fedsim.plan import ALL_EXAMPLES
 from server.results.run_folder import RunFolder
 
 COLUMNS = {
@@ -173,6 +174,8 @@ def format_value(key: str, value: Any) -> str:
         return "∞: no privacy" if key == "epsilon" else "–"
     if isinstance(value, str):
         return value.upper() if key == "algorithm" else value
+    if key == "group_size" and value >= ALL_EXAMPLES:
+        return "all"
     if key in {"gradient_evaluations", "units_per_round", "group_size", "bands"}:
         return f"{value:,.0f}"
     if key.startswith("test_accuracy"):

@@ -27,6 +27,8 @@ from server.results.run_folder import RunFolder, new_output_folder, write_json
 
 CLAIM = "sweep.json"
 """What the points of a sweep's folder have in common."""
+HEADINGS = ("", "ε", "B", "G", "learning rate", "clip", "bands", "average", "test loss", "± 95 %", "seeds")
+NOTHING = "–"
 HOW_TO_GO_ON = "go on with the same command: points that are finished are not run again"
 
 
@@ -85,6 +87,7 @@ class Sweep(RunConfig):
         rows = [row for row in finished if row["point"] in {point.name for point in points}]
         if not rows:
             raise Failure(f"No point finished; see {folder / 'failures'}.")
+        Console().print(best_settings(rows))
         predictions = self._predict(common, points)
         chosen = self.sweep.repeat == "best"
         report = write_sweep_report(folder, rows, finished, predictions, failures, chosen)
@@ -185,32 +188,57 @@ def _shown(ends: Iterator[Finished], total: int, left: int, folder: Path, *, liv
             yield end
             status = f"{done} of {total} points finished" + (f", {failed} failed" if failed else "")
             if following is not None:
-                following.update(Group(best_settings(collect(folder)), Text(status)))
+                rows = collect(folder)
+                following.update(Group(best_settings(rows), Text(status)) if rows else Text(status))
             else:
                 state = "finished" if end.error is None else "FAILED"
                 print(f"{end.point.name} {state}; {status}", flush=True, file=sys.stdout)
-    console.print(best_settings(collect(folder)))
 
 
 def best_settings(rows: list[dict[str, Any]]) -> Table:
-    """The best setting of every algorithm at every ε and compute, of the points that are finished."""
+    """The best setting of every algorithm at every ε and compute, of the points that are finished.
+
+    Columns that tell nothing apart are left out, so that headings fit a terminal of 80 columns.
+    """
+    cells = cells_of(rows)
+    lines = [_setting_of(cell) for cell in cells]
+    left_out = _alike(cells)
     table = Table(title="Loss on held-out users, each with its best setting", title_justify="left")
-    for heading in ("", "ε", "B", "G", "learning rate", "clip", "bands", "average", "test loss", "± 95 %", "seeds"):
-        table.add_column(heading, justify="right" if heading else "left")
-    for cell in cells_of(rows):
-        best = cell["best"]
-        private = cell["arm"] != "nonprivate"
-        table.add_row(
-            ARM_TITLES[cell["arm"]],
-            f"{cell['epsilon']:g}" if private else "∞",
-            str(cell["gradients_per_round"]),
-            str(best["group_size"]) if private else "–",
-            f"{best['learning_rate']:g}",
-            f"{best['clip_norm']:g}" if private else "–",
-            str(best["bands_used"]) if private else "–",
-            best["average"],
-            f"{best['loss']:.4f}",
-            "–" if best["half_width"] is None else f"{best['half_width']:.4f}",
-            str(best["seeds"]),
-        )
+    shown = [name for name in HEADINGS if name not in left_out]
+    for name in shown:
+        table.add_column(name.replace(" rate", "\nrate"), justify="right" if name else "left", no_wrap=True)
+    for line in lines:
+        table.add_row(*(line[name] for name in shown))
     return table
+
+
+def _alike(cells: list[dict[str, Any]]) -> set[str]:
+    """Columns that tell nothing apart among all settings that were tried."""
+    private = [setting for cell in cells if cell["arm"] != "nonprivate" for setting in cell["settings"]]
+    tried = [setting for cell in cells for setting in cell["settings"]]
+    alike = {
+        "bands": len({setting["bands"] for setting in private}) < 2,
+        "average": {setting["average"] for setting in tried} == {"none"},
+        "± 95 %": all(cell["best"]["half_width"] is None for cell in cells),
+        "seeds": len({cell["best"]["seeds"] for cell in cells}) < 2,
+    }
+    return {name for name, same in alike.items() if same}
+
+
+def _setting_of(cell: dict[str, Any]) -> dict[str, str]:
+    """A row of the table by HEADINGS."""
+    best, private = cell["best"], cell["arm"] != "nonprivate"
+    values = (
+        ARM_TITLES[cell["arm"]],
+        f"{cell['epsilon']:g}" if private else "∞",
+        str(cell["gradients_per_round"]),
+        str(best["group_size"]) if private else NOTHING,
+        f"{best['learning_rate']:g}",
+        f"{best['clip_norm']:g}" if private else NOTHING,
+        str(best["bands_used"]) if private else NOTHING,
+        best["average"],
+        f"{best['loss']:.4f}",
+        NOTHING if best["half_width"] is None else f"{best['half_width']:.4f}",
+        str(best["seeds"]),
+    )
+    return dict(zip(HEADINGS, values, strict=True))

@@ -93,13 +93,17 @@ class Point:
         return "-".join([*parts, f"lr{self.learning_rate:g}", *averaged, f"seed{self.seed}"])
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values; an infinite ε is null."""
-        return asdict(self) | {"epsilon": None if math.isinf(self.epsilon) else self.epsilon}
+        """JSON values; an infinite ε is null, and so is a group size that bounds nothing."""
+        return asdict(self) | {
+            "epsilon": None if math.isinf(self.epsilon) else self.epsilon,
+            "group_size": None if self.group_size >= ALL_EXAMPLES else self.group_size,
+        }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Point":
         """The point that to_json described."""
-        return cls(**(values | {"epsilon": math.inf if values["epsilon"] is None else values["epsilon"]}))
+        unbounded = {"epsilon": math.inf, "group_size": ALL_EXAMPLES}
+        return cls(**(values | {name: most for name, most in unbounded.items() if values[name] is None}))
 
     def config(self, common: RunConfig, output: Path) -> RunConfig:
         """The run of this point, with seeds of its own: the same ones whatever else the sweep has in it.

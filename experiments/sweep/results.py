@@ -33,7 +33,7 @@ def collect(folder: Path) -> list[dict[str, Any]]:
                 "arm": point.arm,
                 "epsilon": point.epsilon,
                 "gradients_per_round": point.gradients_per_round,
-                "group_size": point.group_size,
+                "group_size": None if point.arm == "nonprivate" else point.group_size,
                 "learning_rate": point.learning_rate,
                 "clip_norm": point.clip_norm,
                 "bands": point.bands,

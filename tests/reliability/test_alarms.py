@@ -185,3 +185,10 @@ def test_an_export_that_is_not_the_model_loses_no_work(small_run, tmp_path: Path
     trained(dataclasses.replace(config, resume=str(tmp_path)))
     assert (tmp_path / "ledger.jsonl").read_bytes() == spent
     assert (tmp_path / "model/model.safetensors").exists()
+
+
+@pytest.mark.parametrize("clipped", [60.0, 0.0])
+def test_without_noise_no_advice_is_given_about_the_clip_norm(clipped: float) -> None:
+    free = Alarms(dataclasses.replace(PLAN, noise_multiplier=0.0), 1000, private_too=True)
+    free.after_round({**QUIET, "clipped_units": clipped})
+    assert free.sounded == {}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from fedsim.errors import InvalidInput
+from fedsim.plan import ALL_EXAMPLES
 from server.results.run_folder import RunFolder
 
 
@@ -91,7 +92,8 @@ def label(summary: dict[str, Any]) -> str:
     mechanism = summary.get("mechanism", "gaussian")
     title = str(summary["algorithm"]).upper()
     if summary.get("epsilon", 0.0) is None:
-        return f"{title} without privacy"
+        unbounded = (summary.get("group_size") or 0) >= ALL_EXAMPLES
+        return "no privacy" if unbounded else f"{title} without privacy"
     bands = summary.get("bands", 1)
     named = title if mechanism == "gaussian" else f"{title} {mechanism}"
     return named if bands == 1 else f"{named} with {bands} bands"

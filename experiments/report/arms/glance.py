@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from experiments.report.arms.arm import Arm
+from fedsim.plan import ALL_EXAMPLES
 from fedsim.privacy.bounds import shown_above, shown_below
 
 SIZES = {"num_users": "users in the training split", "num_examples": "examples kept for training"}
@@ -86,6 +87,8 @@ def _contribution(arm: Arm) -> str:
     bound = (arm.statement or {}).get("contribution_bound")
     if isinstance(bound, dict) and "in_words" in bound:
         return str(bound["in_words"])
+    if arm.plan["group_size"] >= ALL_EXAMPLES:
+        return f"all examples of a user, clipped to norm {arm.plan['clip_norm']:g}"
     return f"at most {arm.plan['group_size']} examples of a user, clipped to norm {arm.plan['clip_norm']:g}"
 
 

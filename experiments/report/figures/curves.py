@@ -200,7 +200,7 @@ def _styles(curves: Curves) -> dict[str, dict[str, Any]]:
     left, free = list(OTHER_COLOURS), dict(COLOURS)
     styles = {}
     for name in curves:
-        kind = "nonprivate" if name.endswith("without privacy") else name.partition(" ")[0].lower()
+        kind = "nonprivate" if name.endswith(("without privacy", "no privacy")) else name.partition(" ")[0].lower()
         colour = free.pop(kind, None) or (left.pop(0) if left else GREY)
         styles[name] = {"marker": "o", "markersize": 4, "linewidth": 1.8, "color": colour, "label": name}
     return styles
