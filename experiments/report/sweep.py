@@ -1,6 +1,7 @@
 """The report of a sweep: results.json, figures, and one HTML file that opens from disk."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from experiments.prediction import Prediction
 from experiments.report.figures.sweep import draw
 from experiments.report.markdown import GAINS, PREDICTED, predicted_row, write_markdown
 from experiments.report.page import write_page, written_later
+from experiments.sweep.clipping import in_words
 from experiments.sweep.points import ARM_TITLES
 from experiments.sweep.results import cells_of, cost_of_sweep, gains_of_bands, lead
 from experiments.together import Together
@@ -31,6 +33,9 @@ def write_sweep_report(
     predictions: dict[tuple[float, int], Prediction],
     failures: dict[str, str],
     chosen: bool = False,
+    left_out: Sequence[str] = (),
+    *,
+    looked: bool = False,
 ) -> Path:
     """Write results.json, the figures, report.md and report.html into the sweep's folder; returns the page.
 
@@ -41,12 +46,14 @@ def write_sweep_report(
         predictions: The planner's, by (ε, gradients a round).
         failures: Last line of the traceback of each failed point, by name.
         chosen: Whether some points were trained because of what others gave.
+        left_out: Names of points that did not run because a larger clip norm does the same.
+        looked: Whether what was clipped of training users decided that.
 
     Raises:
         Failure: The disk refused: nothing but the report is missing.
     """
     with written_later(folder, "the sweep itself", "the command of the sweep: finished points are not run again"):
-        return _write(folder, rows, finished, predictions, failures, chosen)
+        return _write(folder, rows, finished, predictions, failures, chosen, left_out, looked)
 
 
 def _write(
@@ -56,15 +63,18 @@ def _write(
     predictions: dict[tuple[float, int], Prediction],
     failures: dict[str, str],
     chosen: bool,
+    left_out: Sequence[str],
+    looked: bool,
 ) -> Path:
     cells = cells_of(rows)
     pretrained = sum(row["test_loss_before"] for row in rows) / len(rows)
-    cost = cost_of_sweep(folder, finished, chosen)
+    cost = cost_of_sweep(folder, finished, chosen, looked=looked)
     free = sum(row["arm"] == "nonprivate" for row in finished)
     compared = [outcome(cells, key, prediction) for key, prediction in sorted(predictions.items())]
     outcomes = [item for item in compared if item is not None]
     gains = gains_of_bands(cells)
-    cost_words = cost_in_words(cost, free)
+    skipped = in_words(left_out)
+    cost_words = " ".join(filter(None, [skipped, cost_in_words(cost, free)]))
     write_json(
         folder / RESULTS,
         {
@@ -74,6 +84,7 @@ def _write(
             "planner": outcomes,
             "bands": gains,
             "privacy_cost": privacy_cost(cost, free),
+            "left_out": {"points": list(left_out), "in_words": skipped},
             "failures": failures,
         },
     )

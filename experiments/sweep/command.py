@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from experiments.face.outcomes import Swept
 from experiments.prediction import Prediction, predict
+from experiments.sweep.clipping import decided, in_words, may_leave_out, needless, waves_of
 from experiments.sweep.points import ARM_TITLES, Point, SweepConfig, content_of, points_of, require_allowed
 from experiments.sweep.results import cells_of, collect, worth_repeating
 from experiments.sweep.run import Finished, is_finished, run_here, run_on_ray
@@ -81,16 +83,22 @@ class Sweep(RunConfig):
         self._require_same(folder)
         open_resources(common)  # built once here, found in the cache by every point
         own.make()
-        write_json(folder / CLAIM, {"common": content_of(common), "sweep": dataclasses.asdict(self.sweep)})
+        looked = decided(folder / CLAIM) or may_leave_out(points, common)
+        claim = {"common": content_of(common), "sweep": dataclasses.asdict(self.sweep), "leaves_out": looked}
+        write_json(folder / CLAIM, claim)
+        asked = points
         points, failures = self._run_all(points, common, folder)
+        left_out = self._left_out(asked, common, folder)
         finished = collect(folder)
         rows = [row for row in finished if row["point"] in {point.name for point in points}]
         if not rows:
             raise Failure(f"No point finished; see {folder / 'failures'}.")
         Console().print(best_settings(rows))
+        if left_out:
+            Console().print(in_words(left_out), highlight=False)
         predictions = self._predict(common, points)
         chosen = self.sweep.repeat == "best"
-        report = write_sweep_report(folder, rows, finished, predictions, failures, chosen)
+        report = write_sweep_report(folder, rows, finished, predictions, failures, chosen, left_out, looked=looked)
         return Swept(folder, points=rows, report=report, failures=failures)
 
     def _run_all(self, points: list[Point], common: RunConfig, folder: Path) -> tuple[list[Point], dict[str, str]]:
@@ -103,6 +111,12 @@ class Sweep(RunConfig):
         best = worth_repeating(row for row in collect(folder) if row["point"] in names)
         again = [point for point in points if point.seed and dataclasses.replace(point, seed=0).name in best]
         return once + again, failures | self._run_points(again, common, folder)
+
+    def _left_out(self, points: list[Point], common: RunConfig, folder: Path) -> list[str]:
+        """Points that did not run because a larger clip norm does the same, by name."""
+        if not may_leave_out(points, common):
+            return []
+        return [p.name for p in points if not is_finished(folder, p) and needless(p, points, folder)]
 
     def _require_same(self, folder: Path) -> None:
         """Refuse a folder whose points came from other common settings."""
@@ -120,6 +134,16 @@ class Sweep(RunConfig):
                 )
 
     def _run_points(self, points: list[Point], common: RunConfig, folder: Path) -> dict[str, str]:
+        """Run the unfinished points, larger clip norms first where they may make smaller ones needless."""
+        if not may_leave_out(points, common):
+            return self._run_wave(points, common, folder)
+        failures: dict[str, str] = {}
+        for wave in waves_of(points):
+            needed = [point for point in wave if not needless(point, points, folder)]
+            failures |= self._run_wave(needed, common, folder)
+        return failures
+
+    def _run_wave(self, points: list[Point], common: RunConfig, folder: Path) -> dict[str, str]:
         """Run the unfinished points under a live table; returns the failures by point name."""
         left = [point for point in points if not is_finished(folder, point)]
         failures: dict[str, str] = {}
@@ -203,10 +227,15 @@ def best_settings(rows: list[dict[str, Any]]) -> Table:
     cells = cells_of(rows)
     lines = [_setting_of(cell) for cell in cells]
     left_out = _alike(cells)
-    table = Table(title="Loss on held-out users, each with its best setting", title_justify="left")
+    table = Table(
+        title="Loss on held-out users, each with its best setting",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     shown = [name for name in HEADINGS if name not in left_out]
     for name in shown:
-        table.add_column(name.replace(" rate", "\nrate"), justify="right" if name else "left", no_wrap=True)
+        table.add_column(name.replace(" ", "\n"), justify="right" if name else "left", no_wrap=True)
     for line in lines:
         table.add_row(*(line[name] for name in shown))
     return table

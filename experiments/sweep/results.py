@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import scipy
 
+from experiments.sweep.clipping import LOOKED
 from experiments.sweep.points import Point
 from experiments.together import FinishedRun, Together
 from server.results.run_folder import RunFolder
@@ -200,7 +201,9 @@ def lead(uls: dict[str, Any], els: dict[str, Any]) -> tuple[float, float | None]
     return difference, float(scipy.stats.t.ppf(0.975, degrees) * math.sqrt(total))
 
 
-def cost_of_sweep(folder: Path, rows: list[dict[str, Any]], chosen: bool = False) -> Together | None:
+def cost_of_sweep(
+    folder: Path, rows: list[dict[str, Any]], chosen: bool = False, *, looked: bool = False
+) -> Together | None:
     """What the models of all private points of a sweep cost together; None where there is no private point.
 
     Args:
@@ -208,6 +211,7 @@ def cost_of_sweep(folder: Path, rows: list[dict[str, Any]], chosen: bool = False
         rows: Its finished points.
         chosen: Whether some were trained because of what others gave. What that costs is the composition of what ran
             only if whatever might have been chosen releases the same: composition is of mechanisms fixed beforehand.
+        looked: Whether what was clipped of training users decided which points ran, whether or not any was left out.
 
     Raises:
         InvalidInput: When a point's folder lacks its configuration or its ledger.
@@ -219,7 +223,7 @@ def cost_of_sweep(folder: Path, rows: list[dict[str, Any]], chosen: bool = False
     groups: dict[tuple[Any, ...], set[int]] = {}
     for row in private:
         groups.setdefault(tuple(row[name] for name in ARM), set()).add(row["group_size"])
-    unclaimed = ""
+    unclaimed = LOOKED if looked else ""
     if chosen and any(len(sizes) > 1 for sizes in groups.values()):
         unclaimed = "results decided which of several group sizes were trained again, and so what was released"
     runs = (FinishedRun.read(row["point"], folder / row["point"]) for row in private)
