@@ -76,7 +76,9 @@ def _columns(options: dict[str, Any]) -> set[str]:
 def _accounting(model: Any) -> tuple[Path, ...]:
     """Ledger and statement of the run that a model in memory comes from, wherever they lie.
 
-    A model that says that it comes from a run, and whose ledger is not found, is refused when its folder is opened.
+    Raises:
+        InvalidInput: The model says that it comes from a run, whose ledger is in none of these places. What would be
+            written of it need not say so: adapters do not, nor modules with a configuration of transformers.
     """
     mark = said_of(model).get(MARK)
     places = [getattr(model, FOLDER_MARK, None), getattr(getattr(model, "config", None), "_name_or_path", None)]
@@ -84,4 +86,7 @@ def _accounting(model: Any) -> tuple[Path, ...]:
         files = (place / LEDGER, place / STATEMENT)
         if all(file.is_file() for file in files) and mark in (None, digest_of(files[0])):
             return files
+    if mark is not None:
+        hint = "Give the run's result or its folder, or put the file back: without it nothing can be stated."
+        raise InvalidInput("model", type(model).__name__, f"a model of a run with its {LEDGER} and {STATEMENT}", hint)
     return ()

@@ -222,8 +222,10 @@ def random_rows(objective: Objective, count: int, length: int, vocabulary: int) 
 
 def causal_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """The model's logits [R, T, vocabulary], without a key-value cache."""
-    # Hugging Face models build a cache unless told not to; other modules do not know the argument.
-    arguments: dict[str, object] = {"use_cache": False} if hasattr(model, "config") else {}
+    # Hugging Face models build a cache unless told not to; other modules do not know the argument, whatever they call
+    # their own config.
+    config = getattr(model, "config", None)
+    arguments: dict[str, object] = {"use_cache": False} if hasattr(config, "get_text_config") else {}
     if batch.position_ids is not None:
         arguments["position_ids"] = batch.position_ids
     return _logits(model(batch.input_ids, **arguments))

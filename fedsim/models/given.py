@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import tokenizers
 import torch
 from peft import PeftModel
 from safetensors.torch import load_model, save_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fedsim.cache import default_cache, written_to
 from fedsim.errors import InvalidInput
@@ -30,7 +30,7 @@ from fedsim.models.quiet import quiet_transformers
 FOLDER = "given"
 """Sub-folder of the cache."""
 SAID = "said_by_fedsim"
-"""Attribute of a module without a configuration, for what config.json says of it."""
+"""Attribute of a module without a configuration of transformers, for what config.json says of it."""
 MODULE, OBJECTIVE, WEIGHTS, DESCRIPTION = "module.pkl", "objective.pkl", "model.safetensors", "config.json"
 
 
@@ -80,7 +80,7 @@ def keep_model(
     pickles = {OBJECTIVE: _pickled("objective", objective)} if objective is not None else {}
     if own:
         pickles[MODULE] = _pickled("model", model)
-    key = _key(model, kept_tokenizer, pickles)
+    key = _key(model, kept_tokenizer, [*pickles.values(), *(file.read_bytes() for file in accounting)])
     folder = cache / FOLDER / f"model-{key}"
     if folder.is_dir():
         return folder
@@ -103,8 +103,8 @@ def keep_model(
 
 def say_of(model: Any, name: str, value: Any) -> None:
     """Let a model's config.json say something of it, wherever the model is saved from now on."""
-    if hasattr(model, "config"):
-        setattr(model.config, name, value)
+    if isinstance(config := getattr(model, "config", None), PretrainedConfig):
+        setattr(config, name, value)
     else:
         setattr(model, SAID, said_of(model) | {name: value})
 
@@ -112,7 +112,9 @@ def say_of(model: Any, name: str, value: Any) -> None:
 def said_of(model: Any) -> dict[str, Any]:
     """What config.json says, or would say, of a model."""
     config = getattr(model, "config", None)
-    said: dict[str, Any] = dict(getattr(model, SAID, {})) if config is None else config.to_dict()
+    if not isinstance(config, PretrainedConfig):  # a module of one's own may call anything its config
+        return dict(getattr(model, SAID, {}))
+    said: dict[str, Any] = config.to_dict()
     return said
 
 
@@ -154,12 +156,12 @@ def _name(model: torch.nn.Module) -> str:
     return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
-def _key(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, pickles: dict[str, bytes]) -> str:
+def _key(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, further: Iterable[bytes]) -> str:
     config: Any = getattr(model, "config", None)
     digest = hashlib.blake2b(digest_size=12)
     parts = [_name(model), weights_fingerprint(model), tokenizer_fingerprint(tokenizer)]
     parts += [config.to_json_string()] if hasattr(config, "to_json_string") else []
-    for part in [*(part.encode() for part in parts), *pickles.values()]:
+    for part in [*(part.encode() for part in parts), *further]:
         digest.update(len(part).to_bytes(8, "big") + part)
     return digest.hexdigest()
 

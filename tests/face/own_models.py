@@ -60,3 +60,31 @@ class ScoresPadding(Smoothed):
         found = super().row_losses(model, batch)
         longer = found.loss_sum + 0.1 * batch.input_ids.shape[1]
         return RowLosses(loss_sum=longer, label_count=found.label_count, correct=found.correct)
+
+
+class AddsEarlierRows(Smoothed):
+    """Adds to each row's loss those of the rows before it: the first of a batch notices nothing."""
+
+    def row_losses(self, model: nn.Module, batch: Batch) -> RowLosses:
+        found = super().row_losses(model, batch)
+        return RowLosses(loss_sum=found.loss_sum.cumsum(0), label_count=found.label_count, correct=found.correct)
+
+
+class Remembering(Recurrent):
+    """Keeps, in a buffer that is saved with it, the sum of all that it reads."""
+
+    def __init__(self, words: int) -> None:
+        super().__init__(words)
+        self.register_buffer("seen", torch.zeros(16))
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        self.seen += self.words(input_ids).detach().sum((0, 1))
+        return super().forward(input_ids)
+
+
+class Configured(Recurrent):
+    """Has a configuration that is none of transformers."""
+
+    def __init__(self, words: int, config: object) -> None:
+        super().__init__(words)
+        self.config = config

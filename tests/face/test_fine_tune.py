@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,20 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-from own_models import MeanOverBatch, Pooled, Recurrent, ScoresPadding, Smoothed
+from own_models import (
+    AddsEarlierRows,
+    Configured,
+    MeanOverBatch,
+    Pooled,
+    Recurrent,
+    Remembering,
+    ScoresPadding,
+    Smoothed,
+)
 
 from experiments.run import main
 from fedsim import FineTuned, InvalidInput, fine_tune
+from fedsim.models.given import keep_model
 
 Rows = list[dict[str, Any]]
 
@@ -209,3 +220,34 @@ def test_a_result_without_its_ledger_is_refused(
         (place / "ledger.jsonl").unlink()
     with pytest.raises(InvalidInput, match=r"ledger\.jsonl"):
         fine_tune(there, rows, tokenizer=tokenizer, **options | {"epsilon": 11})
+
+
+def test_adapters_of_a_result_without_its_ledger_are_refused(
+    rows: Rows, model: Any, tokenizer: Any, options: dict[str, Any]
+) -> None:
+    model.save_pretrained("base")
+    tokenizer.save_pretrained("base")
+    first = fine_tune("base", rows, lora_rank=2, **options)
+    there = first.model
+    for place in (first.folder, first.folder / "model"):
+        (place / "ledger.jsonl").unlink(missing_ok=True)
+    with pytest.raises(InvalidInput, match=r"ledger\.jsonl"):
+        fine_tune(there, rows, tokenizer=tokenizer, **options | {"epsilon": 11})
+
+
+@pytest.mark.parametrize("config", [{"width": 16}, types.SimpleNamespace(width=16)])
+def test_a_module_may_have_a_configuration_of_its_own(
+    config: Any, rows: Rows, tokenizer: Any, options: dict[str, Any]
+) -> None:
+    first = fine_tune(Configured(len(tokenizer), config), rows, tokenizer=tokenizer, **options)
+    second = fine_tune(first.model, rows, tokenizer=tokenizer, **options | {"epsilon": 11})
+    assert second.statement["earlier"]["runs"]
+
+
+def test_what_is_kept_of_a_model_is_told_apart_by_what_it_spent(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.jsonl"
+    ledger.write_text("{}\n")
+    keep_model(model, tokenizer, None, tmp_path)  # the first time transformers notes its class in its configuration
+    without = keep_model(model, tokenizer, None, tmp_path)
+    assert (keep_model(model, tokenizer, None, tmp_path, (ledger,)) / ledger.name).is_file()
+    assert not (without / ledger.name).exists()
