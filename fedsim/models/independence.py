@@ -251,7 +251,8 @@ def require_losses_apart(
 ) -> None:
     """Refuse an objective of somebody's own where a row's loss moves with the rows beside it, or with its padding.
 
-    Three forward passes over a row of random tokens: alone, and beside two rows that are twice as long.
+    Five forward passes over a row of random tokens: alone, and before and behind two rows that are twice as long. A
+    module that keeps something of what it reads in a buffer is refused too: neither clip nor noise is for that.
 
     Args:
         model: As it will be trained, on its device and in evaluation mode.
@@ -275,22 +276,41 @@ def require_losses_apart(
     try:
         with torch.no_grad(), exact_products(device):
             losses, counts = [], []
-            for company in ([0], [0, 1], [0, 2]):
+            kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
+            for company in ([0], [0, 1], [0, 2], [1, 0], [2, 0]):
                 found = objective.row_losses(model, objective.collate(rows, np.array(company), device))
-                losses.append(float(found.loss_sum[0]))
-                counts.append(int(found.label_count[0]))
+                losses.append(float(found.loss_sum[company.index(0)]))
+                counts.append(int(found.label_count[company.index(0)]))
+            changed = _changed(model, kept)
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # whatever somebody's own code raises
         said = str(error).strip().splitlines()
         hint = f"Trying it on rows of random tokens said: {type(error).__name__}: {said[0] if said else ''}"
         raise InvalidInput("objective", type(objective).__name__, allowed, hint) from error
-    if counts != [int(objective.label_counts(rows)[0])] * 3:
-        hint = f"Its label_counts says {objective.label_counts(rows)[0]} of a row, its row_losses {counts[0]}."
+    if changed:
+        hint = (
+            f"Its forward pass changes the buffer {changed[0]}: what was read would leave with the model, unprotected."
+        )
+        raise InvalidInput("model", type(model).__name__, "a module that keeps nothing of what it reads", hint)
+    if counts != [int(objective.label_counts(rows)[0])] * len(counts):
+        hint = f"Its label_counts says {objective.label_counts(rows)[0]} of a row, its row_losses {counts}."
         raise InvalidInput("objective", type(objective).__name__, allowed, hint)
     scale = max(map(abs, losses))
     if not (math.isfinite(scale) and max(losses) - min(losses) <= TOLERANCE * scale):
         hint = (
-            f"Of one row of random tokens it makes {losses[0]:g} alone, {losses[1]:g} and {losses[2]:g} beside others."
+            f"Of one row of random tokens it makes {losses[0]:g} alone, "
+            f"{', '.join(f'{loss:g}' for loss in losses[1:])} beside others."
         )
         raise InvalidInput("objective", type(objective).__name__, allowed, hint)
+
+
+def _changed(model: torch.nn.Module, kept: dict[str, torch.Tensor]) -> list[str]:
+    """Buffers that are no longer what they were; those that grow with a row's length, and are not saved, may be."""
+    now, saved = dict(model.named_buffers()), set(model.state_dict())
+    return [
+        name
+        for name, buffer in now.items()
+        if (name in saved or (name in kept and kept[name].shape == buffer.shape))
+        and not (name in kept and torch.equal(kept[name], buffer))
+    ]

@@ -176,10 +176,16 @@ def test_what_is_frozen_stays(rows: Rows, model: Any, tokenizer: Any, options: d
     assert not torch.equal(tuned.model.transformer.wpe.weight.cpu(), model.transformer.wpe.weight)
 
 
-@pytest.mark.parametrize("objective", [MeanOverBatch(), ScoresPadding()])
+@pytest.mark.parametrize("objective", [MeanOverBatch(), ScoresPadding(), AddsEarlierRows()])
 def test_objectives_that_look_at_a_rows_company_are_refused(objective: Any, rows: Rows, tokenizer: Any) -> None:
     with pytest.raises(InvalidInput, match="depends on that row alone"):
         fine_tune(Recurrent(len(tokenizer)), rows, tokenizer=tokenizer, objective=objective)
+    assert not Path("runs").exists()
+
+
+def test_a_module_that_keeps_what_it_reads_is_refused(rows: Rows, tokenizer: Any) -> None:
+    with pytest.raises(InvalidInput, match="changes the buffer seen"):
+        fine_tune(Remembering(len(tokenizer)), rows, tokenizer=tokenizer)
     assert not Path("runs").exists()
 
 
