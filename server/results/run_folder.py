@@ -41,6 +41,7 @@ class RunFolder:
         if not new and not self.path.is_dir():
             raise InvalidInput("resume", str(path), "the folder of a run", "There is no such folder.")
         self._made: list[Path] | None = None
+        self._there: set[Path] = set()
 
     def make(self) -> None:
         """Make the folder, and those it is in, where they are not there.
@@ -51,7 +52,7 @@ class RunFolder:
         self.require_unused()
         missing = [place for place in (self.path, *self.path.parents) if not place.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
-        self._made = missing
+        self._made, self._there = missing, set(self.path.iterdir())
 
     def keep(self) -> None:
         """From here on what is in the folder stays, however the run ends."""
@@ -72,15 +73,14 @@ class RunFolder:
             raise
 
     def _undo(self, made: list[Path], others: Iterable[str]) -> None:
-        # Only what bears a run's names goes, and no folder that has anything else in it: others may write there.
+        # Only what bears a run's names and was not there before goes (somebody may have checkpoints of their own), and
+        # no folder that has anything else in it: others may write there.
+        files = {self.config, self.secret, self.bands, self.ledger, self.paths, self.metrics}
         with suppress(OSError):
-            for path in (self.config, self.secret, self.bands, self.ledger, self.paths, self.metrics):
+            for path in (files | {self.path / name for name in others}) - self._there:
                 path.unlink(missing_ok=True)
-            for name in others:
-                (self.path / name).unlink(missing_ok=True)
-            for folder in (self.checkpoints, self.releases):
-                shutil.rmtree(folder, ignore_errors=True)
-            self.remove_leftovers()
+            for path in {self.checkpoints, self.releases, *self._leftovers()} - self._there:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
             for place in made:
                 place.rmdir()
 
@@ -211,8 +211,11 @@ class RunFolder:
 
     def remove_leftovers(self) -> None:
         """Remove what a killed process left half-written; what is finished stays."""
-        for path in [*self.path.glob("*.partial"), *self.path.glob(f".{self.model.name}-*")]:
+        for path in self._leftovers():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _leftovers(self) -> list[Path]:
+        return [*self.path.glob("*.partial"), *self.path.glob(f".{self.model.name}-*")]
 
     def remove_unfinished(self) -> None:
         """Remove what only an unfinished run needs: the seeds, which could undo the noise, the checkpoints and

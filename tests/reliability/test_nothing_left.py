@@ -40,8 +40,9 @@ def test_a_refused_run_leaves_nothing(small_run: Callable[..., RunConfig], tmp_p
 
 @pytest.mark.usefixtures("refused")
 def test_what_was_there_stays(small_run: Callable[..., RunConfig], tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/notes.txt").write_text("mine")
+    for name in ("notes.txt", "checkpoints/step-100.bin", "releases/1.0.txt", "paths.json", "film.partial"):
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).write_text("mine")
     before = everything(tmp_path)
     with pytest.raises(Failure, match="are free"):
         trained(small_run(tmp_path / "run"))
