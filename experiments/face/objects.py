@@ -1,5 +1,6 @@
 """Models, rows and objectives that are given as objects, as options of a configuration that every process can read."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,12 @@ def model_options(model: Any, tokenizer: Any, objective: Any) -> dict[str, Any]:
     folder = keep_model(model, tokenizer, objective, default_cache(), _accounting(model))
     asking = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     frozen = 0 < len(asking) < len(list(model.parameters()))
-    return {"model_path": str(folder)} | ({"model_trainable": tuple(asking)} if frozen else {})
+    return {"model_path": str(folder)} | ({"model_trainable": tuple(map(_exactly, asking))} if frozen else {})
+
+
+def _exactly(name: str) -> str:
+    """What fits this parameter's name alone; the name itself fits those that it is a part of, too."""
+    return f"^{re.escape(name)}$"
 
 
 def rows_options(rows: Any, options: dict[str, Any]) -> dict[str, Any]:

@@ -72,6 +72,8 @@ def _tables(rows: Any) -> Iterator[pa.Table] | None:
             return (pa.Table.from_batches([batch]) for batch in stream)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise _of_one_type(error) from error
+    except ValueError as error:  # of pandas: two columns of one name, say
+        raise InvalidInput("rows", "a table", *KINDS[:1], f"Reading it said: {error}") from error
     return None
 
 

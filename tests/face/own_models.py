@@ -88,3 +88,14 @@ class Configured(Recurrent):
     def __init__(self, words: int, config: object) -> None:
         super().__init__(words)
         self.config = config
+
+
+class Scaled(nn.Module):
+    """A second head behind another model's, of whose name its own is a part."""
+
+    def __init__(self, words: int) -> None:
+        super().__init__()
+        self.inner, self.head = Recurrent(words), nn.Linear(words, words)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.inner(input_ids))

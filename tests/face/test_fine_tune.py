@@ -20,6 +20,7 @@ from own_models import (
     Pooled,
     Recurrent,
     Remembering,
+    Scaled,
     ScoresPadding,
     Smoothed,
 )
@@ -176,6 +177,16 @@ def test_what_is_frozen_stays(rows: Rows, model: Any, tokenizer: Any, options: d
     assert not torch.equal(tuned.model.transformer.wpe.weight.cpu(), model.transformer.wpe.weight)
 
 
+def test_what_is_frozen_stays_though_what_is_trained_is_a_part_of_its_name(
+    rows: Rows, tokenizer: Any, options: dict[str, Any]
+) -> None:
+    own = Scaled(len(tokenizer))
+    own.inner.requires_grad_(False)
+    tuned = fine_tune(own, rows, tokenizer=tokenizer, **options)
+    assert torch.equal(tuned.model.inner.head.weight.cpu(), own.inner.head.weight)
+    assert not torch.equal(tuned.model.head.weight.cpu(), own.head.weight)
+
+
 @pytest.mark.parametrize("objective", [MeanOverBatch(), ScoresPadding(), AddsEarlierRows()])
 def test_objectives_that_look_at_a_rows_company_are_refused(objective: Any, rows: Rows, tokenizer: Any) -> None:
     with pytest.raises(InvalidInput, match="depends on that row alone"):
@@ -257,3 +268,9 @@ def test_what_is_kept_of_a_model_is_told_apart_by_what_it_spent(model: Any, toke
     without = keep_model(model, tokenizer, None, tmp_path)
     assert (keep_model(model, tokenizer, None, tmp_path, (ledger,)) / ledger.name).is_file()
     assert not (without / ledger.name).exists()
+
+
+def test_a_table_with_two_columns_of_one_name_is_refused(model: Any, tokenizer: Any) -> None:
+    twice = pd.DataFrame([["ann", "one", "two"]], columns=["user_id", "text", "text"])
+    with pytest.raises(InvalidInput, match="Duplicate column names"):
+        fine_tune(model, twice, tokenizer=tokenizer)
