@@ -116,6 +116,8 @@ class Sweep(RunConfig):
         """Points that did not run because a larger clip norm does the same, by name."""
         if not may_leave_out(points, common):
             return []
+        if self.sweep.repeat == "best":
+            points = [point for point in points if point.seed == 0]  # others run only where the first did best
         return [p.name for p in points if not is_finished(folder, p) and needless(p, points, folder)]
 
     def _require_same(self, folder: Path) -> None:

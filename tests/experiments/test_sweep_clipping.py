@@ -1,5 +1,6 @@
 """Clip norms that would do what another did are left out of a sweep, and that is said."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -65,3 +66,11 @@ def test_all_are_run_where_they_differ_or_nobody_may_look(
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["left_out"]["points"] == []
     assert results["privacy_cost"]["epsilon"] > 0
+
+
+def test_what_is_left_out_is_said_where_only_the_best_is_repeated(clipping: FakeTraining, tmp_path: Path) -> None:
+    assert small_sweep(tmp_path, sweep=dataclasses.replace(ASKED, repeat="best")).run() == 0
+    assert norms(clipping)[:2] == ["C30", "C3"]
+    assert "C0.3" not in norms(clipping)
+    (left_out,) = json.loads((tmp_path / "results.json").read_text())["left_out"]["points"]
+    assert "-C0.3-" in left_out
