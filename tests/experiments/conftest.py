@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import pytest
 from mock_sweep import FakeTraining
 
+# Before anything is patched: it would keep what it found then.
+import experiments.simulation  # noqa: F401
 import fedsim.engine.local
 import fedsim.resources
 import server.app
