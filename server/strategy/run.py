@@ -85,6 +85,7 @@ class NodeRun:
     ) -> Iterator[Self]:
         """A new run; its seeds and configuration are on disk before anything is charged."""
         folder = RunFolder(path)
+        folder.make()
         settings.seeds.store(folder.secret)
         identity = settings.identity(layout)
         folder.write_config(config={}, plan=settings.plan.to_values(), versions=versions(), identity=identity)

@@ -195,7 +195,7 @@ def test_training_on_a_store_begins_with_what_is_doubtful(tmp_path, tokenizer, m
     write_jsonl(folder / "a.jsonl", RECORDS)
     (folder / "b.csv").write_text('user_id,text\nann,"hello there\nbob,size 5"\n')
     store = build_store(DataConfig(source="files", path=str(folder)), tokenizer, tmp_path / "store")
-    loaded = SimpleNamespace(tokenizer=tokenizer, context=None, config=ModelConfig(), model=None)
+    loaded = SimpleNamespace(tokenizer=tokenizer, context=None, config=ModelConfig(), model=None, objective=None)
     monkeypatch.setattr("fedsim.resources.load_model", lambda *_, **__: loaded)
     monkeypatch.setattr(app, "_begin", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt):
