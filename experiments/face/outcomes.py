@@ -7,9 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fedsim.errors import Failure
 from fedsim.privacy.bounds import shown_above
-from server.precautions.patience import MAY_PASS
 from server.results.run_folder import RunFolder
 
 FOLDER_MARK = "fedsim_folder"
@@ -161,15 +159,7 @@ class Swept:
 def _report(folder: Path) -> Path:
     from experiments.report.run import write_report
 
-    try:
-        return write_report(folder)
-    except OSError as error:
-        if error.errno not in MAY_PASS:
-            raise
-        raise Failure(
-            f"{folder} is finished, and its report cannot be written there ({error.strerror}): make room, then "
-            f"python -m experiments.run report {folder}"
-        ) from error
+    return write_report(folder)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -141,10 +141,10 @@ def test_no_two_chains_share_cohorts_or_noise(small_run, tmp_path: Path, monkeyp
 def test_a_release_that_left_is_known_to_have_though_nothing_else_is_left_of_it(
     small_run, tmp_path: Path, monkeypatch
 ) -> None:
-    def once(self: Round, number: int, mean: np.ndarray) -> None:
+    def once(self: Round, number: int, *given: object) -> None:
         if number == 4:
             raise Crash
-        step(self, number, mean)
+        step(self, number, *given)
 
     step = Round._step
     again = dataclasses.replace(banded(small_run(tmp_path), noise_seed=None), resume=str(tmp_path))
