@@ -72,7 +72,9 @@ class Sweep(RunConfig):
         """
         from experiments.report.sweep import write_sweep_report
         from fedsim.resources import open_resources
+        from server.callbacks import require_callbacks
 
+        require_callbacks(self)
         points = points_of(self.sweep, self)
         common = self.common()
         own = RunFolder(self.output or new_output_folder("sweep"))
