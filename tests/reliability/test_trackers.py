@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,7 @@ def test_a_run_that_goes_on_goes_on_in_the_same_place(
     folder = tmp_path / "run"
     again = crashed(small_run(folder, trackers=(tracker,), noise_seed=None), monkeypatch)
     key = json.loads((folder / "trackers.json").read_text())
+    time.sleep(1.1)  # W&B names files of offline runs by the second
     trained(again)
     assert json.loads((folder / "trackers.json").read_text()) == key
     found = found_by(tracker, folder, at_home)
