@@ -11,9 +11,7 @@ of least predicted noise.
 """
 
 import math
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -213,13 +211,9 @@ def best_bands(plans: Sequence[Plan], target: Target, workload: Workload) -> lis
         workload: What the optimizer makes of the releases.
     """
 
-    def of(plan: Plan) -> BandsForecast:
-        return best(
-            forecasts_for(plan, AUTO, workload, epsilon=target.epsilon, tolerance=TOLERANCE, precision=PRECISION)
-        )
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(of, plans))
+    # One after the other: plans that release the same then find each other's bounds.
+    asked = {"epsilon": target.epsilon, "tolerance": TOLERANCE, "precision": PRECISION}
+    return [best(forecasts_for(plan, AUTO, workload, **asked)) for plan in plans]
 
 
 @dataclass(frozen=True, kw_only=True)
