@@ -137,7 +137,7 @@ def calibrated_plans(
         raise InvalidInput("plan.gradients-per-round", target.gradients_per_round, most + ", what the data can give")
     expected, found = dict(near or {}), []
     for plan in fitting:  # one after the other: what the last one needs is a guess at what the next one does
-        found.append(_calibrated(plan, target.epsilon, expected.get(plan.name)))
+        found.append(_calibrated(plan, target.epsilon, expected.get(plan.name, 1.0)))
         expected[plan.name] = found[-1].noise_multiplier
     return found
 

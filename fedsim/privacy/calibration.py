@@ -15,8 +15,12 @@ from fedsim.validation import require_at_least, require_between, require_positiv
 ADD_OR_REMOVE = Adjacency.ADD_OR_REMOVE_ONE_USER
 PRECISION = 1e-4
 """Relative precision of a calibrated real parameter."""
-NEARBY = 1.2
-"""How far a value is looked for from where it is expected, before it is looked for farther away."""
+FALL = 2.1
+"""About the power of the noise multiplier with which ε falls, by which a search that begins near takes its steps."""
+STRAIGHT, PATIENCE = 0.1, 12
+"""Such a search takes no middle of brackets this short, in which log ε is straight, unless it has looked so often."""
+BEYOND, FARTHEST = 1.02, 4.0
+"""How far beyond where that power would meet the target the step goes, so that it meets it, and how far at most."""
 LEAST_NOISE, MOST_NOISE = 1e-2, 1e9
 
 
@@ -59,8 +63,8 @@ def calibrate_noise_multiplier(
         InvalidInput: If no noise multiplier up to 1e9 meets the target.
     """
     search = _Search(make_event, epsilon, delta, adjacency, tolerance, precision)
-    start, factor = (1.0, 2.0) if near is None else (near, NEARBY)
-    return search.real(safe=MOST_NOISE, unsafe=LEAST_NOISE, start=start, name="noise multiplier", factor=factor)
+    start, fall = (1.0, None) if near is None else (near, FALL)
+    return search.real(safe=MOST_NOISE, unsafe=LEAST_NOISE, start=start, name="noise multiplier", fall=fall)
 
 
 def calibrate_sampling_probability(
@@ -148,13 +152,20 @@ class _Search:
     def meets(self, value: float) -> bool:
         return self.at(value).upper <= self.target
 
-    def real(self, *, safe: float, unsafe: float, start: float, name: str, factor: float = 2.0) -> Calibration:
-        """Bisect the logarithm between a value that meets the target and one that does not."""
+    def real(self, *, safe: float, unsafe: float, start: float, name: str, fall: float | None = None) -> Calibration:
+        """Bisect the logarithm between a value that meets the target and one that does not.
+
+        Args:
+            safe, unsafe: The farthest value that may meet the target, and the farthest that may not.
+            start: Where the search begins.
+            name: Of the parameter, for the error.
+            fall: About the power of the value with which ε falls; None where nobody knows.
+        """
         inner = start
-        factor = factor if safe > unsafe else 1 / factor
+        up = safe > unsafe
         if self.meets(inner):
             while self.meets(inner):
-                safe, inner, factor = inner, inner / factor, _wider(factor)
+                safe, inner = inner, inner / self.step(inner, fall) if up else inner * self.step(inner, fall)
                 if (inner - unsafe) * (safe - unsafe) <= 0:
                     if self.meets(unsafe):
                         return self.found(unsafe)
@@ -166,26 +177,36 @@ class _Search:
             while not self.meets(inner):
                 if inner == outermost:
                     raise self.impossible(outermost, name)
-                unsafe, inner = inner, (min if factor > 1 else max)(inner * factor, outermost)
-                factor = _wider(factor)
+                factor = self.step(inner, fall)
+                unsafe, inner = inner, min(inner * factor, outermost) if up else max(inner / factor, outermost)
             safe = inner
         while abs(np.log(safe / unsafe)) > self.precision:
-            middle = self.between(safe, unsafe)
+            middle = self.between(safe, unsafe, straight=fall is not None)
             if self.meets(middle):
                 safe = middle
             else:
                 unsafe = middle
         return self.found(safe)
 
-    def between(self, safe: float, unsafe: float) -> float:
+    def step(self, value: float, fall: float | None) -> float:
+        """How far from a value the next one is looked for, as a factor above 1."""
+        upper = self.at(value).upper
+        if fall is None or not 0 < upper < np.inf:
+            return 2.0
+        away = max(upper / self.target, self.target / upper) ** (1 / fall)
+        return float(min(BEYOND * away, FARTHEST))
+
+    def between(self, safe: float, unsafe: float, *, straight: bool) -> float:
         """A value inside the bracket near the one that meets the target exactly: log ε is nearly linear in its log.
 
         It stops a little on the far side of the crossing, so that the longer end of the bracket moves; every third
-        value is the middle, so that the bracket shrinks whatever the curve.
+        value is the middle, so that the bracket shrinks whatever the curve. Of a curve that is known to be straight
+        the middle is not taken of a short bracket.
         """
         ends = np.log([safe, unsafe])
+        short = straight and abs(ends[0] - ends[1]) < STRAIGHT and len(self.known) < PATIENCE
         misses = np.log([max(self.at(value).upper, 1e-300) / self.target for value in (safe, unsafe)])
-        if not np.isfinite(misses).all() or misses[0] == misses[1] or len(self.known) % 3 == 0:
+        if not np.isfinite(misses).all() or misses[0] == misses[1] or (len(self.known) % 3 == 0 and not short):
             return float(np.exp(ends.mean()))
         crossing = ends[0] - misses[0] * (ends[1] - ends[0]) / (misses[1] - misses[0])
         longer = ends[np.argmax(np.abs(ends - crossing))]
@@ -216,8 +237,3 @@ class _Search:
             f"{least}, what a {name} of {value:g} is certified to have at δ = {self.delta:g}",
             "Allow a larger ε or δ, or change what else is given.",
         )
-
-
-def _wider(factor: float) -> float:
-    """The next step of a search: each is as long as both before it, up to a factor of two."""
-    return min(factor**2, 2.0) if factor > 1 else max(factor**2, 0.5)
