@@ -28,7 +28,7 @@ def join_or_start(address: str | None, *, cpus: float, object_store_bytes: int |
         log_to_driver: Print what workers print.
 
     Raises:
-        InvalidInput: Nothing answers at the address.
+        InvalidInput: Nothing answers at the address; or Ray cannot keep its sockets in the temporary folder.
         VersionsDiffer: The cluster runs another Ray or Python.
 
     Returns:
@@ -40,6 +40,7 @@ def join_or_start(address: str | None, *, cpus: float, object_store_bytes: int |
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     own: dict[str, Any] = {}
     if address is None:
+        _require_temporary_folder()
         cores = max(os.cpu_count() or 1, math.ceil(cpus))
         own = {
             "num_cpus": cores,
@@ -61,6 +62,16 @@ def join_or_start(address: str | None, *, cpus: float, object_store_bytes: int |
             raise VersionsDiffer(str(failure)) from failure
         raise
     return True
+
+
+def _require_temporary_folder() -> None:
+    """Refuse a temporary folder whose name Ray fails to encode, which it does with a traceback."""
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        if place := os.environ.get(name):
+            if not place.isascii():
+                hint = "Ray keeps its sockets there: set it to another folder, or take --engine.kind local."
+                raise InvalidInput(name, place, "a folder whose name has ASCII letters alone", hint)
+            return
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""SIGTERM is answered as before while Ray starts and afterwards: Ray would end the program without a word."""
+"""What Ray does as it starts and the house answers: SIGTERM, which would end the program without a word, and names of
+folders that it cannot encode."""
 
 import os
 import signal
@@ -9,6 +10,7 @@ import pytest
 import ray
 
 from fedsim.engine import cluster
+from fedsim.errors import InvalidInput
 
 
 class Asked(Exception):
@@ -49,3 +51,10 @@ def test_sigterm_after_ray_has_started(answered: None, monkeypatch: pytest.Monke
 def test_sigterm_while_ray_starts(answered: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Asked):
         _start(monkeypatch, meanwhile=True)
+
+
+@pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_temporary_folder_that_ray_cannot_name_is_a_sentence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "/tmp/grün")
+    with pytest.raises(InvalidInput, match=f"^{name} is '/tmp/grün'; it must be a folder whose name has ASCII"):
+        _start(monkeypatch, meanwhile=False)
