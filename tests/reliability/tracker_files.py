@@ -3,6 +3,7 @@
 import json
 import sqlite3
 import struct
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+PATIENCE = 60.0  # seconds
 
 
 @dataclass
@@ -65,7 +67,9 @@ def found_by(tracker: str, folder: Path, home: Path) -> Found:
 
 
 def files_of(tracker: str, folder: Path, home: Path) -> list[Path]:
-    """Every file that a tracker wrote."""
+    """Every file that a tracker wrote, whole."""
+    if tracker == "wandb":
+        _wandb_runs(folder)
     places = {
         "tensorboard": folder / "tensorboard",
         "wandb": folder / "wandb",
@@ -98,8 +102,8 @@ def _tensorboard(folder: Path) -> Found:
 
 def _wandb(folder: Path) -> Found:
     found = Found()
-    for path in sorted((folder / "wandb").glob("offline-run-*/*.wandb")):
-        for record in _wandb_records(path):
+    for records in _wandb_runs(folder):
+        for record in records:
             kind = record.WhichOneof("record_type")
             if kind == "run":
                 found.options |= {one.key: json.loads(one.value_json) for one in record.run.config.update}
@@ -117,12 +121,29 @@ def _wandb(folder: Path) -> Found:
     return found
 
 
+def _wandb_runs(folder: Path) -> list[list[Any]]:
+    """The records of every run in a folder, in order, once all are whole.
+
+    The library's `finish` returns before its other process has written the file out: at times none of it is there.
+    """
+    until = time.monotonic() + PATIENCE
+    while True:
+        runs = [list(_wandb_records(path)) for path in sorted((folder / "wandb").glob("offline-run-*/*.wandb"))]
+        if runs and all(run and run[-1].WhichOneof("record_type") == "exit" for run in runs):
+            return runs
+        assert time.monotonic() < until, f"after {PATIENCE:.0f} s the files in {folder / 'wandb'} are still not whole"
+        time.sleep(0.05)
+
+
 def _key(item: Any) -> str:
     return item.key or "/".join(item.nested_key)
 
 
 def _wandb_records(path: Path) -> Iterator[Any]:
-    """An offline file: blocks of 32 KiB after 7 bytes, in each chunks of (checksum, length, kind), as LevelDB logs."""
+    """What an offline file holds so far.
+
+    As LevelDB's logs: blocks of 32 KiB after 7 bytes, in each chunks of (checksum, length, kind).
+    """
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, place, block, whole = path.read_bytes(), 7, 1 << 15, b""
@@ -133,6 +154,8 @@ def _wandb_records(path: Path) -> Iterator[Any]:
         _, length, kind = struct.unpack("<IHB", data[place : place + 7])
         chunk = data[place + 7 : place + 7 + length]
         place += 7 + length
+        if len(chunk) < length:
+            return  # the rest is still being written
         whole = chunk if kind in (1, 2) else whole + chunk  # whole or first, middle or last
         if kind in (1, 4):
             record = Record()
