@@ -25,11 +25,11 @@ from fedsim.privacy.mechanisms.banded.workload import Workload
 from fedsim.validation import require_at_least, require_between, require_positive
 
 TOLERANCE = 0.01
+"""Relative tolerance on ε when the planner calibrates: its σ are certified, but up to about 1 % above the least."""
 PRECISION = 1e-3
 """Relative precision of noise multipliers that predictions are made of."""
 _known: dict[tuple[Event, float, float, Adjacency], float] = {}
 """Noise multipliers that were calibrated before in this process, by what is released at 1 and the target."""
-"""Relative tolerance on ε when the planner calibrates: its σ are certified, but up to about 1 % above the least."""
 TIE = 0.05
 """Predictions closer than this are called level."""
 CHALLENGER, BASELINE = ALGORITHMS
@@ -213,7 +213,7 @@ def best_bands(plans: Sequence[Plan], target: Target, workload: Workload) -> lis
 
     # One after the other: plans that release the same then find each other's bounds.
     asked = {"epsilon": target.epsilon, "tolerance": TOLERANCE, "precision": PRECISION}
-    return [best(forecasts_for(plan, AUTO, workload, **asked)) for plan in plans]
+    return [best(forecasts_for(plan, AUTO, workload, **asked, near=plan.noise_multiplier)) for plan in plans]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,8 +282,7 @@ def what_if(sizes: UserSizes, target: Target, verdict: Verdict, factor: float = 
     """The verdict under more and less compute, and under weaker and stronger privacy; what does not fit is left out.
 
     ULS chooses between 1 and the group sizes around the one recommended, at most `factor` times larger or smaller and
-    no larger than users have examples;
-    ELS keeps its group size.
+    no larger than users have examples; ELS keeps its group size.
 
     Args:
         sizes: The users.

@@ -55,6 +55,7 @@ def forecasts(
     adjacency: Adjacency,
     tolerance: float,
     precision: float = PRECISION,
+    near: float | None = None,
 ) -> list[BandsForecast]:
     """What some numbers of bands promise, calibrated to the same target.
 
@@ -65,6 +66,7 @@ def forecasts(
         epsilon, delta, adjacency: The target.
         tolerance: Relative tolerance of the calibration.
         precision: Relative precision of the noise multipliers.
+        near: Where that of independent noise is expected.
     """
     wanted = sorted({1, *candidates})
     fitted = {bands: optimal_coefficients(bands, workload) for bands in wanted}
@@ -77,7 +79,7 @@ def forecasts(
             adjacency=adjacency,
             tolerance=tolerance,
             precision=precision,
-            near=found[-1].noise_multiplier if found else None,
+            near=found[-1].noise_multiplier if found else near,
         ).value
         error = noise * workload.error(fitted[bands])
         single = noise * release_noise(fitted[bands], workload.rounds)
@@ -173,6 +175,7 @@ def forecasts_for(
     epsilon: float,
     tolerance: float = 1e-3,
     precision: float = PRECISION,
+    near: float | None = None,
     before: Event = NOTHING,
 ) -> tuple[BandsForecast, ...]:
     """What a plan may expect of so many bands, or of each number that is worth a look, beside independent noise.
@@ -184,6 +187,7 @@ def forecasts_for(
         epsilon: The target, at the plan's δ and adjacency.
         tolerance: Relative tolerance of the calibration.
         precision: Relative precision of the noise multipliers.
+        near: Where that of independent noise is expected.
         before: What the target is to hold together with.
     """
     if bands == AUTO:
@@ -201,7 +205,5 @@ def forecasts_for(
         with_noise = dataclasses.replace(with_bands(plan, count, stand_in), noise_multiplier=noise)
         return Composed(events=(before, with_noise.event()))
 
-    target = {"epsilon": epsilon, "delta": plan.delta}
-    return tuple(
-        forecasts(event, fits, workload, **target, adjacency=plan.adjacency, tolerance=tolerance, precision=precision)
-    )
+    target = {"epsilon": epsilon, "delta": plan.delta, "tolerance": tolerance, "precision": precision}
+    return tuple(forecasts(event, fits, workload, **target, adjacency=plan.adjacency, near=near))

@@ -14,7 +14,17 @@ from fedsim.privacy.bounds import Bounds
 from fedsim.privacy.certify import Question, certify
 from fedsim.privacy.delta_curve import delta_curve
 from fedsim.privacy.dominating_pairs import dominating_pair
-from fedsim.privacy.events import Adjacency, Composed, Event, OfBlock, OfGroup, OneOf, Repeated
+from fedsim.privacy.events import (
+    Adjacency,
+    BinomialMixtureGaussian,
+    Composed,
+    Event,
+    OfBlock,
+    OfGroup,
+    OneOf,
+    PoissonSubsampledGaussian,
+    Repeated,
+)
 from fedsim.privacy.gaussian_curve import composed_shift, gaussian_delta, gaussian_epsilon
 from fedsim.privacy.gaussian_pairs import GaussianPair
 from fedsim.privacy.grid_plan import Pairs
@@ -244,4 +254,16 @@ def _require_known_groups(event: Event, adjacency: Adjacency) -> None:
 
 
 def _sorted(counts: Counter[Event]) -> tuple[tuple[Event, int], ...]:
-    return tuple((event, count) for event, count in sorted(counts.items(), key=repr) if count)
+    together: Counter[Event] = Counter()
+    for event, count in counts.items():
+        together[_plainest(event)] += count
+    return tuple((event, count) for event, count in sorted(together.items(), key=repr) if count)
+
+
+def _plainest(event: Event) -> Event:
+    """Of events that release the same, one: of users with one example each, examples are sampled as users are."""
+    if isinstance(event, BinomialMixtureGaussian) and event.group_size == 1:
+        return PoissonSubsampledGaussian(
+            sampling_probability=event.sampling_probability, noise_multiplier=event.noise_multiplier
+        )
+    return event

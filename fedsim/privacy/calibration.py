@@ -17,8 +17,9 @@ PRECISION = 1e-4
 """Relative precision of a calibrated real parameter."""
 FALL = 2.1
 """About the power of the noise multiplier with which ε falls, by which a search that begins near takes its steps."""
-STRAIGHT, PATIENCE = 0.1, 12
-"""Such a search takes no middle of brackets this short, in which log ε is straight, unless it has looked so often."""
+STRAIGHT, PATIENCE = 1.0, 12
+"""Such a search takes no middle of brackets this short, in which log ε is all but straight, unless it has looked so
+often."""
 BEYOND, FARTHEST = 1.02, 4.0
 """How far beyond where that power would meet the target the step goes, so that it meets it, and how far at most."""
 LEAST_NOISE, MOST_NOISE = 1e-2, 1e9
@@ -57,14 +58,15 @@ def calibrate_noise_multiplier(
         adjacency: Which data sets count as neighbours.
         tolerance: Relative distance of upper and lower bounds.
         precision: How far the value may be above the least one, relatively.
-        near: Where the value is expected, which is where the search begins: a good guess saves half of it.
+        near: Where the value is expected, which is where the search begins: a good guess saves half of it. The value
+            is then taken where ε is within the precision of the target, which it reaches at least as fast as 1/value.
 
     Raises:
         InvalidInput: If no noise multiplier up to 1e9 meets the target.
     """
-    search = _Search(make_event, epsilon, delta, adjacency, tolerance, precision)
     start, fall = (1.0, None) if near is None else (near, FALL)
-    return search.real(safe=MOST_NOISE, unsafe=LEAST_NOISE, start=start, name="noise multiplier", fall=fall)
+    search = _Search(make_event, epsilon, delta, adjacency, tolerance, precision, fall)
+    return search.real(safe=MOST_NOISE, unsafe=LEAST_NOISE, start=start, name="noise multiplier")
 
 
 def calibrate_sampling_probability(
@@ -107,7 +109,12 @@ def calibrate_group_size(
 
 
 class _Search:
-    """Evaluations of ε's upper bound at values of the parameter, each made once."""
+    """Evaluations of ε's upper bound at values of the parameter, each made once.
+
+    Attributes:
+        fall: About the power of the value with which ε falls; None where nobody knows.
+        known: Bounds on ε at the values looked at so far.
+    """
 
     def __init__(
         self,
@@ -117,6 +124,7 @@ class _Search:
         adjacency: Adjacency,
         tolerance: float,
         precision: float = PRECISION,
+        fall: float | None = None,
     ):
         require_positive("epsilon", epsilon)
         require_between("delta", delta, 0, 1)
@@ -126,13 +134,15 @@ class _Search:
         self.adjacency = adjacency
         self.tolerance = tolerance
         self.precision = precision
+        self.fall = fall
         self.known: dict[float, Bounds] = {}
 
     def at(self, value: float) -> Bounds:
         if value not in self.known:
-            event = self.make_event(value)
+            # A bisection asks on which side of the target ε lies; steps along the curve ask for ε.
+            threshold = self.target if self.fall is None else np.nan
             self.known[value] = epsilon_against(
-                event, self.delta, self.target, adjacency=self.adjacency, tolerance=self.tolerance
+                self.make_event(value), self.delta, threshold, adjacency=self.adjacency, tolerance=self.tolerance
             )
         return self.known[value]
 
@@ -152,20 +162,33 @@ class _Search:
     def meets(self, value: float) -> bool:
         return self.at(value).upper <= self.target
 
-    def real(self, *, safe: float, unsafe: float, start: float, name: str, fall: float | None = None) -> Calibration:
+    def close(self, value: float) -> bool:
+        """Whether a value is known to be near the best: where ε falls at least as fast as the value's inverse.
+
+        It is only asked where the value meets the target.
+        """
+        found = self.at(value)
+        return self.fall is not None and found.gap <= self.tolerance and self.miss(value) > -self.precision
+
+    def miss(self, value: float) -> float:
+        """How far above the target ε's upper bound is, in logarithms."""
+        return float(np.log(max(self.at(value).upper, 1e-300) / self.target))
+
+    def real(self, *, safe: float, unsafe: float, start: float, name: str) -> Calibration:
         """Bisect the logarithm between a value that meets the target and one that does not.
 
         Args:
             safe, unsafe: The farthest value that may meet the target, and the farthest that may not.
             start: Where the search begins.
             name: Of the parameter, for the error.
-            fall: About the power of the value with which ε falls; None where nobody knows.
         """
         inner = start
         up = safe > unsafe
         if self.meets(inner):
             while self.meets(inner):
-                safe, inner = inner, inner / self.step(inner, fall) if up else inner * self.step(inner, fall)
+                if self.close(inner):
+                    return self.found(inner)
+                safe, inner = inner, inner / self.step(inner) if up else inner * self.step(inner)
                 if (inner - unsafe) * (safe - unsafe) <= 0:
                     if self.meets(unsafe):
                         return self.found(unsafe)
@@ -177,40 +200,40 @@ class _Search:
             while not self.meets(inner):
                 if inner == outermost:
                     raise self.impossible(outermost, name)
-                factor = self.step(inner, fall)
+                factor = self.step(inner)
                 unsafe, inner = inner, min(inner * factor, outermost) if up else max(inner / factor, outermost)
             safe = inner
-        while abs(np.log(safe / unsafe)) > self.precision:
-            middle = self.between(safe, unsafe, straight=fall is not None)
+        while abs(np.log(safe / unsafe)) > self.precision and not self.close(safe):
+            middle = self.between(safe, unsafe)
             if self.meets(middle):
                 safe = middle
             else:
                 unsafe = middle
         return self.found(safe)
 
-    def step(self, value: float, fall: float | None) -> float:
+    def step(self, value: float) -> float:
         """How far from a value the next one is looked for, as a factor above 1."""
-        upper = self.at(value).upper
-        if fall is None or not 0 < upper < np.inf:
+        if self.fall is None or not 0 < self.at(value).upper < np.inf:
             return 2.0
-        away = max(upper / self.target, self.target / upper) ** (1 / fall)
-        return float(min(BEYOND * away, FARTHEST))
+        return float(min(BEYOND * np.exp(abs(self.miss(value)) / self.fall), FARTHEST))
 
-    def between(self, safe: float, unsafe: float, *, straight: bool) -> float:
+    def between(self, safe: float, unsafe: float) -> float:
         """A value inside the bracket near the one that meets the target exactly: log ε is nearly linear in its log.
 
         It stops a little on the far side of the crossing, so that the longer end of the bracket moves; every third
         value is the middle, so that the bracket shrinks whatever the curve. Of a curve that is known to be straight
-        the middle is not taken of a short bracket.
+        the middle is not taken of a short bracket, and the value is one that meets the target.
         """
-        ends = np.log([safe, unsafe])
-        short = straight and abs(ends[0] - ends[1]) < STRAIGHT and len(self.known) < PATIENCE
-        misses = np.log([max(self.at(value).upper, 1e-300) / self.target for value in (safe, unsafe)])
-        if not np.isfinite(misses).all() or misses[0] == misses[1] or (len(self.known) % 3 == 0 and not short):
+        ends, misses = np.log([safe, unsafe]), np.array([self.miss(safe), self.miss(unsafe)])
+        straight = self.fall is not None and abs(ends[0] - ends[1]) < STRAIGHT and len(self.known) < PATIENCE
+        if not np.isfinite(misses).all() or misses[0] == misses[1] or (len(self.known) % 3 == 0 and not straight):
             return float(np.exp(ends.mean()))
         crossing = ends[0] - misses[0] * (ends[1] - ends[0]) / (misses[1] - misses[0])
-        longer = ends[np.argmax(np.abs(ends - crossing))]
-        step = 0.4 * self.precision * np.sign(longer - crossing)
+        if straight:
+            step = 0.6 * self.precision * (ends[0] - ends[1]) / (misses[1] - misses[0])
+        else:
+            longer = ends[np.argmax(np.abs(ends - crossing))]
+            step = 0.4 * self.precision * np.sign(longer - crossing)
         low, high = sorted(ends)
         margin = 0.1 * self.precision
         return float(np.exp(np.clip(crossing + step, low + margin, high - margin)))

@@ -28,6 +28,9 @@ ROUNDING = 4 * np.finfo(float).eps
 CHUNK = 400_000
 REACH = 39.0
 """Beyond so many standard deviations the tails of a Gaussian are 0 as floats."""
+NEAR = 1e-6
+"""How near the point of a given tail is found, in standard deviations."""
+SECTIONS = 65
 NARROWEST = 1e-12
 """The least range of losses."""
 CLOSE = 1e-6
@@ -55,9 +58,16 @@ class Mixture:
         total = exponents.sum(axis=0)
         return largest + np.log(total), self.means @ exponents / total
 
-    def upper_tail(self, x: float) -> float:
-        """Probability of a value above x."""
-        return float(self.weights @ scipy.special.ndtr(self.means - x))
+    def least_above(self, tail: float) -> float:
+        """A point above which lies at most `tail` of the probability: the least, but for 1e-6 or less."""
+        low, high = self.means.min() - REACH, self.means.max() + REACH
+        while high - low > NEAR:
+            points = np.linspace(low, high, SECTIONS)
+            enough = self.weights @ scipy.special.ndtr(np.subtract.outer(self.means, points)) <= tail
+            enough[-1] = True
+            place = int(np.argmax(enough))
+            low, high = points[max(place - 1, 0)], points[place]
+        return float(high)
 
     def cells(self, x: Floats) -> tuple[Floats, Floats]:
         """Probability below x₀, between neighbours, above the last; and a bound on each one's rounding error."""
@@ -114,11 +124,8 @@ class GaussianPair:
 
     def loss_range(self, tail: float) -> tuple[float, float]:
         """Losses (low, high) with Q(loss < low) ≤ tail and P(loss > high) ≤ tail."""
-        top, bottom = self.above.means.max() + REACH, self.below.means.min() - REACH
-        high = scipy.optimize.brentq(lambda x: np.log(self.above.upper_tail(x) + 1e-320) - np.log(tail), bottom, top)
-        mirrored = Mixture(-self.below.means, self.below.log_weights)
-        low = -scipy.optimize.brentq(lambda x: np.log(mirrored.upper_tail(x) + 1e-320) - np.log(tail), -top, -bottom)
-        losses, _ = self._loss(np.array([low - 1e-6, high + 1e-6]))
+        low = -Mixture(-self.below.means, self.below.log_weights).least_above(tail)
+        losses, _ = self._loss(np.array([low - NEAR, self.above.least_above(tail) + NEAR]))
         # A grid needs some room also where the loss is all but 0, of a user who hardly ever takes part.
         room = NARROWEST if losses[1] - losses[0] < NARROWEST else 0.0
         return float(losses[0]) - room, float(losses[1]) + room

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import scipy
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
@@ -23,6 +22,10 @@ ROUNDING = 5e-13
 SCALES = np.array([0.3, 1, 2, 3, 4, 5, 6, 8, 12])
 """Steps away from a tilt, in units of the tilted deviation's inverse, that are tried for a window's proof."""
 LOG_TILTS = np.linspace(-40, 24, 33)
+ZOOMS = (np.linspace(-2, 2, 17), np.linspace(-1 / 4, 1 / 4, 9), np.linspace(-1 / 16, 1 / 16, 9))
+"""Steps of log tilt around the best so far: the last are 1/64 apart."""
+TABLE = 400_000
+"""Numbers of a table of tilts and losses that is formed at once."""
 
 
 class Atoms(Protocol):
@@ -59,15 +62,16 @@ def log_moments(parts: Composition, tilts: Floats) -> Floats:
 
 def log_moments_once(measure: Atoms, tilts: Floats) -> Floats:
     """The same for one loss."""
-    moments = np.empty(len(tilts))
-    exponents = np.empty_like(measure.losses)
-    for place, tilt in enumerate(tilts):
-        np.multiply(measure.losses, tilt, out=exponents)
-        exponents += measure.log_masses
-        largest = exponents.max()
-        exponents -= largest
-        moments[place] = largest + np.log(np.exp(exponents, out=exponents).sum())
-    return moments
+    pieces = max(-(-len(tilts) * len(measure.losses) // TABLE), 1)
+    return np.concatenate([_log_moments_together(measure, piece) for piece in np.array_split(tilts, pieces)])
+
+
+def _log_moments_together(measure: Atoms, tilts: Floats) -> Floats:
+    exponents = np.multiply.outer(tilts, measure.losses)
+    exponents += measure.log_masses
+    largest = exponents.max(axis=1)
+    exponents -= largest[:, None]
+    return np.asarray(largest + np.log(np.exp(exponents, out=exponents).sum(axis=1)))
 
 
 def tilted_deviation(parts: Composition, tilt: float) -> float:
@@ -81,9 +85,15 @@ def tilted_deviation(parts: Composition, tilt: float) -> float:
     return float(np.sqrt(variance))
 
 
+def log_kernels(tilts: Floats) -> Floats:
+    """log max_y e^{−tilt·y}(1 − e^{−y}) for each tilt, 0 for those that are not positive."""
+    positive = np.maximum(tilts, 1e-300)
+    return np.where(tilts > 0, tilts * np.log(positive / (1 + positive)) - np.log1p(positive), 0.0)
+
+
 def log_kernel(tilt: float) -> float:
-    """log max_y e^{−tilt·y}(1 − e^{−y})."""
-    return tilt * np.log(tilt / (1 + tilt)) - np.log1p(tilt) if tilt > 0 else 0.0
+    """The same for one tilt."""
+    return float(log_kernels(np.array([tilt]))[0])
 
 
 def best_tilt(parts: Composition, *, epsilon: float | None = None, delta: float | None = None) -> tuple[float, float]:
@@ -98,16 +108,17 @@ def best_tilt(parts: Composition, *, epsilon: float | None = None, delta: float 
         delta: δ, where ε is asked for.
     """
 
-    def bound(log_tilt: float) -> float:
-        tilt = float(np.exp(log_tilt))
-        value = float(log_moments(parts, np.array([tilt]))[0]) + log_kernel(tilt)
-        return value - tilt * epsilon if delta is None else (value - np.log(delta)) / tilt  # type: ignore[operator]
+    def bounds(log_tilts: Floats) -> Floats:
+        tilts = np.exp(log_tilts)
+        values = log_moments(parts, tilts) + log_kernels(tilts)
+        return values - tilts * epsilon if delta is None else (values - np.log(delta)) / tilts
 
-    middle = LOG_TILTS[int(np.argmin([bound(point) for point in LOG_TILTS]))]
-    found = scipy.optimize.minimize_scalar(
-        bound, bounds=(middle - 2, middle + 2), method="bounded", options={"xatol": 1e-2}
-    )
-    return float(np.exp(found.x)), float(found.fun)
+    tried, found = LOG_TILTS, bounds(LOG_TILTS)
+    for steps in ZOOMS:
+        tried = tried[np.argmin(found)] + steps
+        found = bounds(tried)
+    best = int(np.argmin(found))
+    return float(np.exp(tried[best])), float(found[best])
 
 
 def chernoff(parts: Composition, tilt: float, *, epsilon: float | None = None, delta: float | None = None) -> float:
@@ -189,7 +200,7 @@ def choose_tilts(parts: Composition, best: float, epsilon: float, log_delta: flo
     tilts = best * np.array(SHARES)
     bases = log_moments(parts, tilts)
     # Log of how much an error of the tilted mass grows, relative to δ.
-    growths = bases + [log_kernel(tilt) for tilt in tilts] - tilts * epsilon - log_delta
+    growths = bases + log_kernels(tilts) - tilts * epsilon - log_delta
     fit = growths <= max(-np.log(1e4 * ROUNDING * turns), growths.min() + 1.5)
     choices = [
         provable(parts, float(tilt), max(growth, 0.0) + MARGIN)

@@ -265,6 +265,14 @@ def test_fixed_cohort_by_replacement_matches_its_curve_in_one_step() -> None:
     assert found.gap < 1e-2
 
 
+def test_an_example_a_user_is_accounted_as_a_user_together_and_apart() -> None:
+    """Also where both kinds are composed: then they are so many releases of one kind."""
+    examples, users = mixture(1, 0.01, 0.8, 300), poisson(0.01, 0.8, 300)
+    assert epsilon_bounds(examples, 1e-6) == epsilon_bounds(users, 1e-6)
+    both = Composed(events=(examples, users))
+    assert epsilon_bounds(both, 1e-6) == epsilon_bounds(poisson(0.01, 0.8, 600), 1e-6)
+
+
 def test_an_arbitrary_mixture_equals_the_binomial_it_spells_out() -> None:
     weights = (0.81, 0.18, 0.01)
     spelled = MixtureOfGaussians(sensitivities=(0.0, 1.0, 2.0), probabilities=weights, noise_multiplier=2.0)

@@ -36,6 +36,31 @@ def test_noise(epsilon: float, adjacency: Adjacency) -> None:
     check(found, event, found.value * (1 - 2e-4), epsilon, 1e-6, adjacency)
 
 
+@pytest.mark.parametrize("epsilon", [0.05, 2.0, 30.0])
+@pytest.mark.parametrize("precision", [1e-2, 1e-4])
+@pytest.mark.parametrize("guess", [0.2, 0.9, 1.0, 1.5, 20.0])
+def test_noise_from_a_guess_is_as_good_as_from_none(epsilon: float, precision: float, guess: float) -> None:
+    """It meets the target too, and is no farther above the least noise than the precision asks."""
+    least = calibrate_noise_multiplier(event, epsilon=epsilon, delta=1e-6).value
+    target = {"epsilon": epsilon, "delta": 1e-6, "tolerance": 1e-4}
+    found = calibrate_noise_multiplier(event, **target, precision=precision, near=guess * least)
+    check(found, event, found.value * (1 - 2 * precision), epsilon, 1e-6)
+    assert found.value <= least * (1 + precision + 1e-4)
+
+
+def test_a_guess_that_was_right_is_looked_at_alone() -> None:
+    looked_at: list[float] = []
+
+    def noted(noise: float) -> Event:
+        looked_at.append(noise)
+        return event(noise)
+
+    target = {"epsilon": 2.0, "delta": 1e-6, "precision": 1e-3}
+    right = calibrate_noise_multiplier(event, **target, near=1.0).value
+    assert calibrate_noise_multiplier(noted, **target, near=right).value == right
+    assert set(looked_at) == {right}
+
+
 def test_noise_of_the_plain_gaussian_is_exact() -> None:
     """σ for (1, 1e-5), from the analytic Gaussian mechanism: 3.7306."""
     found = calibrate_noise_multiplier(lambda noise: Gaussian(noise_multiplier=noise), epsilon=1.0, delta=1e-5)
