@@ -166,7 +166,9 @@ def make_plan(
     for _ in range(ATTEMPTS):
         tail = max(1e-7 * float(np.exp(log_delta)) / turns, 1e-290)
         ranges = [pair.loss_range(tail) for pair, _ in pairs]
-        sketches = [(sketch(pair, tail, swapped=swapped), count) for pair, count in pairs]
+        sketches = [
+            (sketch(pair, ends, swapped=swapped), count) for (pair, count), ends in zip(pairs, ranges, strict=True)
+        ]
         tilt, bound = best_tilt(sketches, epsilon=epsilon, delta=delta)
         # How far the grid must reach for the δ at an ε is known only now.
         if delta is not None or bound > log_delta - 7 or tail <= 1e-290:

@@ -14,17 +14,17 @@ FINEST = 1e-8
 """The sketch's narrowest cell, relative to the range."""
 
 
-def sketch(pair: LossPair, tail: float, *, swapped: bool) -> LossSketch:
+def sketch(pair: LossPair, ends: tuple[float, float], *, swapped: bool) -> LossSketch:
     """A measure that dominates the pair's loss, on edges that are close together where the loss is close to a limit.
 
     The loss of a rarely sampled user is nearly constant, yet reaches far: even cells would see but one side of it.
 
     Args:
         pair: P against Q.
-        tail: Probability that may lie beyond each end of the edges.
+        ends: Losses (of P against Q) that the edges reach.
         swapped: Measure the loss of Q against P instead.
     """
-    low, high = pair.loss_range(tail)
+    low, high = ends
     reach = high - low
     growing = np.geomspace(FINEST * reach, reach, GROWING_EDGES)
     edges = [np.linspace(low, high, EVEN_EDGES), *(center + growing for center in (0.0, max(pair.least_loss, low)))]

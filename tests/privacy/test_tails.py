@@ -38,7 +38,8 @@ def test_the_tail_begins_where_no_more_is_left_and_just_there(shares: list[float
 @pytest.mark.parametrize("asked", [{"delta": 1e-6}, {"delta": 1e-30}, {"epsilon": 0.5}, {"epsilon": 8.0}])
 def test_the_best_tilt_is_as_good_as_what_a_minimiser_finds(noise: float, count: int, asked: dict[str, float]) -> None:
     event = BinomialMixtureGaussian(group_size=4, sampling_probability=0.01, noise_multiplier=noise)
-    parts = [(sketch(dominating_pair(event, Adjacency.ADD_OR_REMOVE_ONE_USER), 1e-40, swapped=False), count)]
+    pair = dominating_pair(event, Adjacency.ADD_OR_REMOVE_ONE_USER)
+    parts = [(sketch(pair, pair.loss_range(1e-40), swapped=False), count)]
 
     def bound(log_tilt: float) -> float:
         tilts = np.exp([log_tilt])
