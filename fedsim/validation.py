@@ -17,6 +17,12 @@ def require_at_least(field: str, value: float, least: float) -> None:
         raise InvalidInput(field, value, f"a number of at least {least:g}")
 
 
+def require_at_most(field: str, value: float, most: float) -> None:
+    """value ≤ most; NaN is refused."""
+    if not value <= most:
+        raise InvalidInput(field, value, f"a number of at most {most:,}")
+
+
 def require_between(field: str, value: float, low: float, high: float) -> None:
     """low < value < high; NaN is refused."""
     if not low < value < high:

@@ -63,6 +63,7 @@ def test_unknown_fields_and_wrong_types_are_named(flat: dict, field: str) -> Non
         (PlanConfig, {"epsilon": math.inf}, "plan.epsilon"),
         (PlanConfig, {"delta": 1.0}, "plan.delta"),
         (PlanConfig, {"group_size": 0}, "plan.group-size"),
+        (PlanConfig, {"algorithm": "els", "group_size": 99_999_999}, "plan.group-size"),
         (PlanConfig, {"clip_norm": 0.0}, "plan.clip-norm"),
         (PlanConfig, {"clip_norm": math.inf}, "plan.clip-norm"),
         (PlanConfig, {"rounds": 0}, "plan.rounds"),

@@ -24,8 +24,9 @@ from fedsim.planner import (
     compare,
     what_if,
 )
+from fedsim.privacy.dominating_pairs import MOST_EXAMPLES
 from fedsim.privacy.events import Adjacency
-from fedsim.validation import require_at_least, require_positive
+from fedsim.validation import require_at_least, require_at_most, require_positive
 
 PUBLIC_USERS = DataConfig(packages=("standard-library",))
 """Users nobody needs to protect: the modules of Python's standard library, with their docstrings as examples."""
@@ -119,6 +120,7 @@ class PlanCommand:
     def __post_init__(self) -> None:
         for size in self.group_sizes:
             require_at_least("group-sizes", size, 1)
+            require_at_most("group-sizes", size, MOST_EXAMPLES)
 
     def run(self) -> int:
         """Print what is expected; 0."""

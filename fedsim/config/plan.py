@@ -11,6 +11,7 @@ from fedsim.errors import InvalidInput
 from fedsim.plan import ALGORITHMS, Algorithm, Plan, Selection, UserSizes, Weighting
 from fedsim.plan.bands import AUTO, BandsForecast, best, forecasts_for, wanted_bands, with_bands
 from fedsim.plan.limits import require_turns
+from fedsim.privacy.dominating_pairs import MOST_EXAMPLES
 from fedsim.privacy.events import Adjacency, Event
 from fedsim.privacy.ledger import NOTHING
 from fedsim.privacy.mechanisms import MECHANISMS, Mechanism
@@ -19,7 +20,7 @@ from fedsim.privacy.mechanisms.banded.coefficients import optimal_coefficients
 from fedsim.privacy.mechanisms.banded.workload import Workload
 from fedsim.registry import Registry
 from fedsim.sampling import SAMPLINGS, Sampling
-from fedsim.validation import require_at_least, require_between, require_positive
+from fedsim.validation import require_at_least, require_at_most, require_between, require_positive
 
 ROUGH = 0.01
 """Relative tolerance on ε where numbers of bands are compared; the one chosen is calibrated anew."""
@@ -123,6 +124,8 @@ class PlanConfig:
         """Refuse a mechanism, sampling scheme or moving clip norm that there is not, or that do not go together."""
         mechanism = MECHANISMS.check(self.mechanism, self.mechanism_options)
         group = ALGORITHMS[self.algorithm].units_in_group(self.examples_per_user)
+        if math.isfinite(self.epsilon) and self.noise_multiplier != 0:
+            require_at_most("plan.group-size", group or 1, MOST_EXAMPLES)
         # Schemes have no event for every algorithm: better known now than when workers have started.
         many = 10**9  # whatever the data is, it may have as many
         self.sampling_scheme().event(population=many, probability=1 / many, noise_multiplier=1.0, group_size=group)

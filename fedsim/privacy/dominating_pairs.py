@@ -25,7 +25,10 @@ from fedsim.privacy.gaussian_pairs import Floats, GaussianPair, Mixture
 from fedsim.privacy.loss_cells import LossCells
 from fedsim.privacy.mixed_pair import mixed
 from fedsim.privacy.truncation import truncation
+from fedsim.validation import require_at_most
 
+MOST_EXAMPLES = 1_000_000
+"""Examples of one user that ELS is accounted with; bounds of more would take minutes."""
 NEGLIGIBLE = -230.0
 """Log-weights below this are left out at the upper end; what they weigh together is charged as a loss of ∞."""
 
@@ -77,6 +80,7 @@ def _poisson(event: PoissonSubsampledGaussian, adjacency: Adjacency) -> LossPair
 
 @register
 def _binomial(event: BinomialMixtureGaussian, adjacency: Adjacency) -> LossPair:
+    require_at_most("group_size", event.group_size, MOST_EXAMPLES)
     sensitivities = np.arange(event.group_size + 1.0)
     log_weights = binomial_log_weights(event.group_size, event.sampling_probability)
     return mixture_pair(sensitivities, log_weights, event.noise_multiplier, adjacency)
