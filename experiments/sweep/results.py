@@ -10,7 +10,7 @@ import numpy as np
 import scipy
 
 from experiments.sweep.clipping import LOOKED
-from experiments.sweep.points import Point
+from experiments.sweep.points import ARM_TITLES, Point
 from experiments.together import FinishedRun, Together
 from server.results.run_folder import RunFolder
 
@@ -62,9 +62,10 @@ def cells_of(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     the choice. Settings with fewer seeds than others of the cell are not chosen.
     """
     rows = list(rows)
-    keys = sorted({(row["arm"], row["gradients_per_round"], row["epsilon"]) for row in rows})
+    arms = list(ARM_TITLES)
+    keys = {(row["arm"], row["gradients_per_round"], row["epsilon"]) for row in rows}
     cells = []
-    for key in keys:
+    for key in sorted(keys, key=lambda key: (arms.index(key[0]), *key[1:])):
         here = [row for row in rows if (row["arm"], row["gradients_per_round"], row["epsilon"]) == key]
         settings = [
             setting_of([row for row in here if tuple(row[name] for name in SETTING) == setting])

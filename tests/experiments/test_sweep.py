@@ -17,6 +17,7 @@ from mock_sweep import FakeTraining, point, small_sweep
 
 import server.app
 from experiments.prediction import predict
+from experiments.report.figures.sweep import by_bands, plot_outcomes
 from experiments.report.sweep import outcome
 from experiments.run import main
 from experiments.sweep.points import Point, SweepConfig, points_of
@@ -244,6 +245,17 @@ def test_settings_are_chosen_on_validation_users_and_reported_on_test_users() ->
     assert cell["best"]["loss"] == pytest.approx(3.6)
     assert cell["best"]["half_width"] == pytest.approx(4.3027 * 0.1 / np.sqrt(3), rel=1e-3)
     assert len(cell["settings"]) == 3
+
+
+def test_arms_come_in_one_order_in_tables_and_legends(tmp_path: Path) -> None:
+    arms = ("nonprivate", "els", "uls")
+    rows = [row(arm, 1, 0, 3.0, 3.5, epsilon=epsilon) for arm in arms for epsilon in (2.0, 8.0)]
+    cells = cells_of(rows)
+    assert [(cell["arm"], cell["epsilon"]) for cell in cells[:4]] == [("uls", 2), ("uls", 8), ("els", 2), ("els", 8)]
+    drawing = plot_outcomes(by_bands(cells), 4.0, "epsilon", tmp_path / "figure.png")
+    assert [line[0] for line in drawing.rows] == ["ULS"] * 2 + ["ELS"] * 2 + ["no privacy"] * 2
+    places = [drawing.svg.rindex(f">{name}<") for name in ("ULS", "ELS", "no privacy", "pre-trained")]
+    assert places == sorted(places)
 
 
 def test_what_bands_gained_is_told_at_the_best_setting_of_each() -> None:

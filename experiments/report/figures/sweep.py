@@ -17,6 +17,8 @@ COLUMNS = 2
 """Panels beside each other; more would be too small to read in a page."""
 PANEL = (4.6, 3.4)
 """Of a panel, inches."""
+LEGEND_COLUMNS = 2
+"""Of the legend, for each panel above it."""
 DASHES = ("-", "--", ":", "-.")
 """Of an algorithm's lines where its arms differ in bands, from the fewest on."""
 LOSS = "loss on held-out users (nats)"
@@ -107,8 +109,8 @@ def plot_outcomes(
         spot.axhline(value(pretrained), color=GREY, linestyle="--", linewidth=1, label="pre-trained")
         spot.set_title(f"ε = {panel:g}" if other == "epsilon" else f"{panel:,} gradients a round", fontsize=10)
         _places(spot, sorted({cell[against] for cell in private}), AXES[against], value_label)
-    _legend(figure, spots)
     shown = [*private, *ends]
+    _legend(figure, spots, [cell["line"] for cell in shown])
     what = "Loss" if value_label == LOSS else value_label.capitalize()
     short = "ε" if against == "epsilon" else "compute"
     caption = f"{what} on held-out users against {short}; intervals of 95 % over seeds"
@@ -140,7 +142,7 @@ def plot_group_sizes(cells: list[Cell], path: Path) -> Drawing:
                 _line(spot, best, "group_size", lambda loss: loss, points)
         spot.set_title(f"{_epsilon(epsilon)}, {gradients:,} gradients a round", fontsize=10)
         _places(spot, groups, "group size G", LOSS)
-    _legend(figure, spots)
+    _legend(figure, spots, [cell["line"] for cell in cells])
     caption = "Loss by group size; intervals of 95 % over seeds"
     alt = f"{caption}. {_told(shown, lambda loss: loss)}"
     svg = vector(figure, alt, points)
@@ -181,11 +183,13 @@ def _places(axes: Axes, places: Sequence[float], below: str, beside: str) -> Non
     finish(axes, legend=False)
 
 
-def _legend(figure: Figure, spots: Sequence[Axes]) -> None:
-    """One for all panels, below them, where it hides nothing."""
+def _legend(figure: Figure, spots: Sequence[Axes], order: Sequence[str]) -> None:
+    """One for all panels, below them, where it hides nothing: lines in order, then what else is drawn."""
     pairs = itertools.chain.from_iterable(zip(*spot.get_legend_handles_labels(), strict=True) for spot in spots)
-    named = {name: line for line, name in pairs}
-    figure.legend(named.values(), named.keys(), frameon=False, loc="outside lower center", ncols=3)
+    found = {name: line for line, name in pairs}
+    named = {name: found[name] for name in dict.fromkeys([*order, *found]) if name in found}
+    columns = LEGEND_COLUMNS * min(len(spots), COLUMNS)
+    figure.legend(named.values(), named.keys(), frameon=False, loc="outside lower center", ncols=columns)
 
 
 def _line(
