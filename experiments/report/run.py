@@ -137,15 +137,22 @@ def outcome(arms: Sequence[Arm]) -> list[list[str]]:
 
 def verdict(summaries: list[dict[str, Any]]) -> str:
     """What came out, in a sentence."""
-    gains = [f"{label(s)} {s['test_loss_before'] - s['test_loss_after']:+.4f}" for s in summaries]
     if len(summaries) == 1:
-        return f"Held-out loss fell by {gains[0]} nats a token."
+        fall = _fall(summaries[0])
+        change = f"{'fell' if fall > 0 else 'rose'} by {abs(fall):.4f} nats a token"
+        return f"{label(summaries[0])}: the loss on held-out users {change}."
     best, *others = sorted(summaries, key=lambda summary: summary["test_loss_after"])
     lead = others[0]["test_loss_after"] - best["test_loss_after"]
+    falls = ", ".join(f"{label(summary)} {_fall(summary):+.4f}" for summary in summaries)
     return (
         f"{label(best)} did better on held-out users, by {lead:.4f} nats a token. "
-        f"Fall of the loss against the pre-trained model: {', '.join(gains)}."
+        f"Fall of the loss against the pre-trained model: {falls}."
     )
+
+
+def _fall(summary: dict[str, Any]) -> float:
+    """Of the loss on test users against the pre-trained model."""
+    return float(summary["test_loss_before"] - summary["test_loss_after"])
 
 
 def print_table(summaries: list[dict[str, Any]]) -> None:

@@ -155,6 +155,12 @@ def test_an_arm_without_privacy_is_called_so() -> None:
     assert verdict([private, free]).startswith("ELS without privacy did better")
 
 
+def test_one_run_says_whether_the_loss_fell_or_rose() -> None:
+    run = {"algorithm": "uls", "epsilon": 8.0, "test_loss_before": 4.0, "test_loss_after": 3.5}
+    assert verdict([run]) == "ULS: the loss on held-out users fell by 0.5000 nats a token."
+    assert verdict([run | {"test_loss_after": 4.25}]).endswith("rose by 0.2500 nats a token.")
+
+
 def cell(arm: str, epsilon: float, gradients: int, groups: tuple[int, ...], bands: str = "1") -> dict[str, Any]:
     settings = [
         {
