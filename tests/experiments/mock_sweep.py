@@ -28,6 +28,36 @@ def point(**changes: Any) -> Point:
     return Point(**(values | changes))
 
 
+def row(
+    arm: str,
+    group: int,
+    seed: int,
+    validation: float,
+    test: float,
+    bands: str = "1",
+    average: str = "none",
+    epsilon: float = 8.0,
+    noise: float = 0.01,
+) -> dict[str, Any]:
+    """A finished point as `collect` reads it."""
+    return {
+        "arm": arm,
+        "epsilon": epsilon,
+        "gradients_per_round": 64,
+        "group_size": group,
+        "learning_rate": 0.001,
+        "clip_norm": 1.0,
+        "bands": bands,
+        "bands_used": 8 if bands == "auto" else int(bands),
+        "predicted_noise_ratio": 1.0 if bands == "1" else 0.6,
+        "noise": noise,
+        "average": average,
+        "seed": seed,
+        "validation_loss": validation,
+        "test_loss": test,
+    }
+
+
 class FakeTraining:
     """Stands in for server.app.train: leaves a run folder in no time, and fails or is interrupted where told."""
 
