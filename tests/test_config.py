@@ -88,6 +88,14 @@ def test_values_out_of_range_are_refused(kind: type, values: dict, field: str) -
     assert repr(caught.value.value) in str(caught.value)
 
 
+def test_how_many_examples_a_user_has_matters_where_there_is_noise() -> None:
+    free = {"algorithm": "els", "group_size": 10**9, "epsilon": math.inf, "allow_no_privacy": True}
+    assert PlanConfig(**free).group_size == PlanConfig(**free, noise_multiplier=0.0).group_size == 10**9
+    with pytest.raises(InvalidInput, match=r"plan\.group-size"):
+        PlanConfig(**free, noise_multiplier=1.0)
+    assert PlanConfig(algorithm="uls", group_size=2 * 10**6).group_size == 2 * 10**6
+
+
 @pytest.mark.parametrize(
     ("average", "option"),
     [

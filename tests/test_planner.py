@@ -194,3 +194,14 @@ def test_the_command_refuses_sizes_without_users(capsys) -> None:
 def test_the_command_refuses_groups_of_no_example(capsys) -> None:
     assert run.main(["plan", "--num-users", "100", "--user-sizes", "4", "--group-sizes", "0"]) == 2
     assert "group-size" in capsys.readouterr().err
+
+
+def test_users_of_more_examples_than_are_accounted_for_are_planned_with_as_many_as_are(capsys) -> None:
+    arguments = ["plan", "--num-users", "200", "--user-sizes", "2000000", "--plan.gradients-per-round", "64"]
+    assert run.main([*arguments, "--plan.rounds", "2", "--group-sizes", "4", "--json"]) == 0
+    groups = {
+        plan["group_size"] for plan in json.loads(capsys.readouterr().out)["plans"] if plan["algorithm"] == "els"
+    }
+    assert groups == {4, 1_000_000}
+    assert run.main([*arguments, "--group-sizes", "2000000"]) == 2
+    assert "group-sizes is 2000000" in capsys.readouterr().err

@@ -154,7 +154,7 @@ class PlanCommand:
 
     def _candidates(self, sizes: UserSizes) -> dict[str, Sequence[int]]:
         """The group sizes typed in, and the median where that is what is recommended: where examples are kept once."""
-        with_median = sorted({*self.group_sizes, sizes.median})
+        with_median = sorted({*self.group_sizes, min(sizes.median, MOST_EXAMPLES)})
         return {name: self.group_sizes if kind.redraws else with_median for name, kind in ALGORITHMS.items()}
 
     def _sizes(self) -> UserSizes:

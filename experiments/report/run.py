@@ -1,6 +1,7 @@
 """The report of a run or a comparison: one HTML file that opens from disk, and the table of the terminal."""
 
 import json
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -138,9 +139,7 @@ def outcome(arms: Sequence[Arm]) -> list[list[str]]:
 def verdict(summaries: list[dict[str, Any]]) -> str:
     """What came out, in a sentence."""
     if len(summaries) == 1:
-        fall = _fall(summaries[0])
-        change = f"{'fell' if fall > 0 else 'rose'} by {abs(fall):.4f} nats a token"
-        return f"{label(summaries[0])}: the loss on held-out users {change}."
+        return f"{label(summaries[0])}: the loss on held-out users {_change(_fall(summaries[0]))}."
     best, *others = sorted(summaries, key=lambda summary: summary["test_loss_after"])
     lead = others[0]["test_loss_after"] - best["test_loss_after"]
     falls = ", ".join(f"{label(summary)} {_fall(summary):+.4f}" for summary in summaries)
@@ -148,6 +147,14 @@ def verdict(summaries: list[dict[str, Any]]) -> str:
         f"{label(best)} did better on held-out users, by {lead:.4f} nats a token. "
         f"Fall of the loss against the pre-trained model: {falls}."
     )
+
+
+def _change(fall: float) -> str:
+    if math.isnan(fall):
+        return "is no number"
+    if abs(fall) < 5e-5:
+        return "hardly changed: by less than 0.0001 nats a token"
+    return f"{'fell' if fall > 0 else 'rose'} by {abs(fall):.4f} nats a token"
 
 
 def _fall(summary: dict[str, Any]) -> float:

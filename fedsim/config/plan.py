@@ -124,7 +124,7 @@ class PlanConfig:
         """Refuse a mechanism, sampling scheme or moving clip norm that there is not, or that do not go together."""
         mechanism = MECHANISMS.check(self.mechanism, self.mechanism_options)
         group = ALGORITHMS[self.algorithm].units_in_group(self.examples_per_user)
-        if math.isfinite(self.epsilon) and self.noise_multiplier != 0:
+        if self.noise_multiplier or (self.noise_multiplier is None and math.isfinite(self.epsilon)):
             require_at_most("plan.group-size", group or 1, MOST_EXAMPLES)
         # Schemes have no event for every algorithm: better known now than when workers have started.
         many = 10**9  # whatever the data is, it may have as many

@@ -1,5 +1,6 @@
 """Choose a parameter for a privacy target, from certified upper bounds alone."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -58,8 +59,7 @@ def calibrate_noise_multiplier(
         adjacency: Which data sets count as neighbours.
         tolerance: Relative distance of upper and lower bounds.
         precision: How far the value may be above the least one, relatively.
-        near: Where the value is expected, which is where the search begins: a good guess saves half of it. The value
-            is then taken where ε is within the precision of the target, which it reaches at least as fast as 1/value.
+        near: Where the value is expected, which is where the search begins: a good guess saves half of it.
 
     Raises:
         InvalidInput: If no noise multiplier up to 1e9 meets the target.
@@ -163,12 +163,18 @@ class _Search:
         return self.at(value).upper <= self.target
 
     def close(self, value: float) -> bool:
-        """Whether a value is known to be near the best: where ε falls at least as fast as the value's inverse.
+        """Whether a value that meets the target is known to be within the precision of the best.
 
-        It is only asked where the value meets the target.
+        Where ε falls at least as fast as the value's inverse, ε need only be as close to the target. How fast it falls
+        is seen at the nearest value that was looked at: what is composed with releases that no noise of this one
+        changes hardly falls at all.
         """
-        found = self.at(value)
-        return self.fall is not None and found.gap <= self.tolerance and self.miss(value) > -self.precision
+        others = [other for other in self.known if other != value]
+        if self.fall is None or self.at(value).gap > self.tolerance or not others:
+            return False
+        nearest = min(others, key=lambda other: abs(math.log(other / value)))
+        fall = (self.miss(nearest) - self.miss(value)) / math.log(value / nearest)
+        return self.miss(value) >= -self.precision * min(fall, 1.0)
 
     def miss(self, value: float) -> float:
         """How far above the target ε's upper bound is, in logarithms."""
@@ -182,13 +188,13 @@ class _Search:
             start: Where the search begins.
             name: Of the parameter, for the error.
         """
-        inner = start
-        up = safe > unsafe
+        inner, up, strides = start, safe > unsafe, 0
         if self.meets(inner):
             while self.meets(inner):
                 if self.close(inner):
                     return self.found(inner)
-                safe, inner = inner, inner / self.step(inner) if up else inner * self.step(inner)
+                factor, strides = self.step(inner, strides), strides + 1
+                safe, inner = inner, inner / factor if up else inner * factor
                 if (inner - unsafe) * (safe - unsafe) <= 0:
                     if self.meets(unsafe):
                         return self.found(unsafe)
@@ -200,7 +206,7 @@ class _Search:
             while not self.meets(inner):
                 if inner == outermost:
                     raise self.impossible(outermost, name)
-                factor = self.step(inner)
+                factor, strides = self.step(inner, strides), strides + 1
                 unsafe, inner = inner, min(inner * factor, outermost) if up else max(inner / factor, outermost)
             safe = inner
         while abs(np.log(safe / unsafe)) > self.precision and not self.close(safe):
@@ -211,11 +217,14 @@ class _Search:
                 unsafe = middle
         return self.found(safe)
 
-    def step(self, value: float) -> float:
-        """How far from a value the next one is looked for, as a factor above 1."""
+    def step(self, value: float, strides: int) -> float:
+        """How far from a value the next one is looked for, as a factor above 1, after so many steps to the same side.
+
+        Where the curve is flatter than expected each step is longer than the last.
+        """
         if self.fall is None or not 0 < self.at(value).upper < np.inf:
             return 2.0
-        return float(min(BEYOND * np.exp(abs(self.miss(value)) / self.fall), FARTHEST))
+        return float(min(BEYOND**2 ** min(strides, 8) * np.exp(abs(self.miss(value)) / self.fall), FARTHEST))
 
     def between(self, safe: float, unsafe: float) -> float:
         """A value inside the bracket near the one that meets the target exactly: log ε is nearly linear in its log.

@@ -83,6 +83,8 @@ def certify(pairs: Pairs, question: Question, *, swapped: bool) -> Bounds:
         about = question.about(best, guess)
         epsilon, log_delta = question.place(about)
         tilts = choose_tilts(plan.sketches, plan.tilt, max(epsilon, 0.0), log_delta - 3)
+        if not np.isfinite(find_window(plan.sketches, tilts).width):
+            break  # of losses so large that only the Chernoff bound is left
         room = question.room(about, plan.tilt) * fineness**2
         layout = plan.layout(room, tilts, max(epsilon, 0.0), blocks=blocks)
         if last and (layout.spacing, layout.factors) == (last[0].spacing, last[0].factors) and about == last[2]:

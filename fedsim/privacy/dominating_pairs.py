@@ -28,7 +28,7 @@ from fedsim.privacy.truncation import truncation
 from fedsim.validation import require_at_most
 
 MOST_EXAMPLES = 1_000_000
-"""Examples of one user that ELS is accounted with; bounds of more would take minutes."""
+"""Examples of one user that ELS is accounted with: tables of how many of them take part grow with their number."""
 NEGLIGIBLE = -230.0
 """Log-weights below this are left out at the upper end; what they weigh together is charged as a loss of ∞."""
 

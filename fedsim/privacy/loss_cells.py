@@ -16,6 +16,8 @@ SLACK = 1e-6
 """Part of a grid step by which a merged loss may miss its grid point; charged to the lower bound."""
 TINY = 1e-290
 """Below this a Q-probability has lost its precision, and mass is rounded instead of spread."""
+UNDERFLOW = 1e-306
+"""More than a Q-probability can have lost where floats end: libraries return 0 for tails somewhat above that."""
 LARGEST_LOSS = 650.0
 """Above this Q-probabilities underflow, and mass is rounded instead of spread."""
 EPS = float(np.finfo(float).eps)
@@ -223,7 +225,7 @@ def _round_down(
     """
     low = np.maximum(p - p_error, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        loss = np.where(low > 0, np.log(low) - np.log(q + q_error + 1e-320), -np.inf)
+        loss = np.where(low > 0, np.log(low) - np.log(q + q_error + UNDERFLOW), -np.inf)
     place = np.minimum(np.floor((loss - cells.edges[0]) / cells.spacing + SLACK), len(masses) - 1)
     place = np.maximum(place, at_least)
     kept = place >= 0

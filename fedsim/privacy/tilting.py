@@ -56,7 +56,7 @@ Composition = Sequence[tuple[Atoms, int]]
 
 
 def log_moments(parts: Composition, tilts: Floats) -> Floats:
-    """log E[e^{tilt·S}] of the composed loss S, on finite losses, for each tilt."""
+    """log E[e^{tilt·S}] of the composed loss S, on finite losses, for each tilt; NaN where that is beyond floats."""
     return np.asarray(np.sum([count * log_moments_once(measure, tilts) for measure, count in parts], axis=0))
 
 
@@ -67,11 +67,12 @@ def log_moments_once(measure: Atoms, tilts: Floats) -> Floats:
 
 
 def _log_moments_together(measure: Atoms, tilts: Floats) -> Floats:
-    exponents = np.multiply.outer(tilts, measure.losses)
-    exponents += measure.log_masses
-    largest = exponents.max(axis=1)
-    exponents -= largest[:, None]
-    return np.asarray(largest + np.log(np.exp(exponents, out=exponents).sum(axis=1)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        exponents = np.multiply.outer(tilts, measure.losses)
+        exponents += measure.log_masses
+        largest = exponents.max(axis=1)
+        exponents -= largest[:, None]
+        return np.asarray(largest + np.log(np.exp(exponents, out=exponents).sum(axis=1)))
 
 
 def tilted_deviation(parts: Composition, tilt: float) -> float:
@@ -88,7 +89,7 @@ def tilted_deviation(parts: Composition, tilt: float) -> float:
 def log_kernels(tilts: Floats) -> Floats:
     """log max_y e^{−tilt·y}(1 − e^{−y}) for each tilt, 0 for those that are not positive."""
     positive = np.maximum(tilts, 1e-300)
-    return np.where(tilts > 0, tilts * np.log(positive / (1 + positive)) - np.log1p(positive), 0.0)
+    return np.where(tilts > 0, -positive * np.log1p(1 / positive) - np.log1p(positive), 0.0)
 
 
 def log_kernel(tilt: float) -> float:

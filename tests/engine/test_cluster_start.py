@@ -55,6 +55,7 @@ def test_sigterm_while_ray_starts(answered: None, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
 def test_a_temporary_folder_that_ray_cannot_name_is_a_sentence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv(name, "/tmp/grün")
     with pytest.raises(InvalidInput, match=f"^{name} is '/tmp/grün'; it must be a folder whose name has ASCII"):
         _start(monkeypatch, meanwhile=False)

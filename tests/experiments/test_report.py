@@ -1,5 +1,6 @@
 """What figures of runs show and what they leave out, read from the figures themselves."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,8 @@ def test_one_run_says_whether_the_loss_fell_or_rose() -> None:
     run = {"algorithm": "uls", "epsilon": 8.0, "test_loss_before": 4.0, "test_loss_after": 3.5}
     assert verdict([run]) == "ULS: the loss on held-out users fell by 0.5000 nats a token."
     assert verdict([run | {"test_loss_after": 4.25}]).endswith("rose by 0.2500 nats a token.")
+    assert verdict([run | {"test_loss_after": 3.99999}]).endswith("hardly changed: by less than 0.0001 nats a token.")
+    assert verdict([run | {"test_loss_after": math.nan}]).endswith("is no number.")
 
 
 def cell(arm: str, epsilon: float, gradients: int, groups: tuple[int, ...], bands: str = "1") -> dict[str, Any]:

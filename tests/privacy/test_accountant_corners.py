@@ -113,3 +113,34 @@ def test_a_delta_that_floats_cannot_follow_is_refused() -> None:
     assert epsilon_bounds(Repeated(event=STEP, count=1000), 1e-279).met
     with pytest.raises(InvalidInput, match="above 1e-280"):
         epsilon_bounds(Repeated(event=STEP, count=1000), 1e-281)
+
+
+def sampled_delta(probability: float, noise: float, epsilon: float) -> mpmath.mpf:
+    """δ of one Poisson-sampled Gaussian release, removing a user: its closed form."""
+    with mpmath.workdps(60):
+        q, odds = mpmath.mpf(probability), mpmath.exp(epsilon) - 1 + mpmath.mpf(probability)
+        place = mpmath.mpf(noise) ** 2 * mpmath.log(odds / q) + 0.5
+        joined, absent = (mpmath.erfc((place - mean) / noise / mpmath.sqrt(2)) / 2 for mean in (1, 0))
+        return q * joined - odds * absent
+
+
+@pytest.mark.parametrize("probability", [1e-6, 1e-3, 0.2, 0.9])
+@pytest.mark.parametrize("noise", [0.3, 1.0])
+@pytest.mark.parametrize("delta", [1e-100, 1e-255, 1e-262, 1e-279])
+def test_bounds_bracket_a_closed_form_where_probabilities_underflow(
+    probability: float, noise: float, delta: float
+) -> None:
+    """The lower one lay above the upper one, for probabilities that had become 0 were taken for 1e-320."""
+    event = PoissonSubsampledGaussian(sampling_probability=probability, noise_multiplier=noise)
+    found = epsilon_bounds(event, delta)
+    assert sampled_delta(probability, noise, found.upper) <= delta <= sampled_delta(probability, noise, found.lower)
+
+
+@pytest.mark.parametrize("noise", [1e-3, 1e-4, 1e-6, 1e-10, 1e-14])
+@pytest.mark.parametrize("delta", [1e-5, 1e-200])
+@pytest.mark.parametrize("count", [1, 1000])
+def test_next_to_no_noise_has_a_huge_epsilon_and_ends(noise: float, delta: float, count: int) -> None:
+    event = PoissonSubsampledGaussian(sampling_probability=0.1, noise_multiplier=noise)
+    found = epsilon_bounds(Repeated(event=event, count=count), delta)
+    assert np.isfinite(found.upper)
+    assert found.upper >= 0.4 / noise**2  # with probability 0.1 the one release is seen, and nearly as it is

@@ -1,5 +1,7 @@
 """Where a mixture's tail begins, and the best tilt of a Chernoff bound: against scipy's root and its minimum."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 
+from fedsim.privacy import gaussian_pairs
 from fedsim.privacy.certify import LOG_NOTHING
 from fedsim.privacy.dominating_pairs import dominating_pair
 from fedsim.privacy.events import Adjacency, BinomialMixtureGaussian
@@ -19,12 +22,15 @@ noises = st.floats(0.05, 50.0)
 
 
 @settings(max_examples=60, deadline=None)
-@given(weights, noises, st.floats(-290, -0.01))
-def test_the_tail_begins_where_no_more_is_left_and_just_there(shares: list[float], noise: float, power: float) -> None:
+@given(weights, noises, st.floats(-290, -0.01), st.sampled_from([1, 12, gaussian_pairs.CHUNK]))
+def test_the_tail_begins_where_no_more_is_left_and_just_there(
+    shares: list[float], noise: float, power: float, chunk: int
+) -> None:
     total = np.array(shares) / sum(shares)
     mixture = Mixture(np.arange(len(shares)) / noise, np.log(total))
     tail = 10.0**power
-    place = mixture.least_above(tail)
+    with mock.patch.object(gaussian_pairs, "CHUNK", chunk):
+        place = mixture.least_above(tail)
 
     def left(x: float) -> float:
         return float(mixture.weights @ norm.sf(x - mixture.means))
