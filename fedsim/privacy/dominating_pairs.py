@@ -25,10 +25,12 @@ from fedsim.privacy.gaussian_pairs import Floats, GaussianPair, Mixture
 from fedsim.privacy.loss_cells import LossCells
 from fedsim.privacy.mixed_pair import mixed
 from fedsim.privacy.truncation import truncation
-from fedsim.validation import require_at_most
+from fedsim.validation import require_at_least, require_at_most
 
 MOST_EXAMPLES = 1_000_000
 """Examples of one user that ELS is accounted with: tables of how many of them take part grow with their number."""
+FARTHEST_MEAN = 1e15
+"""Of a user's contribution, in standard deviations of the noise: floats hold no bounds on losses far beyond it."""
 NEGLIGIBLE = -230.0
 """Log-weights below this are left out at the upper end; what they weigh together is charged as a loss of ∞."""
 
@@ -143,9 +145,13 @@ def mixture_pair(
         log_weights: log w_i.
         noise_multiplier: σ.
         adjacency: Which data sets count as neighbours.
+
+    Raises:
+        InvalidInput: The largest norm is more than FARTHEST_MEAN times the noise.
     """
     last = int(np.flatnonzero(log_weights > NEGLIGIBLE)[-1])
     present = (log_weights > -np.inf) & (np.arange(len(log_weights)) <= last)
+    require_at_least("noise_multiplier", noise_multiplier, float(sensitivities[last]) / FARTHEST_MEAN)
     means, kept = sensitivities[present] / noise_multiplier, log_weights[present]
     nothing = Mixture(np.zeros(1), np.zeros(1))
     replaced = adjacency is Adjacency.REPLACE_ONE_USER

@@ -136,7 +136,7 @@ def test_bounds_bracket_a_closed_form_where_probabilities_underflow(
     assert sampled_delta(probability, noise, found.upper) <= delta <= sampled_delta(probability, noise, found.lower)
 
 
-@pytest.mark.parametrize("noise", [1e-3, 1e-4, 1e-6, 1e-10, 1e-14])
+@pytest.mark.parametrize("noise", [1e-3, 1e-4, 1e-6, 1e-10, 1e-14, 1e-15])
 @pytest.mark.parametrize("delta", [1e-5, 1e-200])
 @pytest.mark.parametrize("count", [1, 1000])
 def test_next_to_no_noise_has_a_huge_epsilon_and_ends(noise: float, delta: float, count: int) -> None:
@@ -144,3 +144,9 @@ def test_next_to_no_noise_has_a_huge_epsilon_and_ends(noise: float, delta: float
     found = epsilon_bounds(Repeated(event=event, count=count), delta)
     assert np.isfinite(found.upper)
     assert found.upper >= 0.4 / noise**2  # with probability 0.1 the one release is seen, and nearly as it is
+
+
+@pytest.mark.parametrize("noise", [1e-16, 1e-120, 1e-200])
+def test_noise_whose_losses_are_no_floats_is_refused_in_a_sentence(noise: float) -> None:
+    with pytest.raises(InvalidInput, match=f"^noise_multiplier is {noise}; it must be a number of at least 1e-15"):
+        epsilon_bounds(PoissonSubsampledGaussian(sampling_probability=0.1, noise_multiplier=noise), 1e-5)
