@@ -8,6 +8,7 @@ from fedsim.sampling.poisson import Poisson
 from fedsim.sampling.population import Population, Streams
 from fedsim.sampling.random_allocation import RandomAllocation
 from fedsim.sampling.scheme import SAMPLINGS, Sampling, sample
+from fedsim.sampling.subset import uniform_subset
 from fedsim.sampling.truncated_poisson import TruncatedPoisson
 from fedsim.sampling.turns import Turns
 
@@ -22,4 +23,5 @@ __all__ = [
     "TruncatedPoisson",
     "Turns",
     "sample",
+    "uniform_subset",
 ]

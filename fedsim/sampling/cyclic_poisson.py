@@ -11,6 +11,7 @@ from fedsim.privacy.events import BinomialMixtureGaussian, Event, OfGroup, Poiss
 from fedsim.sampling.poisson import Poisson
 from fedsim.sampling.population import Population, Streams
 from fedsim.sampling.scheme import SAMPLINGS, Sampling
+from fedsim.sampling.subset import uniform_subset
 from fedsim.validation import require_at_least
 
 
@@ -34,6 +35,7 @@ class CyclicPoisson(Sampling):
 
     name = "cyclic-poisson"
     summary = "users in groups that take turns; in its turn each unit joins independently"
+    units_join_independently = True
 
     groups: int = field(default=1, metadata={"help": "how many groups of users take turns"})
 
@@ -64,7 +66,7 @@ class CyclicPoisson(Sampling):
         """Poisson sampling from all, of which those stay whose turn it is: O(groups · cohort)."""
         generator = streams(round)
         count = int(generator.binomial(population.size, self.probability_in_turn(population.size, probability)))
-        drawn = np.sort(generator.choice(population.size, size=count, replace=False, shuffle=False)).astype(np.int64)
+        drawn = uniform_subset(generator, population.size, count)
         if self.groups == 1:
             return drawn
         assigned = assignment(streams.of_the_run, population.num_users, self.groups)

@@ -8,6 +8,7 @@ import numpy as np
 from fedsim.privacy.events import BinomialMixtureGaussian, Event, PoissonSubsampledGaussian
 from fedsim.sampling.population import Population, Streams
 from fedsim.sampling.scheme import SAMPLINGS, Sampling
+from fedsim.sampling.subset import uniform_subset
 
 
 @SAMPLINGS.register
@@ -17,12 +18,13 @@ class Poisson(Sampling):
 
     name = "poisson"
     summary = "each unit joins independently with the same probability"
+    units_join_independently = True
 
     def draw(self, population: Population, probability: float, round: int, streams: Streams) -> np.ndarray:
         """A binomial count, then a uniform subset."""
         generator = streams(round)
         count = int(generator.binomial(population.size, probability))
-        return np.sort(generator.choice(population.size, size=count, replace=False, shuffle=False)).astype(np.int64)
+        return uniform_subset(generator, population.size, count)
 
     def event(self, *, population: int, probability: float, noise_multiplier: float, group_size: int | None) -> Event:
         if group_size is None:

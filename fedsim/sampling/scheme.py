@@ -22,9 +22,26 @@ class Sampling(Choice):
     Attributes:
         amplifies: Whether a round costs a user less than taking part for certain: then the guarantee rests on nobody's
             knowing who takes part.
+        units_join_independently: Whether each unit joins a round by itself (within its user's turn, if users take
+            turns), with a probability that other units do not change. Then draw() may be given places of which only
+            some hold a unit: drawing from all and leaving out the empty ones is drawing from those that do.
     """
 
     amplifies: ClassVar[bool] = True
+    units_join_independently: ClassVar[bool] = False
+
+    @classmethod
+    def permits_empty_places(cls) -> bool:
+        """units_join_independently, as said by the class whose draw() this is, or a class made from that one.
+
+        A class that draws in a way of its own, and says nothing, has not said it of this way.
+        """
+        for kind in cls.__mro__:
+            if "units_join_independently" in vars(kind):
+                return bool(vars(kind)["units_join_independently"])
+            if "draw" in vars(kind):
+                return False
+        return False
 
     def at(self, probability: float) -> Self:
         """The scheme where units take part with this probability: what its options leave open is decided.

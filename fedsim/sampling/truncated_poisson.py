@@ -10,6 +10,7 @@ from fedsim.privacy.events import Event, TruncatedPoissonSubsampledGaussian
 from fedsim.privacy.truncation import Binomial
 from fedsim.sampling.population import Population, Streams
 from fedsim.sampling.scheme import SAMPLINGS, Sampling
+from fedsim.sampling.subset import uniform_subset
 from fedsim.validation import require_at_least
 
 RARELY = 1e-15
@@ -46,7 +47,7 @@ class TruncatedPoisson(Sampling):
         """A binomial count, cut to the cap, then a uniform subset: that of a uniform subset is one of all."""
         generator = streams(round)
         count = min(int(generator.binomial(population.size, probability)), self.cap(population.size, probability))
-        return np.sort(generator.choice(population.size, size=count, replace=False, shuffle=False)).astype(np.int64)
+        return uniform_subset(generator, population.size, count)
 
     def event(self, *, population: int, probability: float, noise_multiplier: float, group_size: int | None) -> Event:
         if group_size is not None:
