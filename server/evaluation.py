@@ -1,6 +1,7 @@
 """Held-out users, measured through the grid."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,9 @@ from fedsim.models.evaluate import EvaluationByUnit
 from fedsim.randomness import stream
 from fedsim.rows import SizedUsers, Splits
 from server.packing import Roster
+
+FEW_USERS, DRAWN_AT_ONCE = 1 << 16, 1 << 10
+"""Held-out users up to which all are put in order at once, and how many are drawn at a time where there are more."""
 
 
 class EvaluationFailed(Failure):
@@ -99,16 +103,36 @@ def held_out_rows(view: SizedUsers, most: int, seed: int = 0) -> np.ndarray:
     Returns:
         Row indices, sorted, int64.
     """
+    if most >= view.num_rows:
+        return np.arange(view.num_rows, dtype=np.int64)
     offsets = view.user_offsets
     chosen: list[np.ndarray] = []
     left = most
-    for user in stream(seed, "held-out").permutation(view.num_users):
+    for user in _in_keyed_order(view.num_users, stream(seed, "held-out")):
         rows = np.arange(offsets[user], min(offsets[user + 1], offsets[user] + left))
         chosen.append(rows)
         left -= len(rows)
         if left == 0:
             break
     return np.sort(np.concatenate(chosen)).astype(np.int64) if chosen else np.zeros(0, dtype=np.int64)
+
+
+def _in_keyed_order(num_users: int, generator: np.random.Generator) -> Iterator[int]:
+    """All users, each once, every order equally likely; of many users the first ones come without the others' order.
+
+    A user is drawn uniformly, and again where it came before: a few times at most until half of all have come.
+    """
+    if num_users <= FEW_USERS:
+        yield from generator.permutation(num_users).tolist()
+        return
+    came: set[int] = set()
+    while 2 * len(came) < num_users:
+        for user in generator.integers(num_users, size=DRAWN_AT_ONCE).tolist():
+            if user not in came:
+                came.add(user)
+                yield user
+    others = np.setdiff1d(np.arange(num_users), np.fromiter(came, dtype=np.int64), assume_unique=True)
+    yield from generator.permutation(others).tolist()
 
 
 class WorkersDiffer(EvaluationFailed):
