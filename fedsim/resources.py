@@ -59,7 +59,7 @@ class Resources:
     @cached_property
     def row_tokens(self) -> int:
         """Tokens of the longest row there is: a prepared store was cut by other options than the run's."""
-        return max(SHORTEST_ROW, int(self.store.row_lengths.max(initial=0)))
+        return max(SHORTEST_ROW, self.store.longest_row)
 
     @property
     def classes_from_data(self) -> bool:
@@ -142,7 +142,7 @@ def open_data(data: DataConfig, loaded: LoadedModel, progress: Progress = silent
         raise InvalidInput("data.sequence-length", data.sequence_length, allowed)
     apart = loaded.config.reads_apart
     store = open_or_build(data, loaded.tokenizer, default_cache(), progress, apart=apart)
-    longest = int(store.row_lengths.max(initial=0)) if ready else 0
+    longest = store.longest_row if ready else 0
     if loaded.context and longest > loaded.context:
         allowed = f"a store whose rows have at most the {loaded.context} tokens that the model can read"
         hint = f"One has {longest}: prepare it again with --data.sequence-length {loaded.context}."

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -105,6 +105,54 @@ class SizedUsers(Protocol):
     @property
     def user_offsets(self) -> np.ndarray:
         """int64 [num_users + 1]: user u owns rows user_offsets[u] to user_offsets[u + 1] - 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeCounts:
+    """How many users own how many rows.
+
+    Attributes:
+        sizes: Numbers of rows that some user owns, ascending, int64 [K].
+        users: How many users own as many, int64 [K].
+    """
+
+    sizes: np.ndarray
+    users: np.ndarray
+
+    @property
+    def num_users(self) -> int:
+        """Users in all."""
+        return int(self.users.sum())
+
+    @property
+    def largest(self) -> int:
+        """Most rows of a user; 0 without users."""
+        return int(self.sizes.max(initial=0))
+
+    def kept(self, most: int) -> int:
+        """Rows in all where each user keeps at most so many."""
+        return int(np.minimum(self.sizes, most) @ self.users)
+
+    @classmethod
+    def of(cls, view: SizedUsers) -> "SizeCounts":
+        """Those of a range of users: as it says itself, and counted where it does not, which takes O(users)."""
+        said = view.size_counts if isinstance(view, CountedUsers) else None
+        return cls.counted(np.diff(view.user_offsets)) if said is None else said
+
+    @classmethod
+    def counted(cls, sizes: np.ndarray) -> "SizeCounts":
+        """Those of users that own so many rows each, integers [users]."""
+        found, users = np.unique(np.asarray(sizes, dtype=np.int64), return_counts=True)
+        return cls(sizes=found, users=users.astype(np.int64))
+
+
+@runtime_checkable
+class CountedUsers(Protocol):
+    """Users that may know how many of them own how much, without looking at each."""
+
+    @property
+    def size_counts(self) -> SizeCounts | None:
+        """How many users own how many rows; None where nobody has counted them."""
 
 
 class UserView(SizedUsers, RowView, Protocol):

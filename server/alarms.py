@@ -5,9 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from fedsim.plan import Plan
+from fedsim.rows import SizeCounts
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +38,10 @@ class Alarms:
             self.sounded[name] = sentence
             log.warning("%s", sentence)
 
-    def before_training(self, user_offsets: np.ndarray) -> None:
+    def before_training(self, counts: SizeCounts) -> None:
         """What the plan's public numbers and the store's sizes give away."""
         self._noise()
-        single = float(np.mean(np.diff(user_offsets) == 1)) if len(user_offsets) > 1 else 0.0
+        single = int(counts.users[counts.sizes == 1].sum()) / max(counts.num_users, 1)
         if self.private_too and single > 0.5:
             self.sound(
                 "single-examples",

@@ -12,6 +12,7 @@ from fedsim.errors import Failure, InvalidInput
 from fedsim.phases import CHECKPOINT, EVALUATION, OTHER, Phases, Times
 from fedsim.plan import ALL_EXAMPLES, Plan
 from fedsim.privacy.ledger import MODEL_UPDATE
+from fedsim.rows import SizeCounts
 from fedsim.terminal import RoundProgress, say, waiting
 from server.alarms import Alarms
 from server.callbacks import Callbacks
@@ -106,7 +107,7 @@ class Training:
         """
         if not self.round and not self.job.round.affords(0):
             raise NothingTrained(len(self.budget.ledger), self.budget.epsilon(), self.budget.limit)
-        self.alarms.before_training(self.job.round.users.user_offsets)
+        self.alarms.before_training(SizeCounts.of(self.job.round.users))
         if self.before is None:
             with waiting("Evaluating the model before fine-tuning"):
                 self.before = self.job.held_out.test(self.job.round.parameters)

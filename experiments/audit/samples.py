@@ -3,6 +3,7 @@
 Each test fails by chance less than once in ten million.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from experiments.audit.canaries import CanaryUsers
 from experiments.audit.contributions import MOST_ROWS
 from experiments.audit.rig import OnlyRound, without_gradients
 from experiments.audit.turns import owners, turns
+from fedsim.data.contribution import bounded_rows
 from fedsim.plan import Plan
 from fedsim.privacy.events import TruncatedPoissonSubsampledGaussian
 
@@ -21,6 +23,7 @@ CHANCE = 1e-7
 """Probability with which one test of a law may fail by chance."""
 TWICE = "a unit was sampled twice in one round"
 ALIKE = "two rounds had more units in common than by chance"
+NOT_KEPT = "a row was sampled that is not among those kept"
 
 Rounds = tuple[list[np.ndarray], int]
 """Units of rounds that draw from the same ones, and how many these are."""
@@ -33,21 +36,22 @@ def samples(plan: Plan, seed: int) -> list[str]:
     """
     if plan.scheme.separation > 1:
         return _samples_in_turn(plan, seed)
-    users = CanaryUsers(np.ones(plan.population, dtype=np.int64), np.zeros(plan.population))
+    plan, users, ids = _with_users(plan, seed)
     round = without_gradients(plan, users, 2, seed, seed + 1).round()
     population = min(plan.population, MOST_UNITS)
-    watched = np.sort(np.random.default_rng(seed).choice(plan.population, size=population, replace=False))
-    drawn, sizes, twice = [], [], False
+    watched = ids[np.sort(np.random.default_rng(seed).choice(plan.population, size=population, replace=False))]
+    drawn, sizes, twice, strange = [], [], False, False
     for number in range(ROUNDS):
         for units in _lost_once(round, number):
             twice |= len(np.unique(units)) != len(units)
+            strange |= bool(np.isin(units, ids, invert=True).any())
             drawn.append(np.flatnonzero(np.isin(watched, units)))
             sizes.append(len(units))
     event = plan.step_event()
     capped = event if isinstance(event, TruncatedPoissonSubsampledGaussian) else None
     accounted = getattr(event, "sampling_probability", plan.normaliser / plan.population)
     probability = accounted if capped is None else _share_taken(capped)
-    broken = [TWICE] if twice else []
+    broken = [TWICE] * twice + [NOT_KEPT] * strange
     counts = np.bincount(np.concatenate(drawn), minlength=population)
     # Whatever the scheme, a unit is in a round with this probability; no scheme may pack a unit's rounds together.
     if _far_from(int(counts.sum()), len(drawn) * population, probability):
@@ -97,13 +101,16 @@ def _samples_in_turn(plan: Plan, seed: int) -> list[str]:
     Whose turn is when is drawn for the whole run; given that, units join a round of their user's turn by themselves.
     """
     apart = plan.scheme.separation
-    users = _owning_several(plan)
+    plan, users, ids = _with_users(plan, seed)
     round = without_gradients(plan, users, 2, seed, seed + 1).round()
-    owner, turn = owners(plan, users, np.arange(plan.population)), turns(plan, users, seed)
+    owner, turn = owners(plan, users, ids), turns(plan, users, seed)
     last, closest, twice = np.full(users.num_users, -apart), apart, False
     drawn: list[list[np.ndarray]] = [[] for _ in range(apart)]
     for number in range(max(ROUNDS, CYCLES * apart)):
-        for units in _lost_once(round, number):
+        for sampled in _lost_once(round, number):
+            if np.isin(sampled, ids, invert=True).any():
+                return [NOT_KEPT]
+            units = np.searchsorted(ids, sampled)
             twice |= len(np.unique(units)) != len(units)
             since = number - last[owner[units]]
             closest = min(closest, int(since[since > 0].min(initial=apart)))
@@ -153,12 +160,21 @@ def _joining(plan: Plan, drawn: list[list[np.ndarray]], places: list[np.ndarray]
     return broken
 
 
-def _owning_several(plan: Plan) -> CanaryUsers:
-    """Users that make up the population, of as many units as they may have, or as tell that they have several."""
-    each = plan.units_per_user(min(plan.group_size, MOST_ROWS, plan.population))
-    users, rest = divmod(plan.population, each)
-    owned = np.append(np.full(users, each), [rest] if rest else []).astype(np.int64)
-    return CanaryUsers(owned, np.zeros(plan.population))
+def _with_users(plan: Plan, seed: int) -> tuple[Plan, CanaryUsers, np.ndarray]:
+    """The plan, users that make up its population, and the ids of their units, ascending.
+
+    Where a unit is an example, users own from one of them to one more than the group size, which is a small one: what
+    becomes of those that own fewer, and of the examples that are not kept, depends on no other number.
+    """
+    if plan.redraws:
+        ids = np.arange(plan.population)
+        return plan, CanaryUsers(np.ones(plan.population, dtype=np.int64), np.zeros(plan.population)), ids
+    plan = dataclasses.replace(plan, group_size=min(plan.group_size, MOST_ROWS))
+    sizes = np.arange(1, plan.group_size + 2)
+    cycles, rest = divmod(plan.population, int(np.minimum(sizes, plan.group_size).sum()))
+    owned = np.concatenate([np.tile(sizes, cycles), np.ones(rest, dtype=np.int64)])
+    users = CanaryUsers(owned, np.zeros(owned.sum()))
+    return plan, users, bounded_rows(users, plan.group_size, seed, plan.selection)
 
 
 def _lost_once(round: OnlyRound, number: int) -> list[np.ndarray]:

@@ -79,6 +79,26 @@ def draw_rows(
     return _choose(view, users, group_size, _round_keys(seed, "draw-rows", round), selection)
 
 
+def bounded_rows_of(
+    view: UserView, users: np.ndarray, group_size: int, seed: int | bytes, selection: Selection = "random"
+) -> tuple[np.ndarray, np.ndarray]:
+    """What bounded_rows keeps of some users, in time that depends on their rows alone.
+
+    Args:
+        view: The training users.
+        users: Integers of shape [some], each in 0..view.num_users-1.
+        group_size, seed, selection: As for bounded_rows.
+
+    Returns:
+        (row numbers, places in `users`), both int64 [kept rows]: in the order of users, each user's rows ascending.
+
+    Raises:
+        InvalidInput: For a group size below 1 or an unknown selection.
+    """
+    _check(group_size, selection)
+    return _choose(view, users, group_size, _round_keys(seed, "bounded-rows"), selection)
+
+
 def _check(group_size: int, selection: str) -> None:
     require_at_least("group_size", group_size, 1)
     if selection not in get_args(Selection):
@@ -120,12 +140,16 @@ def _choose(
 def _shuffle(user_keys: np.ndarray, owners: np.ndarray, within: np.ndarray, num_owners: int) -> np.ndarray:
     """Order of the rows by owner, and among one owner's rows by random bits.
 
-    Owner and bits share one 64-bit integer, so that one sort of integers does it. The bits left are at least 40 for
-    as many owners as fit ROWS_AT_ONCE; rows whose bits tie (chance below 2**-40 a pair) stay in their order.
+    Owner and the upper bits share one 64-bit integer, so that one sort of integers does it. Where these tie (chance
+    below 2**-40 a pair for as many owners as fit ROWS_AT_ONCE) a second sort looks at all bits: the order of a user's
+    rows must not depend on how many others are ordered beside it.
     """
     owner_bits = np.uint64(max(1, int(num_owners).bit_length()))
     bits = _mix(user_keys + within.astype(np.uint64) * GOLDEN)
-    return np.argsort((owners.astype(np.uint64) << (np.uint64(64) - owner_bits)) | (bits >> owner_bits), kind="stable")
+    together = (owners.astype(np.uint64) << (np.uint64(64) - owner_bits)) | (bits >> owner_bits)
+    order = np.argsort(together, kind="stable")
+    in_order = together[order]
+    return np.lexsort((bits, owners)) if (in_order[1:] == in_order[:-1]).any() else order
 
 
 def _ragged(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from fedsim.data.frame import Frame
 from fedsim.errors import InvalidInput
-from fedsim.rows import IGNORED_LABEL, TokenRows
+from fedsim.rows import IGNORED_LABEL, SizeCounts, TokenRows
 
 FORMAT = 4
 """1 could hold one person as several users: ids of text files were not compared as numbers. 2 could hold a user "nan":
@@ -118,6 +118,25 @@ class UserStore:
         """int64 [num_users + 1]: user u owns rows user_offsets[u] to user_offsets[u + 1] - 1."""
         bounds = self._bounds[self._start : self._stop + 1]
         return bounds - self._first_row if self._first_row else bounds
+
+    @cached_property
+    def size_counts(self) -> SizeCounts | None:
+        """How many users own how many rows; None where the store does not say, or this range is no split of it."""
+        for name, bounds in self.manifest["splits"].items():
+            said = self.manifest.get("users_by_rows", {}).get(name)
+            if said is not None and bounds == [self._start, self._stop]:
+                pairs = np.array([(int(size), users) for size, users in said.items()], dtype=np.int64).reshape(-1, 2)
+                counts = SizeCounts(sizes=pairs[:, 0], users=pairs[:, 1])
+                if (counts.num_users, counts.kept(counts.largest)) != (self.num_users, self.num_rows):
+                    raise _damaged(self.path, f"its manifest counts other users of {name} than there are")
+                return counts
+        return None
+
+    @cached_property
+    def longest_row(self) -> int:
+        """Tokens of the longest row of the whole store, 0 without rows."""
+        said = self.manifest.get("longest_row")
+        return int(self._columns["length"].max(initial=0)) if said is None else int(said)
 
     @property
     def row_lengths(self) -> np.ndarray:

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from fedsim.data.shape import Examples
 from fedsim.data.store import FORMAT, MANIFEST, checksum, manifest_checksum
+from fedsim.rows import SizeCounts
 
 FILES = {
     "token": "tokens.arrow",
@@ -40,6 +41,7 @@ class StoreWriter:
         self._keys: list[np.ndarray] = []
         self.num_rows = 0
         self.num_tokens = 0
+        self._longest = 0
 
     def append(self, keys: np.ndarray, rows: Examples) -> None:
         """Add users with their rows; users without rows are left out.
@@ -66,6 +68,7 @@ class StoreWriter:
             self._put("class", rows.classes.astype(np.int32))
         self.num_rows += len(rows.lengths)
         self.num_tokens += int(rows.lengths.sum())
+        self._longest = max(self._longest, int(rows.lengths.max()))
 
     @property
     def keys(self) -> np.ndarray:
@@ -108,6 +111,8 @@ class StoreWriter:
             "num_tokens": self.num_tokens,
             "rows_per_user": {name: int(np.quantile(counts, at)) for name, at in QUANTILES.items()},
             "splits": splits,
+            "users_by_rows": {name: _users_by_rows(counts[start:stop]) for name, (start, stop) in splits.items()},
+            "longest_row": self._longest,
             "files": files,
             **manifest,
         }
@@ -124,6 +129,12 @@ class StoreWriter:
             self._open[name] = self._raw(name).open("wb")
             self._types[name] = values.dtype
         values.tofile(self._open[name])
+
+
+def _users_by_rows(counts: np.ndarray) -> dict[str, int]:
+    """How many users own how many rows, for a manifest: by the number of rows, ascending."""
+    found = SizeCounts.counted(counts)
+    return dict(zip(map(str, found.sizes.tolist()), found.users.tolist(), strict=True))
 
 
 def _write_arrow(path: Path, columns: dict[Path, np.dtype]) -> None:

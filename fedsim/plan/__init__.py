@@ -61,6 +61,8 @@ def plan_from_values(values: Mapping[str, Any]) -> Plan:
     given["adjacency"] = Adjacency(given["adjacency"])
     given.setdefault("noise_coefficients", (1.0,))  # before noise could be correlated, plans named none
     given.setdefault("noise_buffers", ())
+    if algorithm == ElsPlan.name:
+        given.setdefault("by_slots", False)  # before there were slots, kept examples were listed
     kind = ALGORITHMS[algorithm]
     unknown = set(given) ^ {item.name for item in fields(kind)}
     if unknown:

@@ -7,13 +7,16 @@ from typing import Any, Self
 
 import numpy as np
 
-from fedsim.data.contribution import bounded_rows
+from fedsim.data.contribution import bounded_rows, bounded_rows_of
 from fedsim.errors import InvalidInput
 from fedsim.plan.plan import ALL_EXAMPLES, Plan
 from fedsim.plan.sizes import UserSizes
-from fedsim.rows import UserView
+from fedsim.rows import SizeCounts, UserView
 from fedsim.sampling import Population
 from fedsim.validation import require_at_least
+
+MOST_SLOTS = 8
+"""Slots for each kept example up to which they are drawn from: a round draws as many times its batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,10 @@ class ElsPlan(Plan):
 
     Attributes:
         num_examples: Kept examples |D|. Treated as public, and said so in the privacy statement.
+        by_slots: Whether a round draws among slots, group_size of each user, where the sampling permits it: a user's
+            j-th slot holds its j-th kept example, those beyond its examples are empty, and who draws an empty one
+            draws nothing. The law is that of drawing among all kept examples, which then need not be listed; the same
+            seed draws others. Off in the plans of runs that were begun when there was none but the list.
     """
 
     name = "els"
@@ -38,6 +45,7 @@ class ElsPlan(Plan):
     _sampling_stream = "batch"
 
     num_examples: int
+    by_slots: bool = False
 
     def __post_init__(self) -> None:
         require_at_least("num_examples", self.num_examples, 1)
@@ -62,24 +70,48 @@ class ElsPlan(Plan):
         return min(self.group_size, owned)
 
     def on(self, users: UserView) -> Self:
-        kept = np.minimum(np.diff(users.user_offsets), self.group_size).sum()
-        return dataclasses.replace(self, num_examples=int(kept))
+        return dataclasses.replace(self, num_examples=SizeCounts.of(users).kept(self.group_size))
 
     def kept_rows(self, users: UserView, seed: int | bytes) -> np.ndarray:
         """The examples kept of each user, int64 row indices [num_examples]; the same for the whole run."""
         return bounded_rows(users, self.group_size, seed, selection=self.selection)
 
     def unit_ids(self, users: UserView, seed: int | bytes) -> Callable[[np.ndarray], np.ndarray]:
+        counts = SizeCounts.of(users)
+        if counts.largest <= self.group_size:
+            return lambda places: places
+        if self._draws_among_slots(counts):
+            return lambda places: self._rows_in(places, users, seed)
         rows = self.kept_rows(users, seed)
         return lambda places: rows[places]
 
     def population_of(self, users: UserView, seed: int | bytes) -> Population:
-        rows = self.kept_rows(users, seed)
+        counts = SizeCounts.of(users)
+        if self._draws_among_slots(counts):
+            slots = users.num_users * self.group_size
+            return Population(size=slots, num_users=users.num_users, users_of=lambda places: places // self.group_size)
+        rows_of = self.unit_ids(users, seed)
         return Population(
             size=self.num_examples,
             num_users=users.num_users,
-            users_of=lambda places: np.searchsorted(users.user_offsets, rows[places], side="right") - 1,
+            users_of=lambda places: np.searchsorted(users.user_offsets, rows_of(places), side="right") - 1,
         )
+
+    def _draws_among_slots(self, counts: SizeCounts) -> bool:
+        """Whether places are slots: where they may be empty, few are, and examples are left out at all."""
+        permitted = self.by_slots and self.sampling.permits_empty_places()
+        few = counts.num_users * self.group_size <= MOST_SLOTS * counts.kept(self.group_size)
+        return permitted and few and counts.largest > self.group_size
+
+    def _rows_in(self, slots: np.ndarray, users: UserView, seed: int | bytes) -> np.ndarray:
+        """The rows in these slots, without the empty ones; int64, ascending where slots are."""
+        owners, within = np.divmod(np.asarray(slots, dtype=np.int64), self.group_size)
+        full = within < users.user_offsets[owners + 1] - users.user_offsets[owners]
+        drawn, places = np.unique(owners[full], return_inverse=True)
+        rows, owner = bounded_rows_of(users, drawn, self.group_size, seed, selection=self.selection)
+        firsts = np.searchsorted(owner, np.arange(len(drawn)))
+        found: np.ndarray = rows[firsts[places] + within[full]]
+        return found
 
     def rows_of(
         self, users: UserView, units: np.ndarray, round: int, seed: int | bytes
@@ -99,6 +131,12 @@ class ElsPlan(Plan):
     def units_in_group(cls, group_size: int) -> int | None:
         return group_size
 
+    def to_values(self) -> dict[str, Any]:
+        values = super().to_values()
+        if not self.by_slots:  # as runs wrote it that were begun without: they go on as the same plan
+            del values["by_slots"]
+        return values
+
     @classmethod
     def draft(cls, sizes: UserSizes, *, gradients_per_round: float, group_size: int, **common: Any) -> Self:
         require_at_least("plan.group-size", group_size, 1)
@@ -106,4 +144,5 @@ class ElsPlan(Plan):
         if kept == 0:
             raise InvalidInput("plan.group-size", group_size, "of users that own examples")
         probability = gradients_per_round / kept
+        common = {"by_slots": True, **common}
         return cls(num_examples=kept, sampling_probability=probability, group_size=group_size, **common)

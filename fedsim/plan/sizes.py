@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from fedsim.errors import InvalidInput
-from fedsim.rows import SizedUsers
+from fedsim.rows import SizeCounts, SizedUsers
 from fedsim.validation import require_at_least
 
 
@@ -17,7 +16,8 @@ class UserSizes:
 
     Attributes:
         num_users: N.
-        sizes: Examples of representative users, each standing for as many users as the others, ascending.
+        sizes: Examples of representative users, ascending.
+        users: How many users each of them stands for, where not all stand for as many; None where they do.
         source: Where the numbers come from, in words.
         private: Whether they were computed from the data to be protected.
     """
@@ -26,13 +26,16 @@ class UserSizes:
     sizes: np.ndarray
     source: str
     private: bool
+    users: np.ndarray | None = None
 
     @classmethod
     def of_users(cls, view: SizedUsers) -> "UserSizes":
         """The sizes of every user of a store's view."""
+        counts = SizeCounts.of(view)
         return cls(
             num_users=view.num_users,
-            sizes=np.sort(np.diff(view.user_offsets)),
+            sizes=counts.sizes,
+            users=counts.users,
             source="counted in the training split of the user store",
             private=True,
         )
@@ -63,15 +66,22 @@ class UserSizes:
         sizes = np.rint(np.exp(np.interp(middles, levels, np.log(values)))).astype(np.int64)
         return cls(num_users=num_users, sizes=sizes, source="as given", private=False)
 
-    @cached_property
+    @property
     def median(self) -> int:
         """Examples of the median user, at least 1."""
-        return max(1, int(np.median(self.sizes)))
+        return max(1, int(self.quantile(0.5)))
 
     def quantile(self, level: float) -> float:
-        """Examples that a share `level` of the users do not exceed."""
-        return float(np.quantile(self.sizes, level))
+        """Examples that a share `level` of the users do not exceed, interpolated between two users."""
+        stand_for = np.ones(len(self.sizes), dtype=np.int64) if self.users is None else self.users
+        ends = np.cumsum(stand_for)
+        place = level * (int(ends[-1]) - 1)
+        below = int(place)
+        low, high = self.sizes[np.searchsorted(ends, [below, min(below + 1, int(ends[-1]) - 1)], side="right")]
+        share = place - below
+        # From the nearer of both, as numpy does.
+        return float(low + (high - low) * share if share < 0.5 else high - (high - low) * (1 - share))
 
     def kept(self, group_size: int) -> int:
         """|D|: examples that ELS keeps when each user keeps at most group_size."""
-        return round(self.num_users * float(np.minimum(self.sizes, group_size).mean()))
+        return round(self.num_users * float(np.average(np.minimum(self.sizes, group_size), weights=self.users)))

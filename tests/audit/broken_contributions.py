@@ -17,10 +17,11 @@ import server.dispatch
 import server.round
 from clients.worker import Worker
 from fedsim.clip import Clip
-from fedsim.data.contribution import bounded_rows, draw_rows
+from fedsim.data.contribution import bounded_rows, bounded_rows_of, draw_rows
 from fedsim.engine.messages import TrainReply, TrainRequest
 from fedsim.gradients import ClippedSum, clipped_sum, clipped_units
 from fedsim.plan import ElsPlan
+from fedsim.sampling import Poisson
 from server.dispatch import _Gathering
 
 # The worker -------------------------------------------------------------------------------------------------------
@@ -185,12 +186,18 @@ def _(patch: pytest.MonkeyPatch) -> None:
 # Which rows -------------------------------------------------------------------------------------------------------
 
 
+def _listed(patch: pytest.MonkeyPatch) -> None:
+    """Without slots: all kept examples in a list."""
+    patch.setattr(Poisson, "permits_empty_places", lambda self: False)
+
+
 @build("ELS keeps more than G rows of a user", "a user of group size 2 put in 3 examples", *ELS)
 def _(patch: pytest.MonkeyPatch) -> None:
     def more(view: Any, group_size: int, seed: int, selection: Any) -> np.ndarray:
         return bounded_rows(view, group_size + 1, seed, selection)
 
     patch.setattr(fedsim.plan.els, "bounded_rows", more)
+    _listed(patch)
 
 
 @build("ELS draws the rows it keeps anew in each round", "examples over the run", *ELS)
@@ -200,6 +207,38 @@ def _(patch: pytest.MonkeyPatch) -> None:
         return lambda places: self.kept_rows(users, seed + next(calls))[places]
 
     patch.setattr(ElsPlan, "unit_ids", unit_ids)
+    _listed(patch)
+
+
+@build("slots hold other rows in each round", "examples over the run", *ELS)
+def _(patch: pytest.MonkeyPatch) -> None:
+    calls = itertools.count()
+
+    def anew(view: Any, users: Any, group_size: int, seed: int, selection: Any) -> tuple[np.ndarray, np.ndarray]:
+        return bounded_rows_of(view, users, group_size, seed + next(calls), selection)
+
+    patch.setattr(fedsim.plan.els, "bounded_rows_of", anew)
+
+
+def _rows_in(patch: pytest.MonkeyPatch, changed: Callable[[np.ndarray, np.ndarray, int], np.ndarray]) -> None:
+    """Slots taken for others, given with their users' numbers of rows and the group size."""
+    rows_in = ElsPlan._rows_in
+
+    def broken(self: ElsPlan, slots: np.ndarray, users: Any, seed: int) -> np.ndarray:
+        owned = np.diff(users.user_offsets)[slots // self.group_size]
+        return rows_in(self, changed(slots, owned, self.group_size), users, seed)
+
+    patch.setattr(ElsPlan, "_rows_in", broken)
+
+
+@build("an empty slot holds its user's first row", "a unit was sampled twice in one round", *ELS, attacked=False)
+def _(patch: pytest.MonkeyPatch) -> None:
+    _rows_in(patch, lambda slots, owned, group: slots - slots % group + slots % group % owned)
+
+
+@build("a full user's last slot is taken for empty", "units a round were sampled, not", *ELS, attacked=False)
+def _(patch: pytest.MonkeyPatch) -> None:
+    _rows_in(patch, lambda slots, owned, group: slots[(slots % group + 1 < group) | (owned < group)])
 
 
 @build("a user's rows are another's", "not sampled put something in")

@@ -16,6 +16,7 @@ from fedsim.models.export import ExportMismatch
 from fedsim.plan import UlsPlan
 from fedsim.privacy.ledger import read_entries
 from fedsim.release import Release
+from fedsim.rows import SizeCounts
 from fedsim.sampling import CyclicPoisson, Poisson, Turns
 from fedsim.terminal import speak
 from server import app
@@ -28,7 +29,7 @@ PLAN = UlsPlan(
     num_users=1000, sampling_probability=0.1, group_size=2, clip_norm=1.0, noise_multiplier=1.0, steps=25, delta=1e-4
 )
 QUIET = {"units": 60.0, "clipped_units": 20.0, "nonfinite_units": 0.0, "empty_units": 0.0}
-USERS = np.arange(101) * 3
+USERS = SizeCounts.counted(np.full(100, 3))
 UNKNOWN = Measurement(
     loss=math.nan, accuracy=0.0, perplexity=math.nan, user_losses=np.array([math.nan]), users=np.array([0])
 )
@@ -113,7 +114,7 @@ def test_the_ratio_is_that_of_simulated_noise(noise: dict[str, Any]) -> None:
 
 
 def test_users_with_one_example_are_counted_and_marked() -> None:
-    lonely = np.concatenate([np.arange(71), 70 + 3 * np.arange(1, 31)])
+    lonely = SizeCounts.counted(np.repeat([1, 3], [70, 30]))
     sounding = alarms()
     sounding.before_training(lonely)
     assert list(sounding.sounded) == ["single-examples"]
