@@ -16,6 +16,7 @@ Render = Callable[[list[dict[str, str]]], Conversation]
 BINARY_USER = (
     "user whose bytes are no text in UTF-8 (binary ids that are no text: write them as UUIDs or in hexadecimal)"
 )
+NO_TEXT = "invalid UTF-8 (or another encoding: data.encoding)"
 OWNERS_UNREAD = "owners that cannot be read (not a list of ids, nor a JSON list as text; see data.owners-separator)"
 
 
@@ -135,7 +136,7 @@ def _check(
     if not (good["messages"].text if "messages" in good else good["text"]).strip():
         raise BadRecord("empty text")
     if not _is_unicode(texts):
-        raise BadRecord("invalid UTF-8")
+        raise BadRecord(NO_TEXT)
     return good
 
 

@@ -1,5 +1,6 @@
 """Where the users' text comes from and how it becomes rows of tokens. Plain data, checked on construction."""
 
+import codecs
 import re
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
@@ -24,16 +25,17 @@ class DataConfig:
     """The users, their text, and how it is cut into rows. Every example belongs to exactly one user."""
 
     source: Source = "docstrings"
-    """docstrings: the modules of installed packages are users, their docstrings the examples. files: JSONL, CSV or
+    """docstrings: the modules of installed packages are users, their docstrings the examples. files: JSON, CSV or
     Parquet. hub: a Hugging Face data set. store: a folder that prepare wrote, as it is."""
     path: str | None = None
-    """files: a file, folder or pattern ("logs/*.jsonl.gz"). hub: a data set's name, or a local folder. store: the
-    folder."""
+    """files: a file, folder or pattern ("logs/*.jsonl.gz"); folders named user=ann make a column, user. hub: a data
+    set's name, or a local folder. store: the folder."""
     recipe: Recipe | None = None
     """A known data set: fills in the name and the columns that are not given. With --data.source files it reads a
     local copy of the same columns from --data.path."""
     user_column: str | None = None
-    """Column that says whose the example is (strings or numbers); "user_id" when not given."""
+    """Column that says whose the example is (strings or numbers); "user_id" when not given. As for every column, a
+    path names what is inside one: author.id."""
     text_column: str | None = None
     """Column with the text; "text" when not given."""
     prompt_column: str | None = None
@@ -65,6 +67,11 @@ class DataConfig:
     quotes: Quotes = "double"
     """CSV and TSV. double: a field may stand in double quotes, which are doubled within it (RFC 4180). none: a quote
     is a letter like others, and every line is a record."""
+    delimiter: str | None = None
+    """CSV and TSV: the character between fields, where it is another than the file's name says (";", "|"; \\t is the
+    tab)."""
+    encoding: str = "utf-8"
+    """Text files: what they are written in, by Python's names (latin-1, cp1252, utf-16, shift_jis)."""
     packages: tuple[str, ...] = ("torch", "transformers", "numpy", "scipy")
     """docstrings: the installed packages whose modules are the users. They are read, not imported."""
     hub_config: str | None = None
@@ -164,10 +171,32 @@ class DataConfig:
             raise InvalidInput("data.owners-separator", self.owners_separator, "left out without owners", hint)
         if self.owners_separator == "":
             raise InvalidInput("data.owners-separator", "", "at least one character")
-        if self.quotes != "double" and self.source != "files":
-            raise InvalidInput("data.quotes", self.quotes, "left out unless data.source is files")
+        self._check_text()
         if self.long_texts == "pack" and (self.prompt_column or self.messages_column or self.label_column):
             raise InvalidInput("data.long-texts", "pack", "split or truncate with prompts, messages or labels")
+
+    @property
+    def field_delimiter(self) -> str | None:
+        """The delimiter itself; None where each file's name tells."""
+        return "\t" if self.delimiter in ("\\t", "tab") else self.delimiter
+
+    @property
+    def text_encoding(self) -> str:
+        """Python's own name of the encoding."""
+        return known_encoding(self.encoding) or self.encoding
+
+    def _check_text(self) -> None:
+        for name, default in (("quotes", "double"), ("delimiter", None), ("encoding", "utf-8")):
+            if getattr(self, name) != default and self.source not in ("files", "store"):
+                raise InvalidInput(f"data.{name}", getattr(self, name), "left out unless data.source is files")
+        mark = self.field_delimiter
+        if mark is not None and (len(mark) != 1 or mark in '"\r\n\0\ufeff'):
+            raise InvalidInput("data.delimiter", self.delimiter, 'one character, no quote or line end (";")')
+        if known_encoding(self.encoding) is None:
+            hint = "docs.python.org lists them under “Standard Encodings”."
+            raise InvalidInput(
+                "data.encoding", self.encoding, "a text encoding that Python knows, such as cp1252", hint
+            )
 
     def _check_store(self) -> None:
         if not self.path:
@@ -185,3 +214,13 @@ class DataConfig:
         if self.validation_fraction + self.test_fraction >= 1:
             total = self.validation_fraction + self.test_fraction
             raise InvalidInput("data.validation-fraction + data.test-fraction", total, "below 1")
+
+
+def known_encoding(name: str) -> str | None:
+    """Python's own name of a text encoding; None where there is none of that name."""
+    try:
+        "".encode(name)  # unlike a look-up, this leaves out what is no encoding of text, as "hex" is not
+        codecs.getincrementaldecoder(name)
+        return codecs.lookup(name).name
+    except (LookupError, ValueError, UnicodeError):
+        return None

@@ -5,12 +5,13 @@ of Hugging Face) becomes Parquet. Either lies in the cache under a name that is 
 owner's eyes alone: it is the users' text.
 """
 
+import errno
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,7 +19,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fedsim.cache import written_to
+from fedsim.cache import unwritable, written_to
 from fedsim.errors import InvalidInput
 
 FOLDER = "given"
@@ -36,7 +37,7 @@ def keep_rows(rows: Any, cache: Path, columns: Collection[str]) -> Path:
     Args:
         rows: Mappings of column to value, in any iterable; a mapping of column to values; or what speaks Arrow.
         cache: Folder of the cache.
-        columns: Those that are asked for. A value of another column that is no JSON is left out.
+        columns: Those that are asked for, or paths to them. A value of another column that is no JSON is left out.
 
     Returns:
         A file in the cache, the same for the same rows.
@@ -126,7 +127,7 @@ def _line(row: Mapping[Any, Any], place: int, wanted: set[str]) -> str:
             try:
                 json.dumps({name: value}, default=_plain)
             except (TypeError, ValueError) as error:
-                if name in wanted:
+                if any(column == name or column.startswith(f"{name}.") for column in wanted):
                     allowed = "text, a number, a list or a dict"
                     raise InvalidInput(f"rows[{place}][{name!r}]", type(value).__name__, allowed) from error
                 continue
@@ -152,7 +153,7 @@ def _kept(folder: Path, suffix: str, write: Callable[[BinaryIO], int]) -> Path:
         descriptor, name = tempfile.mkstemp(dir=folder, prefix=".rows-", suffix=suffix)
     partial = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with _room_in(folder.parent), os.fdopen(descriptor, "wb") as file:
             count = write(file)
         if not count:
             raise InvalidInput("rows", "empty", *KINDS)
@@ -165,3 +166,18 @@ def _kept(folder: Path, suffix: str, write: Callable[[BinaryIO], int]) -> Path:
     finally:
         with suppress(FileNotFoundError):
             partial.unlink()
+
+
+@contextmanager
+def _room_in(cache: Path) -> Iterator[None]:
+    """While rows are written, which may raise errors of their own.
+
+    Raises:
+        InvalidInput: Names FEDSIM_CACHE, where its disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise unwritable(cache, error) from error
+        raise

@@ -9,13 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.data.files import FROM_CSV, SAVED_BY_DATASETS
-from fedsim.data.records import Records, require_columns
+from fedsim.data.columns import ABSENT, beginnings, paths_in, require_columns, value_of
+from fedsim.data.folders import is_saved
+from fedsim.data.records import Records
 from fedsim.errors import InvalidInput
 from fedsim.hugging_face import hub_failure
 
 RECORDS_AT_ONCE = 1024
 RECORDS_LOOKED_AT = 64
+FROM_CSV = (
+    "It is a data set that save_to_disk wrote after the datasets library had read CSV files without checking quotes "
+    "and fields: read those CSV files with --data.source files. Where it is certain that they were read right, write "
+    "the data set to a Parquet file (its to_parquet) and read that with --data.source files."
+)
 SINGLE_PRECISION = {"float16": np.float16, "float32": np.float32}
 
 
@@ -52,13 +58,15 @@ def open_hub(name: str, config: str | None, split: str, revision: str | None, wa
     data = _load(name, config, split, revision)
     info = getattr(data, "info", None)
     if getattr(info, "builder_name", None) == "csv":
-        saved = any((Path(name).expanduser() / mark).is_file() for mark in SAVED_BY_DATASETS)
         hint = "Read its files with --data.source files, which finds quotes and fields that do not match."
-        hint = FROM_CSV if saved else hint
+        hint = FROM_CSV if is_saved(Path(name).expanduser()) else hint
         raise InvalidInput("data.path", name, "a data set of another kind than CSV when data.source is hub", hint)
     with _readable(name):
         columns = data.column_names or list(next(iter(data), {}))
-    require_columns(wanted, columns, name)
+        heads = {column: _head(column, columns) for column in wanted.values()}
+        first_row: dict[str, Any] = next(iter(data), {}) if heads.keys() - set(columns) else {}
+    reached = [column for column in heads if value_of(first_row, column) is not ABSENT]
+    require_columns(wanted, columns, name, reached=reached, inside=paths_in(first_row))
     known = info.splits.get(split) if info is not None and info.splits else None
     total = float(known.num_examples) if known is not None and known.num_examples else None
     identity = [name, config, split, revision, str(getattr(info, "version", None)), total, _local_files(name)]
@@ -67,8 +75,8 @@ def open_hub(name: str, config: str | None, split: str, revision: str | None, wa
     def read() -> Iterator[Records]:
         first = 1
         with _readable(name):
-            for batch in data.select_columns(sorted(set(wanted.values()))).iter(batch_size=RECORDS_AT_ONCE):
-                values = {column: _values(batch[column], features.get(column)) for column in wanted.values()}
+            for batch in data.select_columns(sorted(set(heads.values()))).iter(batch_size=RECORDS_AT_ONCE):
+                values = {column: _column(batch[head], column, head, features) for column, head in heads.items()}
                 records = Records(columns=values, origin=f"{name} ({split})", first=first, done=first - 1)
                 yield records
                 first += len(records)
@@ -76,7 +84,7 @@ def open_hub(name: str, config: str | None, split: str, revision: str | None, wa
     def beside() -> dict[str, list[Any]]:
         with _readable(name):
             rows = list(islice(iter(data), RECORDS_LOOKED_AT))
-        return {column: [row[column] for row in rows] for column in columns if column not in wanted.values()}
+        return {column: [row[column] for row in rows] for column in columns if column not in heads.values()}
 
     return HubData(identity=identity, total=total, read=read, beside=beside)
 
@@ -94,6 +102,12 @@ def _readable(name: str) -> Iterator[None]:
         yield
     except InvalidInput:
         raise
+    except datasets.table.CastError as error:
+        several = " and ".join(
+            ", ".join(map(str, names)) for names in (error.requested_column_names, error.table_column_names)
+        )
+        hint = f"There are files with {several}. --data.source files reads each by its own, and says which lacks one."
+        raise InvalidInput("data.path", name, "a data set all of whose files have the same columns", hint) from error
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         hint = f"It said: {_first_line(error)}. With --data.source files bad records are left out and counted."
         raise InvalidInput("data.path", name, "a data set whose files the datasets library can read", hint) from error
@@ -134,6 +148,42 @@ def _load(name: str, config: str | None, split: str, revision: str | None) -> An
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0]
+
+
+def _head(column: str, columns: list[str]) -> str:
+    """The column that a name or path begins with."""
+    return next((head for head, _ in ((column, ""), *beginnings(column)) if head in columns), column)
+
+
+def _column(values: list[Any], column: str, head: str, features: Mapping[str, Any]) -> list[Any]:
+    """The values at a path, from those of the column that it begins with."""
+    feature = features.get(head)
+    if column != head:
+        path = column[len(head) + 1 :]
+        values = [None if (found := value_of(value, path)) is ABSENT else found for value in values]
+        feature = _feature_of(feature, path)
+    return _values(values, feature)
+
+
+@dataclass(frozen=True)
+class _ListOf:
+    """The kind of a list of what lies inside each item of another."""
+
+    feature: Any
+
+
+def _feature_of(feature: Any, path: str) -> Any:
+    """The kind of what lies at a path inside a feature; None where that is not known."""
+    if isinstance(feature, dict):
+        for head, rest in ((path, ""), *beginnings(path)):
+            if head in feature:
+                return _feature_of(feature[head], rest) if rest else feature[head]
+    if (inner := getattr(feature, "feature", None)) is not None:
+        first, _, rest = path.partition(".")
+        if first.isdecimal():
+            return _feature_of(inner, rest) if rest else inner
+        return _ListOf(_feature_of(inner, path))
+    return None
 
 
 def _values(values: list[Any], feature: Any) -> list[Any]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from fedsim.data.columns import names_within
 from fedsim.data.records import MALFORMED, MARK, TWICE
 
 ESCAPED_ANYWAY = '"\\/\b\f\n\r\t'
@@ -13,16 +14,18 @@ class LineParser:
     """Parses lines of JSON, many at once.
 
     Args:
-        wanted: The columns that matter. A record that gives one of them twice has no value for it: parsers disagree on
-            which of the two they take (RFC 8259, section 4).
+        wanted: The columns that matter, or paths to them. A record that gives one of them twice, or a key on the way
+            to one, has no value for it: parsers disagree on which of the two they take (RFC 8259, section 4).
     """
 
     def __init__(self, wanted: Collection[str]):
-        self._wanted = set(wanted)
+        self._wanted = names_within(wanted)
         self._keys = {
             column: json.dumps(column, ensure_ascii=False).encode("utf-8", "surrogateescape") for column in wanted
         }
-        self._simple = not any(letter in column for column in wanted for letter in ESCAPED_ANYWAY)
+        # How often keys on the way to a path are to be found in a line is not known beforehand.
+        paths = len(self._wanted) > len(self._keys)
+        self._simple = not paths and not any(letter in column for column in wanted for letter in ESCAPED_ANYWAY)
         self._careful = json.JSONDecoder(object_pairs_hook=self._object)
 
     def parse(self, lines: Sequence[bytes]) -> list[Any]:

@@ -4,8 +4,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedsim.errors import InvalidInput
-
 POSITIONS_KEPT = 5
 MARK = "\ufeff"
 """A byte-order mark: it belongs to a file, not to what is in it."""
@@ -96,26 +94,6 @@ class Tally:
         return {
             reason: {"count": count, "first": self.positions[reason]} for reason, count in sorted(self.counts.items())
         }
-
-
-def require_columns(wanted: Mapping[str, str], present: Sequence[str], origin: str) -> None:
-    """Every wanted column is there, once.
-
-    Args:
-        wanted: Column by the option that named it ("data.user-column").
-        present: The columns of the data.
-        origin: Where, to be shown.
-
-    Raises:
-        InvalidInput: Naming the option, the column, and the columns that exist.
-    """
-    for option, column in wanted.items():
-        if column not in present:
-            columns = ", ".join(map(str, present)) or "(none)"
-            raise InvalidInput(option, column, f"one of the columns of {origin}: {columns}")
-        if (times := present.count(column)) > 1:
-            hint = "Rename all but one: whose text is whose must not be a matter of their order."
-            raise InvalidInput(option, column, f"the name of one column ({origin} has {times} of that name)", hint)
 
 
 def in_parts(records: Iterator[Records], most_records: int, most_characters: int) -> Iterator[list[Records]]:

@@ -32,7 +32,7 @@ BAD_REASONS = {
     "text of the wrong type (int)": 1,
     "user of the wrong type (list)": 1,
     "cannot be parsed": 2,
-    "invalid UTF-8": 2,
+    "invalid UTF-8 (or another encoding: data.encoding)": 2,
     "missing text": 1,
 }
 
