@@ -7,6 +7,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.worker import Worker, resident_worker
+from fedsim.engine.environment import stay_alone_under_flower
 from fedsim.engine.evaluation_messages import EvaluateReply, EvaluateRequest
 from fedsim.engine.messages import TrainReply, TrainRequest, refusal_record
 from fedsim.engine.same_inputs import InputsDiffer
@@ -51,4 +52,5 @@ def _answer(message: Message, work: Callable[[RecordDict], TrainReply | Evaluate
     return Message(record, reply_to=message)
 
 
+stay_alone_under_flower()
 app = app_of(resident_worker)

@@ -65,7 +65,7 @@ def ray_grid(config: RunConfig, workers: int, parameters: int) -> WaitingGrid:
         cpus_per_worker=engine.cpus_per_worker,
         gpus_per_worker=engine.gpus_per_worker or _gpu_share(workers),
         address=engine.address,
-        object_store_bytes=None if engine.address else max(shared, LEAST_SHARED_BYTES),
+        object_store_bytes=max(shared, LEAST_SHARED_BYTES),
         timeout=engine.timeout_seconds,
         start_timeout=engine.start_seconds,
     )

@@ -18,8 +18,9 @@ from flwr.serverapp import Grid, ServerApp
 from fedsim.config import RunConfig, from_flat, to_flat
 from fedsim.data.doubts import doubtful_owners
 from fedsim.disk import require_writable
+from fedsim.engine.environment import HERE
 from fedsim.engine.grid import WaitingGrid
-from fedsim.errors import Failure
+from fedsim.errors import Failure, InvalidInput
 from fedsim.gradient_paths import PathsHeard
 from fedsim.gradients import ParameterLayout
 from fedsim.models.export import export
@@ -57,9 +58,17 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Train as the run configuration says and leave a run folder."""
+    """Train as the run configuration says and leave a run folder.
+
+    Raises:
+        InvalidInput: As `train`; or a cluster is named, which is not Flower's to join.
+    """
     speak()
-    train(grid, from_flat(RunConfig, context.run_config))
+    config: RunConfig = from_flat(RunConfig, context.run_config)
+    if (address := config.engine.address) not in (None, HERE):
+        hint = "Flower's own engine computes where Flower was set up; for a Ray cluster take `fedsim train`."
+        raise InvalidInput("engine.address", address, "left out under `flwr run`", hint)
+    train(grid, config)
 
 
 def train(grid: Grid, config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:

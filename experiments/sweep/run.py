@@ -85,7 +85,13 @@ def run_on_ray(
     engine = common.engine
     slots = slots or _room(engine.cpus_per_worker, engine.gpus_per_worker)
     started = join_or_start(
-        engine.address, cpus=slots * engine.cpus_per_worker, object_store_bytes=200 << 20, log_to_driver=False
+        engine.address,
+        workers=slots,
+        cpus_per_worker=engine.cpus_per_worker,
+        object_store_bytes=200 << 20,
+        log_to_driver=False,
+        start_seconds=engine.start_seconds,
+        field="sweep.slots",
     )
     task = ray.remote(num_cpus=engine.cpus_per_worker, num_gpus=engine.gpus_per_worker, max_retries=1)(_limited)
     waiting = list(points)

@@ -103,11 +103,13 @@ class EngineConfig:
     users_per_message: int = 0
     """Users a message stands for; 0 sends one message a worker, 1 is the literal one-client-one-message mode."""
     address: str | None = None
-    """Address of a running Ray cluster to join; by default Ray is started on this machine."""
+    """Running Ray cluster to join: host:port of its head, ray://host:port from a machine that is none of its nodes, or
+    auto for the one that RAY_ADDRESS names or `ray start` began here. By default, or with local, Ray is started on
+    this machine, whatever runs there."""
     timeout_seconds: float = 600.0
     """A worker that has not answered after so long is given up and its users are computed elsewhere."""
     start_seconds: float = 300.0
-    """How long workers may take to start."""
+    """How long Ray may take to start or to be joined, and workers after it."""
     attempts: int = 3
     """How often a user's update is asked for, of another worker each time, before the round fails."""
     max_tokens: int = 0

@@ -3,33 +3,56 @@
 import logging
 import math
 import os
-import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import ray
 
+from fedsim.engine.address import joined_address
+from fedsim.engine.environment import HERE, forget_short_folder, short_folder
 from fedsim.engine.same_versions import VersionsDiffer
-from fedsim.errors import InvalidInput
+from fedsim.errors import Failure, InvalidInput
 
 FREE_AFTER_MILLISECONDS = 5
+WORKERS_A_CORE = 4
+"""How far a cluster started here may pretend: to try more workers than cores is one thing, fifty on two another."""
+ENDS_WITHIN = 60.0
+"""Seconds that a start which nobody wants any more gets to come to its end, so that what it began can be ended too."""
 
 
-def join_or_start(address: str | None, *, cpus: float, object_store_bytes: int | None, log_to_driver: bool) -> bool:
+class ClusterDidNotStart(Failure):
+    """Ray did not start here, or could not be joined, in the time that it was given."""
+
+
+def join_or_start(
+    address: str | None,
+    *,
+    workers: int,
+    cpus_per_worker: float,
+    object_store_bytes: int | None,
+    log_to_driver: bool,
+    start_seconds: float = 300.0,
+    field: str = "engine.workers",
+) -> bool:
     """Connect this process to Ray, unless it is connected already.
 
+    Signals are answered meanwhile and afterwards as before, not by Ray; where the answer raises, what was begun ends.
+
     Args:
-        address: A running cluster's address, or None to start one on this machine.
-        cpus: Cores that the workers ask for; a cluster started here pretends to have at least that many, so that
-            more workers than cores can be tried.
+        address: See `joined_address`; None starts a cluster on this machine.
+        workers: How many processes are to compute at a time.
+        cpus_per_worker: Cores that each asks for; a cluster started here pretends to have as many as all ask for, up
+            to WORKERS_A_CORE times those it has, so that more workers than cores can be tried.
         object_store_bytes: Shared memory of a cluster started here; None leaves Ray's default.
         log_to_driver: Print what workers print.
+        start_seconds: How long it may take.
+        field: What `workers` was given as.
 
     Raises:
-        InvalidInput: Nothing answers at the address; or Ray cannot keep its sockets in the temporary folder.
+        InvalidInput: Nothing answers at the address; or too many workers are asked for; or Ray finds no place for its
+            sockets.
         VersionsDiffer: The cluster runs another Ray or Python.
+        ClusterDidNotStart: Not in that time.
 
     Returns:
         Whether the connection was made here, and is therefore to be ended here.
@@ -38,67 +61,116 @@ def join_or_start(address: str | None, *, cpus: float, object_store_bytes: int |
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    joined = joined_address(address)
     own: dict[str, Any] = {}
-    if address is None:
-        _require_temporary_folder()
-        cores = max(os.cpu_count() or 1, math.ceil(cpus))
+    if joined is None:
+        _require_cores(workers, cpus_per_worker, field)
         own = {
-            "num_cpus": cores,
+            "num_cpus": max(cores_here(), math.ceil(workers * cpus_per_worker)),
             "object_store_memory": object_store_bytes,
             "include_dashboard": False,
             # Ray waits up to a second before it frees what nobody holds any more. Rounds are shorter: the next
             # broadcast would go to memory never touched before, which costs more than the copy itself.
             "_system_config": {"free_objects_period_milliseconds": FREE_AFTER_MILLISECONDS},
         }
+        if (folder := short_folder()) is not None:
+            own["_temp_dir"] = folder
+    _connect(start_seconds, address=joined or HERE, log_to_driver=log_to_driver, **own)
+    return True
+
+
+class _Connection(threading.Thread):
+    """The thread that connects to Ray, and stays until the end.
+
+    In the main thread Ray would answer SIGTERM from there on, in its own way, which ends the program without a word,
+    and whatever a signal raises would leave it half started. What Ray starts ends with the thread that started it.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(name="ray", daemon=True)
+        self.arguments = arguments
+        self.failure: BaseException | None = None
+        self.made, self.over = threading.Event(), threading.Event()
+
+    def run(self) -> None:
+        try:
+            ray.init(logging_level=logging.ERROR, **self.arguments)
+        except BaseException as failure:
+            self.failure = failure
+        self.made.set()
+        if self.failure is None:
+            self.over.wait()
+
+    def end(self, patience: float = ENDS_WITHIN) -> None:
+        """End the connection, once it is made or so many seconds have passed."""
+        self.made.wait(patience)
+        ray.shutdown()
+        self.over.set()
+        forget_short_folder()
+
+
+_connections: list[_Connection] = []
+"""The one that this process has, if any."""
+
+
+def _connect(seconds: float, **arguments: Any) -> None:
+    logging.getLogger("ray").setLevel(logging.ERROR)  # before it says that signals are not its own in this thread
+    connection = _Connection(**arguments)
     try:
-        with _sigterm_as_before():
-            ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=log_to_driver, **own)
+        connection.start()
+        if not connection.made.wait(seconds):
+            connection.end(patience=0)
+            what = "Ray did not start" if arguments["address"] == HERE else f"{arguments['address']} was not joined"
+            raise ClusterDidNotStart(f"{what} in {seconds:g} s. Give it longer (--engine.start-seconds).")
+        if connection.failure is not None:
+            raise connection.failure
     except ConnectionError as failure:
-        hint = f"Start one with `ray start --head`. ({failure})"
-        raise InvalidInput("engine.address", address, "the address of a running Ray cluster", hint) from failure
+        hint = (
+            "Ray answers there, but this machine could not join: run the command on a node of the cluster (`ray start "
+            f"--address {arguments['address']}` makes this machine one), or give ray://host:10001. ({failure})"
+        )
+        connection.end()
+        raise InvalidInput("engine.address", arguments["address"], "a Ray cluster to join", hint) from failure
+    except ClusterDidNotStart:
+        raise
     except RuntimeError as failure:
+        connection.end()
         if "mismatch" in str(failure):
             # Ray names its own and Python's versions on both sides.
             raise VersionsDiffer(str(failure)) from failure
         raise
-    return True
-
-
-def _require_temporary_folder() -> None:
-    """Refuse a temporary folder whose name Ray fails to encode, which it does with a traceback."""
-    for name in ("RAY_TMPDIR", "TMPDIR"):
-        if place := os.environ.get(name):
-            if not place.isascii():
-                hint = "Ray keeps its sockets there: set it to another folder, or take --engine.kind local."
-                raise InvalidInput(name, place, "a folder whose name has ASCII letters alone", hint)
-            return
-
-
-@contextmanager
-def _sigterm_as_before() -> Iterator[None]:
-    """Ray answers SIGTERM in its own way from when it is connected, which ends the program without a word: within this
-    and after it, it is answered as before."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    asked = False
-    try:
-        yield
-    except SystemExit as ending:
-        asked = ending.code == signal.SIGTERM
-        if not asked:
-            raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if asked:
-        ray.shutdown()
-        os.kill(os.getpid(), signal.SIGTERM)
+    except BaseException:
+        connection.end()
+        raise
+    _connections.append(connection)
 
 
 def leave() -> None:
     """End the connection, and the cluster if it was started by this process."""
-    ray.shutdown()
+    if _connections:
+        _connections.pop().end()
+    else:
+        ray.shutdown()
+
+
+def cores_here() -> int:
+    """Cores of this machine that this process may use (Slurm and containers give fewer than there are)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _require_cores(workers: int, cpus_per_worker: float, field: str) -> None:
+    """Refuse workers that would stand in each other's way, and each want memory for a model of its own."""
+    cores = cores_here()
+    most = max(1, math.floor(WORKERS_A_CORE * cores / cpus_per_worker + 1e-9)) if cpus_per_worker else workers
+    if workers > most:
+        allowed = f"at most {most} on the {cores} cores here, {WORKERS_A_CORE} a core"
+        if cpus_per_worker != 1:
+            allowed = f"at most {most} of {cpus_per_worker:g} cores on the {cores} here, {WORKERS_A_CORE} times over"
+        hint = (
+            "More would only wait for one another. To try what many do, start Ray with as many pretended cores (`ray "
+            f"start --head --num-cpus {math.ceil(workers * cpus_per_worker)}`) and join it (--engine.address auto)."
+        )
+        raise InvalidInput(field, workers, allowed, hint)
 
 
 def room_for(resources: list[dict[str, float]], cpus_per_worker: float, gpus_per_worker: float) -> int:

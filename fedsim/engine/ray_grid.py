@@ -64,14 +64,16 @@ class RayGrid(WaitingGrid):
         workers: Number of actors.
         cpus_per_worker: CPU cores reserved for each, and threads that each may use; fractions share a core.
         gpus_per_worker: GPUs reserved for each; 0.25 puts four actors on one GPU.
-        address: Address of a running Ray cluster ("auto", "host:6379"); None starts one on this machine.
+        address: Address of a running Ray cluster, see `joined_address`; None starts one on this machine.
         object_store_bytes: Shared memory for a cluster started here; None leaves Ray's default.
         timeout: Seconds after which a message counts as failed, if its own time to live is not shorter.
-        start_timeout: Seconds that workers get to start.
+        start_timeout: Seconds that Ray gets to start or to be joined, and as many again that workers get.
         log_to_driver: Print what workers print.
 
     Raises:
-        InvalidInput: The cluster has no room for that many workers; says how many it has room for.
+        InvalidInput: Nothing answers at the address; or the cluster has no room for that many workers: says how many
+            it has room for.
+        ClusterDidNotStart: Ray did not, in that time.
         VersionsDiffer: Some worker's Python or packages differ from the driver's.
         WorkersDidNotStart: A worker failed to start, with its reason.
     """
@@ -103,9 +105,11 @@ class RayGrid(WaitingGrid):
         self._slots: dict[int, _Slot] = {}
         self._owns_ray = join_or_start(
             address,
-            cpus=workers * cpus_per_worker,
+            workers=workers,
+            cpus_per_worker=cpus_per_worker,
             object_store_bytes=object_store_bytes,
             log_to_driver=log_to_driver,
+            start_seconds=start_timeout,
         )
         try:
             require_room(workers, cpus_per_worker, gpus_per_worker)

@@ -21,6 +21,7 @@ def test_flwr_run_trains_with_the_same_apps(tmp_path: Path) -> None:
     output, settings = tmp_path / "out", tmp_path / "run.toml"
     settings.write_text(as_toml(SMALL) + f'plan.rounds = 2\nevaluation.every = 1\noutput = "{output}"\n{WATCHED}')
     with own_superlink(tmp_path) as environment:
+        environment["RAY_ADDRESS"] = "127.0.0.1:1"  # somebody's: what is joined fails, what is started here runs
         said = flwr_run(ROOT, environment, "--run-config", str(settings))
     assert (output / "summary.json").exists(), said
     summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
