@@ -251,6 +251,7 @@ def _job(
             attempts=engine.attempts,
             roster=roster,
             heard=PathsHeard(say, partial(keep_paths, folder)),
+            sums=engine.sums,
         ).gather,
         held_out=HeldOut(grid, resources.store, measure.max_rows, measure.test_rows, resources.inputs, roster),
         folder=folder,

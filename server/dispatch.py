@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,8 +13,10 @@ from flwr.serverapp import Grid
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.grid import WaitingGrid
 from fedsim.engine.messages import TRAIN, TrainReply, TrainRequest, refusal_in
-from fedsim.engine.replies import BadReply, check_reply, read_reply
-from fedsim.engine.work import NO_UNITS, Gathered, Vector, Work
+from fedsim.engine.replies import check_answer, read_reply
+from fedsim.engine.sums import NotIn, Sums, SumsWanted, server_sum
+from fedsim.engine.totals import BadReply, Expected
+from fedsim.engine.work import NO_UNITS, Gathered, Work
 from fedsim.errors import Failure, InvalidInput
 from fedsim.gradient_paths import PathsHeard
 from fedsim.phases import WORKER_SECONDS
@@ -37,8 +39,9 @@ class Dispatcher:
 
     Works on any Flower Grid; on one of ours replies are taken the moment they arrive. Learns the workers' speeds from
     round to round. What a worker fails to deliver is computed by another one; a reply that does not pass
-    `fedsim.engine.replies.check_reply` is refused and its worker left out for the rest of the round. A worker that
-    refuses because it holds other data or another base model is left out for good.
+    `fedsim.engine.replies.check_answer`, or whose sum does not pass `fedsim.engine.totals.Expected.check`, is refused
+    and its worker left out for the rest of the round. A worker that refuses because it holds other data or another
+    base model is left out for good.
 
     Args:
         grid: Where the workers are.
@@ -48,6 +51,10 @@ class Dispatcher:
         attempts: How often a unit is asked for before the round fails.
         roster: Who can be asked; by default all of the grid's workers.
         heard: Told what each reply says of the way that gradients take; None where nobody asks.
+        sums: Where sums are formed (`fedsim.engine.sums`): by the server, or on the workers' nodes where it has them.
+
+    Raises:
+        InvalidInput: An option out of range, or sums that this grid cannot form.
     """
 
     def __init__(
@@ -59,6 +66,7 @@ class Dispatcher:
         attempts: int = 3,
         roster: Roster | None = None,
         heard: PathsHeard | None = None,
+        sums: SumsWanted = "auto",
     ) -> None:
         if units_per_message is not None and units_per_message < 1:
             raise InvalidInput("units_per_message", units_per_message, "at least 1, or none for one message a worker")
@@ -72,6 +80,8 @@ class Dispatcher:
         self.attempts = attempts
         self.roster = Roster(grid) if roster is None else roster
         self.heard = heard
+        self.sums = sums
+        self.sums_for(0)  # refused here rather than in a round
         self.speeds = Speeds()
         self._planned: _Announced | None = None
 
@@ -108,6 +118,12 @@ class Dispatcher:
         parts = self._split(units, gathering.costs, gathering.workers)
         hints = self._plan_next(next_units, next_costs, gathering.workers)
         return gathering.run(parts, hints)
+
+    def sums_for(self, size_bytes: int) -> Sums:
+        """Where a round's sum of so many bytes is formed."""
+        if isinstance(self.grid, WaitingGrid):
+            return self.grid.sums(self.sums, size_bytes, self.timeout)
+        return server_sum(self.sums)
 
     def _split(self, units: np.ndarray, costs: np.ndarray, workers: list[int]) -> list[np.ndarray]:
         """Each worker's positions into `units`: as announced in the round before, if that still fits."""
@@ -162,13 +178,12 @@ class _Gathering:
         self.units = units
         self.costs = costs
         self.workers = dispatcher.roster.workers(wanted=len(units) > 0)
-        self.size = int(request.parameters.shape[0])
-        self.total: Vector | None = None
-        self.own = False
-        self.cohort = Cohort()
+        self.expected = Expected.of(request)
+        self.sums = dispatcher.sums_for(self.expected.nbytes)
         self.asked: dict[str, _Asked] = {}
-        self.accepted: list[np.ndarray] = []
+        self.accepted: dict[str, tuple[_Asked, TrainReply]] = {}
         self.refused: set[int] = set()
+        self.doubted: set[int] = set()  # whose node lost its sum, and may be gone: others are asked first
         self.failures: list[str] = []
         self.messages = 0
         self.busy: dict[int, Counter[str]] = {}
@@ -183,11 +198,12 @@ class _Gathering:
         while self.asked:
             for reply in self._arrivals():
                 self._take(reply)
-        if self.total is None:
-            self.total = np.zeros(self.size, dtype=np.int64 if self.request.resolution else np.float32)
-        elif not self.own:
-            self.total = np.array(self.total) if isinstance(self.total, np.ndarray) else self.total.clone()
-        counted = np.concatenate([NO_UNITS, *self.accepted])
+            if not self.asked:
+                self._take_back(self.sums.settle())
+        total = self.sums.total()
+        if total is None:
+            total = np.zeros(self.expected.size, dtype=self.expected.dtype)
+        counted = np.concatenate([NO_UNITS, *(asked.request.units for asked, _ in self.accepted.values())])
         if not np.array_equal(np.sort(counted), np.sort(self.units)):
             raise RoundFailed(f"round {self.request.round}: the sum does not stand for exactly the units asked for")
         if self.failures:
@@ -196,9 +212,12 @@ class _Gathering:
                 "%d of %d messages were computed anew; the first: %s", len(self.failures), self.messages, first
             )
         busiest = self._busiest()
+        cohort = Cohort()
+        for _, answer in self.accepted.values():
+            cohort.add(answer)
         return Gathered(
-            total=self.total,
-            statistics=self.cohort.statistics,
+            total=total,
+            statistics=cohort.statistics,
             units=len(counted),
             messages=self.messages,
             failures=tuple(self.failures),
@@ -253,7 +272,8 @@ class _Gathering:
             self._resend(self.asked.pop(message_id), f"no answer in {self.dispatcher.timeout:g} s")
 
     def _take(self, reply: Message) -> None:
-        asked = self.asked.pop(reply.metadata.reply_to_message_id, None)
+        place = reply.metadata.reply_to_message_id
+        asked = self.asked.pop(place, None)
         if asked is None:
             return
         if reply.has_error():
@@ -265,22 +285,14 @@ class _Gathering:
             return
         try:
             answer = read_reply(reply.content)
-            check_reply(answer, asked.request, self.size)
+            check_answer(answer, asked.request)
+            self._add(place, asked, answer)
         except BadReply as reason:
-            self.refused.add(asked.worker)
-            self._resend(asked, f"its reply was refused: {reason}")
-            return
-        self._add(asked, answer)
+            self._refuse(asked, str(reason))
 
-    def _add(self, asked: _Asked, answer: TrainReply) -> None:
-        if self.total is None:
-            self.total, self.own = answer.total, False  # not ours to write to; copied where no other one comes
-        elif self.own:
-            self.total += answer.total
-        else:
-            self.total, self.own = self.total + answer.total, True
-        self.accepted.append(asked.request.units)
-        self.cohort.add(answer)
+    def _add(self, place: str, asked: _Asked, answer: TrainReply) -> None:
+        self.sums.add(place, answer.total, Expected.of(asked.request))
+        self.accepted[place] = asked, replace(answer, total=NO_UNITS)  # a sum is let go of once it is added
         seconds = answer.statistics.get("seconds", 0.0)
         own = self.busy.setdefault(asked.worker, Counter())
         own.update({"seconds": seconds})
@@ -288,6 +300,17 @@ class _Gathering:
         if self.dispatcher.heard is not None:
             self.dispatcher.heard.hear(asked.worker, answer.paths)
         self.dispatcher.speeds.learn(asked.worker, float(self.costs[asked.positions].sum()), seconds)
+
+    def _refuse(self, asked: _Asked, reason: str) -> None:
+        self.refused.add(asked.worker)
+        self._resend(asked, f"its reply was refused: {reason}")
+
+    def _take_back(self, missing: Mapping[str, NotIn]) -> None:
+        """Ask again for units whose sums were accepted, and then did not come into the round's."""
+        taken = [(*self.accepted.pop(place), why) for place, why in missing.items()]
+        self.doubted.update(asked.worker for asked, _, why in taken if not why.refused)
+        for asked, _, why in taken:
+            (self._refuse if why.refused else self._resend)(asked, why.reason)
 
     def _resend(self, asked: _Asked, reason: str) -> None:
         """Have other workers compute what one failed to deliver."""
@@ -297,6 +320,7 @@ class _Gathering:
             raise RoundFailed(f"{failure} (attempt {asked.attempt} of {self.dispatcher.attempts})")
         willing = [worker for worker in self.dispatcher.roster.workers() if worker not in self.refused]
         others = [worker for worker in willing if worker != asked.worker] or willing
+        others = [worker for worker in others if worker not in self.doubted] or others
         if not others:
             raise RoundFailed(f"{failure}; no other worker is left{self._lost()}")
         speeds = self.dispatcher.speeds.of(others)

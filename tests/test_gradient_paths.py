@@ -11,7 +11,8 @@ import torch
 
 from fedsim.clip import Clip
 from fedsim.engine.messages import TrainReply
-from fedsim.engine.replies import BadReply, read_reply
+from fedsim.engine.replies import read_reply
+from fedsim.engine.totals import BadReply
 from fedsim.gradient_paths import GradientPaths, PathsHeard
 from fedsim.gradients import CausalLanguageModel, LocalSteps, clipped_sum, gradient_paths
 from fedsim.rows import TokenRows

@@ -123,6 +123,10 @@ class EngineConfig:
     """Sum clipped updates as fixed-point integers: the same bits for any number of workers on devices of one kind, at
     the cost of one gradient a user at a time. Passes are not compiled, GPUs compute with deterministic kernels alone,
     and a micro-batch that does not fit ends the run rather than shrink."""
+    sums: Literal["auto", "server", "nodes"] = "auto"
+    """Where workers' sums are added: server brings all of them to this process, nodes adds those of each Ray node
+    there and brings one. auto takes nodes for 4 MB and more where several nodes have more workers than there are
+    nodes."""
 
     def __post_init__(self) -> None:
         require_at_least("engine.workers", self.workers, 0)
@@ -136,6 +140,9 @@ class EngineConfig:
         if self.exact and self.compile == "on":
             hint = "What is compiled depends on what came before, and so do an update's last bits."
             raise InvalidInput("engine.compile", self.compile, "auto or off with --engine.exact", hint)
+        if self.kind == "local" and self.sums not in ("auto", "server"):
+            hint = "Only workers on Ray form sums where they are: take --engine.kind ray."
+            raise InvalidInput("engine.sums", self.sums, "auto or server with --engine.kind local", hint)
 
 
 @dataclass(frozen=True, kw_only=True)

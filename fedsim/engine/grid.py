@@ -12,6 +12,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedsim.engine.sums import Sums, SumsWanted, server_sum
+
 RUN_ID = 1
 PAUSE = 0.1
 """Seconds between two looks for workers."""
@@ -64,6 +66,19 @@ class WaitingGrid(Grid):
             At least one reply, unless the time ran out or no such message is under way. A message that failed, or
             outlived its time to live, is answered with an error reply.
         """
+
+    def sums(self, wanted: SumsWanted, size_bytes: int, patience: float) -> Sums:
+        """Where a round's sums are formed.
+
+        Args:
+            wanted: Where they shall be.
+            size_bytes: Of each of them.
+            patience: Seconds that forming them may take once all parts are there.
+
+        Raises:
+            InvalidInput: These workers cannot form sums on their nodes.
+        """
+        return server_sum(wanted)
 
     @abstractmethod
     def close(self) -> None:

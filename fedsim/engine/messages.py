@@ -15,6 +15,8 @@ from fedsim.engine.work import Done, Vector, Work
 TRAIN = "train"
 EVALUATE = "evaluate"
 REFUSAL = "refusal"
+TOTAL, FLAT = "total", "flat"
+"""Of a reply, the record that holds the sum, and its one array."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,7 @@ class TrainReply(Done):
     def to_record(self) -> RecordDict:
         return RecordDict(
             {
-                "total": array_record(flat=self.total),
+                TOTAL: array_record(**{FLAT: self.total}),
                 "units": array_record(
                     units=np.ascontiguousarray(self.units, dtype=np.int64),
                     norms=np.ascontiguousarray(self.norms, dtype=np.float32),
@@ -105,7 +107,7 @@ class TrainReply(Done):
             round=int(reply["round"]),  # type: ignore[arg-type]
             units=units["units"].numpy(),
             norms=units["norms"].numpy(),
-            total=held(arrays(record, "total")["flat"]),
+            total=held(arrays(record, TOTAL)[FLAT]),
             statistics={name: float(value) for name, value in scalars(record, "statistics").items()},  # type: ignore[arg-type]
             paths=str(reply["paths"]),
         )

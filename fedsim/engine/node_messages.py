@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedsim.clip import Clip
 from fedsim.engine.arrays import arrays, scalars
-from fedsim.engine.replies import BadReply
+from fedsim.engine.totals import BadReply
 from fedsim.errors import InvalidInput
 
 CLIP, ROUND = "fedsim.clip", "fedsim.round"

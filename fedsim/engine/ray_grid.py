@@ -8,17 +8,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import ray
 from flwr.app import ArrayRecord, Message, RecordDict, UserConfig
 from flwr.common.constant import ErrorCode
 
-from fedsim.engine.arrays import stored_bytes
+from fedsim.engine.arrays import array_record, stored_bytes
 from fedsim.engine.broadcast import Broadcasts
 from fedsim.engine.cluster import join_or_start, leave, require_room
 from fedsim.engine.grid import WaitingGrid, error_reply, stamp
+from fedsim.engine.messages import FLAT, TOTAL
+from fedsim.engine.node_sums import PAYS_FROM_BYTES, NodeSums, StoredVector, SummingActors
 from fedsim.engine.resident import ClientAppSource
-from fedsim.engine.resident_actor import ResidentActor
+from fedsim.engine.resident_actor import Place, ResidentActor
 from fedsim.engine.same_versions import VersionsDiffer, require_same_versions
+from fedsim.engine.sums import ServerSum, Sums, SumsWanted
 from fedsim.errors import Failure, InvalidInput
 from fedsim.versions import versions
 
@@ -45,8 +49,9 @@ class _Sent:
 
     message: Message
     slot: _Slot | None
-    reply: "ray.ObjectRef[Message]"
+    reply: "ray.ObjectRef[Any]"
     deadline: float
+    total: "ray.ObjectRef[np.ndarray] | None" = None
 
 
 class RayGrid(WaitingGrid):
@@ -102,6 +107,7 @@ class RayGrid(WaitingGrid):
         self._start_timeout = start_timeout
         self._sent: dict[str, _Sent] = {}
         self._broadcasts = Broadcasts()
+        self._summing, self._totals_stay = SummingActors(), False
         self._slots: dict[int, _Slot] = {}
         self._owns_ray = join_or_start(
             address,
@@ -185,6 +191,19 @@ class RayGrid(WaitingGrid):
         ray.kill(slot.actor, no_restart=True)
         self._slots[slot.node] = self._fill(slot.node)
 
+    # Sums ------------------------------------------------------------------------------------------------------
+
+    def sums(self, wanted: SumsWanted, size_bytes: int, patience: float) -> Sums:
+        """Where the sums of the messages that are pushed from now on are formed; see `WaitingGrid.sums`."""
+        self._totals_stay = wanted == "nodes" or (wanted == "auto" and size_bytes >= PAYS_FROM_BYTES and self._shared)
+        return NodeSums(self._summing, patience) if self._totals_stay else ServerSum()
+
+    @property
+    def _shared(self) -> bool:
+        """Whether there are several nodes, and some node must have several workers."""
+        alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        return 1 < len(alive) < len(self._slots)
+
     # Messages --------------------------------------------------------------------------------------------------
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
@@ -198,9 +217,13 @@ class RayGrid(WaitingGrid):
             return self._refuse(message)
         content, names, references = self._broadcasts.split(message.content, message.metadata.group_id)
         light = _same_message(message, content)
-        reply: ray.ObjectRef[Message] = slot.actor.answer.remote(light, names, *references)
         deadline = time.monotonic() + self._seconds_for(message)
-        self._sent[message_id] = _Sent(_same_message(message, RecordDict()), slot, reply, deadline)
+        asked, total = _same_message(message, RecordDict()), None
+        if self._totals_stay:
+            reply, total = slot.actor.answer_apart.options(num_returns=2).remote(light, names, *references)
+        else:
+            reply = slot.actor.answer.remote(light, names, *references)
+        self._sent[message_id] = _Sent(asked, slot, reply, deadline, total)
         return message_id
 
     def _refuse(self, message: Message) -> str:
@@ -230,7 +253,10 @@ class RayGrid(WaitingGrid):
 
     def _receive(self, sent: _Sent) -> Message:
         try:
-            reply = ray.get(sent.reply)
+            if sent.total is not None:
+                light, place = ray.get(sent.reply)
+                return _with_stored(light, place, sent.total)
+            reply: Message = ray.get(sent.reply)
             self._let_worker_free(sent, reply)
             return reply
         except ray.exceptions.RayError as failure:
@@ -263,6 +289,7 @@ class RayGrid(WaitingGrid):
         """Stop the workers, and the Ray cluster if it was started here."""
         self._sent.clear()
         self._broadcasts.clear()
+        self._summing.close()
         for slot in self._slots.values():
             ray.kill(slot.actor, no_restart=True)
         self._slots.clear()
@@ -280,6 +307,13 @@ def _same_message(message: Message, content: RecordDict) -> Message:
     # Flower's own constructor for messages that exist already; its overloads name the public ones alone.
     same: Message = Message(content, metadata=message.metadata)  # type: ignore[call-overload]
     return same
+
+
+def _with_stored(reply: Message, place: Place | None, total: "ray.ObjectRef[np.ndarray]") -> Message:
+    """A reply whose large sum stays where it lies, named in its place."""
+    if place is not None:
+        reply.content[TOTAL] = array_record(**{FLAT: StoredVector(total, *place)})
+    return reply
 
 
 def _reason(failure: ray.exceptions.RayError) -> str:

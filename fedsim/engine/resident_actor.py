@@ -2,11 +2,20 @@
 
 import os
 import sys
+from typing import TypeAlias
 
+import numpy as np
+import ray
 from flwr.app import ArrayRecord, Message, UserConfig
 
+from fedsim.engine.arrays import stored_bytes
+from fedsim.engine.broadcast import INLINE_BYTES
+from fedsim.engine.messages import FLAT, TOTAL
 from fedsim.engine.resident import ClientAppSource, ResidentClient
 from fedsim.versions import versions
+
+Place: TypeAlias = tuple[str, str, tuple[int, ...]]
+"""Where a vector lies: Ray's id of the node, the vector's type and its shape."""
 
 
 class ResidentActor:
@@ -42,6 +51,23 @@ class ResidentActor:
         for name, record in zip(names, records, strict=True):
             message.content[name] = record
         return self._client.answer(message)
+
+    def answer_apart(
+        self, message: Message, names: list[str], *records: ArrayRecord
+    ) -> tuple[tuple[Message, Place | None], np.ndarray | None]:
+        """As `answer`, a large sum apart: Ray leaves it in this node's object store until somebody asks for it.
+
+        Returns:
+            The reply; of a sum that was taken out, where it lies, its type and its shape; and the sum itself.
+        """
+        reply = self.answer(message, names, *records)
+        record = reply.content.get(TOTAL) if reply.has_content() else None
+        if not isinstance(record, ArrayRecord) or stored_bytes(record) < INLINE_BYTES or list(record) != [FLAT]:
+            return (reply, None), None
+        total = record[FLAT].numpy()
+        del reply.content[TOTAL]
+        node: str = ray.get_runtime_context().get_node_id()
+        return (reply, (node, str(total.dtype), total.shape)), total
 
     def rest(self) -> None:
         """Nothing: by the time this is called, what the call before returned has been freed here."""

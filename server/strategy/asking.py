@@ -14,7 +14,7 @@ from fedsim.clip import CLIP_MARGIN, Clip
 from fedsim.engine.exact import quantise, resolution_for
 from fedsim.engine.grid import WaitingGrid
 from fedsim.engine.node_messages import NodeReply, NodeRequest
-from fedsim.engine.replies import BadReply
+from fedsim.engine.totals import BadReply
 from fedsim.engine.work import Gathered, Vector, Work
 from fedsim.errors import Failure
 from server.strategy.nodes import Nodes

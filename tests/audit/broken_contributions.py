@@ -19,6 +19,8 @@ from clients.worker import Worker
 from fedsim.clip import Clip
 from fedsim.data.contribution import bounded_rows, bounded_rows_of, draw_rows
 from fedsim.engine.messages import TrainReply, TrainRequest
+from fedsim.engine.sums import ServerSum
+from fedsim.engine.totals import Expected
 from fedsim.gradients import ClippedSum, clipped_sum, clipped_units
 from fedsim.plan import ElsPlan
 from fedsim.sampling import Poisson
@@ -31,7 +33,8 @@ NO_CLIP = 1e30
 
 def _unchecked(patch: pytest.MonkeyPatch) -> None:
     """Without the server's own check of replies, which refuses those that are longer than all their units could be."""
-    patch.setattr(server.dispatch, "check_reply", lambda reply, request, size: None)
+    patch.setattr(server.dispatch, "check_answer", lambda answer, request: None)
+    patch.setattr(Expected, "check", lambda self, total: None)
 
 
 def _without_clip(clip: Clip) -> Clip:
@@ -130,12 +133,19 @@ def _(patch: pytest.MonkeyPatch) -> None:
 # The dispatcher ---------------------------------------------------------------------------------------------------
 
 
+def _put(gathering: _Gathering, answer: TrainReply) -> None:
+    """Into the round's sum, whatever it stands for."""
+    assert isinstance(gathering.sums, ServerSum)
+    gathering.sums.put(answer.total)
+
+
 @build("each reply added twice", "a unit reached 2 times")
 def _(patch: pytest.MonkeyPatch) -> None:
     add = _Gathering._add
 
-    def twice(self: _Gathering, asked: Any, answer: TrainReply) -> None:
-        add(self, asked, dataclasses.replace(answer, total=2 * answer.total))
+    def twice(self: _Gathering, place: str, asked: Any, answer: TrainReply) -> None:
+        add(self, place, asked, answer)
+        _put(self, answer)
 
     patch.setattr(_Gathering, "_add", twice)
 
@@ -157,12 +167,10 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
     def taken(self: _Gathering, reply: Any) -> None:
         place = reply.metadata.reply_to_message_id
-        if self.total is None:
-            self.total = np.zeros(self.size, np.int64 if self.request.resolution else np.float32)
         if reply.has_error():
             given_up[place] = self
         elif given_up.get(place) is self:
-            self.total = self.total + TrainReply.from_record(reply.content).total
+            _put(self, TrainReply.from_record(reply.content))
         take(self, reply)
 
     patch.setattr(_Gathering, "_take", taken)
@@ -175,7 +183,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     def taken(self: _Gathering, reply: Any) -> None:
         place = reply.metadata.reply_to_message_id
         if place in answered and answered[place] is self and not reply.has_error():
-            self.total = self.total + TrainReply.from_record(reply.content).total
+            _put(self, TrainReply.from_record(reply.content))
         elif place in self.asked and not reply.has_error():
             answered[place] = self
         take(self, reply)

@@ -17,7 +17,7 @@ from fedsim.clip import Clip, ClipBlock
 from fedsim.engine.grid import error_reply
 from fedsim.engine.local import LocalGrid
 from fedsim.engine.node_messages import ArrayLayout, NodeReply, NodeRequest
-from fedsim.engine.replies import BadReply
+from fedsim.engine.totals import BadReply
 from fedsim.errors import InvalidInput
 from fedsim.gradients.clipping import ModelClip
 from fedsim.gradients.model import ParameterLayout

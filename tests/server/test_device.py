@@ -16,7 +16,7 @@ from second_device import any_device
 
 from fedsim.clip import Clip
 from fedsim.config import OptimizerConfig
-from fedsim.engine.replies import norm_within
+from fedsim.engine.totals import norm_within
 from fedsim.engine.work import Gathered, Vector, Work, on_host
 from fedsim.plan import UlsPlan
 from fedsim.privacy.mechanisms import MECHANISMS, GaussianNoise, NoiseSource
