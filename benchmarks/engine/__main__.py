@@ -4,6 +4,7 @@ Ends with one JSON line. Timings are medians, and rivals run right before or aft
 busy machine trust the ratios.
 """
 
+import functools
 import json
 import os
 from dataclasses import dataclass
@@ -20,9 +21,9 @@ import tyro
 
 from benchmarks.engine import overhead, pfl_environment, roundtrip, stock_flower
 from benchmarks.engine.no_op import fedsim_app
-from benchmarks.engine.our_rounds import client_app
+from benchmarks.engine.our_rounds import client_app, make_opt, opt_parameter
 from benchmarks.engine.our_rounds import measure as measure_ours
-from benchmarks.engine.small_task import Task, make_model
+from benchmarks.engine.small_task import Task
 from fedsim.engine.local import LocalGrid
 from fedsim.engine.ray_grid import RayGrid
 
@@ -49,8 +50,12 @@ class Benchmark:
     """Bytes of model and update in stock Flower's rounds."""
     stock_rounds: int = 2
     """Rounds of stock Flower after the first."""
-    pfl_rounds: int = 6
-    """Rounds of the small training task."""
+    pfl_sentences: tuple[int, ...] = (16,)
+    """Sentences of a user at most in the small training task; one entry for each run of it."""
+    pfl_rounds: int = 4
+    """Rounds of the small training task, of which the first is not counted."""
+    pfl_repeats: int = 3
+    """How often each side trains it, in turns."""
     pfl_processes: tuple[int, ...] = (1, 2)
     """Numbers of processes to compare at."""
     roundtrip_bytes: int = 1_400_000_000
@@ -67,7 +72,8 @@ class Benchmark:
         if "stock" in self.stages:
             result["stock_flower"] = self._stock()
         if "pfl" in self.stages:
-            result["pfl_research"] = [self._pfl(processes) for processes in self.pfl_processes]
+            tasks = [Task(most_sentences=most) for most in self.pfl_sentences]
+            result["pfl_research"] = [self._pfl(task, n) for task in tasks for n in self.pfl_processes]
         if "roundtrip" in self.stages:
             result["roundtrip"] = self._roundtrip()
         print(json.dumps(result))
@@ -98,27 +104,39 @@ class Benchmark:
             )
         return rows
 
-    def _pfl(self, processes: int) -> dict[str, float]:
-        task = Task()
-        print(f"Small task, {task.cohort} users a round, {processes} process(es):", flush=True)
+    def _pfl(self, task: Task, processes: int) -> dict[str, float]:
+        print(f"Users of {task.most_sentences} sentences at most, {processes} process(es):", flush=True)
         torch.set_num_threads(1)
-        theirs, their_step = pfl_environment.rounds(self.cache, self.pfl_rounds, processes)
-        grid = LocalGrid(client_app) if processes == 1 else RayGrid(client_app, workers=processes)
-        with grid:
-            ours, our_step = measure_ours(grid, self.pfl_rounds)
-        start = {name: value.detach().numpy() for name, value in make_model(task).named_parameters()}
-        apart = sum(float(np.square(our_step[name] - their_step[name]).sum()) for name in start) ** 0.5
-        moved = sum(float(np.square(their_step[name] - start[name]).sum()) for name in start) ** 0.5
+        theirs, ours = [], []
+        for _ in range(self.pfl_repeats):  # in turns, so that both meet the same other work on the machine
+            seconds, their_step = pfl_environment.rounds(self.cache, task, self.pfl_rounds, processes)
+            theirs.append(seconds[1:])
+            app = functools.partial(client_app, task)
+            with LocalGrid(app) if processes == 1 else RayGrid(app, workers=processes) as grid:
+                seconds, our_step = measure_ours(grid, task, self.pfl_rounds)
+            ours.append(seconds[1:])
+        start = {name: value.detach().numpy() for name, value in make_opt(task).named_parameters()}
+        expected = {name: opt_parameter(name, their_step) for name in start}
+        apart = sum(float(np.square(our_step[name] - expected[name]).sum()) for name in start) ** 0.5
+        moved = sum(float(np.square(expected[name] - start[name]).sum()) for name in start) ** 0.5
+        (their_wall, their_cpu), (our_wall, our_cpu) = (np.median(np.concatenate(x), axis=0) for x in (theirs, ours))
         row = {
+            "most_sentences": task.most_sentences,
             "processes": processes,
-            "pfl_users_per_second": task.cohort / float(np.median(theirs[1:])),
-            "fedsim_users_per_second": task.cohort / float(np.median(ours[1:])),
-            "times_faster": float(np.median(theirs[1:])) / float(np.median(ours[1:])),
+            "pfl_users_per_second": task.cohort / their_wall,
+            "fedsim_users_per_second": task.cohort / our_wall,
+            "times_faster": their_wall / our_wall,
+            "pfl_processor_ms_per_user": 1e3 * their_cpu * processes / task.cohort,
+            "fedsim_processor_ms_per_user": 1e3 * our_cpu / task.cohort,
+            "times_less_processor_time": their_cpu * processes / our_cpu,
             "relative_difference_of_the_first_step": apart / moved,
         }
         print(
             f"  users/s: pfl-research {row['pfl_users_per_second']:.1f}, fedsim {row['fedsim_users_per_second']:.1f},"
-            f" {row['times_faster']:.2f}×; first steps differ by {apart / moved:.1e}"
+            f" {row['times_faster']:.2f}×; processor ms a user {row['pfl_processor_ms_per_user']:.1f},"
+            f" {row['fedsim_processor_ms_per_user']:.1f}, {row['times_less_processor_time']:.2f}×;"
+            f" first steps differ by {apart / moved:.1e}",
+            flush=True,
         )
         return row
 
