@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fedsim.data.arrow_values import python_values
-from fedsim.data.columns import ABSENT, ArrowPath, paths_in, paths_of, require_columns, value_of, values_of
+from fedsim.data.column_paths import ABSENT, ArrowPath, paths_in, paths_of, require_columns, value_of, values_of
 from fedsim.data.delimited import DelimitedReader, Joined
 from fedsim.data.folders import Partition, kind_of, named_above
 from fedsim.data.json_files import json_records

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.data.columns import ABSENT, beginnings, paths_in, require_columns, value_of
+from fedsim.data.column_paths import ABSENT, beginnings, paths_in, require_columns, value_of
 from fedsim.data.folders import is_saved
 from fedsim.data.records import Records
 from fedsim.errors import InvalidInput

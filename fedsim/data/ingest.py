@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 NOT_CONTENT = {"memory_limit", "bad_rows"}
 """Fields that do not change what is in a finished store."""
+LATER = {"delimiter": None, "encoding": "utf-8"}
+"""Fields that came later, and the value with which a store is what it was without them: it keeps its key."""
 FULL = ("No space left", "max_temp_directory_size")
 """How Arrow and DuckDB say that a disk is full."""
 
@@ -148,7 +150,11 @@ def _encoder(config: DataConfig, tokenizer: Any, apart: bool) -> TextEncoder:
 
 def _recipe(config: DataConfig, source: Source, encoder: TextEncoder) -> dict[str, Any]:
     """Everything the store's content depends on, and its hash."""
-    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_CONTENT}
+    fields = {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in NOT_CONTENT and not (name in LATER and value == LATER[name])
+    }
     recipe = {"format": FORMAT, "data": fields, "source": source.identity, "tokenizer": encoder.fingerprint}
     recipe["apart"] = encoder.framed == "apart"
     if encoder.frame is not None:

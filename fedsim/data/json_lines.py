@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from fedsim.data.columns import names_within
+from fedsim.data.column_paths import names_within
 from fedsim.data.records import MALFORMED, MARK, TWICE
 
 ESCAPED_ANYWAY = '"\\/\b\f\n\r\t'

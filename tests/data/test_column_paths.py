@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from readable_stores import read_texts, write_jsonl
 
-from fedsim.data.columns import ABSENT, value_of
+from fedsim.data.column_paths import ABSENT, value_of
 from fedsim.data.config import DataConfig
 from fedsim.data.files import read_files
 from fedsim.data.records import TWICE
@@ -119,11 +119,15 @@ def test_numbers_inside_keep_their_precision(tmp_path) -> None:
     kind = pa.struct({"id": pa.float32(), "all": pa.list_(pa.struct({"id": pa.float32()}))})
     rows = pa.array([{"id": 16777217.0, "all": [{"id": 16777217.0}]}], kind)
     (tmp_path / "data").mkdir()
-    pq.write_table(pa.table({"author": rows, "text": ["some text"]}), tmp_path / "data" / "train.parquet")
+    table = pa.table({"author": rows, "text": ["some text"], "number": ["16777216"]})
+    pq.write_table(table, tmp_path / "data" / "train.parquet")
     for source in ("files", "hub"):
         for column in ("author.id", "author.all.0.id"):
             _, bad = read_texts(DataConfig(source=source, path=str(tmp_path / "data"), user_column=column))
             assert [reason for reason in bad if "digits are lost" in reason]
+        columns = {"user_column": "number", "owners_column": "author.all.id"}
+        _, bad = read_texts(DataConfig(source=source, path=str(tmp_path / "data"), **columns))
+        assert [reason for reason in bad if "digits are lost" in reason]
 
 
 def test_only_what_is_asked_for_is_read_of_a_column(tmp_path, monkeypatch) -> None:
