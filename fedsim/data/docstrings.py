@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from fedsim.cache import written_to
 from fedsim.data import docstring_reader
+from fedsim.data.machine import cores
 from fedsim.errors import InvalidInput
 
 STANDARD_LIBRARY = "standard-library"
@@ -120,7 +121,7 @@ def _read(files: list[Path], progress: Callable[[int, int], None] | None) -> lis
     The processes run a script that imports nothing of ours: it starts at once, and needs neither a guarded main
     module (as spawned pools do) nor a fork of a process that may have threads.
     """
-    workers = max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2, 8, len(files)))
+    workers = max(1, min(cores(), 8, len(files)))
     by_size = sorted(range(len(files)), key=lambda place: -files[place].stat().st_size)
     results: list[list[str]] = [[] for _ in files]
     done, lock = 0, threading.Lock()

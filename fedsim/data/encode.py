@@ -66,8 +66,7 @@ class TextEncoder:
         """What the special tokens stand around, where that is every row."""
         self.frame: Frame | None = None if framed is None else self._frame(framed)
         """What stands around every row; None where special tokens stand around texts."""
-        template = getattr(tokenizer, "chat_template", None)
-        self.fingerprint: str = _hash([self._backend.identity, template])
+        self.fingerprint: str = self._fingerprint_of(self._backend.identity)
         """Hash of the tokenizer, hexadecimal: equal when it encodes alike."""
 
     def encode(self, texts: Sequence[str], *, begin: bool = True, end: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -121,6 +120,10 @@ class TextEncoder:
         marks = np.concatenate(scored) if scored else np.empty(0)
         return *self._joined(rows), marks.astype(np.uint8)
 
+    def found_fingerprint(self) -> str:
+        """The fingerprint, computed again: in another process a tokenizer of the same name may be another one."""
+        return self._fingerprint_of(backend_of(self._tokenizer).identity)
+
     def render(self, messages: list[dict[str, str]]) -> Conversation:
         """A conversation through the tokenizer's chat template.
 
@@ -129,6 +132,9 @@ class TextEncoder:
             BadRecord: See `ChatTemplate.render`.
         """
         return self._chat.render(messages)
+
+    def _fingerprint_of(self, identity: str) -> str:
+        return _hash([identity, getattr(self._tokenizer, "chat_template", None)])
 
     @cached_property
     def _chat(self) -> ChatTemplate:

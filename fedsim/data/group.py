@@ -1,24 +1,46 @@
 """Second pass over the data: examples grouped by user, larger than memory, by DuckDB's external sort."""
 
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fedsim.data.machine import cores, memory_bytes
+from fedsim.data.part import PARTS
 from fedsim.data.shape import Examples
+from fedsim.data.sources import Progress
 from fedsim.data.user_ids import canonical_id
 from fedsim.errors import InvalidInput
 
 EXAMPLES_AT_ONCE = 1 << 16
+BYTES_AT_ONCE = 1 << 25
+THREAD_BYTES = 125_000_000
+"""What a thread of DuckDB's needs for buffers of its own."""
 LONG_TEXT = 16
 """Tokens from which on it says something that users share a text: shorter ones coincide by chance."""
 MANY_USERS = 3
-SHOWN = 3
-"""Ids of a kind that are named."""
 MOST_CLASSES = 10_000
+SECONDS_BETWEEN_LOOKS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserBatch:
+    """Whole users.
+
+    Attributes:
+        keys: uint64 [users, 2], ascending: their keyed hashes.
+        names: string [users].
+        examples: Theirs, in the order of the data.
+    """
+
+    keys: np.ndarray
+    names: pa.Array
+    examples: Examples
 
 
 class GroupedParts:
@@ -27,7 +49,7 @@ class GroupedParts:
     Args:
         folder: The parts.
         scratch: Folder for what does not fit in memory.
-        memory_limit: Memory that the sort may take ("1GB").
+        memory_limit: Memory that the sort may take ("1GB"); as many threads take part as it has room for.
         token_type: Integer type of the tokens.
         label_names: All classes, in order; by default those there are.
     """
@@ -38,93 +60,58 @@ class GroupedParts:
         # Here, because a store that is there already does without.
         import duckdb
 
-        self._connection = duckdb.connect()
+        self.connection = duckdb.connect()
         settings = {
             "memory_limit": memory_limit,
             "temp_directory": str(scratch),
             "preserve_insertion_order": False,
-            # Each thread of the sort holds buffers of its own: more threads need more memory, and disks are few.
-            "threads": 2,
+            "threads": max(1, min(cores(), memory_bytes(memory_limit) // THREAD_BYTES)),
         }
         for name, value in settings.items():
-            self._connection.execute(f"SET {name} = ?", [value])
+            self.connection.execute(f"SET {name} = ?", [value])
         # In a notebook DuckDB refuses to be told where the package that would draw the bar is missing.
-        if self._connection.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
-            self._connection.execute("SET enable_progress_bar = false")
-        self._examples = f"read_parquet({_quoted(folder / 'examples-*.parquet')})"
-        self._users = f"read_parquet({_quoted(folder / 'users-*.parquet')})"
+        if self.connection.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
+            self.connection.execute("SET enable_progress_bar = false")
+        self._examples = f"read_parquet({quoted(folder / PARTS)})"
         self._token_type = token_type
-        described = self._connection.execute(f"DESCRIBE SELECT * FROM {self._examples}").fetchall()
+        described = self.connection.execute(f"DESCRIBE SELECT * FROM {self._examples}").fetchall()
         self._columns = [column[0] for column in described]
+        size = sum(file.stat().st_size for file in folder.glob(PARTS))
+        examples = self.connection.execute(f"SELECT count(*) FROM {self._examples}").fetchall()[0][0]
+        self._at_once = max(1, min(EXAMPLES_AT_ONCE, BYTES_AT_ONCE * examples // size))
         self.classes = self._classes(label_names) if "label" in self._columns else []
 
     def __enter__(self) -> "GroupedParts":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._connection.close()
+        self.connection.close()
 
-    def batches(self) -> Iterator[tuple[np.ndarray, Examples]]:
+    def batches(self, progress: Progress, after: tuple[int, int] | None = None) -> Iterator[UserBatch]:
         """Whole users at a time.
 
-        Yields:
-            (keys uint64 [users, 2] ascending, their examples in the order of the data).
+        Args:
+            progress: Told how far the sort is that comes before the first.
+            after: Only users whose keys are above this one.
         """
         extra = [column for column in ("prefix", "scored", "label") if column in self._columns]
-        names = ", ".join(["high", "low", "tokens", *extra])
-        query = self._connection.sql(f"SELECT {names} FROM {self._examples} ORDER BY high, low, ordinal")
+        names = ", ".join(["high", "low", "user", "tokens", *extra])
+        above = f" WHERE (high, low) > ({after[0]}::UBIGINT, {after[1]}::UBIGINT)" if after else ""
+        query = self.connection.sql(f"SELECT {names} FROM {self._examples}{above} ORDER BY high, low, ordinal")
+        with self._watched("Sorting by user", progress):
+            reader = query.to_arrow_reader(self._at_once)
         waiting: list[pa.RecordBatch] = []
-        for batch in query.to_arrow_reader(EXAMPLES_AT_ONCE):
+        for batch in reader:
             last = _last_user(batch)
             if last:
-                yield self._examples_of([*waiting, batch.slice(0, last)])
+                yield self._users_of([*waiting, batch.slice(0, last)])
                 waiting = []
             elif waiting and _key(waiting[-1], len(waiting[-1]) - 1) != _key(batch, 0):
-                yield self._examples_of(waiting)
+                yield self._users_of(waiting)
                 waiting = []
             waiting.append(batch.slice(last))
         if waiting:
-            yield self._examples_of(waiting)
-
-    def user_names(self, keys: np.ndarray) -> pa.Table:
-        """The names of the users with these keys, in the same order; column "user"."""
-        kept = pa.table({"place": np.arange(len(keys)), "high": keys[:, 0], "low": keys[:, 1]})
-        self._connection.register("kept", kept)
-        names = f"SELECT high, low, min(user) AS user FROM {self._users} GROUP BY high, low"
-        query = f"SELECT user FROM kept JOIN ({names}) USING (high, low) ORDER BY place"
-        return self._connection.sql(query).to_arrow_table()
-
-    def similar_users(self) -> dict[str, dict[str, Any]]:
-        """Ids that may be one person's: which differ only as `normal_form` does away with, and as `loose_form` does.
-
-        Returns:
-            For each of "blanks or accents" and "case or leading zeros" that occurs: how many "users", in how many
-            "groups", and "examples" of such groups. Users whom the former would make one count as one in the latter.
-        """
-        normal, loose = "coalesce(normal, user)", "coalesce(loose, normal, user)"
-        found = {}
-        for kind, form, id in (("blanks or accents", normal, "user"), ("case or leading zeros", loose, normal)):
-            groups = (
-                f"SELECT count(DISTINCT {id}) AS users, min({id}) AS one, max({id}) AS another "
-                f"FROM {self._users} GROUP BY {form} HAVING users > 1"
-            )
-            query = f"SELECT sum(users), count(*), arg_min([one, another], one, {SHOWN}) FROM ({groups})"
-            users, count, examples = self._connection.sql(query).fetchall()[0]
-            if count:
-                found[kind] = {"users": int(users), "groups": count, "examples": examples}
-        return found
-
-    def joint_users(self) -> dict[str, Any]:
-        """Ids such as "ann;bob" or "ann & bob" of which a part is itself a user: how many, and a few of them."""
-        parts = r"unnest(regexp_split_to_array(user, '\s*[;|,&]\s*'))"
-        query = (
-            f"WITH names AS (SELECT DISTINCT user FROM {self._users}), "
-            f"parts AS (SELECT user, {parts} AS part FROM names WHERE regexp_matches(user, '[;|,&]')), "
-            "joint AS (SELECT DISTINCT parts.user FROM parts JOIN names ON parts.part = names.user) "
-            f"SELECT count(*), arg_min(user, user, {SHOWN}) FROM joint"
-        )
-        count, examples = self._connection.sql(query).fetchall()[0]
-        return {"users": count, "examples": examples} if count else {}
+            yield self._users_of(waiting)
 
     def shared_texts(self) -> dict[str, int]:
         """Texts of LONG_TEXT tokens and more that MANY_USERS users and more have word for word.
@@ -141,11 +128,30 @@ class GroupedParts:
             f"SELECT count(*) AS users, sum(examples) AS examples FROM ({of_user}) "
             f"GROUP BY text HAVING users >= {MANY_USERS}"
         )
-        row = self._connection.sql(f"SELECT count(*), sum(examples), max(users) FROM ({shared})").fetchall()[0]
+        row = self.connection.sql(f"SELECT count(*), sum(examples), max(users) FROM ({shared})").fetchall()[0]
         return dict(zip(("texts", "examples", "most_users"), map(int, row), strict=True)) if row[0] else {}
 
+    @contextmanager
+    def _watched(self, what: str, progress: Progress) -> Iterator[None]:
+        """While a query runs, tell how far it is, as far as DuckDB knows."""
+        ended = threading.Event()
+
+        def look() -> None:
+            while not ended.wait(SECONDS_BETWEEN_LOOKS):
+                progress(what, max(0.0, min(99.0, self.connection.query_progress())), 100)
+
+        progress(what, 0, 100)
+        watch = threading.Thread(target=look, daemon=True)
+        watch.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watch.join()
+        progress(what, 100, 100)
+
     def _classes(self, given: Sequence[str]) -> list[str]:
-        rows = self._connection.execute(f"SELECT DISTINCT label FROM {self._examples}").fetchall()
+        rows = self.connection.execute(f"SELECT DISTINCT label FROM {self._examples}").fetchall()
         names = [row[0] for row in rows]
         if len(names) > MOST_CLASSES:
             raise InvalidInput(
@@ -161,7 +167,7 @@ class GroupedParts:
         numeric = all(name.lstrip("-").isdecimal() for name in names)
         return sorted(names, key=int) if numeric else sorted(names)
 
-    def _examples_of(self, batches: list[pa.RecordBatch]) -> tuple[np.ndarray, Examples]:
+    def _users_of(self, batches: list[pa.RecordBatch]) -> UserBatch:
         table = pa.Table.from_batches(batches).combine_chunks()
         keys = np.stack([table[name].to_numpy() for name in ("high", "low")], axis=1)
         begins = np.ones(len(keys), dtype=bool)
@@ -178,7 +184,13 @@ class GroupedParts:
             scored=_ragged(table["scored"])[0] if "scored" in self._columns else None,
             classes=classes,
         )
-        return keys[begins], examples
+        names = table["user"].take(pa.array(np.flatnonzero(begins))).combine_chunks()
+        return UserBatch(keys=keys[begins], names=names, examples=examples)
+
+
+def quoted(path: Path) -> str:
+    """A path or pattern as a text in SQL."""
+    return "'" + str(path).replace("'", "''") + "'"
 
 
 def _ragged(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
@@ -200,7 +212,3 @@ def _last_user(batch: pa.RecordBatch) -> int:
     high, low = batch["high"].to_numpy(), batch["low"].to_numpy()
     others = np.flatnonzero((high != high[-1]) | (low != low[-1]))
     return int(others[-1]) + 1 if len(others) else 0
-
-
-def _quoted(path: Path) -> str:
-    return "'" + str(path).replace("'", "''") + "'"

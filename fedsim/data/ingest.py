@@ -12,22 +12,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from filelock import FileLock
 
 from fedsim.cache import default_cache, unwritable
 from fedsim.data.chat import REFUSED
+from fedsim.data.collect import STATE, Collection
 from fedsim.data.config import DataConfig
 from fedsim.data.doubts import owner_columns
 from fedsim.data.encode import Framed, TextEncoder
-from fedsim.data.group import GroupedParts
 from fedsim.data.recipes import resolve
 from fedsim.data.records import Tally
-from fedsim.data.shape import distinct, of_users_with, rows_of
 from fedsim.data.sources import Progress, Source, open_source, silent
 from fedsim.data.spool import refuse_bad_rows, spool
 from fedsim.data.store import FORMAT, MANIFEST, UserStore
-from fedsim.data.write import StoreWriter
 from fedsim.disk import require_writable
 from fedsim.errors import InvalidInput
 
@@ -37,6 +34,8 @@ NOT_CONTENT = {"memory_limit", "bad_rows"}
 """Fields that do not change what is in a finished store."""
 LATER = {"delimiter": None, "encoding": "utf-8"}
 """Fields that came later, and the value with which a store is what it was without them: it keeps its key."""
+PARTIAL_FORMAT = 2
+"""Of what an interrupted build leaves: that of another version is begun anew."""
 FULL = ("No space left", "max_temp_directory_size")
 """How Arrow and DuckDB say that a disk is full."""
 
@@ -187,7 +186,7 @@ def _build(
             counts = f"{bad.total:,} of {records:,}"
             logger.warning("%s records left out (not private: counted without noise): %s", counts, bad.in_words())
         doubts = {"doubtful_rows": doubtful.to_json(), "undeclared_owners": owner_columns(source.beside())}
-        _group(config, encoder, recipe, partial, records, bad, doubts, progress)
+        _write(config, encoder, recipe, partial, records, bad, doubts, progress)
         os.replace(partial / "store", output)
         shutil.rmtree(partial)
     return UserStore.open(output)
@@ -244,18 +243,20 @@ def _finished(output: Path, key: str) -> bool:
 
 
 def _start(partial: Path, key: str) -> None:
-    """Keep the parts of an interrupted build of the same store; begin anew otherwise."""
-    mark = partial / "key"
-    if partial.exists() and not (mark.is_file() and mark.read_text() == key):
+    """Keep what an interrupted build of the same store left; begin anew otherwise."""
+    mark, begun = partial / "key", f"{key} {PARTIAL_FORMAT}"
+    if partial.exists() and not (mark.is_file() and mark.read_text() == begun):
         shutil.rmtree(partial)
     partial.mkdir(exist_ok=True)
-    mark.write_text(key)
-    for unfinished in ("store", "scratch"):
-        shutil.rmtree(partial / unfinished, ignore_errors=True)
-        (partial / unfinished).mkdir()
+    mark.write_text(begun)
+    unfinished = ["scratch"] if (partial / STATE).is_file() else ["scratch", "store", "names"]
+    for folder in unfinished:
+        shutil.rmtree(partial / folder, ignore_errors=True)
+    for folder in ("scratch", "store"):
+        (partial / folder).mkdir(exist_ok=True)
 
 
-def _group(
+def _write(
     config: DataConfig,
     encoder: TextEncoder,
     recipe: dict[str, Any],
@@ -266,65 +267,28 @@ def _group(
     progress: Progress,
 ) -> None:
     """Second pass: group, cut and write."""
-    writer = StoreWriter(partial / "store", encoder.dtype)
     good = records - bad.total
     if not good:
         raise _no_user(config, records, bad)
-    # What follows a text's beginning does not follow from the prompt alone.
-    long_texts = "truncate" if encoder.framed == "apart" else config.long_texts
-    done, duplicates = 0, 0
-    progress("Grouping by user", 0, good)
-    of_data = (config.memory_limit, encoder.dtype, config.label_names)
-    with GroupedParts(partial / "parts", partial / "scratch", *of_data) as parts:
-        for keys, examples in parts.batches():
-            done += len(examples.lengths)
-            kept = distinct(examples) if config.deduplicate else examples
-            duplicates += len(examples.lengths) - len(kept.lengths)
-            rows = rows_of(kept, config.sequence_length, long_texts, config.minimum_tokens, encoder.frame)
-            writer.append(keys, of_users_with(rows, config.minimum_rows))
-            progress("Grouping by user", done, good)
-        names, classes = parts.user_names(writer.keys), parts.classes
-        progress("Comparing users", 0, 1)
-        doubts |= {
-            "similar_users": parts.similar_users(),
-            "joint_users": parts.joint_users(),
-            "shared_texts": parts.shared_texts(),
-        }
-        progress("Comparing users", 1, 1)
-    splits = _splits(writer.keys[:, 0], config)
-    if splits["train"][1] == 0:
+    collection = Collection(partial, config, encoder)
+    collection.run(good, progress)
+    if collection.splits["train"][1] == 0:
         raise _no_user(config, records, bad)
     manifest = {
         "records": records,
         "bad_rows": bad.to_json(),
-        "duplicates": duplicates,
+        "duplicates": collection.done.duplicates,
         **doubts,
-        "classes": classes,
+        **(collection.done.doubts or {}),
+        "classes": collection.done.classes,
         "vocabulary_size": encoder.vocabulary_size,
         "tokenizer": encoder.fingerprint,
         "apart": encoder.framed == "apart",
         "recipe": recipe,
     }
     progress("Writing the store", 0, 1)
-    writer.finish(names, splits, manifest)
+    collection.writer.finish(collection.names.kept(), collection.splits, manifest)
     progress("Writing the store", 1, 1)
-
-
-def _splits(hashes: np.ndarray, config: DataConfig) -> dict[str, list[int]]:
-    """Ranges of users by thresholds on their sorted keyed hashes.
-
-    A user's split depends on the user and the key alone: adding or removing a user moves no other user, so that
-    neighbouring data sets have neighbouring training sets.
-    """
-    train = 1 - config.validation_fraction - config.test_fraction
-    shares = [train, train + config.validation_fraction]
-    bounds = [int(np.searchsorted(hashes, np.uint64(min(int(share * 2**64), 2**64 - 1)))) for share in shares]
-    if not config.test_fraction:
-        bounds[1] = len(hashes)
-    if not config.test_fraction and not config.validation_fraction:
-        bounds[0] = len(hashes)
-    edges = [0, *bounds, len(hashes)]
-    return {name: edges[place : place + 2] for place, name in enumerate(("train", "validation", "test"))}
 
 
 def _no_user(config: DataConfig, records: int, bad: Tally) -> InvalidInput:

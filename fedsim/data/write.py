@@ -1,63 +1,80 @@
-"""Write a store: columns are appended to plain files, then set down as Arrow files that can be memory-mapped."""
+"""Write a store: each column is appended to an Arrow file of its own, which can be memory-mapped when it is whole."""
 
 import hashlib
 import json
 import os
-import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from fedsim.data.columns import ColumnFile
 from fedsim.data.shape import Examples
 from fedsim.data.store import FORMAT, MANIFEST, checksum, manifest_checksum
 from fedsim.rows import SizeCounts
 
 FILES = {
     "token": "tokens.arrow",
-    "scored": "tokens.arrow",
-    "start": "rows.arrow",
-    "length": "rows.arrow",
-    "ignored_prefix": "rows.arrow",
-    "class": "rows.arrow",
+    "scored": "scored.arrow",
+    "start": "starts.arrow",
+    "length": "lengths.arrow",
+    "ignored_prefix": "ignored_prefixes.arrow",
+    "class": "classes.arrow",
     "user_offset": "offsets.arrow",
 }
-BLOCK = 1 << 24
+"""The file of each column."""
+NAMES_AT_ONCE = 1 << 20
+COUNTS_AT_ONCE = 1 << 20
 QUANTILES = {"minimum": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "maximum": 1.0}
 
 
 class StoreWriter:
-    """Appends users, in order, to a new store in an empty folder.
+    """Appends users, in order, to a new store in a folder.
 
-    Memory does not grow with rows or tokens: a column is a growing file, copied when it becomes part of an Arrow file.
+    Memory does not grow with rows or tokens, and by four bytes a user at the end: a column is a growing file.
+
+    Args:
+        folder: An empty folder; or one that an earlier writer left unfinished, with its state.
+        token_type: Integer type of the tokens.
+        state: What that writer's `state` returned; what it wrote afterwards is cut off.
     """
 
-    def __init__(self, folder: Path, token_type: np.dtype):
+    def __init__(self, folder: Path, token_type: np.dtype, state: Mapping[str, Any] | None = None):
         self._folder = folder
-        self._types = {"token": token_type}
-        self._open: dict[str, Any] = {}
-        self._rows_per_user: list[np.ndarray] = []
-        self._keys: list[np.ndarray] = []
-        self.num_rows = 0
-        self.num_tokens = 0
-        self._longest = 0
+        self._token_type = token_type
+        self._columns: dict[str, ColumnFile] = {}
+        self._last: tuple[int, ...] = ()
+        self.num_users = self.num_rows = self.num_tokens = self._longest = 0
+        if state is None:
+            self._put("user_offset", np.zeros(1, np.int64))
+            return
+        self._last = tuple(state["last"])
+        self.num_users, self.num_rows, self.num_tokens = (state[name] for name in ("users", "rows", "tokens"))
+        self._longest = state["longest"]
+        for name, (kind, length) in state["columns"].items():
+            self._columns[name] = ColumnFile(folder / FILES[name], name, np.dtype(kind), length)
 
-    def append(self, keys: np.ndarray, rows: Examples) -> None:
+    def append(self, keys: np.ndarray, rows: Examples) -> np.ndarray:
         """Add users with their rows; users without rows are left out.
 
         Args:
             keys: uint64 [users, 2], the users' keyed hashes, above all earlier ones.
             rows: Their rows; rows.users are places in keys, ascending.
+
+        Returns:
+            bool [users]: which of them have rows and were added.
         """
-        if not len(rows.lengths):
-            return
-        owners, counts = np.unique(rows.users, return_counts=True)
-        if self._keys and tuple(self._keys[-1][-1]) >= tuple(keys[0]):
+        counts = np.bincount(rows.users, minlength=len(keys))
+        kept = counts > 0
+        if not kept.any():
+            return kept
+        if self._last and self._last >= tuple(keys[0].tolist()):
             raise RuntimeError("users came out of order: one of them could be in the store twice, clipped twice")
-        self._keys.append(keys[owners])
-        self._rows_per_user.append(counts)
-        self._put("token", rows.tokens.astype(self._types["token"], copy=False))
+        self._last = tuple(keys[kept][-1].tolist())
+        self._put("user_offset", self.num_rows + np.cumsum(counts[kept]))
+        self._put("token", rows.tokens.astype(self._token_type, copy=False))
         if rows.scored is not None:
             self._put("scored", rows.scored)
         self._put("start", self.num_tokens + np.cumsum(rows.lengths) - rows.lengths)
@@ -66,37 +83,35 @@ class StoreWriter:
             self._put("ignored_prefix", rows.prefixes.astype(np.int32))
         if rows.classes is not None:
             self._put("class", rows.classes.astype(np.int32))
+        self.num_users += int(kept.sum())
         self.num_rows += len(rows.lengths)
         self.num_tokens += int(rows.lengths.sum())
         self._longest = max(self._longest, int(rows.lengths.max()))
+        return kept
 
-    @property
-    def keys(self) -> np.ndarray:
-        """uint64 [users, 2]: keyed hashes of the users so far, ascending."""
-        return np.concatenate(self._keys) if self._keys else np.empty((0, 2), np.uint64)
+    def state(self) -> dict[str, Any]:
+        """What another writer needs to go on from here, as JSON values; all that was appended is on disk then."""
+        for column in self._columns.values():
+            column.force()
+        columns = {name: [column.kind.str, column.length] for name, column in self._columns.items()}
+        counts = {"users": self.num_users, "rows": self.num_rows, "tokens": self.num_tokens, "longest": self._longest}
+        return {"last": list(self._last), "columns": columns, **counts}
 
-    def finish(self, names: pa.Table, splits: dict[str, list[int]], manifest: dict[str, Any]) -> None:
-        """Write the Arrow files, and last of all the manifest that makes them a store.
+    def finish(
+        self, names: pa.Table | pa.RecordBatchReader, splits: dict[str, list[int]], manifest: dict[str, Any]
+    ) -> None:
+        """Make the columns Arrow files, and write last of all the manifest that makes them a store.
 
         Args:
             names: Column "user": the users' names, in order.
             splits: First user and the user after the last, for each split.
             manifest: What else the manifest is to say.
         """
-        for file in self._open.values():
-            file.close()
-        counts = np.concatenate(self._rows_per_user)
-        offsets = np.zeros(len(counts) + 1, dtype=np.int64)
-        np.cumsum(counts, out=offsets[1:])
-        self._put("user_offset", offsets)
-        self._open["user_offset"].close()
-        for name in sorted(set(FILES.values())):
-            columns = {column: self._types[column] for column in self._open if FILES[column] == name}
-            _write_arrow(self._folder / name, {self._raw(column): kind for column, kind in columns.items()})
-        with pa.OSFile(str(self._folder / "users.arrow"), "wb") as sink, pa.ipc.new_file(sink, names.schema) as writer:
-            writer.write_table(names.combine_chunks())
-        for name in self._open:
-            self._raw(name).unlink()
+        counts = self._rows_per_user()
+        for column in self._columns.values():
+            column.close()
+        if (named := _write_names(self._folder / "users.arrow", names)) != self.num_users:
+            raise RuntimeError(f"{named} names for {self.num_users} users")
         files = {}
         for file in sorted(self._folder.glob("*.arrow")):
             with file.open("rb") as opened:
@@ -116,19 +131,24 @@ class StoreWriter:
             "files": files,
             **manifest,
         }
-        with (self._folder / MANIFEST).open("w", encoding="utf-8") as file:
-            json.dump(whole | {"crc32": manifest_checksum(whole)}, file, indent=2, ensure_ascii=False)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _raw(self, name: str) -> Path:
-        return self._folder / f"{name}.raw"
+        with (self._folder / MANIFEST).open("w", encoding="utf-8") as told:
+            json.dump(whole | {"crc32": manifest_checksum(whole)}, told, indent=2, ensure_ascii=False)
+            told.flush()
+            os.fsync(told.fileno())
 
     def _put(self, name: str, values: np.ndarray) -> None:
-        if name not in self._open:
-            self._open[name] = self._raw(name).open("wb")
-            self._types[name] = values.dtype
-        values.tofile(self._open[name])
+        if name not in self._columns:
+            self._columns[name] = ColumnFile(self._folder / FILES[name], name, values.dtype)
+        self._columns[name].append(values)
+
+    def _rows_per_user(self) -> np.ndarray:
+        """int32 [users], taken from the offsets a piece at a time."""
+        offsets = self._columns["user_offset"].values()
+        counts = np.empty(self.num_users, np.int32)
+        for begin in range(0, self.num_users, COUNTS_AT_ONCE):
+            end = min(begin + COUNTS_AT_ONCE, self.num_users)
+            counts[begin:end] = np.diff(offsets[begin : end + 1])
+        return counts
 
 
 def _users_by_rows(counts: np.ndarray) -> dict[str, int]:
@@ -137,49 +157,22 @@ def _users_by_rows(counts: np.ndarray) -> dict[str, int]:
     return dict(zip(map(str, found.sizes.tolist()), found.users.tolist(), strict=True))
 
 
-def _write_arrow(path: Path, columns: dict[Path, np.dtype]) -> None:
-    """One uncompressed Arrow IPC file with one record batch, so that each column is contiguous and can be mapped.
-
-    Args:
-        path: The file.
-        columns: Plain files of values, named after the columns, and their types.
-    """
-    mapped = [np.memmap(column, kind, mode="r") for column, kind in columns.items()]
-    arrays = [pa.Array.from_buffers(pa.from_numpy_dtype(v.dtype), len(v), [None, pa.py_buffer(v)]) for v in mapped]
-    batch = pa.RecordBatch.from_arrays(arrays, names=[column.stem for column in columns])
-    with path.open("wb") as file:
-        sink = pa.PythonFile(_CopyingSink(file, list(columns)), mode="w")
-        with pa.ipc.new_file(sink, batch.schema) as writer:
+def _write_names(path: Path, names: pa.Table | pa.RecordBatchReader) -> int:
+    """The names in record batches of one size, however they come; returns how many."""
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, names.schema) as writer:
+        named = 0
+        for batch in _even_batches(names.to_batches() if isinstance(names, pa.Table) else names, names.schema):
             writer.write_batch(batch)
+            named += len(batch)
+    return named
 
 
-class _CopyingSink:
-    """A file for Arrow to write to, which takes the columns' values from their plain files.
-
-    Arrow would read a mapped column from end to end in one write, and the whole column would count as this process's
-    memory. Copying in blocks takes a few megabytes whatever the size.
-    """
-
-    closed = False
-
-    def __init__(self, file: BinaryIO, columns: list[Path]):
-        self._file = file
-        self._columns = columns
-
-    def write(self, data: Any) -> int:
-        size = memoryview(data).nbytes
-        if isinstance(data, pa.Buffer) and self._columns and size == self._columns[0].stat().st_size:
-            with self._columns.pop(0).open("rb") as column:
-                shutil.copyfileobj(column, self._file, BLOCK)
-        else:
-            self._file.write(data)
-        return size
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def close(self) -> None:
-        self.closed = True
+def _even_batches(batches: Any, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    waiting = schema.empty_table()
+    for batch in batches:
+        waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch])])
+        while len(waiting) >= NAMES_AT_ONCE:
+            yield waiting.slice(0, NAMES_AT_ONCE).combine_chunks().to_batches()[0]
+            waiting = waiting.slice(NAMES_AT_ONCE)
+    if len(waiting):
+        yield waiting.combine_chunks().to_batches()[0]

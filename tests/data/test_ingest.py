@@ -8,7 +8,9 @@ from readable_stores import texts_by_user, write_jsonl
 from fedsim.data import ingest, spool
 from fedsim.data.config import DataConfig
 from fedsim.data.ingest import build_store, open_or_build
+from fedsim.data.part import PartWriter
 from fedsim.data.store import MANIFEST, UserStore
+from fedsim.data.write import StoreWriter
 from fedsim.errors import InvalidInput
 
 BAD_LINES = b"""\
@@ -234,7 +236,7 @@ def test_an_interrupted_build_goes_on_and_is_never_opened_before(tmp_path, token
 
     with monkeypatch.context() as patched:
         if where == "finish":
-            patched.setattr(ingest.StoreWriter, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patched.setattr(StoreWriter, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             build_store(config, Interrupted(), tmp_path / "store")
     with pytest.raises(InvalidInput, match="interrupted"):
@@ -314,12 +316,12 @@ def test_a_full_disk_is_told_in_one_sentence_and_the_build_goes_on(
         raise kind(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(ingest.StoreWriter, "finish", full)
+        patched.setattr(StoreWriter, "finish", full)
         with pytest.raises(InvalidInput, match=r"FEDSIM_CACHE is .*cache'.*enough space.*goes on where it stopped"):
             open_or_build(config, tokenizer, tmp_path / "cache")
         with pytest.raises(InvalidInput, match=r"output is .*store'.*enough space"):
             build_store(config, tokenizer, tmp_path / "store", tmp_path / "cache")
-    monkeypatch.setattr(spool, "_write_part", None)
+    monkeypatch.setattr(PartWriter, "write", None)
     assert open_or_build(config, tokenizer, tmp_path / "cache").num_users == 1
 
 
@@ -329,7 +331,7 @@ def test_other_errors_of_the_system_are_not_taken_for_a_full_disk(tmp_path, toke
     def broken(*_):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(ingest.StoreWriter, "finish", broken)
+    monkeypatch.setattr(StoreWriter, "finish", broken)
     with pytest.raises(OSError, match="Input/output error"):
         open_or_build(config, tokenizer, tmp_path / "cache")
 

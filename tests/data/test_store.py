@@ -94,7 +94,9 @@ def test_tokens_take_the_narrowest_type(build) -> None:
     assert store._columns["token"].dtype == np.uint8
 
 
-@pytest.mark.parametrize("name", ["tokens.arrow", "rows.arrow", "offsets.arrow", "users.arrow", "manifest.json"])
+@pytest.mark.parametrize(
+    "name", ["tokens.arrow", "starts.arrow", "lengths.arrow", "offsets.arrow", "users.arrow", "manifest.json"]
+)
 @pytest.mark.parametrize("damage", ["missing", "short", "flipped"])
 def test_a_damaged_store_is_refused(build, name: str, damage: str) -> None:
     path = build(many_users(20)).path
