@@ -21,21 +21,20 @@ Chunk = tuple[list[Any], int, int]
 of the file have been read."""
 
 
-def json_records(
-    file: Path, encoding: str, wanted: Collection[str], at_once: int = RECORDS_AT_ONCE
-) -> Iterator[Chunk]:
+def json_records(file: Path, encoding: str, wanted: Collection[str], most: int | None = None) -> Iterator[Chunk]:
     """The records of a file, as its beginning tells which form it has.
 
     Args:
         file: Plain or compressed.
         encoding: See `text_streams.opened`.
         wanted: The columns that matter (see `LineParser`).
-        at_once: Records in a chunk, at most.
+        most: Records in a chunk; None for RECORDS_AT_ONCE.
 
     Raises:
         InvalidInput: If the file is damaged; or it is one value, and is not JSON to its end.
     """
     form = _form(file, encoding)
+    at_once = most or RECORDS_AT_ONCE
     with opened(file, encoding) as (stream, raw):
         if form == "lines":
             yield from _lines(stream, raw, LineParser(wanted), at_once)

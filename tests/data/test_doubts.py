@@ -49,7 +49,7 @@ def test_ids_that_differ_by_case_or_zeros_are_counted_and_stay_apart(build) -> N
 
 def test_similar_ids_are_found_across_parts(build, monkeypatch) -> None:
     monkeypatch.setattr("fedsim.data.spool.PART_RECORDS", 1)
-    monkeypatch.setattr("fedsim.data.files.RECORDS_AT_ONCE", 1)
+    monkeypatch.setattr("fedsim.data.json_files.RECORDS_AT_ONCE", 1)
     store = build(of("bob", "ann", " bob", "ann"))
     assert store.manifest["similar_users"]["blanks or accents"]["users"] == 2
 

@@ -39,7 +39,7 @@ class Elsewhere(LetterTokenizer):
 @pytest.fixture
 def config(tmp_path, monkeypatch) -> DataConfig:
     """Some 20 parts."""
-    monkeypatch.setattr("fedsim.data.files.RECORDS_AT_ONCE", 256)
+    monkeypatch.setattr("fedsim.data.json_files.RECORDS_AT_ONCE", 256)
     monkeypatch.setattr("fedsim.data.spool.PART_RECORDS", 256)
     records = [{"user_id": f"u{n % 97}", "text": f"text number {n % 1000}"} for n in range(5000)]
     records[::700] = [{"user_id": "u1"}] * len(records[::700])
