@@ -175,7 +175,9 @@ class Compare(RunConfig):
         ]
         run = RunFolder(folder)
         with run.undone_unless_kept(PREDICTION), simulated_clients(arms[0]) as grid:
-            if self.resume is None:
+            if self.resume is not None:
+                run.hold.take("resume")
+            else:
                 run.make()
                 run.write_config(config=to_flat(self), identity={"settings": settings_of(self)})
             if not (folder / PREDICTION).exists():

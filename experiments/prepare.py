@@ -1,6 +1,7 @@
 """The `prepare` command: text by user to a user store that training opens at once."""
 
 import json
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,18 +35,24 @@ class Prepare:
     """Print the store's manifest as one JSON object instead of a table."""
 
     def run(self) -> int:
-        apart = self.model.reads_apart
-        with shown() as progress:
-            tokenizer = _tokenizer(self.model, progress)
-            if self.output is None:
-                store = open_or_build(self.data, tokenizer, progress=progress, apart=apart)
-            else:
-                store = build_store(self.data, tokenizer, self.output, progress=progress, apart=apart)
+        try:
+            store = self._prepared()
+        except KeyboardInterrupt:
+            print("go on with the same command: what is read and encoded is kept", file=sys.stderr)
+            raise
         if self.json:
             print(json.dumps({"path": str(store.path), **store.manifest}, ensure_ascii=False))
         else:
             _print_summary(store)
         return 0
+
+    def _prepared(self) -> UserStore:
+        apart = self.model.reads_apart
+        with shown() as progress:
+            tokenizer = _tokenizer(self.model, progress)
+            if self.output is None:
+                return open_or_build(self.data, tokenizer, progress=progress, apart=apart)
+            return build_store(self.data, tokenizer, self.output, progress=progress, apart=apart)
 
 
 def _tokenizer(config: ModelConfig, progress: Progress) -> Any:

@@ -1,18 +1,24 @@
 """A grid of simulated clients for a configuration."""
 
 import dataclasses
-import os
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from flwr.serverapp import Grid
 
 from fedsim.config import RunConfig, to_flat
+from fedsim.data.config import DataConfig
+from fedsim.engine.devices import Devices
 from fedsim.engine.grid import WaitingGrid
-from fedsim.resources import open_resources
+from fedsim.resources import Resources, open_resources
 from fedsim.terminal import say, shown, waiting
 
 CLIENT_APP = "clients.app:app"
+
+FEW = 2
+"""Workers where nobody says how many, and no GPU does."""
 
 LEAST_SHARED_BYTES = 256 << 20
 """Ray itself wants some shared memory, however small the model is."""
@@ -33,25 +39,48 @@ def simulated_clients(config: RunConfig) -> Iterator[Grid]:
     if config.engine.kind == "local":
         from fedsim.engine.local import LocalGrid
 
-        yield LocalGrid(CLIENT_APP, to_flat(config), workers=max(1, config.engine.workers))
+        workers = FEW if config.engine.workers is None else max(1, config.engine.workers)
+        yield LocalGrid(CLIENT_APP, to_flat(config), workers=workers)
         return
 
-    chosen = config if config.engine.workers else with_measured_slices(config, size, resources.row_tokens)
-    with waiting(f"Starting {chosen.engine.workers} workers on Ray"):
-        grid = ray_grid(chosen, chosen.engine.workers, size)
-    try:
-        yield grid
-    finally:
-        grid.close()
+    from fedsim.engine.cluster import devices_of
+
+    config = as_opened(config, resources)
+    with devices_of(config.engine.address, config.engine.start_seconds) as devices:
+        if config.engine.workers == 0:
+            config = with_measured_slices(config, size, resources.row_tokens, devices)
+        workers = config.engine.workers or _default_workers(config, devices)
+        with waiting(f"Starting {workers} workers on Ray"):
+            grid = ray_grid(config, workers, size, devices)
+        try:
+            yield grid
+        finally:
+            grid.close()
 
 
-def ray_grid(config: RunConfig, workers: int, parameters: int) -> WaitingGrid:
+def as_opened(config: RunConfig, resources: Resources) -> RunConfig:
+    """The configuration for workers on Ray: they open the store and the model that were built or found here, by
+    absolute paths, and need neither the text nor the working directory that these came from.
+
+    Args:
+        config: A run's.
+        resources: What it names, opened.
+    """
+    data = DataConfig(source="store", path=str(resources.store.path.resolve()))
+    path = resources.loaded.source.adapters or resources.loaded.source.base
+    if Path(path).is_dir():
+        path = str(Path(path).resolve())
+    return dataclasses.replace(config, data=data, model=dataclasses.replace(config.model, path=path))
+
+
+def ray_grid(config: RunConfig, workers: int, parameters: int, devices: Devices) -> WaitingGrid:
     """Ray actors for a configuration, with shared memory for one broadcast and each worker's reply.
 
     Args:
-        config: What the workers hold.
+        config: What the workers hold, as opened.
         workers: How many.
         parameters: Trainable values, float32 (int64 in the replies of exact mode).
+        devices: What there is to compute on.
     """
     from fedsim.engine.ray_grid import RayGrid
 
@@ -63,21 +92,27 @@ def ray_grid(config: RunConfig, workers: int, parameters: int) -> WaitingGrid:
         to_flat(config),
         workers=workers,
         cpus_per_worker=engine.cpus_per_worker,
-        gpus_per_worker=engine.gpus_per_worker or _gpu_share(workers),
+        gpus_per_worker=engine.gpus_per_worker or gpu_share(workers, devices.gpus),
         address=engine.address,
         object_store_bytes=max(shared, LEAST_SHARED_BYTES),
         timeout=engine.timeout_seconds,
         start_timeout=engine.start_seconds,
+        folders={
+            field: Path(path)
+            for field, path in (("data.path", config.data.path), ("model.path", config.model.path))
+            if path is not None and Path(path).is_absolute()
+        },
     )
 
 
-def with_measured_slices(config: RunConfig, parameters: int, row_tokens: int) -> RunConfig:
+def with_measured_slices(config: RunConfig, parameters: int, row_tokens: int, devices: Devices) -> RunConfig:
     """The configuration with the number of workers and the micro-batch of highest measured throughput.
 
     Args:
         config: What is to run.
         parameters: Trainable values.
         row_tokens: Tokens of the longest row.
+        devices: What there is to compute on.
 
     Raises:
         InvalidInput: When not even the smallest candidate fits into memory.
@@ -85,22 +120,23 @@ def with_measured_slices(config: RunConfig, parameters: int, row_tokens: int) ->
     from fedsim.engine.exact import MICRO_BATCH_TOKENS
     from fedsim.engine.slices import fastest, try_slices
 
-    devices = _gpus() or (os.cpu_count() or 1) // config.engine.cpus_per_worker
-    workers = [devices, 2 * devices, 4 * devices] if _gpus() else sorted({1, max(1, devices // 2), max(1, devices)})
+    one, gpus = devices.gpus or devices.cores // config.engine.cpus_per_worker, devices.gpus
+    workers = [one, 2 * one, 4 * one] if gpus else sorted({1, max(1, one // 2), max(1, one)})
     given = config.engine.max_tokens or (MICRO_BATCH_TOKENS if config.engine.exact else 0)  # nothing measured decides
     sizes = [given] if given else [row_tokens * rows for rows in (4, 16, 64, 256)]
-    best = fastest(try_slices(lambda count: ray_grid(config, count, parameters), workers, sizes))
+    best = fastest(try_slices(lambda count: ray_grid(config, count, parameters, devices), workers, sizes))
     say(f"{best.workers} workers, micro-batches of {best.max_tokens} tokens: {best.tokens_per_second:,.0f} tokens/s")
     engine = dataclasses.replace(config.engine, workers=best.workers, max_tokens=best.max_tokens)
     return dataclasses.replace(config, engine=engine)
 
 
-def _gpus() -> int:
-    import torch
+def _default_workers(config: RunConfig, devices: Devices) -> int:
+    """One a GPU, or as many as their share of it leaves room for; few where there is no GPU."""
+    share = config.engine.gpus_per_worker or 1.0
+    room = math.floor(devices.gpus / share) if share >= 1 else devices.gpus * math.floor(1 / share + 1e-9)
+    return room or FEW
 
-    return torch.cuda.device_count()
 
-
-def _gpu_share(workers: int) -> float:
-    """An equal share of the machine's GPUs for each worker; 0 where there is none."""
-    return min(1.0, _gpus() / workers)
+def gpu_share(workers: int, gpus: int) -> float:
+    """A GPU for each worker; where there are fewer, an equal share for all on one; 0 where there is none."""
+    return 1.0 / max(1, math.ceil(workers / gpus)) if gpus else 0.0

@@ -7,10 +7,13 @@ from pathlib import Path
 
 from fedsim.errors import InvalidInput
 
+CACHE = "FEDSIM_CACHE"
+"""The environment variable that names the folder."""
+
 
 def default_cache() -> Path:
     """The folder of the environment variable FEDSIM_CACHE, or ~/.cache/fedsim."""
-    return Path(os.environ.get("FEDSIM_CACHE") or Path.home() / ".cache" / "fedsim")
+    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "fedsim")
 
 
 def unwritable(cache: Path, error: OSError) -> InvalidInput:

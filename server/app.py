@@ -100,6 +100,8 @@ def train(grid: Grid, config: RunConfig, callbacks: Sequence[Callback] = ()) -> 
             require_same({"settings": folder.read_config()["identity"]["settings"]}, {"settings": settings_of(config)})
             _tidy(folder)
             return folder.read_summary()
+        if config.resume is not None:
+            folder.hold.take("resume")
         with told.told_of_stops():
             summary = _train(grid, config, folder, started, told)
         told.end(summary)

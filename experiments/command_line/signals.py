@@ -28,15 +28,21 @@ def ending_by_signals() -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         for one in before:
             signal.signal(one, signal.SIG_IGN)  # it ends already; a second one must not tear what it cleans up
+        asked.append(number)
         raise Terminated(number)
 
     before: dict[int, object] = {}
+    asked: list[int] = []
     if threading.current_thread() is threading.main_thread():
         for number in ENDING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, end)
     try:
         yield
+    except KeyboardInterrupt as ended:
+        if asked and not isinstance(ended, Terminated):  # Ray, where it waits, makes one of its own
+            raise Terminated(asked[0]) from None
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]

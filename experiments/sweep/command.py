@@ -31,7 +31,6 @@ CLAIM = "sweep.json"
 """What the points of a sweep's folder have in common."""
 HEADINGS = ("", "ε", "B", "G", "learning rate", "clip", "bands", "average", "test loss", "± 95 %", "seeds")
 NOTHING = "–"
-HOW_TO_GO_ON = "go on with the same command: points that are finished are not run again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +54,15 @@ class Sweep(RunConfig):
         """Run what is not finished, write results.json and the report; 1 if a point failed."""
         from experiments.report.sweep import RESULTS
 
+        folder = self.output or new_output_folder("sweep")
         try:
-            swept = self.swept()
+            swept = dataclasses.replace(self, output=folder).swept()
         except Stopped as stopped:
-            print(f"stopped after a round of {Path(stopped.folder).stem}; {HOW_TO_GO_ON}", file=sys.stderr)
+            print(f"stopped after a round of {Path(stopped.folder).stem}; {how_to_go_on(folder)}", file=sys.stderr)
             return stopped.exit_code
+        except KeyboardInterrupt:
+            print(how_to_go_on(folder), file=sys.stderr)
+            raise
         print(json.loads((swept.folder / RESULTS).read_text(encoding="utf-8"))["privacy_cost"]["in_words"])
         print(f"report: {swept.report}")
         return 1 if swept.failures else 0
@@ -70,7 +73,6 @@ class Sweep(RunConfig):
         Raises:
             Failure: No point finished.
         """
-        from experiments.report.sweep import write_sweep_report
         from fedsim.resources import open_resources
         from server.callbacks import require_callbacks
 
@@ -84,7 +86,15 @@ class Sweep(RunConfig):
             require_allowed(point, common, self.sweep)  # before anything runs
         self._require_same(folder)
         open_resources(common)  # built once here, found in the cache by every point
-        own.make()
+        with own.hold:
+            own.make()
+            self._require_same(folder)  # again: now nobody else writes here
+            return self._swept(points, common, folder)
+
+    def _swept(self, points: list[Point], common: RunConfig, folder: Path) -> Swept:
+        """The same in the sweep's own folder, which no other process works in."""
+        from experiments.report.sweep import write_sweep_report
+
         looked = decided(folder / CLAIM) or may_leave_out(points, common)
         claim = {"common": content_of(common), "sweep": dataclasses.asdict(self.sweep), "leaves_out": looked}
         write_json(folder / CLAIM, claim)
@@ -191,6 +201,13 @@ class Sweep(RunConfig):
                 point = here[0].config(common, Path(common.output or "."))
                 predictions[key] = predict(point, train, groups, curve)
         return predictions
+
+
+def how_to_go_on(folder: str) -> str:
+    """What to do about a sweep that was ended."""
+    if not (Path(folder) / CLAIM).exists():
+        return "nothing was begun; give the same command again"
+    return f"go on with the same command and --output {folder}: points that are finished are not run again"
 
 
 def _shown(ends: Iterator[Finished], total: int, left: int, folder: Path, *, live: bool) -> Iterator[Finished]:

@@ -1,6 +1,5 @@
 """Run the points of a sweep: as Ray tasks with a CPU or GPU slice each, or one after the other in this process."""
 
-import os
 import shutil
 import sys
 import traceback
@@ -11,6 +10,8 @@ from typing import Any
 
 from experiments.sweep.points import Point
 from fedsim.config import RunConfig, to_flat
+from fedsim.engine.devices import cores_here
+from fedsim.engine.environment import Whereabouts
 from server.precautions.stopping import Stopped
 from server.results.run_folder import RunFolder, write_json
 
@@ -94,19 +95,22 @@ def run_on_ray(
         field="sweep.slots",
     )
     task = ray.remote(num_cpus=engine.cpus_per_worker, num_gpus=engine.gpus_per_worker, max_retries=1)(_limited)
+    here = Whereabouts.of_this_process()
     waiting = list(points)
     running: dict[Any, Point] = {}
     try:
         while waiting or running:
             while waiting and len(running) < slots:
                 point = waiting.pop(0)
-                running[task.remote(point, common, folder.resolve(), keep_model)] = point
+                running[task.remote(point, common, folder.resolve(), keep_model, here)] = point
             done, _ = ray.wait(list(running))
             for reference in done:
                 point = running.pop(reference)
                 try:
                     yield ray.get(reference)
                 except ray.exceptions.RayError as failure:
+                    if isinstance(stopped := getattr(failure, "cause", None), Stopped):
+                        raise stopped from None  # whoever asked all processes to end: no other point begins
                     # The whole process died (killed for memory, say): that point failed, the others go on.
                     yield Finished(point, str(failure))
     finally:
@@ -114,9 +118,11 @@ def run_on_ray(
             leave()
 
 
-def _limited(point: Point, common: RunConfig, folder: Path, keep_model: bool) -> Finished:
-    """attempt, with as many threads as the task has cores."""
+def _limited(point: Point, common: RunConfig, folder: Path, keep_model: bool, here: Whereabouts) -> Finished:
+    """attempt, where the command was given, with as many threads as the task has cores."""
     import torch
+
+    here.share()
 
     torch.set_num_threads(common.engine.cpus_per_worker)
     return attempt(point, common, folder, keep_model)
@@ -126,5 +132,5 @@ def _room(cpus: int, gpus: float) -> int:
     """Points at a time on this machine."""
     import torch
 
-    room = max(1, (os.cpu_count() or 1) // cpus)
+    room = max(1, cores_here() // cpus)
     return max(1, min(room, int(torch.cuda.device_count() / gpus))) if gpus else room

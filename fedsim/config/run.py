@@ -93,13 +93,14 @@ class EngineConfig:
 
     kind: Literal["ray", "local"] = "ray"
     """ray runs clients on Ray actors; local runs them in this process (debugging)."""
-    workers: int = 2
-    """Actors (ray) or virtual nodes (local); 0 finds the number of actors, and max_tokens where that is 0, by a short
-    measured trial."""
+    workers: int | None = None
+    """Actors (ray) or virtual nodes (local). By default as many actors as the cluster's GPUs have room for, or two
+    where it has none; 0 finds the number of actors, and max_tokens where that is 0, by a short measured trial."""
     cpus_per_worker: int = 1
     """CPU cores of one actor; also its number of threads."""
     gpus_per_worker: float = 0.0
-    """Share of a GPU for one actor: 0.25 places four actors on each GPU."""
+    """Share of a GPU for one actor: 0.25 places four actors on each GPU. By default a whole one, or where more workers
+    are asked for than the cluster has GPUs, an equal share."""
     users_per_message: int = 0
     """Users a message stands for; 0 sends one message a worker, 1 is the literal one-client-one-message mode."""
     address: str | None = None
@@ -129,7 +130,8 @@ class EngineConfig:
     nodes."""
 
     def __post_init__(self) -> None:
-        require_at_least("engine.workers", self.workers, 0)
+        if self.workers is not None:
+            require_at_least("engine.workers", self.workers, 0)
         require_at_least("engine.cpus-per-worker", self.cpus_per_worker, 1)
         require_at_least("engine.gpus-per-worker", self.gpus_per_worker, 0)
         require_at_least("engine.users-per-message", self.users_per_message, 0)

@@ -3,12 +3,17 @@
 import logging
 import math
 import os
+import signal
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 
 from fedsim.engine.address import joined_address
+from fedsim.engine.devices import Devices, cores_here
 from fedsim.engine.environment import HERE, forget_short_folder, short_folder
 from fedsim.engine.same_versions import VersionsDiffer
 from fedsim.errors import Failure, InvalidInput
@@ -16,6 +21,8 @@ from fedsim.errors import Failure, InvalidInput
 FREE_AFTER_MILLISECONDS = 5
 WORKERS_A_CORE = 4
 """How far a cluster started here may pretend: to try more workers than cores is one thing, fifty on two another."""
+LOOKS_EVERY = 0.002
+"""Seconds."""
 ENDS_WITHIN = 60.0
 """Seconds that a start which nobody wants any more gets to come to its end, so that what it began can be ended too."""
 
@@ -118,7 +125,7 @@ def _connect(seconds: float, **arguments: Any) -> None:
     connection = _Connection(**arguments)
     try:
         connection.start()
-        if not connection.made.wait(seconds):
+        if not _in_time(connection, seconds):
             connection.end(patience=0)
             what = "Ray did not start" if arguments["address"] == HERE else f"{arguments['address']} was not joined"
             raise ClusterDidNotStart(f"{what} in {seconds:g} s. Give it longer (--engine.start-seconds).")
@@ -145,17 +152,32 @@ def _connect(seconds: float, **arguments: Any) -> None:
     _connections.append(connection)
 
 
+def _in_time(connection: _Connection, seconds: float) -> bool:
+    """Whether the connection is made in so many seconds.
+
+    As it connects Ray puts a handler for SIGTERM in the place of Python's, which prints a stack trace and aborts, and
+    tells nobody. So Python's is set anew, over and over.
+    """
+    deadline = time.monotonic() + seconds
+    while not connection.made.wait(LOOKS_EVERY) and time.monotonic() < deadline:
+        _answer_as_before()
+    _answer_as_before()
+    return connection.made.is_set()
+
+
+def _answer_as_before() -> None:
+    if threading.current_thread() is threading.main_thread():
+        answer = signal.getsignal(signal.SIGTERM)  # what Python knows of; Ray's is not among it
+        if answer is not None:
+            signal.signal(signal.SIGTERM, answer)
+
+
 def leave() -> None:
     """End the connection, and the cluster if it was started by this process."""
     if _connections:
         _connections.pop().end()
     else:
         ray.shutdown()
-
-
-def cores_here() -> int:
-    """Cores of this machine that this process may use (Slurm and containers give fewer than there are)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _require_cores(workers: int, cpus_per_worker: float, field: str) -> None:
@@ -171,6 +193,43 @@ def _require_cores(workers: int, cpus_per_worker: float, field: str) -> None:
             f"start --head --num-cpus {math.ceil(workers * cpus_per_worker)}`) and join it (--engine.address auto)."
         )
         raise InvalidInput(field, workers, allowed, hint)
+
+
+@contextmanager
+def devices_of(address: str | None, start_seconds: float) -> Iterator[Devices]:
+    """What a cluster has to compute on, which is joined for as long as this lasts; or None, this machine.
+
+    Args:
+        address: See `joined_address`.
+        start_seconds: How long joining may take.
+
+    Raises:
+        As join_or_start.
+    """
+    if address in (None, HERE):
+        yield Devices.here()
+        return
+    joined = join_or_start(
+        address,
+        workers=0,
+        cpus_per_worker=0,
+        object_store_bytes=None,
+        log_to_driver=False,
+        start_seconds=start_seconds,
+    )
+    try:
+        has = _alive()
+        cores, gpus = (int(sum(node.get(kind, 0.0) for node in has)) for kind in ("CPU", "GPU"))
+        yield Devices(cores, gpus)
+    finally:
+        if joined:
+            leave()
+
+
+def _alive() -> list[dict[str, float]]:
+    """Resources of each node."""
+    found = ray.nodes()  # type: ignore[no-untyped-call]  # Ray leaves it without types
+    return [node["Resources"] for node in found if node["Alive"]]
 
 
 def room_for(resources: list[dict[str, float]], cpus_per_worker: float, gpus_per_worker: float) -> int:
@@ -203,8 +262,7 @@ def require_room(workers: int, cpus_per_worker: float, gpus_per_worker: float) -
     Raises:
         InvalidInput: Names how many fit.
     """
-    found = ray.nodes()  # type: ignore[no-untyped-call]  # Ray leaves it without types
-    nodes = [node["Resources"] for node in found if node["Alive"]]
+    nodes = _alive()
     fits = room_for(nodes, cpus_per_worker, gpus_per_worker)
     if workers > fits:
         each = f"{cpus_per_worker:g} CPU cores" + (f" and {gpus_per_worker:g} GPUs" if gpus_per_worker else "")

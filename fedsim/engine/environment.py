@@ -4,8 +4,11 @@ import logging
 import os
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
+from fedsim.cache import CACHE, default_cache
 from fedsim.errors import InvalidInput
 
 logger = logging.getLogger(__name__)
@@ -17,6 +20,10 @@ SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm")
 FLOWERS_SIMULATION = "flwr-simulation"
 """The program in which Flower starts Ray, for `flwr run`."""
+
+FOLDERS = ("HF_HOME", "HF_HUB_CACHE")
+"""Where libraries keep what they fetched, beside our own cache."""
+SWITCHES = ("HF_HUB_OFFLINE",)
 
 _short: list[tempfile.TemporaryDirectory[str]] = []
 
@@ -71,3 +78,39 @@ def stay_alone_under_flower() -> None:
     os.environ["RAY_ADDRESS"] = HERE
     if (folder := short_folder()) is not None:
         os.environ["RAY_TMPDIR"] = folder
+
+
+@dataclass(frozen=True)
+class Whereabouts:
+    """Where a process stands: what relative paths, imports and caches mean to it. Ray's workers stand where their
+    node's Ray was started, and have the environment of that.
+
+    Attributes:
+        folder: The working directory.
+        paths: The import path, absolute.
+        environment: Folders of caches, absolute, and switches, by variable.
+    """
+
+    folder: str
+    paths: tuple[str, ...]
+    environment: dict[str, str]
+
+    @classmethod
+    def of_this_process(cls) -> Self:
+        folders = {CACHE: default_cache()} | {name: Path(os.environ[name]) for name in FOLDERS if os.environ.get(name)}
+        switches = {name: os.environ[name] for name in SWITCHES if name in os.environ}
+        environment = {name: str(folder.absolute()) for name, folder in folders.items()} | switches
+        return cls(os.getcwd(), tuple(os.path.abspath(path or ".") for path in sys.path), environment)
+
+    def cache(self) -> Path:
+        """Folder for what is costly to make again, on this machine: the same where it is here, too, or its own."""
+        return same if (same := Path(self.environment[CACHE])).is_dir() else default_cache()
+
+    def share(self) -> None:
+        """Stand there, too: as far as its folders are on this machine."""
+        if os.path.isdir(self.folder):
+            os.chdir(self.folder)
+        sys.path.extend(path for path in self.paths if path not in sys.path)
+        for name, value in self.environment.items():
+            if name in SWITCHES or os.path.isdir(value):
+                os.environ[name] = value

@@ -2,10 +2,11 @@
 
 import math
 import re
-import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from flwr.common.constant import ErrorCode
 
 from fedsim.engine.arrays import array_record, stored_bytes
 from fedsim.engine.broadcast import Broadcasts
+from fedsim.engine.carried import Folder, carry
 from fedsim.engine.cluster import join_or_start, leave, require_room
+from fedsim.engine.environment import HERE, Whereabouts
 from fedsim.engine.grid import WaitingGrid, error_reply, stamp
 from fedsim.engine.messages import FLAT, TOTAL
 from fedsim.engine.node_sums import PAYS_FROM_BYTES, NodeSums, StoredVector, SummingActors
@@ -74,12 +77,15 @@ class RayGrid(WaitingGrid):
         timeout: Seconds after which a message counts as failed, if its own time to live is not shorter.
         start_timeout: Seconds that Ray gets to start or to be joined, and as many again that workers get.
         log_to_driver: Print what workers print.
+        folders: Where the folders lie that options of run_config name, by option. Nodes of a cluster that lack one at
+            that path get it into their cache.
 
     Raises:
         InvalidInput: Nothing answers at the address; or the cluster has no room for that many workers: says how many
             it has room for.
         ClusterDidNotStart: Ray did not, in that time.
         VersionsDiffer: Some worker's Python or packages differ from the driver's.
+        Failure: A folder could not be sent.
         WorkersDidNotStart: A worker failed to start, with its reason.
     """
 
@@ -96,12 +102,15 @@ class RayGrid(WaitingGrid):
         timeout: float | None = None,
         start_timeout: float = 300.0,
         log_to_driver: bool = False,
+        folders: Mapping[str, Path] = MappingProxyType({}),
     ) -> None:
         if workers < 1:
             raise InvalidInput("workers", workers, "at least 1")
         super().__init__()
-        self._client = (client_app, dict(run_config or {}))
+        self._client: tuple[ClientAppSource, UserConfig, tuple[Folder, ...]]
+        self._client = (client_app, dict(run_config or {}), ())
         self._workers = workers
+        self._here = Whereabouts.of_this_process()
         self._resources = {"num_cpus": cpus_per_worker, "num_gpus": gpus_per_worker}
         self._timeout = math.inf if timeout is None else timeout
         self._start_timeout = start_timeout
@@ -119,6 +128,9 @@ class RayGrid(WaitingGrid):
         )
         try:
             require_room(workers, cpus_per_worker, gpus_per_worker)
+            if folders and address not in (None, HERE):
+                named = {field: (str(self._client[1][field]), path) for field, path in folders.items()}
+                self._client = (*self._client[:2], carry(named, self._here))
             self._slots = {node: self._fill(node) for node in range(1, workers + 1)}
             self._await_all()
         except BaseException:
@@ -132,7 +144,7 @@ class RayGrid(WaitingGrid):
         actor: Any = (
             ray.remote(ResidentActor)
             .options(**self._resources, scheduling_strategy="SPREAD", max_restarts=0, max_task_retries=0)
-            .remote(threads, sys.path)
+            .remote(threads, self._here)
         )
         described = actor.describe.remote()
         return _Slot(node, actor, described, actor.start.remote(*self._client, node, self._workers))

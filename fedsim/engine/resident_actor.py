@@ -10,6 +10,8 @@ from flwr.app import ArrayRecord, Message, UserConfig
 
 from fedsim.engine.arrays import stored_bytes
 from fedsim.engine.broadcast import INLINE_BYTES
+from fedsim.engine.carried import Folder, placed
+from fedsim.engine.environment import Whereabouts
 from fedsim.engine.messages import FLAT, TOTAL
 from fedsim.engine.resident import ClientAppSource, ResidentClient
 from fedsim.versions import versions
@@ -23,13 +25,14 @@ class ResidentActor:
 
     Args:
         threads: Threads that numerical libraries may use here.
-        paths: The driver's import path; the ClientApp's module may lie on it.
+        driver: Where the driver stands.
     """
 
-    def __init__(self, threads: int, paths: list[str]) -> None:
+    def __init__(self, threads: int, driver: Whereabouts) -> None:
         self._threads = threads
         self._client: ResidentClient | None = None
-        sys.path.extend(path for path in paths if path not in sys.path)
+        self._driver = driver
+        driver.share()
         # Read by OpenMP and the BLAS libraries when they are first loaded.
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = str(threads)
@@ -38,9 +41,20 @@ class ResidentActor:
         """Versions of Python and packages in this process, and its platform."""
         return versions()
 
-    def start(self, source: ClientAppSource, run_config: UserConfig, node_id: int, workers: int) -> int:
-        """Load the ClientApp; returns this process's id."""
-        self._client = ResidentClient(source, run_config, node_id, workers)
+    def start(
+        self,
+        source: ClientAppSource,
+        run_config: UserConfig,
+        folders: tuple[Folder, ...],
+        node_id: int,
+        workers: int,
+    ) -> int:
+        """Load the ClientApp; returns this process's id.
+
+        Raises:
+            NotHere: This node lacks one of the folders that the configuration names.
+        """
+        self._client = ResidentClient(source, placed(run_config, folders, self._driver), node_id, workers)
         if torch := sys.modules.get("torch"):
             torch.set_num_threads(self._threads)
         return os.getpid()

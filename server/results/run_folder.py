@@ -14,6 +14,7 @@ from typing import Any
 
 from fedsim.disk import require_writable
 from fedsim.errors import Failure, InvalidInput
+from server.results.hold import Hold
 
 log = logging.getLogger(__name__)
 
@@ -40,18 +41,23 @@ class RunFolder:
         """Lines of metrics that the disk has not taken yet."""
         if not new and not self.path.is_dir():
             raise InvalidInput("resume", str(path), "the folder of a run", "There is no such folder.")
+        self.hold = Hold(self.path)
         self._made: list[Path] | None = None
         self._there: set[Path] = set()
 
     def make(self) -> None:
-        """Make the folder, and those it is in, where they are not there.
+        """Make the folder, and those it is in, where they are not there, and hold it against other processes.
 
         Raises:
-            InvalidInput: Another run has begun there meanwhile.
+            InvalidInput: Another run has begun there meanwhile, or is about to.
         """
         self.require_unused()
         missing = [place for place in (self.path, *self.path.parents) if not place.exists()]
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.hold.take("output")
+        # Only now does nobody else write there: what another wrote in between is found.
+        if (used := self._used()) is not None:
+            self.hold.let_go()
+            raise used
         self._made, self._there = missing, set(self.path.iterdir())
 
     def keep(self) -> None:
@@ -60,17 +66,19 @@ class RunFolder:
 
     @contextmanager
     def undone_unless_kept(self, *others: str) -> Iterator[None]:
-        """Within it a run begins; where it is refused before `keep`, all that it made and wrote goes again.
+        """Within it a run begins; where it is refused before `keep`, all that it made and wrote goes again. After it
+        the folder is not held any more.
 
         Args:
             others: Names of files that are written in the folder beside a run's own.
         """
-        try:
-            yield
-        except BaseException:
-            if self._made is not None and not any(self.path.glob(f"*/{self.config.name}")):
-                self._undo(self._made, others)
-            raise
+        with self.hold:
+            try:
+                yield
+            except BaseException:
+                if self._made is not None and not any(self.path.glob(f"*/{self.config.name}")):
+                    self._undo(self._made, others)
+                raise
 
     def _undo(self, made: list[Path], others: Iterable[str]) -> None:
         # Only what bears a run's names and was not there before goes (somebody may have checkpoints of their own), and
@@ -81,6 +89,7 @@ class RunFolder:
                 path.unlink(missing_ok=True)
             for path in {self.checkpoints, self.releases, *self._leftovers()} - self._there:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            self.hold.let_go()
             for place in made:
                 place.rmdir()
 
@@ -163,13 +172,21 @@ class RunFolder:
         """Refuse to mix a new run with one that is there already, and a place where nothing can be written.
 
         Raises:
-            InvalidInput: When the folder holds a run, or charges of one, or could not be written.
+            InvalidInput: When the folder holds a run, or charges of one, or another process is at work in it, or it
+                could not be written.
         """
         require_writable(self.path)
+        self.hold.require_free("output")
+        if (used := self._used()) is not None:
+            raise used
+
+    def _used(self) -> InvalidInput | None:
+        """What to say of a folder with a run in it."""
         used = [path.name for path in (self.config, self.ledger) if path.exists()]
-        if used:
-            hint = f"It has {used[0]}. Go on with that run by --resume {self.path}, or name another folder."
-            raise InvalidInput("output", str(self.path), "a folder without a run in it", hint)
+        if not used:
+            return None
+        hint = f"It has {used[0]}. Go on with that run by --resume {self.path}, or name another folder."
+        return InvalidInput("output", str(self.path), "a folder without a run in it", hint)
 
     def require_hope(self) -> None:
         """Refuse to go on with a run that was given up.

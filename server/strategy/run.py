@@ -85,16 +85,17 @@ class NodeRun:
     ) -> Iterator[Self]:
         """A new run; its seeds and configuration are on disk before anything is charged."""
         folder = RunFolder(path)
-        folder.make()
-        settings.seeds.store(folder.secret)
-        identity = settings.identity(layout)
-        folder.write_config(config={}, plan=settings.plan.to_values(), versions=versions(), identity=identity)
-        with Ledger.open(folder.ledger) as ledger:
-            run = cls(folder, settings, layout, initial, nodes, ledger)
-            run._tell({})
-            run.keep(wait=True)  # so that the disk is known to take one
-            with run._written():
-                yield run
+        with folder.hold:
+            folder.make()
+            settings.seeds.store(folder.secret)
+            identity = settings.identity(layout)
+            folder.write_config(config={}, plan=settings.plan.to_values(), versions=versions(), identity=identity)
+            with Ledger.open(folder.ledger) as ledger:
+                run = cls(folder, settings, layout, initial, nodes, ledger)
+                run._tell({})
+                run.keep(wait=True)  # so that the disk is known to take one
+                with run._written():
+                    yield run
 
     @classmethod
     @contextmanager
@@ -108,7 +109,7 @@ class NodeRun:
         """
         folder = RunFolder(path, new=False)
         require_same(folder.read_config()["identity"], settings.identity(layout))
-        with Ledger.open(folder.ledger) as ledger:
+        with folder.hold, _opened(folder) as ledger:
             run = cls(folder, settings, layout, initial, nodes, ledger)
             latest = read_latest(folder.checkpoints)
             if latest is not None:
@@ -224,6 +225,12 @@ class NodeRun:
             yield
         finally:
             self.checkpoints.join()
+
+
+def _opened(folder: RunFolder) -> Ledger:
+    """The ledger of a run to go on with, in a folder that nobody else works in."""
+    folder.hold.take("output")
+    return Ledger.open(folder.ledger)
 
 
 def finished(path: Path, settings: Settings, initial: ArrayRecord, layout: ArrayLayout) -> ArrayRecord | None:

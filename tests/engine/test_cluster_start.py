@@ -36,6 +36,7 @@ print("starting", flush=True)
 try:
     with RayGrid("mock_clients:app", workers=1) as grid:
         print("started", grid.get_node_ids(), flush=True)
+        sys.stdin.readline()
 except Asked:
     print("asked", flush=True)
 assert signal.getsignal(signal.SIGTERM) is answer
@@ -103,19 +104,28 @@ def test_sigterm_while_ray_starts_ends_what_had_begun(answered: None, start: Cal
 
 
 @pytest.mark.parametrize("raises", [True, False])
-def test_a_program_that_answers_sigterm_itself_goes_its_own_way(raises: bool) -> None:
+@pytest.mark.parametrize("moment", ["starting\n", "started [1]\n"])
+def test_a_program_that_answers_sigterm_itself_goes_its_own_way(raises: bool, moment: str) -> None:
     program = subprocess.Popen(
         [sys.executable, "-c", EMBEDDING.format(raises=raises)],
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     assert program.stdout is not None
-    assert program.stdout.readline() == "starting\n"
+    said = [program.stdout.readline()]
+    while said[-1] != moment:
+        said.append(program.stdout.readline())
+        assert said[-1]
     time.sleep(0.5)
     program.send_signal(signal.SIGTERM)
-    said, _ = program.communicate(timeout=200)
-    assert said == ("asked\n" if raises else "noted\nstarted [1]\n")
+    time.sleep(0.5)  # a handler runs before the line that it waits for
+    rest, _ = program.communicate("\n", timeout=200)
+    after = ["asked\n"] if raises else ["noted\n"]
+    if moment == "starting\n" and not raises:
+        after.append("started [1]\n")
+    assert "".join(said) + rest == "".join([*said, *after])
     assert program.returncode == 0
 
 

@@ -86,3 +86,17 @@ def test_nohup_keeps_a_hangup_ignored() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.stdout == "alive\n"
+
+
+def test_a_signal_is_told_by_its_number_where_ray_makes_another_exception_of_it() -> None:
+    program = (
+        "import os, signal\n"
+        "from experiments.command_line.signals import Terminated, ending_by_signals\n"
+        "try:\n"
+        "    with ending_by_signals():\n"
+        "        try: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        except Terminated: raise KeyboardInterrupt\n"
+        "except Terminated as terminated: raise SystemExit(terminated.number)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False)
+    assert done.returncode == signal.SIGTERM

@@ -148,7 +148,7 @@ def test_a_sweep_that_is_asked_to_stop_begins_no_other_point(
     monkeypatch.setattr(server.app, "train", stopped)
     assert small_sweep(tmp_path).run() == 128 + signal.SIGTERM
     (said,) = [line for line in capsys.readouterr().err.splitlines() if "stopped" in line]
-    assert "go on with the same command" in said
+    assert f"go on with the same command and --output {tmp_path}" in said
     assert not (tmp_path / "failures").exists()
     monkeypatch.setattr(server.app, "train", training)
     assert small_sweep(tmp_path).run() == 0
@@ -201,6 +201,27 @@ def test_a_value_that_is_not_allowed_is_found_before_anything_runs(training: Fak
     with pytest.raises(InvalidInput, match="epsilon"):
         small_sweep(tmp_path, sweep=SweepConfig(epsilons=(2.0, -1.0))).run()
     assert not training.trained
+
+
+def test_sigterm_to_a_sweep_on_ray_says_how_to_go_on(tmp_path: Path) -> None:
+    arguments = ["sweep", *SMALL, "--plan.gradients-per-round", "16", "--sweep.epsilons", "50", "--sweep.seeds", "2"]
+    arguments += ["--sweep.uls-group-sizes", "1", "--sweep.els-group-sizes", "2", "--sweep.slots", "1"]
+    arguments += ["--plan.rounds", "500", "--output", str(tmp_path)]
+    program = subprocess.Popen(
+        [sys.executable, "-m", "experiments.run", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("*.partial/ledger.jsonl")) and time.monotonic() < deadline:
+        assert program.poll() is None
+        time.sleep(0.1)
+    program.send_signal(signal.SIGTERM)
+    _, said = program.communicate(timeout=200)
+    assert program.returncode == 128 + signal.SIGTERM, said
+    assert f"go on with the same command and --output {tmp_path}: points that are finished are not run again" in said
+    assert "terminated" in said
+    assert "SIGTERM received" not in said, "Ray's own answer, with a stack trace"
+    assert "Traceback" not in said
 
 
 def finished_points(folder: Path) -> dict[Path, int]:

@@ -78,9 +78,12 @@ def test_a_run_that_began_meanwhile_in_the_same_folder_is_left_alone(tmp_path: P
     first.make()
     first.write_config(config={})
     before = everything(tmp_path)
-    with pytest.raises(InvalidInput, match="without a run in it"), second.undone_unless_kept():
+    with pytest.raises(InvalidInput, match="no other process is at work"), second.undone_unless_kept():
         second.make()
     assert everything(tmp_path) == before
+    first.hold.let_go()
+    with pytest.raises(InvalidInput, match="without a run in it"), second.undone_unless_kept():
+        second.make()
 
 
 @pytest.mark.parametrize("place", ["file", "file/run", "a" * 300, "new/" + "b" * 300, "nul\0", "/proc/run"])

@@ -1,0 +1,123 @@
+"""Folders that every node needs: found at the same path, or carried there once, whole and checked."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from ray.cluster_utils import Cluster
+
+from fedsim.engine import carried
+from fedsim.engine.carried import PLACE, Folder, NotHere, carry, files_of, placed
+from fedsim.engine.cluster import join_or_start, leave
+from fedsim.engine.environment import Whereabouts
+from fedsim.engine.ray_grid import RayGrid
+from fedsim.errors import Failure, InvalidInput
+
+ABSENT = "/absent/store"
+"""Where the driver, as the tests have it, has a folder, and no other node."""
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "store"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "tokens.bin").write_bytes(os.urandom(100_000))
+    (folder / "empty").touch()
+    (folder / "manifest.json").write_text("{}")
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setattr(carried, "CHUNK_BYTES", 30_000)
+    return folder
+
+
+@pytest.fixture
+def joined(cluster: Cluster) -> Iterator[None]:
+    made = join_or_start(cluster.address, workers=0, cpus_per_worker=0, object_store_bytes=None, log_to_driver=False)
+    yield
+    if made:
+        leave()
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name, _ in files_of(folder)}
+
+
+def looking_app() -> ClientApp:
+    app = ClientApp()
+
+    @app.query("look")
+    def look(message: Message, context: Context) -> Message:
+        path = str(context.run_config["data.path"])
+        seen = {"path": path, "files": sorted(name for name, _ in files_of(Path(path))), "cwd": os.getcwd()}
+        return Message(RecordDict({"seen": ConfigRecord(seen)}), reply_to=message)
+
+    return app
+
+
+@pytest.mark.usefixtures("joined")
+def test_what_is_there_is_not_carried(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(carried, "_send", None)
+    (folder,) = carry({"data.path": (str(store), store)}, Whereabouts.of_this_process())
+    assert folder.on_this_node(store) == str(store)
+    assert not folder.digest
+
+
+def test_what_is_not_there_is_carried_and_found_again(
+    cluster: Cluster, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for run in range(2):
+        with RayGrid(
+            looking_app,
+            {"data.path": ABSENT},
+            workers=2,
+            cpus_per_worker=4,
+            address=cluster.address,
+            folders={"data.path": store},
+        ) as grid:
+            replies = list(grid.send_and_receive([Message(RecordDict(), node, "query.look") for node in (1, 2)]))
+        monkeypatch.setattr(carried, "_send", None)  # the second time nothing is sent
+        (place,) = {str(reply.content.config_records["seen"]["path"]) for reply in replies}
+        assert Path(place).parent == tmp_path / "cache" / PLACE, run
+        assert content(Path(place)) == content(store)
+        assert {str(reply.content.config_records["seen"]["cwd"]) for reply in replies} == {os.getcwd()}
+    assert (tmp_path / "cache" / PLACE).stat().st_mode & 0o077 == 0
+    assert len(list((tmp_path / "cache" / PLACE).iterdir())) == 1
+
+
+@pytest.mark.usefixtures("joined")
+def test_what_is_too_large_is_refused_by_node_path_and_what_to_do(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carried, "MOST_BYTES", 1000)
+    address = ray.util.get_node_ip_address()
+    with pytest.raises(InvalidInput, match=rf"data.path is '{ABSENT}'.*Node {address}.*rsync"):
+        carry({"data.path": (ABSENT, store)}, Whereabouts.of_this_process())
+
+
+@pytest.mark.usefixtures("joined")
+def test_a_node_that_cannot_write_it_is_named(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache" / PLACE).write_text("in the way")
+    with pytest.raises(Failure, match=rf"data.path \({ABSENT}\) could not be sent to node .*File exists"):
+        carry({"data.path": (ABSENT, store)}, Whereabouts.of_this_process())
+
+
+def test_a_damaged_copy_is_not_taken(store: Path, tmp_path: Path) -> None:
+    folder = Folder("data.path", ABSENT, files_of(store), "digest")
+    copy = tmp_path / "cache" / PLACE / "digest"
+    copy.mkdir(parents=True)
+    (copy / "manifest.json").write_text("{}")
+    assert folder.on_this_node(tmp_path / "cache") is None
+    with pytest.raises(NotHere, match=rf"has no data.path at {ABSENT}: copy it there"):
+        placed({"data.path": ABSENT}, (folder,), Whereabouts.of_this_process())
+
+
+@pytest.mark.usefixtures("joined")
+def test_what_is_broken_off_leaves_nothing(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(carried, "_digest", lambda path, files: "another")
+    with pytest.raises(Failure, match="what arrived is not what was sent"):
+        carry({"data.path": (ABSENT, store)}, Whereabouts.of_this_process())
+    assert list((tmp_path / "cache" / PLACE).iterdir()) == []

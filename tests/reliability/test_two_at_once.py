@@ -1,0 +1,135 @@
+"""Two processes that are given one folder: one works in it, the other is refused, and nothing is of both."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_runs import ROUNDS, in_child, trained
+
+from experiments.compare import Compare
+from experiments.sweep.command import Sweep
+from experiments.sweep.points import SweepConfig
+from fedsim.config import RunConfig
+from fedsim.errors import InvalidInput
+from fedsim.privacy.ledger import read_entries
+from server.results.hold import NAME, Hold
+from server.results.run_folder import RunFolder
+
+SmallRun = Callable[..., RunConfig]
+
+
+def fields(run: RunConfig) -> dict[str, Any]:
+    return {item.name: getattr(run, item.name) for item in dataclasses.fields(RunConfig)}
+
+
+def both(works: list[Callable[[], Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], str]:
+    """Two processes at once, each of which has found the folder free before the other has written there.
+
+    Returns:
+        Their exit codes, and how one was refused.
+    """
+    together = multiprocessing.get_context("fork").Barrier(2)
+    look, make = RunFolder.require_unused, RunFolder.make
+
+    def looked_together(folder: RunFolder) -> None:
+        look(folder)
+        if making:
+            making.clear()
+            together.wait(60)
+
+    def made(folder: RunFolder) -> None:
+        if not held:
+            held.append(1)
+            making.append(1)
+        make(folder)
+
+    making: list[int] = []
+    held: list[int] = []  # the first folder that a process makes is the one that both want
+    monkeypatch.setattr(RunFolder, "require_unused", looked_together)
+    monkeypatch.setattr(RunFolder, "make", made)
+    refusal = tmp_path / "refusal.txt"
+
+    def told(work: Callable[[], Any]) -> None:
+        try:
+            work()
+        except InvalidInput as error:
+            refusal.write_text(str(error))
+            raise
+
+    children = [in_child(partial(told, work), tmp_path / "said.log") for work in works]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    return codes, refusal.read_text() if refusal.exists() else ""
+
+
+def test_two_runs(small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "run"
+    first = small_run(output)
+    trained(dataclasses.replace(first, output=str(tmp_path / "before")))  # model and store are in the cache
+    second = dataclasses.replace(first, plan=dataclasses.replace(first.plan, rounds=4, noise_multiplier=2.0))
+    codes, said = both([partial(trained, first), partial(trained, second)], tmp_path, monkeypatch)
+    assert sorted(codes) == [0, 1], said
+    assert f"output is '{output}'; it must be a folder" in said
+    config = json.loads((output / "config.json").read_text())
+    noise = config["config"]["plan.noise-multiplier"]
+    entries = read_entries(output / "ledger.jsonl")
+    assert len(entries) == config["config"]["plan.rounds"] == {1.0: ROUNDS, 2.0: 4}[noise]
+    assert all(f"noise_multiplier={noise}" in repr(entry.event) for entry in entries)
+    assert json.loads((output / "privacy.json").read_text())["steps"] == len(entries)
+    assert not (output / NAME).exists()
+
+
+def test_two_comparisons(small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = small_run(tmp_path / "both")
+    plans = [dataclasses.replace(run.plan, rounds=rounds) for rounds in (2, 3)]
+    works = [partial(Compare(**{**fields(run), "plan": plan}).compared, tmp_path / "both") for plan in plans]
+    codes, said = both(works, tmp_path, monkeypatch)
+    assert sorted(codes) == [0, 1], said
+    rounds = json.loads((tmp_path / "both/config.json").read_text())["config"]["plan.rounds"]
+    for arm in ("uls", "els"):
+        assert len(read_entries(tmp_path / "both" / arm / "ledger.jsonl")) == rounds
+
+
+def test_two_that_go_on_with_one_run(small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("server.training.Training.run", end)
+        with pytest.raises(KeyboardInterrupt):
+            trained(small_run(tmp_path / "run"))
+    half = tmp_path / "run" / "config.json.partial"
+    half.write_text("what the other is just writing")
+    with Hold(tmp_path / "run") as hold:
+        hold.take("output")
+        with pytest.raises(InvalidInput, match=r"resume is .*no other process is at work"):
+            trained(small_run(tmp_path / "run", resume=str(tmp_path / "run")))
+        assert half.exists()
+    assert trained(small_run(tmp_path / "run", resume=str(tmp_path / "run")))["rounds"] == ROUNDS
+
+
+def test_two_sweeps(small_run: SmallRun, tmp_path: Path) -> None:
+    (tmp_path / "sweep/uls-point.partial").mkdir(parents=True)
+    sweep = Sweep(**fields(small_run(tmp_path / "sweep")), sweep=SweepConfig(seeds=1))
+    with Hold(tmp_path / "sweep") as hold:
+        hold.take("output")
+        with pytest.raises(InvalidInput, match="no other process is at work"):
+            sweep.swept()
+    assert [path.name for path in (tmp_path / "sweep").iterdir()] == ["uls-point.partial"]
+
+
+def test_a_hold_ends_with_its_process_however_that_ends(tmp_path: Path) -> None:
+    def die() -> None:
+        Hold(tmp_path / "run").take("output")
+        os.kill(os.getpid(), 9)
+
+    os.waitpid(in_child(die, tmp_path / "log"), 0)
+    assert (tmp_path / "run" / NAME).exists()
+    with Hold(tmp_path / "run") as hold:
+        hold.take("output")
+    assert not (tmp_path / "run" / NAME).exists()
