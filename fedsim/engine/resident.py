@@ -10,6 +10,7 @@ from flwr.common.constant import ErrorCode
 
 from fedsim.engine.grid import RUN_ID, error_reply
 from fedsim.errors import InvalidInput
+from fedsim.memory import reuse_freed_memory
 
 ClientAppSource = str | ClientApp | Callable[[], ClientApp]
 """A ClientApp, a function that makes one, or where to import either from: "package.module:name"."""
@@ -36,7 +37,7 @@ def load_client_app(source: ClientAppSource) -> ClientApp:
 
 
 class ResidentClient:
-    """One worker's ClientApp with its Context, alive for the whole run.
+    """One worker's ClientApp with its Context, alive for the whole run, in a process that keeps freed memory for it.
 
     Args:
         source: The ClientApp.
@@ -46,6 +47,7 @@ class ResidentClient:
     """
 
     def __init__(self, source: ClientAppSource, run_config: UserConfig, node_id: int, workers: int) -> None:
+        reuse_freed_memory()  # each message allocates what the one before freed
         self._app = load_client_app(source)
         self._context = Context(
             run_id=RUN_ID,
