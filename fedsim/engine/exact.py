@@ -5,7 +5,7 @@ reply came first, and on which worker failed. Integers add the same in any order
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -63,23 +63,56 @@ def quantise(update: Vector, clip: Clip, sizes: Mapping[str, int], resolution: f
     array = isinstance(update, np.ndarray)
     values = update.astype(np.float64) if array else update.double().clone()
     reach = clip.reach(values, sizes) if array else clip.reach_of_sums(_sums(values, clip.order, sizes), sizes)
-    if not reach <= 1 + UNCLIPPED:
-        raise ValueError(f"an update that reaches {reach:.6g} of its limit is not {clip.in_words()}")
-    if reach > 1:
-        # Two roundings follow, of the quotient and of each product; 2^-50 is more than both.
-        values *= 1 / reach * (1 - 2.0**-50)
+    shorter = _shortening(reach, clip)
+    if shorter < 1:
+        values *= shorter
     # Division by a power of two is exact (results are far from float64's smallest), and so is truncation.
     values /= resolution
     return np.trunc(values, out=values).astype(np.int64) if array else values.trunc_().long()
+
+
+def quantiser(update: Mapping[str, Vector], clip: Clip, resolution: float) -> Callable[[str], Vector]:
+    """`quantise`, of one parameter at a time: a function from a parameter's name to its whole steps, the same bits.
+
+    Args:
+        update: A clipped update as a tensor for each parameter, in the order of the vector.
+        clip, resolution: As for `quantise`.
+
+    Raises:
+        ValueError: As `quantise`.
+    """
+    sizes = {name: int(part.numel()) for name, part in update.items()}
+    sums = np.array([float(_sum(part.double().flatten(), clip.order)) for part in update.values()])
+    shorter = _shortening(clip.reach_of_sums(sums, sizes), clip)
+
+    def steps(name: str) -> Vector:
+        values = update[name].double()
+        if shorter < 1:
+            values = values * shorter
+        return (values / resolution).trunc_().long()
+
+    return steps
+
+
+def _shortening(reach: float, clip: Clip) -> float:
+    """What an update that reaches so far is multiplied by to be within the clip exactly: 1, or a little less."""
+    if not reach <= 1 + UNCLIPPED:
+        raise ValueError(f"an update that reaches {reach:.6g} of its limit is not {clip.in_words()}")
+    # Two roundings follow, of the quotient and of each product; 2^-50 is more than both.
+    return 1 / reach * (1 - 2.0**-50) if reach > 1 else 1.0
 
 
 def _sums(values: Vector, order: int, sizes: Mapping[str, int]) -> np.ndarray:
     """Σ|x|^order of each parameter of a tensor, added up where it is."""
     sums = values.new_empty(len(sizes))
     for place, part in enumerate(values.split(list(sizes.values()))):
-        sums[place] = part.square().sum() if order == 2 else part.abs().sum()
+        sums[place] = _sum(part, order)
     found: np.ndarray = sums.cpu().numpy()
     return found
+
+
+def _sum(part: Vector, order: int) -> Vector:
+    return part.square().sum() if order == 2 else part.abs().sum()
 
 
 def dequantise(total: np.ndarray, resolution: float) -> np.ndarray:

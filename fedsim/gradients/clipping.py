@@ -67,14 +67,19 @@ class ModelClip:
         self.inverse = {name: 1.0 / clip.scales.get(name, 1.0) for name in layout.names}
         self.block = dict(zip(layout.names, clip.block_of(layout.names), strict=True))
 
-    def block_norms(self, views: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def block_norms(self, views: Mapping[str, torch.Tensor], device: torch.device | None = None) -> torch.Tensor:
         """The norm of each block of an update given by parameter, divided by the scales: float64 [blocks].
 
         Powers are added up in float64.
+
+        Args:
+            views: The update, a tensor for each parameter.
+            device: Where each is looked at, one after the other; by default where it is.
         """
         order = self.clip.order
         parts: list[list[torch.Tensor]] = [[] for _ in self.limits]
         for name, view in views.items():
+            view = view if device is None else view.to(device)
             norm = torch.linalg.vector_norm(view, order, dtype=torch.float64) * self.inverse[name]
             parts[self.block[name]].append(norm)
         if len(parts) == 1:
@@ -121,6 +126,22 @@ class ModelClip:
             for name, view in views.items():
                 view *= factors[self.block[name], 0]
         return self.unit_norms(norms)[0]
+
+    def clip_views_(self, views: Mapping[str, torch.Tensor], device: torch.device) -> float:
+        """The same as `clip_` of an update that lies on the host, a tensor for each parameter.
+
+        Args:
+            views: In the order of the layout.
+            device: Where norms are computed, one parameter after the other.
+        """
+        norms = self.block_norms(views, device)[:, None]
+        factors, finite = (found.cpu() for found in self.factors(norms))
+        for name, view in views.items():
+            if finite:
+                view *= factors[self.block[name], 0]
+            else:
+                view.zero_()
+        return float(self.unit_norms(norms)[0])
 
     def _limits(self, like: torch.Tensor) -> torch.Tensor | float:
         """The limits as what [blocks, U] can be divided by."""

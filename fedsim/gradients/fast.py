@@ -1,6 +1,6 @@
 """The fast path: one forward and one backward pass for the units of a micro-batch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from fedsim.clip import CLIP_MARGIN, Clip
+from fedsim.clip import Clip
 from fedsim.gradients.clipping import SMALLEST_LIMIT, ClippedSum, ModelClip, is_finite, rounded_down
 from fedsim.gradients.compiled.graphs import CompiledPass
 from fedsim.gradients.head import fused_loss, head_loss, plain_head
@@ -27,7 +27,7 @@ from fedsim.gradients.model import (
 from fedsim.gradients.objective import Batch, CausalLanguageModel, Objective, RowLosses, token_losses
 from fedsim.gradients.per_unit.outer_products import FACTOR_BITS
 from fedsim.gradients.per_unit.pass_gradients import PassGradients
-from fedsim.gradients.per_unit.products import SPREAD_ALLOWED
+from fedsim.gradients.per_unit.products import unsure
 from fedsim.gradients.rows.attention import Configured, attention_configs, packed_attention
 from fedsim.gradients.rows.packed import packed_batch
 from fedsim.gradients.rows.segments import Segments
@@ -88,25 +88,33 @@ class FastSum:
     ) -> None:
         self.model, self.rows, self.units, self.objective = model, rows, units, objective
         self.budget, self.autocast = budget, autocast
-        self.parameters = trainable_parameters(model)
+        self.parameters = self._trained()
         self.layout = ParameterLayout.of_parameters(self.parameters)
         self.clip = ModelClip(clip, self.layout)
         self.device = device_of(self.parameters.values())
         self.half, self.settings = keeps_half(model, autocast), settings_of(model)
-        self.head = plain_head(model, self.settings) if type(objective) is CausalLanguageModel else None
-        self._of_head = [] if self.head is None else [p for p in self.head.parameters() if p.requires_grad]
+        self.head = self._found_head()
+        self._of_head = [] if self.head is None else [p for p in self._owned(self.head) if p.requires_grad]
         self._hooks: LayerHooks | None = None
         self.paths: dict[str, set[str]] = {}
         self.packable, self.packed = True, False
         self.allowed: Forms | None = None
         self.forms: Forms = {}
         self.compiled: CompiledPass | None = None
-        dtype = accumulation_dtype(self.parameters.values())
+        self.dtype = accumulation_dtype(self.parameters.values())
         self.layers = self._layers()
-        self.total = torch.zeros(self.layout.size, dtype=dtype, device=self.device)
-        self.views = self.layout.views(self.total)
-        self.norms = torch.zeros(len(units), dtype=dtype, device=self.device)
-        self.losses = torch.zeros(len(units), dtype=dtype, device=self.device)
+        self.norms = torch.zeros(len(units), dtype=self.dtype, device=self.device)
+        self.losses = torch.zeros(len(units), dtype=self.dtype, device=self.device)
+
+    @cached_property
+    def total(self) -> torch.Tensor:
+        """The sum so far, [P]."""
+        return torch.zeros(self.layout.size, dtype=self.dtype, device=self.device)
+
+    @cached_property
+    def views(self) -> dict[str, torch.Tensor]:
+        """The same by parameter."""
+        return self.layout.views(self.total)
 
     def anew(self) -> "FastSum":
         """The same sum, empty, with layers called as is allowed here."""
@@ -169,7 +177,7 @@ class FastSum:
             yield self._hooks
             return
         own = [p for p in self.parameters.values() if not any(p is of_head for of_head in self._of_head)]
-        with LayerHooks(own, self.layers) as self._hooks:
+        with LayerHooks(own, self.layers, self._owned) as self._hooks:
             try:
                 yield self._hooks
             finally:
@@ -209,22 +217,29 @@ class FastSum:
 
     def _add(self, pass_: Pass) -> None:
         """Clip what a pass left and add it up; a unit unsure in any block is done again, alone."""
+        factors, again = self._weights(pass_)
+        pass_.gradients.add_weighted(self.views, factors)
+        for unit in again:
+            self.add_alone(unit)
+
+    def _weights(self, pass_: Pass) -> tuple[torch.Tensor, list[int]]:
+        """What a pass's units are added up with, [blocks, u], and which of them have to be done again, alone.
+
+        These, and those that are not finite, are made exactly zero; norms and losses of all are noted.
+        """
         factors, finite = self.clip.factors(pass_.norms)
         if self.half:
             factors = rounded_down(factors, FACTOR_BITS)
-        factors = factors.to(self.total.dtype)
         doubtful = pass_.unsure[0] if len(pass_.unsure) == 1 else pass_.unsure.any(0)
         left_out = doubtful | ~finite
         any_left_out = bool(left_out.any())
         if any_left_out:
             pass_.gradients.zero(left_out)
-        pass_.gradients.add_weighted(self.views, factors)
         where = on_device(pass_.units, self.device)
         self.norms[where] = self.clip.unit_norms(pass_.norms)
         self.losses[where] = pass_.losses
-        if any_left_out:
-            for unit in pass_.units[doubtful.cpu().numpy()]:
-                self.add_alone(int(unit))
+        again = pass_.units[doubtful.cpu().numpy()].tolist() if any_left_out else []
+        return factors.to(self.dtype), again
 
     def _batch(self, positions: np.ndarray) -> tuple[Batch, torch.Tensor, AbstractContextManager[None]]:
         """Rows as a micro-batch, a coefficient for each row or packed token, and what the pass runs within."""
@@ -234,10 +249,10 @@ class FastSum:
             batch, packed = packed_batch(self.rows, indices, self.device, pad)
             each = np.zeros(packed.tokens)
             each[: self.units.lengths[positions].sum()] = np.repeat(coefficients, self.units.lengths[positions])
-            each_on_device = on_device(each, self.device, self.total.dtype)
+            each_on_device = on_device(each, self.device, self.dtype)
             return batch, each_on_device, packed_attention(self.attention, packed)
         batch = self.objective.collate(self.rows, indices, self.device, pad)
-        return batch, on_device(coefficients, self.device, self.total.dtype), nullcontext()
+        return batch, on_device(coefficients, self.device, self.dtype), nullcontext()
 
     def _loss(
         self, batch: Batch, coefficients: torch.Tensor, tape: Tape | None = None
@@ -292,6 +307,18 @@ class FastSum:
             loss += part_loss.detach()
         return gradient, loss
 
+    def _trained(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters that the sum is of, by name."""
+        return trainable_parameters(self.model)
+
+    def _owned(self, module: torch.nn.Module) -> Iterable[torch.nn.Parameter]:
+        """A layer's own parameters."""
+        return own_parameters(module)
+
+    def _found_head(self) -> torch.nn.Linear | None:
+        """The last layer, where it is computed together with the loss."""
+        return plain_head(self.model, self.settings) if type(self.objective) is CausalLanguageModel else None
+
     def _layers(self) -> dict[torch.nn.Module, tuple[str, Record]]:
         """Every module with trainable parameters of its own, its name and rule; the fused head records by itself."""
         trained = trained_layers(self.model)
@@ -306,27 +333,6 @@ class FastSum:
         added_in = torch.float32 if self.half else self.norms.dtype
         least = min(*self.clip.limits, SMALLEST_LIMIT)
         return squared.clamp(min=0).sqrt().to(self.norms.dtype), unsure(squared, spread, added_in, least)
-
-
-def unsure(
-    squared: torch.Tensor, spread: torch.Tensor, dtype: torch.dtype, least: float = SMALLEST_LIMIT
-) -> torch.Tensor:
-    """Where tokens cancel, or products underflow, so far that a norm may be off by more than CLIP_MARGIN / 2.
-
-    Rounding errors reach about eps · `spread` of the squared norm (see `gram_inner` and `UnitGradients.squared_norms`
-    for what a spread is), of which we allow for SPREAD_ALLOWED times. What is far below the least squared norm that is
-    clipped to matters to no clip: so a gradient of which one factor is exactly zero is sure.
-
-    Args:
-        squared, spread: Same shape.
-        dtype: In what products were added up.
-        least: No more than any norm that is clipped to.
-
-    Returns:
-        bool, same shape.
-    """
-    allowed = CLIP_MARGIN / 2 * squared + CLIP_MARGIN / 16 * least**2
-    return SPREAD_ALLOWED * torch.finfo(dtype).eps * spread > allowed
 
 
 @contextmanager

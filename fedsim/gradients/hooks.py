@@ -21,11 +21,16 @@ class LayerHooks:
     Args:
         parameters: Those of which no gradient may be seen.
         layers: With names and rules. Parameters of theirs that are not in `parameters` are the caller's to freeze.
+        owned: Each layer's own parameters.
     """
 
     def __init__(
-        self, parameters: Iterable[torch.nn.Parameter], layers: dict[torch.nn.Module, tuple[str, Record]]
+        self,
+        parameters: Iterable[torch.nn.Parameter],
+        layers: dict[torch.nn.Module, tuple[str, Record]],
+        owned: Callable[[torch.nn.Module], Iterable[torch.nn.Parameter]] = own_parameters,
     ) -> None:
+        self._owned = owned
         self._watched = {id(parameter): parameter for parameter in parameters}
         self._layers = layers
         self._tape: Tape | None = None
@@ -38,7 +43,7 @@ class LayerHooks:
             for parameter in self._watched.values():
                 stack.callback(parameter.register_hook(self._refuse).remove)  # type: ignore[no-untyped-call]
             for module, (name, record) in self._layers.items():
-                own = [self._watched[id(p)] for p in own_parameters(module) if id(p) in self._watched]
+                own = [self._watched[id(p)] for p in self._owned(module) if id(p) in self._watched]
                 if own:
                     stack.callback(module.register_forward_pre_hook(self._switch(own, False)).remove)
                     stack.callback(module.register_forward_hook(self._switch(own, True), always_call=True).remove)

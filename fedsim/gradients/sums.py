@@ -84,7 +84,7 @@ def clipped_sum(
         raise InvalidInput("method", method, "'fast' or 'reference'")
     device = model_device(model)
     with exact_products(device), torch.inference_mode(False), torch.enable_grad():
-        chosen = _chosen_reference(method, clip, local_steps)
+        chosen = chosen_reference(method, clip, local_steps)
         if chosen:
             note_reference(model, chosen)
         else:
@@ -147,7 +147,7 @@ def _run(asked: FastSum) -> ClippedSum | None:
         return None
 
 
-def _chosen_reference(method: str, clip: Clip, local_steps: LocalSteps | None) -> str:
+def chosen_reference(method: str, clip: Clip, local_steps: LocalSteps | None) -> str:
     """Why what is asked for takes the reference path whatever the model; empty if it need not."""
     if method == "reference":
         return "the reference path was asked for"

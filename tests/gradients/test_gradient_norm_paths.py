@@ -15,9 +15,8 @@ from fedsim.gradients import (
     SequenceClassification,
     clipped_sum,
 )
-from fedsim.gradients.fast import unsure
 from fedsim.gradients.per_unit import outer_products
-from fedsim.gradients.per_unit.products import batched_inner, squared_row_norms
+from fedsim.gradients.per_unit.products import batched_inner, squared_row_norms, unsure
 from fedsim.gradients.per_unit.unit_gradients import UnitGradients
 from fedsim.gradients.rows.segments import Segments
 from fedsim.rows import TokenRows

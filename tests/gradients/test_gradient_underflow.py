@@ -8,8 +8,9 @@ from gradient_checks import VOCABULARY, Made, Prescribed, fast_sum
 from fedsim.clip import Clip
 from fedsim.gradients import CLIP_MARGIN, CausalLanguageModel, ParameterLayout, clipped_sum
 from fedsim.gradients.clipping import SMALLEST_LIMIT
-from fedsim.gradients.fast import FastSum, unsure
+from fedsim.gradients.fast import FastSum
 from fedsim.gradients.per_unit.outer_products import bucket_norms
+from fedsim.gradients.per_unit.products import unsure
 from fedsim.gradients.units import make_units
 from fedsim.rows import TokenRows
 

@@ -103,6 +103,17 @@ class PassGradients:
             whole = [targets[name].view(-1) for name in bundle.names]
             torch._foreach_add_(whole, list(torch.split(added, bundle.sizes)))
 
+    def add_weighted_of(self, name: str, target: torch.Tensor, factors: torch.Tensor) -> None:
+        """The same of one parameter alone: target, of its shape, is what is added to."""
+        if name in self.matrices:
+            self.matrices[name].add_weighted(target, factors[self.clip.block[name]])
+        for bundle in self.bundles:
+            if name in bundle.names:
+                place = bundle.names.index(name)
+                start = sum(bundle.sizes[:place])
+                own = bundle.matrix[:, start : start + bundle.sizes[place]]
+                target.view(-1).add_(own.t() @ factors[bundle.block, bundle.units].to(own.dtype))
+
     def zero(self, units: torch.Tensor) -> None:
         """Make the gradients of units, bool [u], exactly zero: a factor of 0 would leave 0 · inf = nan."""
         for gradients in self.matrices.values():

@@ -2,6 +2,8 @@
 
 import torch
 
+from fedsim.clip import CLIP_MARGIN
+from fedsim.gradients.clipping import SMALLEST_LIMIT
 from fedsim.gradients.model import wide_dtype
 
 SPREAD_ALLOWED = 8
@@ -141,3 +143,24 @@ def add_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor, f
         target.copy_(product) if first else target.add_(product)
     else:
         target.addmm_(left.to(target.dtype), right.to(target.dtype), beta=before)
+
+
+def unsure(
+    squared: torch.Tensor, spread: torch.Tensor, dtype: torch.dtype, least: float = SMALLEST_LIMIT
+) -> torch.Tensor:
+    """Where tokens cancel, or products underflow, so far that a norm may be off by more than CLIP_MARGIN / 2.
+
+    Rounding errors reach about eps · `spread` of the squared norm (see `gram_inner` and `UnitGradients.squared_norms`
+    for what a spread is), of which we allow for SPREAD_ALLOWED times. What is far below the least squared norm that is
+    clipped to matters to no clip: so a gradient of which one factor is exactly zero is sure.
+
+    Args:
+        squared, spread: Same shape.
+        dtype: In what products were added up.
+        least: No more than any norm that is clipped to.
+
+    Returns:
+        bool, same shape.
+    """
+    allowed = CLIP_MARGIN / 2 * squared + CLIP_MARGIN / 16 * least**2
+    return SPREAD_ALLOWED * torch.finfo(dtype).eps * spread > allowed

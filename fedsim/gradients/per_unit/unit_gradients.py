@@ -129,7 +129,7 @@ class UnitGradients:
         return segments.cut(0, stop, left, right)
 
     def squared_norms(self, first: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        """Squared norms of `units`, and their spreads: how far rounding errors reach (`gram_inner`, `fast.unsure`).
+        """Squared norms of `units`, and their spreads: how far rounding errors reach (`gram_inner`, `unsure`).
 
         The spread is 0 where the norm was taken of the gradient itself. Of an outer part and rows added to it, errors
         reach as far as both are long, however short they leave their sum: an error of the cross term is

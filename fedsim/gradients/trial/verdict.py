@@ -96,6 +96,11 @@ def note_reference(model: torch.nn.Module, because: str) -> None:
     _taken[model] = GradientPaths.of(layer_kinds(model, None), set(), because=because)
 
 
+def note_paths(model: torch.nn.Module, paths: GradientPaths) -> None:
+    """Have `gradient_paths` say this of a model that was tried elsewhere."""
+    _taken[model] = paths
+
+
 def why_reference(asked: FastSum) -> str:
     """Why this model must take the reference path, in words; empty if the fast path is right for it.
 
@@ -194,7 +199,7 @@ def _tried(asked: FastSum) -> tuple[Verdict, bool]:
         longest = int(trial.units.lengths.max())
         verdict = Verdict(
             reason=reason,
-            paths=_paths_of(trial, found.cause, packed),
+            paths=paths_of(trial, found.cause, packed),
             forms=trial.forms,
             packed=packed,
             tokens=tokens,
@@ -210,7 +215,7 @@ def _longest_pass(asked: FastSum) -> int:
     return min(asked.budget, int(asked.units.lengths.sum()))
 
 
-def _paths_of(trial: FastSum, because: str, packed: bool) -> GradientPaths:
+def paths_of(trial: FastSum, because: str, packed: bool) -> GradientPaths:
     """Which way a model's layers take that was tried so."""
     kinds = trial.kinds()
     again = {name.rpartition(".")[0] for name, paths in trial.paths.items() if AGAIN in paths}
