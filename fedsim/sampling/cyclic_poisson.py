@@ -103,7 +103,10 @@ class CyclicPoisson(Sampling):
 
 @lru_cache(maxsize=4)
 def assignment(streams: Streams, num_users: int, groups: int) -> np.ndarray:
-    """The group of each user, uniform and independent, int [num_users]; the same for the whole run."""
+    """The group of each user, uniform and independent, int [num_users]; the same for the whole run.
+
+    Drawn once a run: two bytes a user, which stay.
+    """
     assigned: np.ndarray = streams().integers(groups, size=num_users, dtype=np.int32 if groups > 1 << 15 else np.int16)
     assigned.flags.writeable = False
     return assigned

@@ -41,7 +41,7 @@ class RandomAllocation(Sampling):
             return Poisson().draw(population, 1 / rounds, round, streams)
         block, place = divmod(round, rounds)
         users, ends = allocation(streams, block, population.size, rounds)
-        return users[ends[place] : ends[place + 1]]
+        return users[ends[place] : ends[place + 1]].astype(np.int64)
 
     def event(self, *, population: int, probability: float, noise_multiplier: float, group_size: int | None) -> Event:
         """What a whole block is accounted as."""
@@ -77,10 +77,13 @@ class RandomAllocation(Sampling):
         return {"sampling": self.name, "rounds-per-block": str(self.rounds_per_block(probability))}
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
 def allocation(streams: Streams, block: int, num_users: int, rounds: int) -> tuple[np.ndarray, np.ndarray]:
-    """Who joins when in a block: users by their rounds, int64 [N], and where each round begins, int64 [t + 1]."""
+    """Who joins when in a block: users by their rounds, [N], and where each round begins, int64 [t + 1].
+
+    Drawn once a block, for N/t users a round: O(a round's users) each, and four bytes a user for each of two blocks.
+    """
     drawn = streams(block).integers(rounds, size=num_users, dtype=np.int32 if rounds > 1 << 15 else np.int16)
-    users = np.argsort(drawn, kind="stable").astype(np.int64)
+    users = np.argsort(drawn, kind="stable").astype(np.int32 if num_users <= 1 << 31 else np.int64)
     users.flags.writeable = False
     return users, np.append(0, np.cumsum(np.bincount(drawn, minlength=rounds)))
