@@ -6,20 +6,17 @@ Ends with one JSON line.
 """
 
 import json
-import os
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.ingest_parts import write_parts
+from benchmarks.passes import Passes
 from benchmarks.synthetic_users import write_shards
 from fedsim.cache import default_cache
 from fedsim.data.collect import Collection
@@ -33,9 +30,6 @@ from fedsim.terminal import shown
 
 SHORT = 20
 """Letters of each of the two phrases of a text."""
-SECONDS_BETWEEN_LOOKS = 0.05
-RESET_PEAK = "5"
-"""What /proc/self/clear_refs takes for: forget how much memory this process had at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,20 +53,27 @@ class IngestBenchmark:
     def run(self) -> dict[str, Any]:
         work = Path(tempfile.mkdtemp(prefix="ingest-benchmark-", dir=self.folder))
         try:
-            if self.from_parts:
-                size = write_parts(work / "parts", self.users, self.rows, Bytes.vocab_size)
-            else:
-                (work / "data").mkdir()
-                size = write_shards(work / "data", self.users, self.rows, short_phrases())
-            print(f"{self.rows:,} texts of {self.users:,} users, {size / 1e6:,.0f} MB, {cores()} cores", flush=True)
-            measured = [str(work), self.tokenizer, self.memory_limit, str(self.rows * self.from_parts)]
-            command = [sys.executable, "-m", "benchmarks.ingest", "--measure", *measured]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            found = self.measured(work)
         finally:
             shutil.rmtree(work)
-        result = {"benchmark": "ingest", "rows": self.rows, "users": self.users, **json.loads(done.stdout)}
+        result = {"benchmark": "ingest", "rows": self.rows, "users": self.users, **found}
         report(result)
+        print(json.dumps(result))
         return result
+
+    def measured(self, work: Path) -> dict[str, Any]:
+        """Leave a store in a folder, built by a process of its own, and say what each pass took."""
+        if self.from_parts:
+            size = write_parts(work / "parts", self.users, self.rows, Bytes.vocab_size)
+        else:
+            (work / "data").mkdir()
+            size = write_shards(work / "data", self.users, self.rows, short_phrases())
+        print(f"{self.rows:,} texts of {self.users:,} users, {size / 1e6:,.0f} MB, {cores()} cores", flush=True)
+        options = [str(work), self.tokenizer, self.memory_limit, str(self.rows * self.from_parts)]
+        command = [sys.executable, "-m", "benchmarks.ingest", "--measure", *options]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
 
 
 def measure(work: str, tokenizer: str, memory_limit: str, rows: str = "0") -> dict[str, Any]:
@@ -109,74 +110,9 @@ def store_of_parts(work: Path, config: DataConfig, encoder: TextEncoder, rows: i
     collection = Collection(work, config, encoder)
     collection.run(rows, progress)
     progress("Writing the store", 0, 1)
-    manifest = {"classes": [], "tokenizer": encoder.fingerprint}
+    manifest = {"classes": [], "tokenizer": encoder.fingerprint, "apart": False, "recipe": {"data": {}}}
     collection.writer.finish(collection.names.kept(), collection.splits, manifest)
     return UserStore.open(work / "store")
-
-
-class Passes:
-    """Seconds, processor seconds and most memory of each pass of a work, of this process and its children together."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, dict[str, float]] = {}
-        self._name, self._most, self._began = "", 0, (0.0, 0.0)
-        self._lock, self._ended = threading.Lock(), threading.Event()
-        self._watch = threading.Thread(target=self._look, daemon=True)
-
-    def __enter__(self) -> "Passes":
-        self._watch.start()
-        self.begin("Beginning")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.begin("")
-        self._ended.set()
-        self._watch.join()
-
-    def begin(self, name: str) -> None:
-        """A pass has begun, unless it is the one that runs; the one before it has ended."""
-        if name == self._name:
-            return
-        with self._lock:
-            now = (time.perf_counter(), _processor_seconds())
-            if self._name:
-                most = max(self._most, _status(os.getpid(), "VmHWM"))
-                self.found[self._name] = {
-                    "seconds": now[0] - self._began[0],
-                    "processor_seconds": now[1] - self._began[1],
-                    "peak_mib": most / 2**20,
-                }
-            Path("/proc/self/clear_refs").write_text(RESET_PEAK)
-            self._name, self._most, self._began = name, 0, now
-
-    def _look(self) -> None:
-        while not self._ended.wait(SECONDS_BETWEEN_LOOKS):
-            now = sum(_status(process, "VmRSS") for process in (os.getpid(), *_children()))
-            with self._lock:
-                self._most = max(self._most, now)
-
-
-def _children() -> list[int]:
-    found: list[int] = []
-    for file in Path("/proc/self/task").glob("*/children"):
-        with suppress(OSError):  # of a thread that has ended meanwhile
-            found += map(int, file.read_text().split())
-    return found
-
-
-def _status(process: int, field: str) -> int:
-    """Bytes that the kernel says of a process; 0 of one that is gone."""
-    with suppress(OSError):
-        for line in Path(f"/proc/{process}/status").read_text().splitlines():
-            if line.startswith(f"{field}:"):
-                return 1024 * int(line.split()[1])
-    return 0
-
-
-def _processor_seconds() -> float:
-    """Of this process, and of its children that have ended."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 class Bytes:
@@ -194,9 +130,10 @@ def tokenizer_of(name: str) -> Any:
         from benchmarks.ingest import Bytes as Importable  # by a name under which other processes find it
 
         return Importable()
+    from fedsim.models.config import ModelConfig
     from fedsim.models.tokenizer import train_tokenizer
 
-    return train_tokenizer(public_texts(), 4096)
+    return train_tokenizer(public_texts(default_cache()), ModelConfig().small.vocabulary_size)
 
 
 def short_phrases() -> list[str]:
@@ -206,14 +143,13 @@ def short_phrases() -> list[str]:
 
 
 def report(result: dict[str, Any]) -> None:
-    """The passes as a table, and all as JSON."""
+    """The passes as a table."""
+    rows = {**result["passes"], "all": result}
     print(f"{'pass':24} {'seconds':>10} {'processor':>10} {'peak MiB':>10}")
-    for name, one in result["passes"].items():
+    for name, one in rows.items():
         print(f"{name:24} {one['seconds']:>10.1f} {one['processor_seconds']:>10.1f} {one['peak_mib']:>10,.0f}")
-    rate = result["rows"] / result["seconds"]
-    print(f"{'all':24} {result['seconds']:>10.1f} {result['processor_seconds']:>10.1f} {result['peak_mib']:>10,.0f}")
-    print(f"{rate:,.0f} rows a second, {result['rows'] / result['processor_seconds']:,.0f} a processor second")
-    print(json.dumps(result))
+    rates = [result["rows"] / result[name] for name in ("seconds", "processor_seconds")]
+    print(f"{rates[0]:,.0f} rows a second, {rates[1]:,.0f} a processor second")
 
 
 if __name__ == "__main__":

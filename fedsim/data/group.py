@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,9 +69,11 @@ class GroupedParts:
         }
         for name, value in settings.items():
             self.connection.execute(f"SET {name} = ?", [value])
-        # In a notebook DuckDB refuses to be told where the package that would draw the bar is missing.
-        if self.connection.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
-            self.connection.execute("SET enable_progress_bar = false")
+        # How far a query is it only knows where it could draw a bar, which in a notebook it refuses to if a package is
+        # missing.
+        self.connection.execute("SET enable_progress_bar_print = false")
+        with suppress(Exception):
+            self.connection.execute("SET enable_progress_bar = true")
         self._examples = f"read_parquet({quoted(folder / PARTS)})"
         self._token_type = token_type
         described = self.connection.execute(f"DESCRIBE SELECT * FROM {self._examples}").fetchall()

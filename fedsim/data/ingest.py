@@ -175,7 +175,7 @@ def _build(
     if cache not in output.parents:  # what is refused leaves no lock beside it
         _finished(output, recipe["key"])
         require_writable(output)
-    with _alone(output, cache), _room_for(output, cache):
+    with _alone(output, cache), _room_for(output, cache, config.memory_limit):
         if _finished(output, recipe["key"]):
             store = UserStore.open(output)
             refuse_bad_rows(config, store.manifest["bad_rows"])
@@ -210,11 +210,11 @@ def _alone(output: Path, cache: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _room_for(output: Path, cache: Path) -> Iterator[None]:
+def _room_for(output: Path, cache: Path, memory_limit: str) -> Iterator[None]:
     """While the store is written.
 
     Raises:
-        InvalidInput: If the disk is full.
+        InvalidInput: If the disk is full, or the memory that is allowed too little.
     """
     try:
         yield
@@ -222,6 +222,9 @@ def _room_for(output: Path, cache: Path) -> Iterator[None]:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
             mark in str(error) for mark in FULL
         )
+        if not full and type(error).__name__ == "OutOfMemoryException":
+            hint = "The same command with more goes on where this one stopped."
+            raise InvalidInput("data.memory-limit", memory_limit, "enough to sort what there is", hint) from error
         if not full:
             raise
         hint = "Free some space, or choose a folder elsewhere. The same command goes on where it stopped."

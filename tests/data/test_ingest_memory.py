@@ -1,0 +1,32 @@
+"""What an ingest takes of memory does not grow with rows or users, in any of its passes.
+
+Each size is ingested in a process of its own, with a limit that the smaller one reaches already. Ten million rows take
+a minute and a half of processor time: too long for every run of the tests, and growth shows in fewer as well.
+`python -m benchmarks.ingest` measures any number.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.ingest import IngestBenchmark
+
+GROWTH = 40
+"""MiB that the most memory of a pass may differ by. Of the rows that there are more, tokens alone take 90 MB behind
+the first pass; texts take 60 MB as Python has them in it, and users' names 40 MB."""
+
+
+@pytest.mark.parametrize(("from_parts", "fewer", "more"), [(False, 131_072, 524_288), (True, 400_000, 1_600_000)])
+def test_no_pass_takes_more_memory_for_more_rows_and_users(
+    tmp_path: Path, from_parts: bool, fewer: int, more: int
+) -> None:
+    found = []
+    for rows in (fewer, more):
+        folder = tmp_path / str(rows)
+        folder.mkdir()
+        benchmark = IngestBenchmark(rows=rows, users=rows // 2, memory_limit="64MB", from_parts=from_parts)
+        found.append({name: one["peak_mib"] for name, one in benchmark.measured(folder)["passes"].items()})
+    passes = ["Sorting by user", "Grouping by user", "Comparing users", "Writing the store"] if from_parts else []
+    passes = passes or ["Reading and encoding"]
+    growth = {name: found[1][name] - found[0][name] for name in passes}
+    assert all(one < GROWTH for one in growth.values()), growth
