@@ -14,7 +14,7 @@ import ray
 
 from fedsim.engine.address import joined_address
 from fedsim.engine.devices import Devices, cores_here
-from fedsim.engine.environment import HERE, forget_short_folder, short_folder
+from fedsim.engine.environment import HERE, forget_short_folder, own_import_paths, short_folder
 from fedsim.engine.same_versions import VersionsDiffer
 from fedsim.errors import Failure, InvalidInput
 
@@ -82,6 +82,10 @@ def join_or_start(
         }
         if (folder := short_folder()) is not None:
             own["_temp_dir"] = folder
+    else:
+        # What Ray's workers are told to run they import before they can be told where the driver's code lies: a clone
+        # here would meet another version there, or none.
+        own = {"runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(own_import_paths())}}}
     _connect(start_seconds, address=joined or HERE, log_to_driver=log_to_driver, **own)
     return True
 

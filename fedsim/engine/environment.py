@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import sysconfig
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,13 @@ def stay_alone_under_flower() -> None:
     os.environ["RAY_ADDRESS"] = HERE
     if (folder := short_folder()) is not None:
         os.environ["RAY_TMPDIR"] = folder
+
+
+def own_import_paths() -> list[str]:
+    """Where this process imports from beside what is installed: the working directory, a clone, PYTHONPATH."""
+    installed = {os.path.abspath(place) for place in sysconfig.get_paths().values()}
+    paths = dict.fromkeys(os.path.abspath(path or ".") for path in sys.path if os.path.exists(path or "."))
+    return [path for path in paths if not any(f"{path}/".startswith(f"{place}/") for place in installed)]
 
 
 @dataclass(frozen=True)

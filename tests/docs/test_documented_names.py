@@ -14,7 +14,10 @@ from experiments.run import COMMANDS
 
 OTHERS = {"--head", "--address", "--port", "--system-config", "--stream", "--run-config", "--dry-run"}
 OTHERS |= {"--federation-config", "--logdir", "--backend-store-uri", "--project"}
-"""Options of ray, flwr, make and trackers."""
+OTHERS |= {"--num-cpus", "--block", "--dashboard-host"}
+OTHERS |= {"--nodes", "--ntasks", "--ntasks-per-node", "--cpus-per-task", "--gpus-per-node", "--time", "--signal"}
+OTHERS |= {"--requeue", "--overlap"}
+"""Options of ray, flwr, make, trackers and Slurm."""
 
 
 @cache

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedsim.engine import environment
-from fedsim.engine.environment import forget_short_folder, short_folder, stay_alone_under_flower
+from fedsim.engine.environment import forget_short_folder, own_import_paths, short_folder, stay_alone_under_flower
 from fedsim.errors import InvalidInput
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,3 +88,12 @@ def test_only_flowers_simulation_is_kept_to_itself(
     assert "10.0.0.1:6379" in caplog.text
     assert len(os.environ["RAY_TMPDIR"]) < 30
     forget_short_folder()
+
+
+def test_import_paths_are_those_that_no_installation_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = [path for path in sys.path if "site-packages" in path or path.endswith("lib-dynload")]
+    assert installed
+    own_import_paths()  # what that reads of the standard library is read
+    monkeypatch.setattr(sys, "path", [str(tmp_path), "", "/absent", str(tmp_path), *installed])
+    monkeypatch.chdir(ROOT)
+    assert own_import_paths() == [str(tmp_path), str(ROOT)]

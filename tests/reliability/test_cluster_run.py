@@ -3,11 +3,14 @@
 import dataclasses
 import json
 import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
+from mock_clients import known_sum, request_for
 from ray.cluster_utils import Cluster
 from small_runs import trained
 
@@ -15,6 +18,7 @@ from experiments.simulation import _default_workers, gpu_share
 from fedsim.config import EngineConfig, RunConfig
 from fedsim.engine import ray_grid
 from fedsim.engine.devices import Devices
+from server.dispatch import Dispatcher
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +26,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """One node that says it has two GPUs."""
     before = os.getcwd()
     os.chdir(tmp_path_factory.mktemp("elsewhere"))
-    node = {"num_cpus": 4, "num_gpus": 2, "object_store_memory": 200 << 20, "include_dashboard": False}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    node = {
+        "ray_client_server_port": port,
+        "num_cpus": 4,
+        "num_gpus": 2,
+        "object_store_memory": 200 << 20,
+        "include_dashboard": False,
+    }
     made = Cluster(initialize_head=True, head_node_args=node)
     os.chdir(before)
     yield made
@@ -57,6 +70,15 @@ def test_relative_paths_are_the_drivers(
     assert not ray.is_initialized()
     written = json.loads((tmp_path / "run/config.json").read_text())["config"]
     assert written["data.path"] == "posts.jsonl", "the run's own settings are as they were given"
+
+
+def test_a_machine_that_is_no_node_joins_by_rays_client(cluster: Cluster) -> None:
+    port = cluster.head_node._ray_params.ray_client_server_port
+    units = np.arange(50)
+    with ray_grid.RayGrid("mock_clients:app", workers=2, address=f"ray://127.0.0.1:{port}") as grid:
+        gathered = Dispatcher(grid).gather(request_for(units, size=10_000), np.ones(len(units)))
+    assert np.array_equal(gathered.total, known_sum(units, 0, 10_000))
+    assert not ray.is_initialized()
 
 
 @pytest.mark.parametrize(
