@@ -63,7 +63,7 @@ class FormedAgain:
         """Note what norms need of the logits' gradient of a group, [n, V]; each group once, in order."""
         segments, (right, words) = self.segments.cut(units.start, units.stop, self._right, self._words)
         squares, spreads = self.squares[units], self.spreads[units]
-        for bucket in segments.buckets:
+        for bucket in segments.buckets_of(left.shape[1]):
             own = bucket.of(left, zeroed=True)
             squares[bucket.units], spreads[bucket.units], path = bucket_norms(own, bucket.of(right))
             self.paths.add(path)
@@ -81,7 +81,7 @@ class FormedAgain:
         found: list[torch.Tensor] = []
         for units in self.groups:
             segments, (right, own) = self.segments.cut(units.start, units.stop, self._right, rows)
-            for bucket in segments.buckets:
+            for bucket in segments.buckets_of(self._inputs.weight.shape[0]):
                 places = self._at_words[len(found)]
                 found.append(inner_with_rows(places, bucket.of(right), bucket.of(own, zeroed=True)))
         return torch.cat(found)

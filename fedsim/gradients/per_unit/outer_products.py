@@ -55,7 +55,8 @@ def add_outer(
 def outer_products(segments: Segments, factors: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """left^T right of each unit, [u, p, q]."""
     left, right = factors
-    parts = [batched_outer(b.of(left, zeroed=True), b.of(right)) for b in segments.buckets]
+    buckets = segments.buckets_of(max(left.shape[1], right.shape[1]))
+    parts = [batched_outer(b.of(left, zeroed=True), b.of(right)) for b in buckets]
     return end_to_end(parts)
 
 
@@ -111,7 +112,7 @@ def cross(outer: Term, lookup: Term) -> torch.Tensor:
     """Inner product a unit of left^T right and of rows at index: Σ_ts left[t, index_s] · ⟨right_t, rows_s⟩."""
     (segments, (left, right)), (others, (index, rows)) = outer, lookup
     found = []
-    for bucket in segments.buckets:
+    for bucket in segments.buckets_of(left.shape[1]):
         other = bucket if others is segments else others.bucket(bucket.units.start, bucket.units.stop)
         places = at_words(bucket.of(left, zeroed=True), other.of(index))
         found.append(inner_with_rows(places, bucket.of(right), other.of(rows, zeroed=True)))

@@ -237,9 +237,8 @@ class UnitGradients:
         return squared + gathered + 2 * inner, (spread.sqrt() + gathered.sqrt()).square()
 
     def _outer_norms(self, segments: Segments, factors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-        found = [
-            bucket_norms(bucket.of(factors[0], zeroed=True), bucket.of(factors[1])) for bucket in segments.buckets
-        ]
+        buckets = segments.buckets_of(max(factor.shape[1] for factor in factors))
+        found = [bucket_norms(bucket.of(factors[0], zeroed=True), bucket.of(factors[1])) for bucket in buckets]
         self.paths |= {path for _, _, path in found}
         return end_to_end([squared for squared, _, _ in found]), end_to_end([spread for _, spread, _ in found])
 

@@ -1,5 +1,6 @@
 """Which vectors of a pass belong to which unit: those of a unit lie next to each other."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +13,8 @@ BUCKET_SPREAD = 1.25
 """How much longer than its shortest the longest unit of a bucket may be; what is filled up is computed for nothing."""
 BUCKET_LENGTH = 128
 """On a CPU units of more vectors are in a bucket only with units of as many: each is work enough for itself."""
+WIDE = 2**12
+"""Features of a vector from which on a CPU copies none to fill units up: they are taken by themselves instead."""
 BAG_LENGTH = 64
 """Vectors that are added up one after the other; a GPU would do one long unit so, and stand still otherwise."""
 
@@ -99,9 +102,21 @@ class Segments:
     @cached_property
     def buckets(self) -> "list[Bucket]":
         """All units, in pieces of like numbers of vectors."""
+        return self._pieces(self._alike)
+
+    def buckets_of(self, features: int) -> "list[Bucket]":
+        """`buckets` for vectors of so many features: on a CPU pieces of equal numbers where a copy is dear."""
+        return self._equal if features >= WIDE and self.device.type == "cpu" else self.buckets
+
+    @cached_property
+    def _equal(self) -> "list[Bucket]":
+        return self._pieces(lambda first, other: bool(self.lengths[first] == self.lengths[other]))
+
+    def _pieces(self, together: Callable[[int, int], bool]) -> "list[Bucket]":
+        """Neighbouring units as long as each may be together with the first of them."""
         first, found = 0, []
         for stop in range(1, len(self) + 1):
-            if stop == len(self) or not self._alike(first, stop):
+            if stop == len(self) or not together(first, stop):
                 found.append(self.bucket(first, stop))
                 first = stop
         return found
