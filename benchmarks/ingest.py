@@ -26,6 +26,7 @@ from fedsim.data.ingest import build_store
 from fedsim.data.machine import cores
 from fedsim.data.sources import Progress, public_texts
 from fedsim.data.store import UserStore
+from fedsim.models.config import DEFAULT_PATH, ModelConfig
 from fedsim.terminal import shown
 
 SHORT = 20
@@ -41,7 +42,8 @@ class IngestBenchmark:
     users: int = 1_000_000
     """Users who wrote them."""
     tokenizer: str = "bytes"
-    """bytes: one token a byte, almost free, so that everything else is measured. bpe: the default model's."""
+    """bytes: one token a byte, almost free, so that everything else is measured. default: the default model's. Or the
+    folder of another model."""
     memory_limit: str = "1GB"
     """data.memory-limit."""
     from_parts: bool = False
@@ -125,12 +127,15 @@ class Bytes:
 
 
 def tokenizer_of(name: str) -> Any:
-    """ "bytes", or the default model's."""
+    """What `IngestBenchmark.tokenizer` names."""
     if name == "bytes":
         from benchmarks.ingest import Bytes as Importable  # by a name under which other processes find it
 
         return Importable()
-    from fedsim.models.config import ModelConfig
+    if name != DEFAULT_PATH:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(name)
     from fedsim.models.tokenizer import train_tokenizer
 
     return train_tokenizer(public_texts(default_cache()), ModelConfig().small.vocabulary_size)

@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.ingest import IngestBenchmark, report
 from fedsim import Callback, fine_tune
 from fedsim.memory import peak_resident_bytes
+from fedsim.models.config import DEFAULT_PATH
 from fedsim.phases import Times
 
 DELTA = 1e-8
@@ -37,6 +38,8 @@ class PopulationBenchmark:
     """Users of a round, in expectation, each with one row."""
     rounds: int = 20
     """Rounds."""
+    model: str = DEFAULT_PATH
+    """default, or the folder of another model."""
     workers: int = 2
     """Ray actors; 0 computes in the server's process."""
     folder: Path | None = None
@@ -44,10 +47,12 @@ class PopulationBenchmark:
 
     def run(self) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="population-benchmark-", dir=self.folder) as work:
-            ingest = IngestBenchmark(users=self.users, rows=self.rows, tokenizer="bpe", from_parts=self.from_parts)
+            ingest = IngestBenchmark(
+                users=self.users, rows=self.rows, tokenizer=self.model, from_parts=self.from_parts
+            )
             built = {"rows": self.rows, **ingest.measured(Path(work))}
             report(built)
-            options = map(str, (work, self.cohort, self.rounds, self.workers))
+            options = map(str, (work, self.model, self.cohort, self.rounds, self.workers))
             command = [sys.executable, "-m", "benchmarks.population", "--train", *options]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         trained = json.loads(done.stdout.splitlines()[-1])
@@ -58,12 +63,12 @@ class PopulationBenchmark:
         return result
 
 
-def train(work: str, cohort: int, rounds: int, workers: int) -> dict[str, Any]:
+def train(work: str, model: str, cohort: int, rounds: int, workers: int) -> dict[str, Any]:
     """Fine-tune on the store in a folder, and say how long everything took."""
     clock = _Clock()
     began = time.perf_counter()
     tuned = fine_tune(
-        "default",
+        model,
         f"{work}/store",
         epsilon=2.0,
         delta=DELTA,
@@ -84,19 +89,21 @@ def train(work: str, cohort: int, rounds: int, workers: int) -> dict[str, Any]:
         "in_words": times.in_words(),
         "peak_mib": peak_resident_bytes() / 2**20,
         "epsilon": tuned.statement["epsilon"]["upper"],
-        "losses": [record["loss"] for record in tuned.metrics if "loss" in record],
+        "losses": clock.losses,
     }
 
 
 @dataclass
 class _Clock(Callback):
-    """When each record was told, and the phases of the rounds that records are of."""
+    """When each record was told, held-out losses, and the phases of the rounds that records are of."""
 
     told: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
     times: Times = field(default_factory=lambda: Times(seconds={}))
 
     def on_record(self, record: dict[str, Any]) -> None:
         self.told.append(time.perf_counter())
+        self.losses += [record["loss"]] if "loss" in record else []
         if record["round"]:  # the model before training is measured as a part of the start
             self.times = self.times.added(Times.from_json(record["not_private"]["phases"]))
 
@@ -115,7 +122,7 @@ def _report(trained: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--train"]:
-        print(json.dumps(train(sys.argv[2], *map(int, sys.argv[3:]))))
+        print(json.dumps(train(*sys.argv[2:4], *map(int, sys.argv[4:]))))
     else:
         import tyro
 

@@ -122,9 +122,15 @@ class GroupedParts:
             How many such "texts" there are, in how many "examples", and the "most_users" that have one; empty for
             none.
         """
+        long = f"octet_length(tokens) >= {LONG_TEXT * self._token_type.itemsize}"
+        # Hashes first, which take little room: hardly any text is there so often, whoever has it.
+        often = (
+            f"SELECT hash(tokens) AS text FROM {self._examples} WHERE {long} "
+            f"GROUP BY text HAVING count(*) >= {MANY_USERS}"
+        )
         of_user = (
             f"SELECT hash(tokens) AS text, count(*) AS examples FROM {self._examples} "
-            f"WHERE octet_length(tokens) >= {LONG_TEXT * self._token_type.itemsize} GROUP BY text, high, low"
+            f"WHERE {long} AND hash(tokens) IN ({often}) GROUP BY text, high, low"
         )
         shared = (
             f"SELECT count(*) AS users, sum(examples) AS examples FROM ({of_user}) "
