@@ -1,5 +1,6 @@
 import json
 import sys
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -78,3 +79,16 @@ def test_the_default_is_docstrings_with_the_default_tokenizer(tmp_path, monkeypa
     assert "talkative" not in sys.modules
     kept = pq.read_table(next(tmp_path.glob("docstrings/*.parquet")))
     assert kept["module"][0].as_py() == "talkative"
+
+
+def test_prepare_that_is_ended_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ended(*arguments: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.prepare.build_store", ended)
+    monkeypatch.setattr("experiments.prepare._tokenizer", lambda *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        Prepare(output=str(tmp_path / "store")).run()
+    assert "go on with the same command: what is read and encoded is kept" in capsys.readouterr().err
