@@ -52,6 +52,8 @@ class Benchmark:
     """Rounds of stock Flower after the first."""
     pfl_sentences: tuple[int, ...] = (16,)
     """Sentences of a user at most in the small training task; one entry for each run of it."""
+    pfl_cohort: int = 100
+    """Users of a round of it."""
     pfl_rounds: int = 4
     """Rounds of the small training task, of which the first is not counted."""
     pfl_repeats: int = 3
@@ -72,7 +74,7 @@ class Benchmark:
         if "stock" in self.stages:
             result["stock_flower"] = self._stock()
         if "pfl" in self.stages:
-            tasks = [Task(most_sentences=most) for most in self.pfl_sentences]
+            tasks = [Task(most_sentences=most, cohort=self.pfl_cohort) for most in self.pfl_sentences]
             result["pfl_research"] = [self._pfl(task, n) for task in tasks for n in self.pfl_processes]
         if "roundtrip" in self.stages:
             result["roundtrip"] = self._roundtrip()
