@@ -1,5 +1,6 @@
 """A Flower Array that keeps its values, so that engines can move it without serialising it."""
 
+import functools
 from io import BytesIO
 from typing import Any
 
@@ -23,7 +24,7 @@ class HeldArray(Array):
 
     def __init__(self, values: Vector) -> None:
         self.__dict__.update(
-            dtype=str(values.dtype).removeprefix("torch."),
+            dtype=_name(values.dtype),
             shape=tuple(values.shape),
             stype="numpy.ndarray",
             _held=values,
@@ -73,8 +74,19 @@ class HeldArray(Array):
         return f"HeldArray(dtype={self.dtype}, shape={self.shape})"
 
 
+@functools.cache
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+class OwnArray(HeldArray):
+    """One whose values came for its receiver alone, who may write to them."""
+
+
 def held(array: Array) -> Vector:
-    """An array's values: a tensor as it is, anything else as a read-only numpy array; nothing is copied."""
+    """An array's values: a tensor or the receiver's own as they are, anything else read-only; nothing is copied."""
+    if isinstance(array, OwnArray):
+        return array.held
     if isinstance(array, HeldArray) and not isinstance(array.held, np.ndarray):
         return array.held
     return array.numpy()

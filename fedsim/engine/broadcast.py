@@ -1,48 +1,80 @@
-"""Large records travel through Ray's object store, once a round however many workers read them."""
+"""Large records go to workers once a round however many they are: in shared memory, or in Ray's object store."""
 
 import weakref
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import ray
 from flwr.app import ArrayRecord, RecordDict
 
 from fedsim.engine.arrays import HeldArray, stored_bytes
+from fedsim.engine.segments import Segments, SharedVector
 
-StoredRecord: TypeAlias = "ray.ObjectRef[ArrayRecord]"
-"""A record's copy in Ray's object store. In quotes: at run time Ray's reference takes no type."""
+SharedRecord: TypeAlias = dict[str, SharedVector]
+"""A record whose arrays lie in this process's segments."""
+StoredRecord: TypeAlias = "ray.ObjectRef[ArrayRecord] | SharedRecord"
+"""A record's copy: in Ray's object store, or in segments. In quotes: at run time Ray's reference takes no type."""
 
 INLINE_BYTES = 100 * 1024
 """Records below this size go inside the message, as Ray does with small arguments."""
 
 
 class Broadcasts:
-    """Remembers which records are already in the object store.
+    """Remembers which records are already where workers can read them.
 
     A record is known by its identity and its round (Flower's group id), as long as somebody holds it; after that its
     shared copy is freed. A record put twice for two rounds is stored twice, so that changing it in between is safe.
+
+    Workers on this machine read it in a segment of this process, whose pages serve again in later rounds: once the
+    record is gone, and every message with it was answered or given up. A worker whose message was given up may go on
+    and read the parameters of two rounds at once; its reply is then never taken.
+
+    Args:
+        segments: Where copies for workers on this machine lie.
     """
 
-    def __init__(self) -> None:
-        self._stored: dict[int, tuple[weakref.ref[ArrayRecord], str, StoredRecord]] = {}
+    def __init__(self, segments: Segments) -> None:
+        self._segments = segments
+        self._stored: dict[tuple[int, bool], tuple[weakref.ref[ArrayRecord], str, Any]] = {}
 
-    def split(self, content: RecordDict, group: str) -> tuple[RecordDict, list[str], list[StoredRecord]]:
-        """Content without its large array records, their names, and references to their stored copies."""
-        small, names, references = RecordDict(), [], []
+    def split(self, content: RecordDict, group: str, near: bool) -> tuple[RecordDict, list[str], list[StoredRecord]]:
+        """Content without its large array records, their names, and where their copies are.
+
+        Args:
+            content: Of a message.
+            group: Its round.
+            near: Whether the worker can read this process's segments.
+        """
+        small, names, copies = RecordDict(), [], []
         for name, record in content.items():
             if isinstance(record, ArrayRecord) and stored_bytes(record) >= INLINE_BYTES:
                 names.append(name)
-                references.append(self._reference(record, group))
+                copies.append(self._copy(record, group, near and all(type(a) is HeldArray for a in record.values())))
             else:
                 small[name] = record
-        return small, names, references
+        return small, names, copies
 
-    def _reference(self, record: ArrayRecord, group: str) -> StoredRecord:
-        known = self._stored.get(id(record))
+    def _copy(self, record: ArrayRecord, group: str, near: bool) -> StoredRecord:
+        key = (id(record), near)
+        known = self._stored.get(key)
         if known is not None and known[0]() is record and known[1] == group:
-            return known[2]
+            found: StoredRecord = known[2]
+            return found
+        self._stored.pop(key, None)  # of another round: its segment serves again if nobody reads it
+        copy = self._share(record) if near else self._put(record)
+        self._stored[key] = (weakref.ref(record, lambda _: self._stored.pop(key, None)), group, copy)
+        return copy
+
+    def _share(self, record: ArrayRecord) -> SharedRecord:
+        shared = {}
+        for name, array in record.items():
+            values = array.numpy()
+            lent, place = self._segments.lend(values.shape, values.dtype)
+            lent[...] = values
+            shared[name] = SharedVector(place, str(values.dtype), values.shape, lent)
+        return shared
+
+    def _put(self, record: ArrayRecord) -> StoredRecord:
         reference = ray.put(record)
-        key = id(record)
-        self._stored[key] = (weakref.ref(record, lambda _: self._stored.pop(key, None)), group, reference)
         # From now on the driver reads the shared copy too, and its private one can be freed.
         for name, shared in ray.get(reference).items():
             array = record[name]

@@ -9,27 +9,22 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import ray
-from flwr.app import ArrayRecord, Message, RecordDict, UserConfig
+from flwr.app import Message, RecordDict, UserConfig
 from flwr.common.constant import ErrorCode
 
-from fedsim.engine.arrays import array_record, stored_bytes
-from fedsim.engine.broadcast import Broadcasts
 from fedsim.engine.carried import Folder, carry
 from fedsim.engine.cluster import join_or_start, leave, require_room
 from fedsim.engine.environment import HERE, Whereabouts
 from fedsim.engine.grid import WaitingGrid, error_reply, stamp
-from fedsim.engine.messages import FLAT, TOTAL
-from fedsim.engine.node_sums import PAYS_FROM_BYTES, NodeSums, StoredVector, SummingActors
+from fedsim.engine.node_sums import PAYS_FROM_BYTES
 from fedsim.engine.resident import ClientAppSource
-from fedsim.engine.resident_actor import Place, ResidentActor
+from fedsim.engine.resident_actor import ResidentActor
 from fedsim.engine.same_versions import VersionsDiffer, require_same_versions
-from fedsim.engine.sums import ServerSum, Sums, SumsWanted
+from fedsim.engine.sums import Sums, SumsWanted
+from fedsim.engine.transport import Carried, Transport, is_large, same_message
 from fedsim.errors import Failure, InvalidInput
 from fedsim.versions import versions
-
-LARGE_REPLY_BYTES = 64 << 20
 
 START_ATTEMPTS = 3
 """How often a worker is started whose node turns out to be gone."""
@@ -44,6 +39,10 @@ class _Slot:
     described: "ray.ObjectRef[dict[str, str]]"
     started: "ray.ObjectRef[int] | None"
     pid: int = 0
+    near: bool | None = None
+    """Whether segments of this process reach it; None before it was asked."""
+    owed: int = 0
+    """Messages that it has not answered."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,8 @@ class _Sent:
 
     message: Message
     slot: _Slot | None
-    reply: "ray.ObjectRef[Any]"
+    carried: Carried
     deadline: float
-    total: "ray.ObjectRef[np.ndarray] | None" = None
 
 
 class RayGrid(WaitingGrid):
@@ -115,8 +113,7 @@ class RayGrid(WaitingGrid):
         self._timeout = math.inf if timeout is None else timeout
         self._start_timeout = start_timeout
         self._sent: dict[str, _Sent] = {}
-        self._broadcasts = Broadcasts()
-        self._summing, self._totals_stay = SummingActors(), False
+        self._transport = Transport()
         self._slots: dict[int, _Slot] = {}
         self._owns_ray = join_or_start(
             address,
@@ -207,8 +204,8 @@ class RayGrid(WaitingGrid):
 
     def sums(self, wanted: SumsWanted, size_bytes: int, patience: float) -> Sums:
         """Where the sums of the messages that are pushed from now on are formed; see `WaitingGrid.sums`."""
-        self._totals_stay = wanted == "nodes" or (wanted == "auto" and size_bytes >= PAYS_FROM_BYTES and self._shared)
-        return NodeSums(self._summing, patience) if self._totals_stay else ServerSum()
+        on_nodes = wanted == "nodes" or (wanted == "auto" and size_bytes >= PAYS_FROM_BYTES and self._shared)
+        return self._transport.sums(on_nodes, size_bytes, patience)
 
     @property
     def _shared(self) -> bool:
@@ -227,23 +224,27 @@ class RayGrid(WaitingGrid):
         slot = self._slots.get(message.metadata.dst_node_id)
         if slot is None:
             return self._refuse(message)
-        content, names, references = self._broadcasts.split(message.content, message.metadata.group_id)
-        light = _same_message(message, content)
+        if slot.near is None:
+            slot.near = self._transport.reaches(slot.actor)
+        carried = self._transport.send(message, slot.actor, near=slot.near, busy=slot.owed > 0)
+        slot.owed += 1
         deadline = time.monotonic() + self._seconds_for(message)
-        asked, total = _same_message(message, RecordDict()), None
-        if self._totals_stay:
-            reply, total = slot.actor.answer_apart.options(num_returns=2).remote(light, names, *references)
-        else:
-            reply = slot.actor.answer.remote(light, names, *references)
-        self._sent[message_id] = _Sent(asked, slot, reply, deadline, total)
+        self._sent[message_id] = _Sent(same_message(message, RecordDict()), slot, carried, deadline)
         return message_id
+
+    def _settled(self, message_id: str) -> _Sent:
+        """A message that is not under way any more."""
+        sent = self._sent.pop(message_id)
+        if sent.slot is not None:
+            sent.slot.owed -= 1
+        return sent
 
     def _refuse(self, message: Message) -> str:
         """Answer for a worker that does not exist (any more)."""
         node = message.metadata.dst_node_id
         reason = self.lost.get(node, f"there is no worker {node}")
         reply = ray.put(error_reply(message, ErrorCode.NODE_UNAVAILABLE, reason))
-        self._sent[message.metadata.message_id] = _Sent(message, None, reply, math.inf)
+        self._sent[message.metadata.message_id] = _Sent(message, None, Carried(reply), math.inf)
         return message.metadata.message_id
 
     def _seconds_for(self, message: Message) -> float:
@@ -251,7 +252,7 @@ class RayGrid(WaitingGrid):
 
     def wait(self, message_ids: Iterable[str], timeout: float | None = None) -> list[Message]:
         """Replies that are there, or the first to come; see `WaitingGrid.wait`."""
-        sent = {self._sent[i].reply: i for i in message_ids if i in self._sent}
+        sent = {self._sent[i].carried.reply: i for i in message_ids if i in self._sent}
         if not sent:
             return []
         patience = min(self._sent[i].deadline for i in sent.values()) - time.monotonic()
@@ -260,18 +261,16 @@ class RayGrid(WaitingGrid):
         ready, _ = ray.wait(list(sent), num_returns=1, timeout=max(0.0, patience))
         if ready and len(sent) > 1:
             ready, _ = ray.wait(list(sent), num_returns=len(sent), timeout=0)
-        replies = [self._receive(self._sent.pop(sent[reference])) for reference in ready]
+        replies = [self._receive(self._settled(sent[reference])) for reference in ready]
         return replies or self._expire(sent.values())
 
     def _receive(self, sent: _Sent) -> Message:
         try:
-            if sent.total is not None:
-                light, place = ray.get(sent.reply)
-                return _with_stored(light, place, sent.total)
-            reply: Message = ray.get(sent.reply)
+            reply = self._transport.receive(sent.carried)
             self._let_worker_free(sent, reply)
             return reply
         except ray.exceptions.RayError as failure:
+            self._transport.forget(sent.carried)
             self._replace(sent.slot)
             return error_reply(sent.message, ErrorCode.NODE_UNAVAILABLE, _reason(failure))
 
@@ -280,10 +279,7 @@ class RayGrid(WaitingGrid):
 
         Otherwise the two overlap, and the peak is one model higher. Skipped where the worker has more to do.
         """
-        if sent.slot is None or any(other.slot is sent.slot for other in self._sent.values()):
-            return
-        records = reply.content.values() if reply.has_content() else ()
-        if sum(stored_bytes(record) for record in records if isinstance(record, ArrayRecord)) >= LARGE_REPLY_BYTES:
+        if sent.slot is not None and is_large(reply) and not sent.slot.owed:
             ray.wait([sent.slot.actor.rest.remote()], timeout=10.0)
 
     def _expire(self, message_ids: Iterable[str]) -> list[Message]:
@@ -291,7 +287,8 @@ class RayGrid(WaitingGrid):
         now = time.monotonic()
         replies = []
         for message_id in [i for i in message_ids if self._sent[i].deadline <= now]:
-            sent = self._sent.pop(message_id)
+            sent = self._settled(message_id)
+            self._transport.forget(sent.carried)
             self._replace(sent.slot)
             reason = f"no answer in {self._seconds_for(sent.message):g} s"
             replies.append(error_reply(sent.message, ErrorCode.MESSAGE_UNAVAILABLE, reason))
@@ -300,8 +297,7 @@ class RayGrid(WaitingGrid):
     def close(self) -> None:
         """Stop the workers, and the Ray cluster if it was started here."""
         self._sent.clear()
-        self._broadcasts.clear()
-        self._summing.close()
+        self._transport.close()
         for slot in self._slots.values():
             ray.kill(slot.actor, no_restart=True)
         self._slots.clear()
@@ -312,20 +308,6 @@ class RayGrid(WaitingGrid):
 
 class WorkersDidNotStart(Failure):
     """Workers that should have started did not."""
-
-
-def _same_message(message: Message, content: RecordDict) -> Message:
-    """A message with the same metadata and other content."""
-    # Flower's own constructor for messages that exist already; its overloads name the public ones alone.
-    same: Message = Message(content, metadata=message.metadata)  # type: ignore[call-overload]
-    return same
-
-
-def _with_stored(reply: Message, place: Place | None, total: "ray.ObjectRef[np.ndarray]") -> Message:
-    """A reply whose large sum stays where it lies, named in its place."""
-    if place is not None:
-        reply.content[TOTAL] = array_record(**{FLAT: StoredVector(total, *place)})
-    return reply
 
 
 def _reason(failure: ray.exceptions.RayError) -> str:

@@ -67,7 +67,8 @@ class ServerSum(Sums):
     def put(self, total: Vector) -> None:
         """Add what was checked."""
         if self._total is None:
-            self._total, self._own = total, False  # not ours to write to; copied where no other one comes
+            # Not ours to write to, unless it can be: then it is copied where no other one comes.
+            self._total, self._own = total, isinstance(total, np.ndarray) and total.flags.writeable
         elif self._own:
             self._total += total
         else:

@@ -79,7 +79,10 @@ def test_a_worker_that_hangs_is_timed_out_and_replaced(cluster: Cluster, tmp_pat
         hung = int(gathered.failures[0].split("worker ")[1][0])
         gathered = Dispatcher(grid).gather(request_for(UNITS, round=1, size=SIZE), COSTS)
         assert not gathered.failures
-        assert not Path(f"/proc/{before[hung]}").exists()
+        deadline = time.monotonic() + 30
+        while Path(f"/proc/{before[hung]}").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
 
 def test_a_worker_that_is_frozen_is_timed_out(cluster: Cluster) -> None:
@@ -124,6 +127,8 @@ def test_a_node_that_dies_in_a_round_has_its_units_computed_elsewhere(cluster: C
     with RayGrid(
         "mock_clients:app", {"gate": str(gate)}, workers=5, cpus_per_worker=2, address=cluster.address
     ) as grid:
+        for slot in grid._slots.values():
+            slot.near = False  # as on machines of their own, or the dead node's worker might answer through segments
         killer = threading.Timer(0.2, remove_node)
         killer.start()
         gathered = Dispatcher(grid).gather(request_for(UNITS, size=SIZE), COSTS)

@@ -66,6 +66,18 @@ def grid(cluster: Cluster) -> Iterator[RayGrid]:
         yield made
 
 
+@pytest.fixture(params=["segments", "object store"])
+def way(grid: RayGrid, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Workers that this process's segments reach, and the same as if they were on another machine."""
+    grid.send_and_receive([Message(RecordDict(), node, TRAIN) for node in grid.get_node_ids()])
+    assert all(slot.near for slot in grid._slots.values())
+    for slot in grid._slots.values():
+        slot.near = request.param == "segments"
+    yield request.param
+    for slot in grid._slots.values():
+        slot.near = True
+
+
 def looks(grid: RayGrid, size: int = 100_000) -> list[Message]:
     content = request_for(UNITS, size=size).to_record()
     return list(grid.send_and_receive([Message(content, node, "query.look") for node in grid.get_node_ids()]))
@@ -76,7 +88,7 @@ def test_actors_land_on_every_node(grid: RayGrid) -> None:
     assert sorted(nodes.count(node) for node in set(nodes)) == [2, 2]
 
 
-def test_what_a_client_sees(grid: RayGrid) -> None:
+def test_what_a_client_sees(grid: RayGrid, way: str) -> None:
     seen = [dict(reply.content.config_records["seen"]) for reply in looks(grid)]
     assert {s["partition"] for s in seen} == {0, 1, 2, 3}
     for s in seen:
@@ -96,8 +108,8 @@ def test_replies_are_read_from_shared_memory(grid: RayGrid) -> None:
     assert not total.__dict__["_held"].flags.owndata
 
 
-def test_a_broadcast_is_stored_once_a_round_and_freed_with_its_record(grid: RayGrid) -> None:
-    stored = grid._broadcasts._stored
+def test_a_broadcast_is_stored_once_a_round_and_freed_with_its_record(grid: RayGrid, way: str) -> None:
+    stored = grid._transport._broadcasts._stored
     stored.clear()
     request = request_for(UNITS, size=100_000)
     for _ in range(3):
@@ -109,7 +121,7 @@ def test_a_broadcast_is_stored_once_a_round_and_freed_with_its_record(grid: RayG
     assert reference not in [entry[2] for entry in stored.values()]
 
 
-def test_a_record_that_changes_between_rounds_is_sent_again(grid: RayGrid) -> None:
+def test_a_record_that_changes_between_rounds_is_sent_again(grid: RayGrid, way: str) -> None:
     request = request_for(UNITS, size=100_000)
     for round, value in enumerate([1.0, 2.0]):
         request.shared["flat"] = HeldArray(np.full(100_000, value, dtype=np.float32))
@@ -118,7 +130,7 @@ def test_a_record_that_changes_between_rounds_is_sent_again(grid: RayGrid) -> No
         assert reply.content.config_records["seen"]["first"] == value
 
 
-def test_writing_to_what_was_sent_does_not_reach_the_workers(grid: RayGrid) -> None:
+def test_writing_to_what_was_sent_does_not_reach_the_workers(grid: RayGrid, way: str) -> None:
     flat = np.ones(100_000, dtype=np.float32)
     record = request_for(UNITS).to_record()
     record["parameters"] = parameters_record(flat)
@@ -131,7 +143,7 @@ def test_writing_to_what_was_sent_does_not_reach_the_workers(grid: RayGrid) -> N
 
 @pytest.mark.parametrize("units_per_message", [None, 1])
 @pytest.mark.parametrize("size", [40, 100_000])
-def test_sums_equal_those_of_one_process(grid: RayGrid, units_per_message: int | None, size: int) -> None:
+def test_sums_equal_those_of_one_process(grid: RayGrid, way: str, units_per_message: int | None, size: int) -> None:
     request = request_for(UNITS, round=3, size=size)
     gathered = Dispatcher(grid, units_per_message=units_per_message).gather(request, COSTS)
     alone = Dispatcher(LocalGrid(make_app())).gather(request, COSTS)
