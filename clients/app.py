@@ -1,12 +1,16 @@
 """The Flower ClientApp: the same on Ray actors, in this process, and under `flwr run`."""
 
+import functools
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients.worker import Worker, resident_worker
+from clients.group import Group
+from clients.worker import Worker
+from fedsim.config import RunConfig, from_flat
 from fedsim.engine.environment import stay_alone_under_flower
 from fedsim.engine.evaluation_messages import EvaluateReply, EvaluateRequest
 from fedsim.engine.messages import TrainReply, TrainRequest, refusal_record
@@ -14,7 +18,7 @@ from fedsim.engine.same_inputs import InputsDiffer
 from fedsim.engine.slices import TrialRequest, timed
 
 
-def app_of(worker_for: Callable[[Mapping[str, Any]], Worker]) -> ClientApp:
+def app_of(worker_for: Callable[[Mapping[str, Any]], Worker | Group]) -> ClientApp:
     """A ClientApp that answers with a worker.
 
     Args:
@@ -50,6 +54,17 @@ def _answer(message: Message, work: Callable[[RecordDict], TrainReply | Evaluate
     except InputsDiffer as refusal:
         record = refusal_record(refusal)
     return Message(record, reply_to=message)
+
+
+def resident_worker(run_config: Mapping[str, Any]) -> Worker | Group:
+    """The worker of this process for a run; built at its first message."""
+    return _worker(json.dumps(dict(run_config), sort_keys=True))
+
+
+@functools.lru_cache(maxsize=1)
+def _worker(run_config: str) -> Worker | Group:
+    config = from_flat(RunConfig, json.loads(run_config))
+    return Group(config) if config.engine.devices_per_worker > 1 else Worker.of(config)
 
 
 stay_alone_under_flower()

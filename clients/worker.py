@@ -1,11 +1,9 @@
 """What stays in a client process between messages: the model, the store, and the micro-batch that fits."""
 
-import functools
-import json
 import logging
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self, TypeVar
 
@@ -15,7 +13,7 @@ import torch
 from clients.computing import Computing
 from clients.repeatable import compute_repeatably
 from fedsim.clip import Clip
-from fedsim.config import RunConfig, from_flat
+from fedsim.config import RunConfig
 from fedsim.engine.exact import quantise
 from fedsim.engine.same_inputs import Inputs, require_same_inputs
 from fedsim.engine.work import Done, HeldOutDone, HeldOutWork, Vector, Work
@@ -33,7 +31,7 @@ from fedsim.gradients import (
 )
 from fedsim.gradients.clipping import LARGEST_NORM
 from fedsim.memory import peak_resident_bytes
-from fedsim.models.evaluate import evaluate_rows
+from fedsim.models.evaluate import EvaluationByUnit, evaluate_rows
 from fedsim.models.load import embedded_tokens
 from fedsim.plan import Plan, plan_from_json
 from fedsim.resources import computing_device, open_resources
@@ -56,6 +54,7 @@ class Worker:
         computing: How.
         vocabulary: Tokens that trial work is made of.
         inputs: What data and base model these are; None where they are the server's own objects.
+        device: Where to compute; None: on this process's GPU, if it has one.
     """
 
     def __init__(
@@ -66,15 +65,16 @@ class Worker:
         computing: Computing,
         vocabulary: int = 1,
         inputs: Inputs | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        self.device = computing_device()
+        self.device = device or computing_device()
         if computing.exact:
             compute_repeatably(self.device, computing.threads)
-        self.model = model.to(self.device)
         self.objective = objective
         self.store = store
         self.computing = computing
-        self.layout = ParameterLayout.of(self.model)
+        self.layout = ParameterLayout.of(model)
+        self.model = self._placed(model)
         self.sizes = self.layout.sizes
         self.vocabulary = vocabulary
         self.inputs = inputs
@@ -83,12 +83,12 @@ class Worker:
         self._ahead: tuple[tuple[str, int, int, bytes], Future[Fetched] | None] = (("", -1, 0, b""), None)
 
     @classmethod
-    def of(cls, config: RunConfig) -> Self:
-        """The worker of a run, with the configured model and store opened."""
+    def of(cls, config: RunConfig, device: torch.device | None = None) -> Self:
+        """The worker of a run, with the configured model and store opened; on a device of the caller's choice."""
         resources = open_resources(config)
         loaded, inputs = resources.loaded, resources.inputs
         computing, vocabulary = Computing.of(config, resources.row_tokens), embedded_tokens(loaded)
-        return cls(loaded.model, loaded.objective, resources.store, computing, vocabulary, inputs)
+        return cls(loaded.model, loaded.objective, resources.store, computing, vocabulary, inputs, device)
 
     def train(self, request: Work) -> Done:
         """The clipped sum over the request's units: a tensor where the parameters are one, on their device.
@@ -106,7 +106,7 @@ class Worker:
         rows, unit_ids = self._fetched(plan, request)
         self._fetch_ahead(plan, request)
         loaded = time.perf_counter()
-        self.layout.load(self.model, as_tensor(request.parameters))
+        self._load(request.parameters)
         compute = self._exact if request.resolution else self._clipped
         computing = time.perf_counter()
         if len(rows):
@@ -115,8 +115,7 @@ class Worker:
             result = self._nothing(request)
         statistics, norms = _statistics(result, request, rows)  # waits for the device, so that its time is known
         computed = time.perf_counter()
-        given = request.parameters
-        total = result.total.to(given.device) if isinstance(given, torch.Tensor) else result.total.cpu().numpy()
+        total = self._delivered(result, request)
         costs = {
             "memory_bytes": float(self._memory_bytes),
             "load_seconds": loaded - fetching,
@@ -142,17 +141,32 @@ class Worker:
         """
         require_same_inputs(request.inputs, self.inputs)
         rows = self.store.split(request.split).take(request.rows)
-        self.layout.load(self.model, as_tensor(request.parameters))
-        losses = self._with_memory_left(
-            lambda tokens: evaluate_rows(
-                self.model, rows, self.objective, max_tokens=tokens, device=self.device, autocast=self._autocast
-            )
-        )
+        self._load(request.parameters)
+        losses = self._with_memory_left(lambda tokens: self._evaluated(rows, tokens))
         return HeldOutDone(
             rows=request.rows,
             loss_sum=losses.loss_sum,
             label_count=losses.label_count,
             correct=losses.correct,
+        )
+
+    def _placed(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The model where it computes."""
+        return model.to(self.device)
+
+    def _load(self, parameters: Vector) -> None:
+        """Give the model a request's parameters."""
+        self.layout.load(self.model, as_tensor(parameters))
+
+    def _delivered(self, result: ClippedSum, request: Work) -> Vector:
+        """The sum as it is answered: a tensor where the parameters are one, on their device."""
+        given = request.parameters
+        return result.total.to(given.device) if isinstance(given, torch.Tensor) else result.total.cpu().numpy()
+
+    def _evaluated(self, rows: TokenRows, tokens: int | None) -> EvaluationByUnit:
+        """Losses of rows, each on its own."""
+        return evaluate_rows(
+            self.model, rows, self.objective, max_tokens=tokens, device=self.device, autocast=self._autocast
         )
 
     def work(self, max_tokens: int) -> int:
@@ -311,13 +325,3 @@ def _statistics(result: ClippedSum, request: Work, rows: TokenRows) -> tuple[dic
         "tokens": float(len(rows.tokens)),
     }
     return sums, norms.astype(np.float32)
-
-
-def resident_worker(run_config: Mapping[str, Any]) -> Worker:
-    """The worker of this process for a run; built at its first message."""
-    return _worker(json.dumps(dict(run_config), sort_keys=True))
-
-
-@functools.lru_cache(maxsize=1)
-def _worker(run_config: str) -> Worker:
-    return Worker.of(from_flat(RunConfig, json.loads(run_config)))

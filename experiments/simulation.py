@@ -12,6 +12,7 @@ from fedsim.config import RunConfig, to_flat
 from fedsim.data.config import DataConfig
 from fedsim.engine.devices import Devices
 from fedsim.engine.grid import WaitingGrid
+from fedsim.gradients.sharded.blocks import blocks_of
 from fedsim.resources import Resources, open_resources
 from fedsim.terminal import say, shown, waiting
 
@@ -36,6 +37,8 @@ def simulated_clients(config: RunConfig) -> Iterator[Grid]:
     with shown() as progress:
         resources = open_resources(config, progress)
         size = resources.loaded.layout.size
+    if config.engine.devices_per_worker > 1:
+        blocks_of(resources.loaded.model, resources.loaded.objective)  # else each worker would refuse the model
     if config.engine.kind == "local":
         from fedsim.engine.local import LocalGrid
 
@@ -91,8 +94,8 @@ def ray_grid(config: RunConfig, workers: int, parameters: int, devices: Devices)
         CLIENT_APP,
         to_flat(config),
         workers=workers,
-        cpus_per_worker=engine.cpus_per_worker,
-        gpus_per_worker=engine.gpus_per_worker or gpu_share(workers, devices.gpus),
+        cpus_per_worker=engine.cpus_per_worker * engine.devices_per_worker,
+        gpus_per_worker=engine.gpus_per_worker or gpu_share(workers, devices.gpus, engine.devices_per_worker),
         address=engine.address,
         object_store_bytes=max(shared, LEAST_SHARED_BYTES),
         timeout=engine.timeout_seconds,
@@ -132,11 +135,14 @@ def with_measured_slices(config: RunConfig, parameters: int, row_tokens: int, de
 
 def _default_workers(config: RunConfig, devices: Devices) -> int:
     """One a GPU, or as many as their share of it leaves room for; few where there is no GPU."""
-    share = config.engine.gpus_per_worker or 1.0
+    share = config.engine.gpus_per_worker or float(config.engine.devices_per_worker)
     room = math.floor(devices.gpus / share) if share >= 1 else devices.gpus * math.floor(1 / share + 1e-9)
     return room or FEW
 
 
-def gpu_share(workers: int, gpus: int) -> float:
-    """A GPU for each worker; where there are fewer, an equal share for all on one; 0 where there is none."""
+def gpu_share(workers: int, gpus: int, devices_per_worker: int = 1) -> float:
+    """GPUs of each worker: one for each of its devices; where there are fewer, an equal share for all on one; 0 where
+    there is none."""
+    if devices_per_worker > 1:
+        return float(devices_per_worker) if gpus else 0.0
     return 1.0 / max(1, math.ceil(workers / gpus)) if gpus else 0.0

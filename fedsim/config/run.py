@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Self
 
+from fedsim.config.devices import require_possible_group, require_shardable
 from fedsim.config.plan import PlanConfig
 from fedsim.data.config import DataConfig
 from fedsim.errors import InvalidInput
@@ -101,6 +102,9 @@ class EngineConfig:
     gpus_per_worker: float = 0.0
     """Share of a GPU for one actor: 0.25 places four actors on each GPU. By default a whole one, or where more workers
     are asked for than the cluster has GPUs, an equal share."""
+    devices_per_worker: int = 1
+    """Devices of one worker, on one machine. More than one shard the model among them (FSDP2): for models that one
+    GPU has no room for. Each has cpus_per_worker cores and a GPU of its own, where there are GPUs."""
     users_per_message: int = 0
     """Users a message stands for; 0 sends one message a worker, 1 is the literal one-client-one-message mode."""
     address: str | None = None
@@ -136,6 +140,7 @@ class EngineConfig:
         require_at_least("engine.gpus-per-worker", self.gpus_per_worker, 0)
         require_at_least("engine.users-per-message", self.users_per_message, 0)
         require_at_least("engine.max-tokens", self.max_tokens, 0)
+        require_at_least("engine.devices-per-worker", self.devices_per_worker, 1)
         require_positive("engine.timeout-seconds", self.timeout_seconds)
         require_positive("engine.start-seconds", self.start_seconds)
         require_at_least("engine.attempts", self.attempts, 1)
@@ -145,6 +150,10 @@ class EngineConfig:
         if self.kind == "local" and self.sums not in ("auto", "server"):
             hint = "Only workers on Ray form sums where they are: take --engine.kind ray."
             raise InvalidInput("engine.sums", self.sums, "auto or server with --engine.kind local", hint)
+        if self.devices_per_worker > 1:
+            require_possible_group(
+                self.devices_per_worker, self.kind, self.workers, self.compile, self.gpus_per_worker
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +255,8 @@ class RunConfig:
         if self.model.checkpointing and self.engine.compile == "on":
             hint = "A compiled pass keeps what layers read, which is what checkpointing saves."
             raise InvalidInput("engine.compile", self.engine.compile, "auto or off with --model.checkpointing", hint)
+        if self.engine.devices_per_worker > 1:
+            require_shardable(self.plan.local_steps, self.model.quantise)
         if self.noise.secure and self.noise_seed is not None:
             raise InvalidInput("noise-seed", self.noise_seed, "unset with --noise.secure", "Secure noise has no seed.")
         if self.noise.secure and not MECHANISMS.named(self.plan.mechanism).secure:

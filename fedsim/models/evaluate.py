@@ -181,8 +181,14 @@ def evaluate_rows(
     max_tokens: int | None = None,
     device: torch.device | str | None = None,
     autocast: torch.dtype | None = None,
+    turn: tuple[int, int] = (0, 1),
 ) -> EvaluationByUnit:
-    """As evaluate, for each row on its own: arrays aligned with indices (or with all rows)."""
+    """As evaluate, for each row on its own: arrays aligned with indices (or with all rows).
+
+    Args:
+        turn: Of a model that a group of processes shares out: which of how many this one is. Batches are dealt out to
+            them, a process that has none left does one again to keep in step, and rows of others are left at zero.
+    """
     lengths = rows.lengths if isinstance(rows, TokenRows) else rows.row_lengths
     read = np.arange(len(lengths)) if indices is None else np.asarray(indices)
     place = torch.device(device) if device is not None else next(model.parameters()).device
@@ -193,11 +199,16 @@ def evaluate_rows(
     found: list[tuple[np.ndarray, RowLosses]] = []
     # Autocast keeps the weights that it has cast until it ends: once for all batches.
     with torch.inference_mode(), autocasting(place, autocast):
-        for places in _batches(lengths[read], max_tokens or _default_max_tokens(model, objective, head, place)):
+        batches = list(_batches(lengths[read], max_tokens or _default_max_tokens(model, objective, head, place)))
+        rank, ranks = turn
+        for first in range(0, len(batches), ranks):
+            busy = first + rank < len(batches)
+            places = batches[first + rank if busy else first]
             part, chosen = _look_up(rows, read[places])
             batch = objective.collate(part, chosen, place, pad_token_of(model))
             losses = objective.row_losses(model, batch) if head is None else _in_chunks(model, head, objective, batch)
-            found.append((places, losses))
+            if busy:
+                found.append((places, losses))
     for places, losses in found:  # a device has by now been asked for everything, and is waited for once
         loss_sum[places] = losses.loss_sum.double().cpu().numpy()
         label_count[places] = losses.label_count.cpu().numpy()

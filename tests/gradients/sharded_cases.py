@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from fedsim.clip import Clip
 from fedsim.engine.exact import quantiser
-from fedsim.gradients import CausalLanguageModel, Objective
+from fedsim.gradients import CausalLanguageModel, Objective, head
+from fedsim.gradients.per_unit.formed_again import FormedAgain
 from fedsim.gradients.sharded import total as sharded_total
 from fedsim.gradients.sharded.model import ShardedModel
 from fedsim.gradients.sharded.sums import sharded_sum
@@ -157,6 +158,27 @@ def amiss(rank: int, how: str, *args: Any) -> tuple[torch.Tensor, Found]:
         return summed(rank, *args)
     finally:
         sharded_total._reduce_scatter = right
+
+
+def formed_again(rank: int, *args: Any, **options: Any) -> tuple[torch.Tensor, Found]:
+    """`summed`, with a last layer whose logits' gradient is never kept, but formed once more for the sum."""
+    kept, head.KEPT_ELEMENTS = head.KEPT_ELEMENTS, {"cpu": 0, "cuda": 0}
+    formed: list[int] = []
+    add, FormedAgain.add_weighted = FormedAgain.add_weighted, _noting(FormedAgain.add_weighted, formed)
+    try:
+        found = summed(rank, *args, **options)
+    finally:
+        head.KEPT_ELEMENTS, FormedAgain.add_weighted = kept, add
+    assert formed, "nothing was formed again"
+    return found
+
+
+def _noting(function, calls):
+    def noting(*args):
+        calls.append(1)
+        return function(*args)
+
+    return noting
 
 
 def dying(rank: int, which: int, how: str, name: str, *args: Any) -> tuple[torch.Tensor, Found]:

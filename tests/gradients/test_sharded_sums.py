@@ -17,7 +17,16 @@ from fedsim.gradients.sharded.blocks import blocks_of
 from fedsim.gradients.sharded.passes import shared_out
 from fedsim.rows import TokenRows, with_prompts
 from tests.gradients.gradient_checks import MLP, assert_same, ragged
-from tests.gradients.sharded_cases import MODELS, amiss, dying, largest_tensor, loaded, made, summed
+from tests.gradients.sharded_cases import (
+    MODELS,
+    amiss,
+    dying,
+    formed_again,
+    largest_tensor,
+    loaded,
+    made,
+    summed,
+)
 from tests.gradients.sharded_group import Group
 
 SAME_BITS = [name for name in MODELS if name != "t5"]
@@ -94,6 +103,13 @@ def test_blocks_and_scales_are_those_of_the_clip(group: Group) -> None:
     blocks = (ClipBlock(parameters=names[:half], share=0.6), ClipBlock(parameters=names[half:], share=0.8))
     clip = Clip(norm=0.4, blocks=blocks, scales={name: 0.5 + place % 3 for place, name in enumerate(names)})
     assert_same(whole(group.run(summed, "llama", rows, ids, clip)), reference("llama", rows, ids, clip), 1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt2, tied", "gpt2, untied"])
+def test_a_last_layer_is_there_when_it_is_asked_for_more_after_the_pass(group: Group, name: str) -> None:
+    rows, ids = ragged(2)
+    clip = Clip(norm=0.4)
+    assert_same(whole(group.run(formed_again, name, rows, ids, clip)), reference(name, rows, ids, clip), 1e-5)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
