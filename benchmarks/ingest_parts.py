@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.synthetic_users import user_sizes
-from fedsim.data.part import PARTS, user_keys, write_parquet
+from fedsim.data.part import PARTS, user_key, write_parquet
 from fedsim.data.spool import PART_RECORDS
 
 SHORTEST, LONGEST = 20, 60
@@ -44,5 +44,5 @@ def write_parts(folder: Path, num_users: int, num_rows: int, vocabulary: int, se
 
 def _keys(num_users: int) -> np.ndarray:
     """uint64 [users, 2]: keyed hashes of users called "0", "1", …"""
-    found = b"".join(user_keys(map(str, range(num_users)), 0).values())
+    found = b"".join(user_key(str(user), 0) for user in range(num_users))
     return np.frombuffer(found, dtype=">u8").reshape(-1, 2).astype(np.uint64)

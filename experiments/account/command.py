@@ -106,8 +106,8 @@ class Account:
     """δ at which ε is computed."""
     target_epsilon: float | None = None
     """The ε to meet with whatever was left out."""
-    adjacency: Literal["add-or-remove-one-user", "replace-one-user"] = "add-or-remove-one-user"
-    """The change of the data set that must stay hidden."""
+    adjacency: Literal["add-or-remove-one-user", "replace-one-user", "fixed-graph"] = "add-or-remove-one-user"
+    """The change of the data set that must stay hidden; fixed-graph is for els of examples with several owners."""
     tolerance: float = 1e-3
     """Largest relative distance of the two bounds."""
     ledger: Path | None = None
@@ -263,12 +263,8 @@ class Account:
         if len(missing) != 1:
             value = ", ".join(f"--{dashed(name)}" for name in missing) or "nothing"
             options = ", ".join(f"--{dashed(name)}" for name in open_ones)
-            raise InvalidInput(
-                "target-epsilon",
-                self.target_epsilon,
-                f"given with exactly one of {options} left out",
-                f"Left out: {value}.",
-            )
+            allowed = f"given with exactly one of {options} left out"
+            raise InvalidInput("target-epsilon", self.target_epsilon, allowed, f"Left out: {value}.")
         return missing[0]
 
     def _given(self, name: str) -> Any:
@@ -299,6 +295,9 @@ class Account:
             hint = "Who takes a user's place may be of another group of users."
             beside = "--groups" if self.bands is None else "--bands"
             raise InvalidInput("adjacency", self.adjacency, f"add-or-remove-one-user with {beside}", hint)
+        fixed = Adjacency(self.adjacency) is Adjacency.FIXED_GRAPH and self.ledger is None
+        if fixed and ((self.algorithm, self.sampling) != (EXAMPLES, "poisson") or self.bands or self.groups > 1):
+            raise InvalidInput("adjacency", self.adjacency, "used with --algorithm els --sampling poisson alone")
         used = [*self._needed(), "group_size"] if self.ledger is None else []
         for name in PARAMETERS:
             value = getattr(self, name)
@@ -323,9 +322,8 @@ class Account:
         if self.ledger is not None:
             return common | {"ledger": str(self.ledger), "event": to_json(event)}
         values = {name: getattr(self, name) for name in self._needed()}
-        return (
-            common | {"algorithm": self.algorithm, "sampling": self.sampling, "group_size": self.group_size} | values
-        )
+        own = {"algorithm": self.algorithm, "sampling": self.sampling, "group_size": self.group_size}
+        return common | own | values
 
     def _draw(self, event: Event, epsilon: Bounds) -> Path:
         from experiments.report.guarantee_figure import plot_guarantee

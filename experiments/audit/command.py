@@ -14,6 +14,7 @@ from fedsim.disk import require_writable_file
 from fedsim.errors import Failure, InvalidInput
 from fedsim.plan import Plan, UserSizes, plan_from_values
 from fedsim.privacy.audit.result import AuditFinding, Promise
+from fedsim.privacy.events import Adjacency
 from fedsim.validation import require_at_least, require_between
 from server.results.run_folder import RunFolder, write_json
 
@@ -85,6 +86,9 @@ class Audit:
         folder = None if self.run_folder is None else _finished(self.run_folder)
         users = None if folder is None else self._users_file(folder)
         plan = self._pretend_plan() if folder is None else _plan_of(folder)
+        if plan.adjacency is Adjacency.FIXED_GRAPH:
+            hint = "Canaries are users who own their examples alone. account --check confirms such a run's ε."
+            raise InvalidInput("run-folder", self.run_folder, f"of a run without {plan.adjacency.value}", hint)
         findings: list[AuditFinding] = []
         kept: list[Promise] = []
         if plan.noise_multiplier > 0:  # without noise nothing is claimed that an attack could contradict

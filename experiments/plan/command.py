@@ -162,7 +162,11 @@ class PlanCommand:
             return UserSizes.of_quantiles(self.num_users, parse_quantiles(self.user_sizes or ("1",)))
         if self.user_sizes:
             raise InvalidInput("num-users", None, "given with --user-sizes")
-        return UserSizes.of_users(self._store(self.data))
+        sizes = UserSizes.of_users(self._store(self.data))
+        if sizes.several_owners:
+            hint = "Only els is defined where examples have several owners: there is nothing to choose between."
+            raise InvalidInput("data.several-owners", "keep", "drop for plan", hint)
+        return sizes
 
     def _store(self, data: DataConfig) -> Any:
         """The users of a data set; a prepared store is opened without loading any model."""

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from typing_extensions import Doc
 
 from fedsim.errors import InvalidInput
-from fedsim.plan import ALGORITHMS, Algorithm, Plan, Selection, UserSizes, Weighting
+from fedsim.plan import ALGORITHMS, Algorithm, Plan, Selection, UserSizes, Weighting, plan_kind
 from fedsim.plan.bands import AUTO, BandsForecast, best, forecasts_for, wanted_bands, with_bands
+from fedsim.plan.fixed_graph import require_independent
 from fedsim.plan.limits import require_turns
 from fedsim.privacy.dominating_pairs import MOST_EXAMPLES
 from fedsim.privacy.events import Adjacency, Event
@@ -55,8 +56,9 @@ class PlanConfig:
     """Rounds (uls) or steps (els)."""
     clip_norm: float = 1.0
     """Bound on one user's update (uls) or one example's gradient (els), in the mechanism's norm: L2 for most."""
-    adjacency: Literal["add-or-remove-one-user", "replace-one-user"] = "add-or-remove-one-user"
-    """The change of the data set that must stay hidden."""
+    adjacency: Literal["add-or-remove-one-user", "replace-one-user", "fixed-graph"] = "add-or-remove-one-user"
+    """The change of the data set that must stay hidden. fixed-graph, for examples of several owners (els, with
+    --data.several-owners keep): who owns which example is public, and all examples of one user are emptied."""
     weighting: Weighting = "examples"
     """A user's gradient is the mean over its examples, or over its tokens."""
     selection: Selection = "random"
@@ -123,6 +125,9 @@ class PlanConfig:
     def _check_release(self) -> None:
         """Refuse a mechanism, sampling scheme or moving clip norm that there is not, or that do not go together."""
         mechanism = MECHANISMS.check(self.mechanism, self.mechanism_options)
+        if Adjacency(self.adjacency) is Adjacency.FIXED_GRAPH:
+            plan_kind(self.algorithm, Adjacency.FIXED_GRAPH)
+            require_independent(self.sampling_scheme(), self.selection)
         group = ALGORITHMS[self.algorithm].units_in_group(self.examples_per_user)
         if self.noise_multiplier or (self.noise_multiplier is None and math.isfinite(self.epsilon)):
             require_at_most("plan.group-size", group or 1, MOST_EXAMPLES)
@@ -193,7 +198,11 @@ class PlanConfig:
             InvalidInput: When the compute does not fit the data.
         """
         own = {name: getattr(self, name) for name in ("local_steps", "local_learning_rate")}
-        return ALGORITHMS[self.algorithm].draft(
+        adjacency = Adjacency(self.adjacency)
+        if sizes.several_owners and adjacency is not Adjacency.FIXED_GRAPH:
+            hint = "The data keeps examples of several owners, which that does not hide. See docs/data.md."
+            raise InvalidInput("plan.adjacency", self.adjacency, Adjacency.FIXED_GRAPH.value, hint)
+        return plan_kind(self.algorithm, adjacency).draft(
             sizes,
             gradients_per_round=self.gradients_per_round,
             group_size=self.examples_per_user,
@@ -201,7 +210,7 @@ class PlanConfig:
             noise_multiplier=1.0 if self.noise_multiplier is None else self.noise_multiplier,
             steps=self.rounds,
             delta=self.delta,
-            adjacency=Adjacency(self.adjacency),
+            adjacency=adjacency,
             selection=self.selection,
             weighting=self.weighting,
             sampling=self.sampling_scheme(),

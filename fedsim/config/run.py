@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Self
 
 from fedsim.config.devices import require_possible_group, require_shardable
+from fedsim.config.owners import require_guarantee_for
 from fedsim.config.plan import PlanConfig
 from fedsim.data.config import DataConfig
 from fedsim.errors import InvalidInput
@@ -267,6 +268,7 @@ class RunConfig:
         if (average := self.optimizer.average) != "none" and self.optimizer.averaged_rounds(self.plan.rounds) < 2:
             hint = "Over one it is the last weights: raise --plan.rounds or --optimizer.average-share."
             raise InvalidInput("optimizer.average", average, "an average over two rounds or more", hint)
+        require_guarantee_for(self.data, Adjacency(self.plan.adjacency), self.CHOOSES)
         for name in self.callbacks:
             if not all(name.partition(":")):
                 raise InvalidInput("callbacks", name, "of the form module:Class")

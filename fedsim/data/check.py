@@ -12,6 +12,8 @@ from fedsim.data.user_ids import canonical_id
 
 Render = Callable[[list[dict[str, str]]], Conversation]
 """A conversation as text."""
+Join = Callable[[Collection[str]], str]
+"""One name for the owners of an example."""
 
 BINARY_USER = (
     "user whose bytes are no text in UTF-8 (binary ids that are no text: write them as UUIDs or in hexadecimal)"
@@ -30,6 +32,7 @@ def good_records(
     normalised: bool = False,
     missing_ids: Collection[str] = MISSING_IDS,
     owners_separator: str | None = None,
+    join: Join | None = None,
 ) -> dict[str, list[Any]]:
     """The good records of a part.
 
@@ -42,6 +45,8 @@ def good_records(
         normalised: See `canonical_id`.
         missing_ids: See `canonical_id`; for users and owners. A class may well be called "none".
         owners_separator: What stands between the owners where they are text; without one a text must be a JSON list.
+        join: Makes one name of the owners of an example, which then is its user; raises BadRecord where they cannot
+            own one together. Without it an example of several owners is left out.
 
     Returns:
         For each of the roles "user", "text" or "messages", and where the data has them "prompt" and "label", one
@@ -62,7 +67,7 @@ def good_records(
             continue
         for place, row in enumerate(zip(*values.values(), strict=True)):
             try:
-                record = _check(dict(zip(values, row, strict=True)), render, identify, owners_separator)
+                record = _check(dict(zip(values, row, strict=True)), render, identify, owners_separator, join)
             except BadRecord as reason:
                 bad.add(str(reason), records.position(place))
                 continue
@@ -99,7 +104,11 @@ def _is_unicode(values: Sequence[str]) -> bool:
 
 
 def _check(
-    record: dict[str, Any], render: Render, identify: Callable[..., str], owners_separator: str | None
+    record: dict[str, Any],
+    render: Render,
+    identify: Callable[..., str],
+    owners_separator: str | None,
+    join: Join | None,
 ) -> dict[str, Any]:
     """A record's strings by role, and its conversation.
 
@@ -112,14 +121,20 @@ def _check(
     good: dict[str, Any] = {"user": identify(record.pop("user"))}
     if not _is_unicode([good["user"]]):
         raise BadRecord(BINARY_USER)
+    names = {good["user"]}
     if owners is not None:
         named = {identify(owner, "owner") for owner in _listed(owners, owners_separator)}
-        if len(named) > 1:
+        if len(named) > 1 and join is None:
             raise BadRecord("several owners")
-        if named and named != {good["user"]}:
+        if named and good["user"] not in named:
             # A text that is no list may name several people ("u0;u1"), unless it is the user's own id.
             unread = owners_separator is None and named == {owners if isinstance(owners, str) else None}
             raise BadRecord(OWNERS_UNREAD if unread else "owners without the user")
+        names |= named
+    if join is not None:
+        if not _is_unicode(list(names)):
+            raise BadRecord(BINARY_USER)
+        good["user"] = join(names)
     if "label" in record:
         good["label"] = canonical_id(record.pop("label"), "label")
     if "messages" in record:

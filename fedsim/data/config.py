@@ -13,6 +13,7 @@ Recipe = Literal["stackoverflow", "cc-news", "enron"]
 LongTexts = Literal["split", "truncate", "pack"]
 UserIds = Literal["as-is", "normalised"]
 Quotes = Literal["double", "none"]
+SeveralOwners = Literal["drop", "keep"]
 Replies = Literal["last", "all"]
 
 MISSING_IDS = ("nan", "NaN", "NA", "N/A", "None", "NULL", "null", "<NA>", "\\N", "#N/A")
@@ -22,7 +23,8 @@ MEMORY_LIMIT = re.compile(r"\d+(\.\d+)?\s*(KB|MB|GB|KiB|MiB|GiB)", re.IGNORECASE
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The users, their text, and how it is cut into rows. Every example belongs to exactly one user."""
+    """The users, their text, and how it is cut into rows. Every example belongs to exactly one user, or to those named
+    who own it together."""
 
     source: Source = "docstrings"
     """docstrings: the modules of installed packages are users, their docstrings the examples. files: JSON, CSV or
@@ -59,9 +61,12 @@ class DataConfig:
     """What stands for a missing user or owner where a program wrote it as text; such records are bad rows. Empty:
     nothing, because these are people's names. Labels are not affected."""
     owners_column: str | None = None
-    """Column that lists all owners of an example (a list of ids; in text formats a JSON list); examples with more than
-    one, with another than the user, or with owners that cannot be read are dropped as bad rows. An empty list names
-    nobody beside the user."""
+    """Column that lists all owners of an example (a list of ids; in text formats a JSON list). Where the user is not
+    among them, or they cannot be read, it is a bad row; and where there is more than one, but for
+    --data.several-owners. An empty list names nobody beside the user."""
+    several_owners: SeveralOwners = "drop"
+    """Examples with several owners, by --data.owners-column. drop: left out. keep: kept as theirs, for els under
+    --plan.adjacency fixed-graph, which claims less: who owns which example is treated as public."""
     owners_separator: str | None = None
     """What stands between the owners where the owners' column is text ("u0;u1")."""
     quotes: Quotes = "double"
@@ -116,6 +121,7 @@ class DataConfig:
             "long_texts": LongTexts,
             "user_ids": UserIds,
             "quotes": Quotes,
+            "several_owners": SeveralOwners,
             "replies": Replies,
         }
         for name, values in choices.items():
@@ -169,6 +175,13 @@ class DataConfig:
         if self.owners_separator is not None and not self.owners_column:
             hint = "Name the column with --data.owners-column."
             raise InvalidInput("data.owners-separator", self.owners_separator, "left out without owners", hint)
+        if self.several_owners == "keep":
+            if not self.owners_column:
+                hint = "Name the column with --data.owners-column."
+                raise InvalidInput("data.several-owners", "keep", "drop without owners", hint)
+            if self.minimum_rows > 1:
+                hint = "Those of users who own an example together count apart from those of each alone."
+                raise InvalidInput("data.minimum-rows", self.minimum_rows, "1 with --data.several-owners keep", hint)
         if self.owners_separator == "":
             raise InvalidInput("data.owners-separator", "", "at least one character")
         self._check_text()

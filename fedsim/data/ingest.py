@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 NOT_CONTENT = {"memory_limit", "bad_rows"}
 """Fields that do not change what is in a finished store."""
-LATER = {"delimiter": None, "encoding": "utf-8"}
+LATER = {"delimiter": None, "encoding": "utf-8", "several_owners": "drop"}
 """Fields that came later, and the value with which a store is what it was without them: it keeps its key."""
 PARTIAL_FORMAT = 2
 """Of what an interrupted build leaves: that of another version is begun anew."""

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 from fedsim.data.check import good_records
 from fedsim.data.config import DataConfig
 from fedsim.data.encode import TextEncoder
+from fedsim.data.owners import Joiner, keeps_several, owners_in
 from fedsim.data.records import Records, Tally
 
 PARTS = "examples-*.parquet"
@@ -58,6 +60,7 @@ class PartWriter:
             Records left out ("bad_rows") and records that may be several ("doubtful_rows"), as `Tally.to_json`.
         """
         bad, doubtful = Tally(), Tally()
+        key = partial(user_key, split_seed=self.config.split_seed)
         examples = good_records(
             part,
             self.columns,
@@ -67,9 +70,10 @@ class PartWriter:
             normalised=self.config.user_ids == "normalised",
             missing_ids=self.config.missing_ids,
             owners_separator=self.config.owners_separator,
+            join=Joiner(key, self.config) if keeps_several(self.config) else None,
         )
         users = examples["user"]
-        keys = user_keys(dict.fromkeys(users), self.config.split_seed)
+        keys = {user: key(user) for user in dict.fromkeys(users)}
         columns: dict[str, Any] = _halves(map(keys.__getitem__, users))
         columns["ordinal"] = np.arange(first, first + len(users), dtype=np.int64)
         columns["user"] = pa.array(users, pa.string())
@@ -103,10 +107,23 @@ class PartWriter:
         return {"tokens": _binary(*_interleaved(prompts, prefix, tokens, lengths)), "prefix": prefix.astype(np.int32)}
 
 
-def user_keys(users: Iterable[str], split_seed: int) -> dict[str, bytes]:
-    """The keyed hashes that order users and so assign them to splits: 16 bytes each, big-endian."""
-    key = hashlib.blake2b(f"fedsim split {split_seed}".encode(), digest_size=32).digest()
-    return {user: hashlib.blake2b(user.encode(), key=key, digest_size=16).digest() for user in users}
+def user_key(user: str, split_seed: int) -> bytes:
+    """The keyed hash that orders users and so assigns them to splits: 16 bytes, big-endian.
+
+    That of several owners begins as one owner's does: they are in the same split, and so is what is theirs.
+    """
+    if len(owners := owners_in(user)) > 1:
+        return user_key(owners[0], split_seed)[:8] + _hash(user, split_seed)[8:]
+    return _hash(user, split_seed)
+
+
+def _hash(user: str, split_seed: int) -> bytes:
+    return hashlib.blake2b(user.encode(), key=_split_key(split_seed), digest_size=16).digest()
+
+
+@cache
+def _split_key(split_seed: int) -> bytes:
+    return hashlib.blake2b(f"fedsim split {split_seed}".encode(), digest_size=32).digest()
 
 
 def write_parquet(table: pa.Table, file: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from fedsim.data.config import DataConfig
 from fedsim.data.encode import TextEncoder
+from fedsim.data.owners import MIXED
 from fedsim.data.part import PartWriter
 from fedsim.data.part_pool import PartPool
 from fedsim.data.records import Records, Tally, in_parts
@@ -69,6 +70,7 @@ def spool(
 
 def refuse_bad_rows(config: DataConfig, found: Mapping[str, Any]) -> None:
     """Raise InvalidInput, naming the first, where records were left out and config.bad_rows is "refuse"."""
+    found = {reason: entry for reason, entry in found.items() if reason != MIXED}  # which are good, and of no use
     if found and config.bad_rows == "refuse":
         reason, entry = next(iter(found.items()))
         hint = "Mend the data, or use --data.bad-rows skip to leave such rows out."

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from fedsim.data.frame import Frame
+from fedsim.data.owners import OwnerSets
 from fedsim.errors import InvalidInput
 from fedsim.rows import IGNORED_LABEL, SizeCounts, TokenRows
 
@@ -137,6 +138,12 @@ class UserStore:
         """Tokens of the longest row of the whole store, 0 without rows."""
         said = self.manifest.get("longest_row")
         return int(self._columns["length"].max(initial=0)) if said is None else int(said)
+
+    @cached_property
+    def owner_sets(self) -> OwnerSets | None:
+        """Who owns the examples of each user, where these are sets of owners; None where each is one person."""
+        kept = self.manifest["recipe"]["data"].get("several_owners") == "keep"
+        return OwnerSets.of_names(self.user_ids()) if kept else None
 
     @property
     def row_lengths(self) -> np.ndarray:

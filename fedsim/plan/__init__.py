@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from fedsim.errors import InvalidInput
 from fedsim.plan.els import ElsPlan
-from fedsim.plan.plan import ALL_EXAMPLES, Plan, Selection, Weighting
+from fedsim.plan.fixed_graph import FixedGraphPlan
+from fedsim.plan.limits import ALL_EXAMPLES
+from fedsim.plan.plan import Plan, Selection, Weighting
 from fedsim.plan.sizes import UserSizes
 from fedsim.plan.uls import UlsPlan
 from fedsim.privacy.events import Adjacency
@@ -26,11 +28,27 @@ __all__ = [
     "Weighting",
     "plan_from_json",
     "plan_from_values",
+    "plan_kind",
 ]
 
 Algorithm = Literal["uls", "els"]
 ALGORITHMS: dict[str, type[UlsPlan] | type[ElsPlan]] = {kind.name: kind for kind in (UlsPlan, ElsPlan)}
 """The algorithms by name."""
+
+
+def plan_kind(algorithm: str, adjacency: Adjacency) -> type[UlsPlan] | type[ElsPlan]:
+    """The kind of plan that an algorithm is under an adjacency.
+
+    Raises:
+        InvalidInput: For users that are sampled, where examples have several owners.
+    """
+    kind = ALGORITHMS[algorithm]
+    if adjacency is not Adjacency.FIXED_GRAPH:
+        return kind
+    if not issubclass(FixedGraphPlan, kind):
+        hint = "An example of several users would be in the update of each: sample examples (--plan.algorithm els)."
+        raise InvalidInput("plan.algorithm", algorithm, f"{FixedGraphPlan.name} with {adjacency.value}", hint)
+    return FixedGraphPlan
 
 
 def plan_from_json(text: str) -> Plan:
@@ -63,7 +81,7 @@ def plan_from_values(values: Mapping[str, Any]) -> Plan:
     given.setdefault("noise_buffers", ())
     if algorithm == ElsPlan.name:
         given.setdefault("by_slots", False)  # before there were slots, kept examples were listed
-    kind = ALGORITHMS[algorithm]
+    kind = plan_kind(algorithm, given["adjacency"])
     unknown = set(given) ^ {item.name for item in fields(kind)}
     if unknown:
         raise InvalidInput("plan", sorted(unknown), f"exactly the fields of {kind.__name__}")

@@ -9,7 +9,8 @@ import numpy as np
 
 from fedsim.data.contribution import bounded_rows, bounded_rows_of
 from fedsim.errors import InvalidInput
-from fedsim.plan.plan import ALL_EXAMPLES, Plan
+from fedsim.plan.limits import ALL_EXAMPLES
+from fedsim.plan.plan import Plan
 from fedsim.plan.sizes import UserSizes
 from fedsim.rows import SizeCounts, UserView
 from fedsim.sampling import Population

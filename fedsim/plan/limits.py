@@ -8,6 +8,8 @@ from fedsim.privacy.mechanisms.banded.blt import BufferedToeplitz
 from fedsim.sampling import Sampling, Turns
 from fedsim.validation import require_probability
 
+ALL_EXAMPLES = 10**9
+"""A group size that bounds nothing: more examples than any user owns."""
 PLAIN = "Only plain Gaussian noise can be correlated."
 
 
@@ -25,6 +27,17 @@ def require_compute(probability: float, population: int, what: str) -> None:
             "Lower --plan.gradients-per-round, or change --plan.group-size.",
         )
     require_probability("sampling_probability", probability)
+
+
+def require_adjacency(adjacency: Adjacency, known: tuple[Adjacency, ...]) -> None:
+    """Refuse a change of the data set under which a plan's events are not known to hold.
+
+    Raises:
+        InvalidInput: Names the adjacency.
+    """
+    if adjacency not in known:
+        allowed = " or ".join(one.value for one in known)
+        raise InvalidInput("plan.adjacency", adjacency.value, f"{allowed} with this plan")
 
 
 def require_separation(

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedsim.errors import InvalidInput
 from fedsim.plan.correlation import Correlation, correlation_of
-from fedsim.plan.limits import require_compute, require_separation
+from fedsim.plan.limits import require_adjacency, require_compute, require_separation
 from fedsim.plan.sizes import UserSizes
 from fedsim.privacy.accountant import epsilon_bounds
 from fedsim.privacy.bounds import Bounds
@@ -30,9 +30,6 @@ from fedsim.validation import require_at_least, require_between, require_positiv
 
 Selection = Literal["random", "longest", "first", "chunk"]
 Weighting = Literal["examples", "tokens"]
-
-ALL_EXAMPLES = 10**9
-"""A group size that bounds nothing: more examples than any user owns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +64,7 @@ class Plan(ABC):
     redraws: ClassVar[bool]
     """Whether each round draws a user's examples anew (ULS), or they are kept for the whole run (ELS)."""
     default_group_size: ClassVar[int]
+    adjacencies: ClassVar[tuple[Adjacency, ...]] = (Adjacency.ADD_OR_REMOVE_ONE_USER, Adjacency.REPLACE_ONE_USER)
     _sampled_in_words: ClassVar[str]
     _sampling_stream: ClassVar[str]
 
@@ -93,6 +91,7 @@ class Plan(ABC):
         require_at_least("plan.noise-multiplier", self.noise_multiplier, 0)
         require_at_least("plan.rounds", self.steps, 1)
         require_between("plan.delta", self.delta, 0, 1)
+        require_adjacency(self.adjacency, self.adjacencies)
         require_compute(self.sampling_probability, self.population, self._sampled_in_words)
         if self.clip_quantile and not self.shares_its_noise():
             raise InvalidInput("plan.clip-quantile", self.clip_quantile, f"0 with {self.mechanism.name}")
@@ -154,15 +153,17 @@ class Plan(ABC):
 
     @abstractmethod
     def costs(self, users: UserView, units: np.ndarray, row_tokens: int) -> np.ndarray:
-        """Predicted tokens of units (ids, int64 [U]) of the training split, float64 [U].
-
-        row_tokens: Tokens of a row, where it is not known which rows a unit will draw.
-        """
+        """Predicted tokens of units (ids, int64 [U]), float64 [U]; where rows are yet to be drawn, row_tokens each."""
 
     @property
     @abstractmethod
     def contribution_in_words(self) -> str:
         """What of one user's enters, up to the clip, as a clause without its end: "…; their one update is"."""
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What the guarantee rests on, and does not claim, beyond what holds for every plan: sentences."""
+        return ()
 
     @property
     def local_descent(self) -> tuple[int, float] | None:
@@ -193,8 +194,7 @@ class Plan(ABC):
 
         Args:
             round, seed: The round, from 0, and the seed of the sampling.
-            population: The units, as population_of() has them; by default units of whom nothing is known but, where
-                they are users, that.
+            population: As population_of() has it; by default units of whom nothing is known but, if users, that.
             attempt: How often the round was begun before and lost; each attempt draws anew, from what is fixed for
                 the whole run (a scheme's streams()) as before.
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedsim.data.greedy import chosen_rows
+from fedsim.data.owners import OwnerSets, owner_sets_of
 from fedsim.errors import InvalidInput
 from fedsim.rows import SizeCounts, SizedUsers
 from fedsim.validation import require_at_least
@@ -31,6 +33,8 @@ class UserSizes:
     @classmethod
     def of_users(cls, view: SizedUsers) -> "UserSizes":
         """The sizes of every user of a store's view."""
+        if (sets := owner_sets_of(view)) is not None:
+            return SharedSizes.of_sets(sets, view.user_offsets)
         counts = SizeCounts.of(view)
         return cls(
             num_users=view.num_users,
@@ -67,6 +71,11 @@ class UserSizes:
         return cls(num_users=num_users, sizes=sizes, source="as given", private=False)
 
     @property
+    def several_owners(self) -> bool:
+        """Whether examples may have several owners, so that the users' sizes do not add up to all examples."""
+        return False
+
+    @property
     def median(self) -> int:
         """Examples of the median user, at least 1."""
         return max(1, int(self.quantile(0.5)))
@@ -85,3 +94,36 @@ class UserSizes:
     def kept(self, group_size: int) -> int:
         """|D|: examples that ELS keeps when each user keeps at most group_size."""
         return round(self.num_users * float(np.average(np.minimum(self.sizes, group_size), weights=self.users)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedSizes(UserSizes):
+    """How many examples users own, alone or with others.
+
+    Attributes:
+        sets: Who owns them together.
+        user_offsets: int64 [sets + 1]: where the rows of each set of owners begin and end.
+    """
+
+    sets: OwnerSets
+    user_offsets: np.ndarray
+
+    @classmethod
+    def of_sets(cls, sets: OwnerSets, user_offsets: np.ndarray) -> "SharedSizes":
+        """Those of all who own an example of these sets."""
+        return cls(
+            num_users=sets.num_owners,
+            sizes=np.sort(sets.sizes(np.diff(user_offsets))),
+            source="counted in the training split of the user store, an example for each of its owners",
+            private=True,
+            sets=sets,
+            user_offsets=user_offsets,
+        )
+
+    @property
+    def several_owners(self) -> bool:
+        return True
+
+    def kept(self, group_size: int, selection: str = "random") -> int:
+        """Examples that are chosen when no owner has more than group_size of them, in this order."""
+        return len(chosen_rows(self.sets, self.user_offsets, group_size, selection))

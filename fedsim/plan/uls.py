@@ -8,7 +8,8 @@ from typing import Any, Self
 import numpy as np
 
 from fedsim.data.contribution import draw_rows
-from fedsim.plan.plan import ALL_EXAMPLES, Plan
+from fedsim.plan.limits import ALL_EXAMPLES
+from fedsim.plan.plan import Plan
 from fedsim.plan.sizes import UserSizes
 from fedsim.rows import UserView
 from fedsim.sampling import Population

@@ -59,7 +59,7 @@ def compare(
     if counts and all(isinstance(single, BinomialMixtureGaussian) for single in counts):
         loose.append(group_privacy_epsilon(event, delta, adjacency=adjacency))
     rows += [Comparison(method=bound.method, kind="looser upper bound", epsilon=bound) for bound in loose]
-    if adjacency is Adjacency.ADD_OR_REMOVE_ONE_USER:
+    if adjacency.accounted_as is Adjacency.ADD_OR_REMOVE_ONE_USER:
         estimates = [epsilon_estimate(event, delta, order=order) for order in ORDERS]
         estimates.append(finite_sample_epsilon(event, delta, order=1))
         rows += [Comparison(method=one.method, kind="estimate", epsilon=one) for one in estimates]

@@ -122,7 +122,7 @@ def _allocated(event: RandomAllocatedGaussian, adjacency: Adjacency) -> LossPair
 
 @register
 def _truncated_poisson(event: TruncatedPoissonSubsampledGaussian, adjacency: Adjacency) -> LossPair:
-    q, noise, grows = event.sampling_probability, event.noise_multiplier, adjacency is Adjacency.ADD_OR_REMOVE_ONE_USER
+    q, noise, grows = event.sampling_probability, event.noise_multiplier, adjacency is not Adjacency.REPLACE_ONE_USER
     shares = truncation(event.population_size, q, event.most_units, grows=grows)
     joined, displacing = np.arange(2.0), np.array([0.0, 2.0])
     displaced = mixture_pair(displacing, _present(shares.chance), noise, Adjacency.ADD_OR_REMOVE_ONE_USER)

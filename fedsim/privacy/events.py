@@ -5,19 +5,12 @@ An event names a mechanism, its sampling and its parameters. The accountant give
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from enum import Enum
 from typing import Any, ClassVar
 
 from fedsim.errors import InvalidInput
+from fedsim.privacy.adjacency import Adjacency as Adjacency
 from fedsim.registry import Registry
 from fedsim.validation import require_at_least, require_positive, require_probability
-
-
-class Adjacency(Enum):
-    """Which two data sets must be hard to tell apart."""
-
-    ADD_OR_REMOVE_ONE_USER = "add-or-remove-one-user"
-    REPLACE_ONE_USER = "replace-one-user"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,8 @@ from fedsim.validation import require_at_least
 
 NEIGHBOURS = {
     Adjacency.ADD_OR_REMOVE_ONE_USER: "adding or removing one user with all of their examples",
+    Adjacency.FIXED_GRAPH: "emptying all examples that one user owns, alone or with others, while it stays as it is "
+    "which examples there are and who owns each,",
     Adjacency.REPLACE_ONE_USER: "replacing one user and all of their examples by another",
 }
 
@@ -223,7 +225,6 @@ def privacy_statement(
     post_processing: tuple[str, ...] = (),
     earlier: Earlier | None = None,
     classes_from_data: bool = False,
-    assumed: tuple[str, ...] = (),
 ) -> PrivacyStatement:
     """The statement of a run.
 
@@ -241,7 +242,6 @@ def privacy_statement(
             that did it. It costs nothing: ε does not follow from it.
         earlier: The runs that it went on from, as its ledger begins with them.
         classes_from_data: Whether a classifier's classes were read from the data.
-        assumed: What else the guarantee rests on, sentences.
 
     Raises:
         InvalidInput: For fewer charges than steps: then something left uncharged, and nothing can be stated.
@@ -265,7 +265,7 @@ def privacy_statement(
             plan,
             noise_origin,
             seeds_given,
-            (*(CLASSES_FROM_DATA,) * classes_from_data, *assumed, *earlier.not_covered),
+            (*plan.assumptions, *(CLASSES_FROM_DATA,) * classes_from_data, *earlier.not_covered),
         ),
         versions=versions,
         ledger=ledger,

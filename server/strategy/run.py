@@ -181,7 +181,6 @@ class NodeRun:
             noise_origin="statistical-exact" if "noise" in self.settings.seeds_given else "secure-exact",
             versions=versions(),
             ledger=self.folder.ledger.name,
-            assumed=self.settings.plan.assumptions,
         )
 
     def finish(self) -> PrivacyStatement:

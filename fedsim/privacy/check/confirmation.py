@@ -88,7 +88,7 @@ def confirm(
     require_at_least("upper", min(upper, 1e300), 0)
     start = time.perf_counter()
     cases = counted(event) if isinstance(event, Event) else event
-    laws = [[(loss_law(one, adjacency), count) for one, count in case.items() if count] for case in cases]
+    laws = [[(loss_law(one, adjacency.accounted_as), count) for one, count in case.items() if count] for case in cases]
     above = BoundCheck(epsilon=upper, delta=None, error=0.0, verdict=Verdict.CONFIRMED)
     if math.isfinite(upper):
         found = _largest_delta(laws, upper)
