@@ -1,11 +1,11 @@
 """The typed configuration of a run, its checks, and its forms as text. Each part is checked before anything starts."""
 
+from fedsim.config.engine import EngineConfig
 from fedsim.config.flat import from_flat, from_nested, to_flat
 from fedsim.config.plan import PlanConfig
 from fedsim.config.run import (
     Average,
     CheckpointConfig,
-    EngineConfig,
     EvaluationConfig,
     NoiseConfig,
     OptimizerConfig,

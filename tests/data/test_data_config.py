@@ -1,5 +1,6 @@
 import pytest
 
+from fedsim.data import ingest
 from fedsim.data.config import DataConfig
 from fedsim.errors import InvalidInput
 
@@ -43,3 +44,17 @@ def test_sensible_configurations_are_accepted() -> None:
     DataConfig()
     DataConfig(source="hub", recipe="stackoverflow", memory_limit="1.5 GiB")
     DataConfig(source="files", path="x", label_column="y", validation_fraction=0, test_fraction=0)
+
+
+def test_options_that_came_later_leave_stores_their_names(tmp_path, tokenizer) -> None:
+    """Whoever has prepared a store before there was an option finds it again."""
+    path = tmp_path / "d.csv"
+    path.write_text("user_id,text\na,some text\n")
+
+    def recipe(name: str, **options) -> dict:
+        config = DataConfig(source="files", path=str(path), **options)
+        return ingest.build_store(config, tokenizer, tmp_path / name).manifest["recipe"]["data"]
+
+    earlier = recipe("store")
+    assert not ingest.LATER.keys() & earlier.keys()
+    assert recipe("other", encoding="latin-1") == earlier | {"encoding": "latin-1"}

@@ -343,13 +343,3 @@ def test_other_errors_of_the_system_are_not_taken_for_a_full_disk(tmp_path, toke
     monkeypatch.setattr(StoreWriter, "finish", broken)
     with pytest.raises(OSError, match="Input/output error"):
         open_or_build(config, tokenizer, tmp_path / "cache")
-
-
-def test_options_that_came_later_leave_stores_their_names(tmp_path, tokenizer) -> None:
-    """Whoever has prepared a store before there was an option finds it again."""
-    path = tmp_path / "d.csv"
-    path.write_text("user_id,text\na,some text\n")
-    recipe = build_store(files(path), tokenizer, tmp_path / "store").manifest["recipe"]["data"]
-    assert not ingest.LATER.keys() & recipe.keys()
-    other = build_store(files(path, encoding="latin-1"), tokenizer, tmp_path / "other").manifest["recipe"]["data"]
-    assert other == recipe | {"encoding": "latin-1"}
