@@ -8,6 +8,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
+OPTIONS = pa.ipc.IpcWriteOptions(allow_64bit=True)
+"""A hundred million rows have more tokens than 32 bits can count."""
+
 
 class ColumnFile:
     """One Arrow IPC file with one uncompressed record batch of one column, each value of which is written once.
@@ -57,7 +60,7 @@ class ColumnFile:
         batch = pa.RecordBatch.from_arrays([array], names=[self.name])
         self._file.seek(0)
         sink = pa.PythonFile(_Around(self._file, values, self._begin), mode="w")
-        with pa.ipc.new_file(sink, batch.schema) as writer:
+        with pa.ipc.new_file(sink, batch.schema, options=OPTIONS) as writer:
             writer.write_batch(batch)
         self._file.close()
 
@@ -95,7 +98,7 @@ def _begin_of_values(name: str, kind: np.dtype) -> int:
     """Where Arrow puts the first value of such a file."""
     sink = io.BytesIO()
     batch = pa.RecordBatch.from_arrays([pa.array(np.ones(1, kind))], names=[name])
-    with pa.ipc.new_file(sink, batch.schema) as writer:
+    with pa.ipc.new_file(sink, batch.schema, options=OPTIONS) as writer:
         writer.write_batch(batch)
     whole = pa.py_buffer(sink.getvalue())
     values = pa.ipc.open_file(whole).get_batch(0).column(0).buffers()[1]
