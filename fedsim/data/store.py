@@ -142,7 +142,7 @@ class UserStore:
     @cached_property
     def owner_sets(self) -> OwnerSets | None:
         """Who owns the examples of each user, where these are sets of owners; None where each is one person."""
-        kept = self.manifest["recipe"]["data"].get("several_owners") == "keep"
+        kept = self.manifest.get("recipe", {}).get("data", {}).get("several_owners") == "keep"
         return OwnerSets.of_names(self.user_ids()) if kept else None
 
     @property
