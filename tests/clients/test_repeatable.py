@@ -17,6 +17,7 @@ from clients.worker import Worker
 from experiments.simulation import with_measured_slices
 from fedsim.clip import Clip
 from fedsim.config import EngineConfig, RunConfig
+from fedsim.engine.devices import Devices
 from fedsim.engine.exact import MICRO_BATCH_TOKENS
 from fedsim.engine.slices import Measured
 from fedsim.engine.work import Work
@@ -115,7 +116,8 @@ def test_a_trial_of_workers_leaves_the_micro_batch_of_exact_sums(monkeypatch: py
 
     monkeypatch.setattr("fedsim.engine.slices.try_slices", measured)
     for exact, given in ((True, 0), (True, 96), (False, 0)):
-        with_measured_slices(RunConfig(engine=EngineConfig(exact=exact, workers=0, max_tokens=given)), 10, 16)
+        config = RunConfig(engine=EngineConfig(exact=exact, workers=0, max_tokens=given))
+        with_measured_slices(config, 10, 16, Devices(cores=2, gpus=0))
     assert tried[:2] == [[MICRO_BATCH_TOKENS], [96]]
     assert len(tried[2]) > 1
 

@@ -12,6 +12,7 @@ from experiments import simulation
 from fedsim.config import EngineConfig, RunConfig
 from fedsim.data.config import DataConfig
 from fedsim.data.ingest import build_store
+from fedsim.engine.devices import Devices
 from fedsim.engine.slices import Measured
 from fedsim.resources import open_resources
 from server.precautions import trial
@@ -70,7 +71,8 @@ def test_slices_are_measured_with_rows_as_long_as_they_are(
     monkeypatch.setattr("fedsim.engine.slices.try_slices", measured)
     config = dataclasses.replace(over_store(8), engine=EngineConfig(workers=0))
     resources = open_resources(config)
-    chosen = simulation.with_measured_slices(config, resources.loaded.layout.size, resources.row_tokens)
+    size, row_tokens = resources.loaded.layout.size, resources.row_tokens
+    chosen = simulation.with_measured_slices(config, size, row_tokens, Devices(cores=2, gpus=0))
     assert tried == [8 * rows for rows in (4, 16, 64, 256)]
     assert chosen.engine.max_tokens == 32
 
