@@ -79,6 +79,10 @@ def _name(dtype: Any) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+class LentArray(HeldArray):
+    """One that its receivers may read until they have answered: afterwards its memory may hold another round's."""
+
+
 class OwnArray(HeldArray):
     """One whose values came for its receiver alone, who may write to them."""
 

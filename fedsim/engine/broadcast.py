@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import ray
 from flwr.app import ArrayRecord, RecordDict
 
-from fedsim.engine.arrays import HeldArray, stored_bytes
+from fedsim.engine.arrays import HeldArray, LentArray, stored_bytes
 from fedsim.engine.segments import Segments, SharedVector
 
 SharedRecord: TypeAlias = dict[str, SharedVector]
@@ -24,8 +24,9 @@ class Broadcasts:
     A record is known by its identity and its round (Flower's group id), as long as somebody holds it; after that its
     shared copy is freed. A record put twice for two rounds is stored twice, so that changing it in between is safe.
 
-    Workers on this machine read it in a segment of this process, whose pages serve again in later rounds: once the
-    record is gone, and every message with it was answered or given up. A worker whose message was given up may go on
+    Workers on this machine read a record of lent arrays in a segment of this process, whose pages serve again in later
+    rounds: once the record is gone, and every message with it was answered or given up. Any other record, which its
+    receiver may go on to read, is Ray's to keep until nobody holds it. A worker whose message was given up may go on
     and read the parameters of two rounds at once; its reply is then never taken.
 
     Args:
@@ -48,7 +49,7 @@ class Broadcasts:
         for name, record in content.items():
             if isinstance(record, ArrayRecord) and stored_bytes(record) >= INLINE_BYTES:
                 names.append(name)
-                copies.append(self._copy(record, group, near and all(type(a) is HeldArray for a in record.values())))
+                copies.append(self._copy(record, group, near and _is_lent(record)))
             else:
                 small[name] = record
         return small, names, copies
@@ -60,9 +61,15 @@ class Broadcasts:
             found: StoredRecord = known[2]
             return found
         self._stored.pop(key, None)  # of another round: its segment serves again if nobody reads it
-        copy = self._share(record) if near else self._put(record)
+        copy = self._shared(record) if near else self._put(record)
         self._stored[key] = (weakref.ref(record, lambda _: self._stored.pop(key, None)), group, copy)
         return copy
+
+    def _shared(self, record: ArrayRecord) -> StoredRecord:
+        try:
+            return self._share(record)
+        except OSError:  # no descriptor or no memory is left for a segment
+            return self._put(record)
 
     def _share(self, record: ArrayRecord) -> SharedRecord:
         shared = {}
@@ -85,3 +92,7 @@ class Broadcasts:
     def clear(self) -> None:
         """Free every shared copy."""
         self._stored.clear()
+
+
+def _is_lent(record: ArrayRecord) -> bool:
+    return all(isinstance(array, LentArray) for array in record.values())

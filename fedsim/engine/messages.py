@@ -8,7 +8,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedsim.clip import Clip
-from fedsim.engine.arrays import array_record, arrays, held, scalars
+from fedsim.engine.arrays import LentArray, array_record, arrays, held, scalars
 from fedsim.engine.same_inputs import Inputs, InputsDiffer
 from fedsim.engine.work import Done, Vector, Work
 
@@ -116,9 +116,12 @@ class TrainReply(Done):
 def parameters_record(flat: Vector) -> ArrayRecord:
     """The record that carries trainable parameters, float32 [P].
 
-    The values are not copied: make a new record for each round and leave `flat` as it is until the round is over.
+    The values are not copied: make a new record for each round and leave `flat` as it is until the round is over. Who
+    receives it reads it before answering, and copies what it wants to keep.
     """
-    return array_record(flat=flat)
+    record = ArrayRecord()
+    record[FLAT] = LentArray(flat)
+    return record
 
 
 def refusal_record(refusal: InputsDiffer) -> RecordDict:

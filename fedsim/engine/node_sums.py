@@ -2,7 +2,7 @@
 
 import itertools
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -67,10 +67,15 @@ class SummingActors:
 
 @dataclass
 class _Handed:
-    """What a node's actor was given: the keys, and how many units each stands for, with Ray's word on each."""
+    """What a node's actor was given: by key, what is expected of each part, and Ray's word on it."""
 
-    expected: Expected
+    expected: dict[str, Expected]
     verdicts: "dict[str, ray.ObjectRef[str]]"
+
+    def of(self, keys: list[str]) -> Expected:
+        """What the sum of some parts can be."""
+        parts = [self.expected[key] for key in keys]
+        return replace(parts[0], units=sum(part.units for part in parts))
 
 
 class NodeSums(Sums):
@@ -99,7 +104,8 @@ class NodeSums(Sums):
             self._here.add(key, total, expected)
             return
         expected.check_form(total)
-        handed = self._handed.setdefault(total.node, _Handed(expected, {}))
+        handed = self._handed.setdefault(total.node, _Handed({}, {}))
+        handed.expected[key] = expected
         adding = self._actors.on(total.node).add.remote(self._gathering, key, expected, total.reference)
         handed.verdicts[key] = adding
 
@@ -128,7 +134,7 @@ class NodeSums(Sums):
                 raise _SumLost("it has other parts than it was given")
             if named:
                 values = ray.get(total, timeout=self._patience)
-                parts.expected.check_form(values)
+                parts.of(named).check(values)
                 self._here.put(values)
         except (ray.exceptions.RayError, _SumLost, BadReply) as failure:
             self._actors.drop(node)

@@ -39,7 +39,7 @@ class _Segment:
     """One segment, mapped here."""
 
     def __init__(self, nbytes: int) -> None:
-        self.capacity = nbytes
+        self.capacity, self.fd = nbytes, -1
         self.fd = os.memfd_create("fedsim")
         size = HEADER_BYTES + nbytes
         os.ftruncate(self.fd, size)
@@ -49,7 +49,8 @@ class _Segment:
         self.place = Place(f"/proc/{os.getpid()}/fd/{self.fd}", token, size)
 
     def __del__(self) -> None:
-        os.close(self.fd)  # arrays over it live on: they hold the mapping
+        if self.fd >= 0:
+            os.close(self.fd)  # arrays over it live on: they hold the mapping
 
 
 class Segments:
@@ -62,11 +63,21 @@ class Segments:
 
     @staticmethod
     def possible() -> bool:
-        """Whether this system has them."""
-        return hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd")
+        """Whether this system has them, and lets this process have one."""
+        if not (hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd")):
+            return False
+        try:
+            _Segment(1)
+        except OSError:  # refused by a sandbox or by vm.memfd_noexec
+            return False
+        return True
 
     def lend(self, shape: tuple[int, ...], dtype: Any) -> "tuple[np.ndarray, Place]":
-        """An array of arbitrary values in a segment of its own, and where others find that."""
+        """An array of arbitrary values in a segment of its own, and where others find that.
+
+        Raises:
+            OSError: The system has no descriptor or no memory for a new one.
+        """
         nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         fitting = [segment for segment in self._free if nbytes <= segment.capacity <= 2 * nbytes + HEADER_BYTES]
         segment = min(fitting, key=lambda one: one.capacity) if fitting else _Segment(nbytes)

@@ -79,11 +79,17 @@ class Transport:
             reply, total = actor.answer_apart.options(num_returns=2).remote(light, names, *copies)
             return Carried(reply, total=total, copies=tuple(copies))
         trains = message.metadata.message_type == TRAIN and self._total_bytes >= INLINE_BYTES
-        if near and trains and not busy:
-            lent, place = self._segments.lend((self._total_bytes,), np.uint8)
-            room = SharedVector(place, "uint8", lent.shape, lent)
+        if near and trains and not busy and (room := self._room()) is not None:
             return Carried(actor.answer_into.remote(room, light, names, *copies), room=room, copies=tuple(copies))
         return Carried(actor.answer.remote(light, names, *copies), copies=tuple(copies))
+
+    def _room(self) -> SharedVector | None:
+        """Where a sum may be written; None where the system gives no segment."""
+        try:
+            lent, place = self._segments.lend((self._total_bytes,), np.uint8)
+        except OSError:
+            return None
+        return SharedVector(place, "uint8", lent.shape, lent)
 
     def receive(self, carried: Carried) -> Message:
         """The reply, which is there.

@@ -30,7 +30,8 @@ class Work:
         round: Round (ULS) or step (ELS), from 0.
         units: int64 [n]; user indices into the training split (ULS), or indices of kept examples (ELS).
         clip: What each unit's update is brought to.
-        parameters: The trainable parameters end to end, float32 [P]; left as they are until the round is over.
+        parameters: The trainable parameters end to end, float32 [P]; left as they are until the round is over. Who
+            receives them reads them before answering: afterwards their memory may hold those of another round.
         resolution: 0 for a float32 sum; otherwise the step of the public fixed-point grid, and the reply's total
             is the int64 sum of the units' quantised updates (`fedsim.engine.exact`).
         next_units: int64 [m]; the units that this worker will probably be asked for in the next round, so that it

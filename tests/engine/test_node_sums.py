@@ -117,6 +117,24 @@ def test_a_bad_sum_is_refused_where_it_lies_and_its_worker_left_out(grid: RayGri
     assert re.search(reason, failure)
 
 
+class NoNumber(SummingActor):
+    """Gives sums that are none."""
+
+    def give(self, gathering: int) -> tuple[list[str], Any]:
+        keys, total = super().give(gathering)
+        return keys, total * np.float32(np.nan)
+
+
+def test_a_nodes_sum_is_held_to_what_its_parts_can_be(grid: RayGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    actors = grid._transport._summing
+    actors.close()
+    with monkeypatch.context() as patch:
+        patch.setattr("fedsim.engine.node_sums.SummingActor", NoNumber)
+        with pytest.raises(RoundFailed, match="not finite"):
+            Dispatcher(grid, sums="nodes").gather(request_for(UNITS, size=SIZE), COSTS)
+        actors.close()
+
+
 def test_what_an_actor_held_when_it_died_is_asked_for_again(grid: RayGrid, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one node; the other node's sum stands."""
     settle, killed = NodeSums.settle, []

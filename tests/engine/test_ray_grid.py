@@ -12,7 +12,7 @@ from mock_clients import known_sum, make_app, request_for
 from ray.cluster_utils import Cluster
 
 from fedsim.engine import ray_grid
-from fedsim.engine.arrays import HeldArray
+from fedsim.engine.arrays import HeldArray, LentArray
 from fedsim.engine.cluster import room_for
 from fedsim.engine.local import LocalGrid
 from fedsim.engine.messages import TRAIN, parameters_record
@@ -124,7 +124,7 @@ def test_a_broadcast_is_stored_once_a_round_and_freed_with_its_record(grid: RayG
 def test_a_record_that_changes_between_rounds_is_sent_again(grid: RayGrid, way: str) -> None:
     request = request_for(UNITS, size=100_000)
     for round, value in enumerate([1.0, 2.0]):
-        request.shared["flat"] = HeldArray(np.full(100_000, value, dtype=np.float32))
+        request.shared["flat"] = LentArray(np.full(100_000, value, dtype=np.float32))
         message = Message(request.to_record(), 1, "query.look", group_id=str(round))
         (reply,) = grid.send_and_receive([message])
         assert reply.content.config_records["seen"]["first"] == value

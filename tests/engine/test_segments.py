@@ -1,5 +1,6 @@
 """Shared memory that is kept: lent again once nobody reads it, out of reach where it is another's, never mixed up."""
 
+import errno
 import gc
 import os
 import signal
@@ -9,14 +10,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import Message
-from mock_clients import known_sum, request_for
+from mock_clients import known_sum, make_app, request_for
 from ray.cluster_utils import Cluster
 
-from fedsim.engine.messages import TRAIN, TrainReply
+from fedsim.engine.messages import TRAIN, TrainReply, TrainRequest
 from fedsim.engine.ray_grid import RayGrid
 from fedsim.engine.segments import Mapped, Segments
 from server.dispatch import Dispatcher
@@ -128,6 +130,47 @@ def test_a_late_worker_writes_into_nobody_elses_sum(cluster: Cluster, tmp_path: 
         rooms = own._transport._segments
         assert len(rooms._retired) == 1
         assert not rooms._retired & {segment.place.token for segment in rooms._free}
+
+
+def keeping_app() -> Any:
+    """Says how many of the arrays that came in earlier rounds, and that it keeps, are not what they were."""
+    kept: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def tamper(request: TrainRequest, reply: TrainReply, node: int) -> TrainReply:
+        changed = sum(not np.array_equal(now, then) for now, then in kept)
+        kept.extend((array, array.copy()) for array in (request.units, request.next_units))
+        return replace(reply, statistics=reply.statistics | {"changed": float(changed)})
+
+    return make_app(tamper)
+
+
+def test_units_are_the_receivers_to_keep_however_many_they_are(cluster: Cluster) -> None:
+    """A worker fetches the rows of the next round's while others of this round's messages are answered long ago."""
+    units = np.arange(20_000)
+    with RayGrid(keeping_app, workers=1, address=cluster.address) as own:
+        dispatcher = Dispatcher(own)
+        for round in range(4):
+            request = request_for(units + round, round=round, size=SIZE)
+            gathered = dispatcher.gather(request, np.ones(20_000), next_units=units + round + 1)
+            assert gathered.statistics["changed"] == 0
+        content = request_for(units, size=SIZE).to_record()
+        _, names, copies = own._transport._broadcasts.split(content, "9", near=True)
+        assert {name for name, copy in zip(names, copies, strict=True) if isinstance(copy, dict)} == {"parameters"}
+        assert set(names) == {"parameters", "units"}
+
+
+def test_where_no_segment_is_to_be_had_ray_carries_what_is_large(
+    grid: RayGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "no")
+
+    monkeypatch.setattr(os, "memfd_create", refused)
+    assert not Segments.possible()
+    monkeypatch.setattr(grid._transport._segments, "_free", [])
+    gathered = Dispatcher(grid).gather(request_for(UNITS, size=SIZE), COSTS)
+    assert np.array_equal(gathered.total, known_sum(UNITS, 0, SIZE))
+    assert not gathered.failures
 
 
 def test_messages_that_wait_in_line_get_no_room_each(grid: RayGrid) -> None:
