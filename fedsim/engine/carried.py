@@ -1,5 +1,6 @@
 """Folders that every node of a cluster needs: found there by the same path, or carried there through Ray, once."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -48,6 +49,10 @@ class Folder:
     def there(self, path: Path) -> bool:
         """Whether a folder has these files, of these sizes. (Workers compare what is in them, by fingerprint.)"""
         return path.is_dir() and set(self.files) <= set(files_of(path))
+
+    def whole(self, path: Path) -> bool:
+        """Whether a folder has these files, with the content that the digest is of."""
+        return self.there(path) and _digest(path, self.files) == self.digest
 
     def on_this_node(self, cache: Path) -> str | None:
         """Where it lies on this machine; None where it does not.
@@ -200,12 +205,23 @@ class _Receiver:
             file.write(piece)
 
     def finish(self) -> None:
-        """Compare, and give it its name."""
-        if _digest(self._partial, self._folder.files) != self._folder.digest:
+        """Compare, and give it its name.
+
+        Nodes may share the cache, and other runs may be reading there: a folder of that name that is whole is left
+        alone, and one that is damaged is mended file by file, never taken away.
+        """
+        if not self._folder.whole(self._partial):
             raise OSError("what arrived is not what was sent")
         target = self._place / self._folder.digest
-        shutil.rmtree(target, ignore_errors=True)  # it is damaged, or another run was faster
-        os.replace(self._partial, target)
+        try:
+            os.replace(self._partial, target)
+        except OSError as there:
+            if there.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            if not self._folder.whole(target):
+                for name, _ in self._folder.files:
+                    (target / name).parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(self._partial / name, target / name)
 
     def give_up(self) -> None:
         """Leave nothing that is not whole."""

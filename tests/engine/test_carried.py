@@ -1,6 +1,8 @@
 """Folders that every node needs: found at the same path, or carried there once, whole and checked."""
 
 import os
+import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from flwr.clientapp import ClientApp
 from ray.cluster_utils import Cluster
 
 from fedsim.engine import carried
-from fedsim.engine.carried import PLACE, Folder, NotHere, carry, files_of, placed
+from fedsim.engine.carried import PLACE, Folder, NotHere, _digest, _Receiver, carry, files_of, placed
 from fedsim.engine.cluster import join_or_start, leave
 from fedsim.engine.environment import Whereabouts
 from fedsim.engine.ray_grid import RayGrid
@@ -121,3 +123,54 @@ def test_what_is_broken_off_leaves_nothing(store: Path, tmp_path: Path, monkeypa
     with pytest.raises(Failure, match="what arrived is not what was sent"):
         carry({"data.path": (ABSENT, store)}, Whereabouts.of_this_process())
     assert list((tmp_path / "cache" / PLACE).iterdir()) == []
+
+
+def sent(store: Path) -> Folder:
+    files = files_of(store)
+    return Folder("data.path", ABSENT, files, _digest(store, files))
+
+
+def received(folder: Folder, store: Path) -> _Receiver:
+    """A receiver that has been given everything."""
+    receiver = _Receiver(folder, Whereabouts.of_this_process())
+    receiver.make_room()
+    for name, _ in folder.files:
+        receiver.begin(name)
+        receiver.append((store / name).read_bytes())
+    return receiver
+
+
+@pytest.mark.parametrize("before", ["nothing", "damaged", "whole"])
+def test_nodes_that_share_a_cache_finish_at_once(store: Path, tmp_path: Path, before: str) -> None:
+    folder = sent(store)
+    place = tmp_path / "cache" / PLACE / folder.digest
+    for _ in range(10):
+        receivers = [received(folder, store) for _ in range(4)]
+        if before != "nothing":
+            received(folder, store).finish()
+        if before == "damaged":
+            (place / "deep" / "tokens.bin").write_bytes(bytes(100_000))
+            (place / "manifest.json").unlink()
+        with (place / "deep" / "tokens.bin").open("rb") if before == "whole" else open(os.devnull) as opened:
+            together, failures = threading.Barrier(len(receivers)), []
+
+            def finish(receiver: _Receiver, together: threading.Barrier, failures: list[OSError]) -> None:
+                together.wait()
+                try:
+                    receiver.finish()
+                except OSError as failure:
+                    failures.append(failure)
+
+            threads = [threading.Thread(target=finish, args=(one, together, failures)) for one in receivers]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            for receiver in receivers:
+                receiver.give_up()
+            assert not failures
+            assert content(place) == content(store)
+            if before == "whole":  # what another run's workers read is still what lies there
+                assert os.path.samestat(os.fstat(opened.fileno()), (place / "deep" / "tokens.bin").stat())
+        assert list(place.parent.iterdir()) == [place]
+        shutil.rmtree(place)
