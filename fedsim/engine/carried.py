@@ -1,14 +1,17 @@
 """Folders that every node of a cluster needs: found there by the same path, or carried there through Ray, once."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -21,8 +24,16 @@ from fedsim.terminal import say
 MOST_BYTES = 4 << 30
 """What is larger is for a folder that nodes share, or for rsync."""
 CHUNK_BYTES = 32 << 20
+ANSWER_SECONDS = 600.0
+"""That a node gets for one step: a piece written, or a copy compared."""
 PLACE = "carried"
 """Sub-folder of a node's cache."""
+PARTIAL = ".partial"
+"""How the folder ends that something is received into."""
+RECEIVING = ".receiving"
+"""A file in it, locked while its receiver lives."""
+STALE_SECONDS = 24 * 3600.0
+"""Since it was begun, after which what nobody can have locked is given up."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,8 @@ class Folder:
 
     def on_this_node(self, cache: Path) -> str | None:
         """Where it lies on this machine; None where it does not.
+
+        What lies in the cache is compared in size; by content it was when the run began (`_looked`).
 
         Args:
             cache: The node's cache.
@@ -149,7 +162,34 @@ def _lacking(folder: Folder, nodes: Mapping[str, str], driver: Whereabouts) -> d
 
 
 def _looked(folder: Folder, driver: Whereabouts) -> bool:
-    return folder.on_this_node(driver.cache()) is not None
+    """Whether this node has it. What lies in its cache is compared by content here, once a run and not by each worker;
+    what receivers that were killed have left there goes."""
+    carried = driver.cache() / PLACE
+    remove_stale(carried)
+    found = folder.on_this_node(driver.cache())
+    return found is not None and (Path(found).parent != carried or folder.whole(Path(found)))
+
+
+def remove_stale(carried: Path) -> None:
+    """Remove what was being received when its receiver was killed: it may be users' text.
+
+    Args:
+        carried: The sub-folder of a cache, which other nodes may be receiving into.
+    """
+    for partial in carried.glob(f"*{PARTIAL}"):
+        try:
+            with (partial / RECEIVING).open("r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(partial, ignore_errors=True)  # locked, for its receiver may just be making it
+            stale = True  # NFS keeps the folder while the file is open
+        except BlockingIOError:
+            stale = False
+        except OSError:  # it was left by an earlier version, or the file system knows no locks
+            stale = False
+            with suppress(OSError):
+                stale = time.time() - partial.stat().st_mtime > STALE_SECONDS
+        if stale:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _send(folder: Folder, here: Path, nodes: Mapping[str, str], driver: Whereabouts) -> None:
@@ -177,7 +217,10 @@ def _send(folder: Folder, here: Path, nodes: Mapping[str, str], driver: Whereabo
 
 def _answer(reply: Any, folder: Folder, address: str) -> Any:
     try:
-        return ray.get(reply)
+        return ray.get(reply, timeout=ANSWER_SECONDS)
+    except ray.exceptions.GetTimeoutError as late:
+        told = f"node {address} did not answer within {ANSWER_SECONDS:g} s when it was asked for {folder.field}"
+        raise Failure(f"{told} ({folder.name}): look after its disk and its Ray, or leave it out") from late
     except ray.exceptions.RayError as failure:
         cause = getattr(failure, "cause", None) or failure
         said = str(cause).strip().splitlines()[0]
@@ -190,10 +233,13 @@ class _Receiver:
     def __init__(self, folder: Folder, driver: Whereabouts) -> None:
         self._folder, self._place = folder, driver.cache() / PLACE
         self._partial = self._file = self._place
+        self._lock: BinaryIO | None = None
 
     def make_room(self) -> None:
         self._place.mkdir(parents=True, exist_ok=True, mode=0o700)  # it may hold users' text
-        self._partial = Path(tempfile.mkdtemp(prefix=f"{self._folder.digest}.", suffix=".partial", dir=self._place))
+        while self._lock is None:
+            self._partial = Path(tempfile.mkdtemp(prefix=f"{self._folder.digest}.", suffix=PARTIAL, dir=self._place))
+            self._lock = _locked(self._partial / RECEIVING)
 
     def begin(self, name: str) -> None:
         self._file = self._partial / name
@@ -215,6 +261,7 @@ class _Receiver:
         target = self._place / self._folder.digest
         try:
             os.replace(self._partial, target)
+            (target / RECEIVING).unlink(missing_ok=True)
         except OSError as there:
             if there.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
@@ -225,8 +272,25 @@ class _Receiver:
 
     def give_up(self) -> None:
         """Leave nothing that is not whole."""
+        if self._lock is not None:
+            self._lock.close()
         if self._partial != self._place:
             shutil.rmtree(self._partial, ignore_errors=True)
+
+
+def _locked(path: Path) -> BinaryIO | None:
+    """A new file, locked where the file system knows locks; None where another was faster, who then removes it."""
+    file = path.open("xb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.exists():
+            return file
+    except BlockingIOError:
+        pass
+    except OSError:
+        return file
+    file.close()
+    return None
 
 
 def _digest(path: Path, files: tuple[tuple[str, int], ...]) -> str:

@@ -1,7 +1,10 @@
 """Folders that every node needs: found at the same path, or carried there once, whole and checked."""
 
 import os
+import pickle
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +16,7 @@ from flwr.clientapp import ClientApp
 from ray.cluster_utils import Cluster
 
 from fedsim.engine import carried
-from fedsim.engine.carried import PLACE, Folder, NotHere, _digest, _Receiver, carry, files_of, placed
+from fedsim.engine.carried import PLACE, Folder, NotHere, _answer, _digest, _looked, _Receiver, carry, files_of, placed
 from fedsim.engine.cluster import join_or_start, leave
 from fedsim.engine.environment import Whereabouts
 from fedsim.engine.ray_grid import RayGrid
@@ -174,3 +177,48 @@ def test_nodes_that_share_a_cache_finish_at_once(store: Path, tmp_path: Path, be
                 assert os.path.samestat(os.fstat(opened.fileno()), (place / "deep" / "tokens.bin").stat())
         assert list(place.parent.iterdir()) == [place]
         shutil.rmtree(place)
+
+
+def test_what_a_killed_receiver_left_goes_and_what_is_being_received_stays(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, driver, place = sent(store), Whereabouts.of_this_process(), tmp_path / "cache" / PLACE
+    alive = received(folder, store)
+    (living,) = place.iterdir()
+    code = (
+        "import os, sys, pickle; folder, driver = pickle.load(sys.stdin.buffer)\n"
+        "from fedsim.engine.carried import _Receiver\n"
+        "receiver = _Receiver(folder, driver); receiver.make_room(); receiver.begin('manifest.json')\n"
+        "receiver.append(b'text'); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code], input=pickle.dumps((folder, driver)), check=False)
+    assert len(list(place.iterdir())) == 2
+    (without_lock := place / "digest.earlier.partial").mkdir()  # as earlier versions left them
+    assert not _looked(folder, driver)
+    assert set(place.iterdir()) == {living, without_lock}
+    monkeypatch.setattr(carried, "STALE_SECONDS", -1.0)
+    assert not _looked(folder, driver)
+    assert set(place.iterdir()) == {living}
+    alive.finish()
+    assert content(place / folder.digest) == content(store)
+    assert _looked(folder, driver)
+    assert list(place.iterdir()) == [place / folder.digest]
+
+
+def test_a_damaged_copy_of_the_right_sizes_is_sent_again(store: Path, tmp_path: Path) -> None:
+    folder, driver = sent(store), Whereabouts.of_this_process()
+    received(folder, store).finish()
+    (tmp_path / "cache" / PLACE / folder.digest / "manifest.json").write_text("[]")
+    assert not _looked(folder, driver)
+    received(folder, store).finish()
+    assert _looked(folder, driver)
+
+
+def test_a_node_that_does_not_answer_is_named(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(reply: object, timeout: float | None = None) -> None:
+        assert timeout is not None, "waits for ever"
+        raise ray.exceptions.GetTimeoutError
+
+    monkeypatch.setattr(ray, "get", never)
+    with pytest.raises(Failure, match=r"node 10\.0\.0\.7 did not answer within 600 s .* data\.path"):
+        _answer(None, sent(store), "10.0.0.7")
