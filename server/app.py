@@ -96,12 +96,12 @@ def train(grid: Grid, config: RunConfig, callbacks: Sequence[Callback] = ()) -> 
             folder.require_unused()
         else:
             require_writable(folder.path, "resume")
-        if config.resume is not None and folder.finished:
+        if config.resume is not None and not folder.finished:
+            folder.hold.take("resume")
+        if config.resume is not None and folder.finished:  # perhaps by another process, just before it was let go of
             require_same({"settings": folder.read_config()["identity"]["settings"]}, {"settings": settings_of(config)})
             _tidy(folder)
             return folder.read_summary()
-        if config.resume is not None:
-            folder.hold.take("resume")
         with told.told_of_stops():
             summary = _train(grid, config, folder, started, told)
         told.end(summary)

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -9,6 +10,8 @@ from typing import Self
 from fedsim.errors import InvalidInput
 
 NAME = "run.lock"
+LOOK_SECONDS = 0.001
+"""What one that takes waits while another only looks, which is over at once."""
 
 
 class Hold:
@@ -46,16 +49,19 @@ class Hold:
                 descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             except FileNotFoundError:  # whoever held it has just removed the folder
                 continue
-            if not _locked(descriptor):
+            if not _locked(descriptor, fcntl.LOCK_EX):
+                held = not _locked(descriptor, fcntl.LOCK_SH)  # beside one that looks there is room for another look
                 os.close(descriptor)
-                raise self._held(field)
-            if _is(descriptor, self.path):
+                if held:
+                    raise self._held(field)
+                time.sleep(LOOK_SECONDS)
+            elif _is(descriptor, self.path):
                 self._descriptor = descriptor
             else:  # it was let go of, and removed, between the two
                 os.close(descriptor)
 
     def require_free(self, field: str) -> None:
-        """Refuse a folder that another holds; nothing is made.
+        """Refuse a folder that another holds; nothing is made, and others that look are not in the way of each other.
 
         Raises:
             InvalidInput: Another holds it.
@@ -63,11 +69,11 @@ class Hold:
         if self._descriptor is not None:
             return
         try:
-            descriptor = os.open(self.path, os.O_RDWR)
+            descriptor = os.open(self.path, os.O_RDONLY)
         except OSError:
             return
         try:
-            if not _locked(descriptor):
+            if not _locked(descriptor, fcntl.LOCK_SH):
                 raise self._held(field)
         finally:
             os.close(descriptor)
@@ -84,9 +90,9 @@ class Hold:
         return InvalidInput(field, str(self.path.parent), "a folder in which no other process is at work", hint)
 
 
-def _locked(descriptor: int) -> bool:
+def _locked(descriptor: int, kind: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

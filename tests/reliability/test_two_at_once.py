@@ -1,10 +1,14 @@
 """Two processes that are given one folder: one works in it, the other is refused, and nothing is of both."""
 
 import dataclasses
+import fcntl
 import json
 import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -132,4 +136,62 @@ def test_a_hold_ends_with_its_process_however_that_ends(tmp_path: Path) -> None:
     assert (tmp_path / "run" / NAME).exists()
     with Hold(tmp_path / "run") as hold:
         hold.take("output")
+    assert not (tmp_path / "run" / NAME).exists()
+
+
+def test_a_look_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the lock file that a crash left, where a look takes hold of it for a moment."""
+    (tmp_path / NAME).touch()
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.is_set():
+            with suppress(InvalidInput):
+                Hold(tmp_path).require_free("output")
+            time.sleep(0.002)
+
+    def locked(descriptor: int, operation: int) -> None:
+        flock(descriptor, operation)
+        if operation & fcntl.LOCK_NB and threading.current_thread() is not threading.main_thread():
+            time.sleep(0.002)
+
+    flock = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", locked)
+    with Hold(tmp_path) as hold:
+        lookers = [threading.Thread(target=look)]
+        lookers[0].start()
+        try:
+            for _ in range(50):
+                (tmp_path / NAME).touch()
+                hold.take("output")
+                with pytest.raises(InvalidInput, match="no other process is at work"):
+                    Hold(tmp_path).require_free("output")
+                hold.let_go()
+        finally:
+            ended.set()
+            lookers[0].join()
+    with Hold(tmp_path) as hold:  # two that look are not in the way of each other
+        (tmp_path / NAME).touch()
+        with (tmp_path / NAME).open() as file:
+            flock(file, fcntl.LOCK_SH)
+            Hold(tmp_path).require_free("output")
+
+
+def test_one_that_goes_on_with_a_run_that_another_just_finished(
+    small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = trained(small_run(tmp_path / "run"))
+    there = (tmp_path / "run" / "summary.json").read_text()
+    entries = read_entries(tmp_path / "run" / "ledger.jsonl")
+    (tmp_path / "run" / "summary.json").unlink()
+    take = Hold.take
+
+    def taken_late(hold: Hold, field: str) -> None:
+        (tmp_path / "run" / "summary.json").write_text(there)
+        take(hold, field)
+
+    monkeypatch.setattr(Hold, "take", taken_late)
+    monkeypatch.setattr("server.app._train", lambda *arguments: pytest.fail("trains a finished run"))
+    assert trained(small_run(tmp_path / "run", resume=str(tmp_path / "run"))) == summary
+    assert read_entries(tmp_path / "run" / "ledger.jsonl") == entries
     assert not (tmp_path / "run" / NAME).exists()
