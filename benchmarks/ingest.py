@@ -23,6 +23,8 @@ from fedsim.data.collect import Collection
 from fedsim.data.config import DataConfig
 from fedsim.data.encode import TextEncoder
 from fedsim.data.ingest import build_store
+from fedsim.data.part import PARTS
+from fedsim.data.spool import Spooled
 from fedsim.data.machine import cores
 from fedsim.data.sources import Progress, public_texts
 from fedsim.data.store import UserStore
@@ -109,8 +111,9 @@ def store_of_parts(work: Path, config: DataConfig, encoder: TextEncoder, rows: i
     """What `build_store` does behind the first pass."""
     for folder in ("scratch", "store"):
         (work / folder).mkdir()
-    collection = Collection(work, config, encoder)
-    collection.run(rows, progress)
+    parts = Spooled(files=sorted((work / "parts").glob(PARTS)), records=rows)
+    collection = Collection(work, parts, config, encoder)
+    collection.run(progress)
     progress("Writing the store", 0, 1)
     manifest = {"classes": [], "tokenizer": encoder.fingerprint, "apart": False, "recipe": {"data": {}}}
     collection.writer.finish(collection.names.kept(), collection.splits, manifest)

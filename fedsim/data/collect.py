@@ -19,6 +19,7 @@ from fedsim.data.group import GroupedParts, UserBatch
 from fedsim.data.named_users import NamedUsers
 from fedsim.data.shape import distinct, of_users_with, rows_of
 from fedsim.data.sources import Progress
+from fedsim.data.spool import Spooled
 from fedsim.data.write import StoreWriter
 
 STATE = "collected.json"
@@ -57,13 +58,14 @@ class Collection:
     """The store that is being written of the parts in a folder.
 
     Args:
-        folder: Where `spool` left "parts", and where the "store" is written.
+        folder: Where the "store" is written.
+        parts: What `spool` wrote.
         config: Resolved configuration.
         encoder: The tokenizer.
     """
 
-    def __init__(self, folder: Path, config: DataConfig, encoder: TextEncoder):
-        self._folder, self._config, self._encoder = folder, config, encoder
+    def __init__(self, folder: Path, parts: Spooled, config: DataConfig, encoder: TextEncoder):
+        self._folder, self._parts, self._config, self._encoder = folder, parts, config, encoder
         file = folder / STATE
         self.done = Collected(**json.loads(file.read_text())) if file.is_file() else Collected()
         self.writer = StoreWriter(folder / "store", encoder.dtype, self.done.writer)
@@ -72,20 +74,23 @@ class Collection:
         self._long_texts = "truncate" if encoder.framed == "apart" else config.long_texts
         self._edges = _edges(config)
 
-    def run(self, good: int, progress: Progress) -> None:
+    def run(self, progress: Progress) -> None:
         """Gather all users, and compare them.
 
         Args:
-            good: Examples in all.
             progress: Told how far it is.
+
+        Raises:
+            Failure: The parts do not hold what was written.
         """
         if self.done.doubts is not None:
             return
+        written = (self._parts.files, self._parts.examples)
         of_data = (self._config.memory_limit, self._encoder.dtype, self._config.label_names)
-        with GroupedParts(self._folder / "parts", self._folder / "scratch", *of_data) as parts:
+        with GroupedParts(*written, self._folder / "scratch", *of_data) as parts:
             self.done.classes = parts.classes
             if not self.done.whole:
-                self._gather(parts, good, progress)
+                self._gather(parts, progress)
             self.done.doubts = self._compare(parts, progress)
             self._set_down()
 
@@ -105,7 +110,7 @@ class Collection:
         edges = [0, *bounds, users]
         return {name: edges[place : place + 2] for place, name in enumerate(("train", "validation", "test"))}
 
-    def _gather(self, parts: GroupedParts, good: int, progress: Progress) -> None:
+    def _gather(self, parts: GroupedParts, progress: Progress) -> None:
         set_down = time.monotonic()
         last = None if self.done.last is None else (self.done.last[0], self.done.last[1])
         for batch in parts.batches(progress, last):
@@ -113,7 +118,7 @@ class Collection:
             if time.monotonic() > set_down + SECONDS_BETWEEN_STATES:
                 self._set_down()
                 set_down = time.monotonic()
-            progress(GROUPING, self.done.examples, good)
+            progress(GROUPING, self.done.examples, self._parts.examples)
         self.done.whole = True
         self._set_down()
 

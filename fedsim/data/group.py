@@ -11,11 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fedsim.data.machine import cores, memory_bytes
-from fedsim.data.part import PARTS
 from fedsim.data.shape import Examples
 from fedsim.data.sources import Progress
 from fedsim.data.user_ids import canonical_id
-from fedsim.errors import InvalidInput
+from fedsim.errors import Failure, InvalidInput
 
 EXAMPLES_AT_ONCE = 1 << 16
 BYTES_AT_ONCE = 1 << 25
@@ -26,6 +25,10 @@ LONG_TEXT = 16
 MANY_USERS = 3
 MOST_CLASSES = 10_000
 SECONDS_BETWEEN_LOOKS = 0.5
+MEDDLED = (
+    "The parts of this data hold {found:,} examples where {examples:,} were written: something else has written there. "
+    "Remove {folder} and prepare the data again."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +50,25 @@ class GroupedParts:
     """The parts that `spool` wrote, user by user in the order of the users' keyed hashes.
 
     Args:
-        folder: The parts.
+        files: The parts.
+        examples: How many they hold, to the knowledge of whoever wrote them.
         scratch: Folder for what does not fit in memory.
         memory_limit: Memory that the sort may take ("1GB"); as many threads take part as it has room for.
         token_type: Integer type of the tokens.
         label_names: All classes, in order; by default those there are.
+
+    Raises:
+        Failure: They hold more or fewer.
     """
 
     def __init__(
-        self, folder: Path, scratch: Path, memory_limit: str, token_type: np.dtype, label_names: Sequence[str] = ()
+        self,
+        files: Sequence[Path],
+        examples: int,
+        scratch: Path,
+        memory_limit: str,
+        token_type: np.dtype,
+        label_names: Sequence[str] = (),
     ):
         # Here, because a store that is there already does without.
         import duckdb
@@ -74,12 +87,15 @@ class GroupedParts:
         self.connection.execute("SET enable_progress_bar_print = false")
         with suppress(Exception):
             self.connection.execute("SET enable_progress_bar = true")
-        self._examples = f"read_parquet({quoted(folder / PARTS)})"
+        self._examples = f"read_parquet({quoted(files)})"
         self._token_type = token_type
         described = self.connection.execute(f"DESCRIBE SELECT * FROM {self._examples}").fetchall()
         self._columns = [column[0] for column in described]
-        size = sum(file.stat().st_size for file in folder.glob(PARTS))
-        examples = self.connection.execute(f"SELECT count(*) FROM {self._examples}").fetchall()[0][0]
+        size = sum(file.stat().st_size for file in files)
+        found = self.connection.execute(f"SELECT count(*) FROM {self._examples}").fetchall()[0][0]
+        if found != examples:
+            self.connection.close()
+            raise Failure(MEDDLED.format(found=found, examples=examples, folder=scratch.parent))
         self._at_once = max(1, min(EXAMPLES_AT_ONCE, BYTES_AT_ONCE * examples // size))
         self.classes = self._classes(label_names) if "label" in self._columns else []
 
@@ -196,9 +212,9 @@ class GroupedParts:
         return UserBatch(keys=keys[begins], names=names, examples=examples)
 
 
-def quoted(path: Path) -> str:
-    """A path or pattern as a text in SQL."""
-    return "'" + str(path).replace("'", "''") + "'"
+def quoted(files: Sequence[Path]) -> str:
+    """Paths as a list of texts in SQL."""
+    return "[" + ", ".join("'" + str(file).replace("'", "''") + "'" for file in files) + "]"
 
 
 def _ragged(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:

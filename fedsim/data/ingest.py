@@ -23,7 +23,7 @@ from fedsim.data.encode import Framed, TextEncoder
 from fedsim.data.recipes import resolve
 from fedsim.data.records import Tally
 from fedsim.data.sources import Progress, Source, open_source, silent
-from fedsim.data.spool import refuse_bad_rows, spool
+from fedsim.data.spool import Spooled, refuse_bad_rows, spool
 from fedsim.data.store import FORMAT, MANIFEST, UserStore
 from fedsim.disk import require_writable
 from fedsim.errors import InvalidInput
@@ -34,7 +34,7 @@ NOT_CONTENT = {"memory_limit", "bad_rows"}
 """Fields that do not change what is in a finished store."""
 LATER = {"delimiter": None, "encoding": "utf-8", "several_owners": "drop"}
 """Fields that came later, and the value with which a store is what it was without them: it keeps its key."""
-PARTIAL_FORMAT = 2
+PARTIAL_FORMAT = 3
 """Of what an interrupted build leaves: that of another version is begun anew."""
 FULL = ("No space left", "max_temp_directory_size")
 """How Arrow and DuckDB say that a disk is full."""
@@ -181,12 +181,13 @@ def _build(
             refuse_bad_rows(config, store.manifest["bad_rows"])
             return store
         _start(partial, recipe["key"])
-        records, bad, doubtful = spool(source, config, encoder, partial / "parts", progress)
-        if bad.total:
-            counts = f"{bad.total:,} of {records:,}"
+        # Named by what they are of: whoever still writes for a build that was killed does not write here.
+        spooled = spool(source, config, encoder, partial / "parts" / recipe["key"], progress)
+        if (bad := spooled.bad).total:
+            counts = f"{bad.total:,} of {spooled.records:,}"
             logger.warning("%s records left out (not private: counted without noise): %s", counts, bad.in_words())
-        doubts = {"doubtful_rows": doubtful.to_json(), "undeclared_owners": owner_columns(source.beside())}
-        _write(config, encoder, recipe, partial, records, bad, doubts, progress)
+        undeclared = owner_columns(source.beside())
+        _write(config, encoder, recipe, partial, spooled, undeclared, progress)
         os.replace(partial / "store", output)
         shutil.rmtree(partial)
     return UserStore.open(output)
@@ -264,24 +265,24 @@ def _write(
     encoder: TextEncoder,
     recipe: dict[str, Any],
     partial: Path,
-    records: int,
-    bad: Tally,
-    doubts: dict[str, Any],
+    spooled: Spooled,
+    undeclared_owners: list[str],
     progress: Progress,
 ) -> None:
     """Second pass: group, cut and write."""
-    good = records - bad.total
-    if not good:
+    records, bad = spooled.records, spooled.bad
+    if not spooled.examples:
         raise _no_user(config, records, bad)
-    collection = Collection(partial, config, encoder)
-    collection.run(good, progress)
+    collection = Collection(partial, spooled, config, encoder)
+    collection.run(progress)
     if collection.splits["train"][1] == 0:
         raise _no_user(config, records, bad)
     manifest = {
         "records": records,
         "bad_rows": bad.to_json(),
         "duplicates": collection.done.duplicates,
-        **doubts,
+        "doubtful_rows": spooled.doubtful.to_json(),
+        "undeclared_owners": undeclared_owners,
         **(collection.done.doubts or {}),
         "classes": collection.done.classes,
         "vocabulary_size": encoder.vocabulary_size,

@@ -102,7 +102,7 @@ class NamedUsers:
 
     @property
     def _table(self) -> str:
-        return f"read_parquet({quoted(self._folder / FILES)})"
+        return f"read_parquet({quoted(self._files())})"
 
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob(FILES))

@@ -42,7 +42,7 @@ class PartWriter:
 
     def found(self, number: int) -> dict[str, Any] | None:
         """What a finished part says of its records; None where there is none yet."""
-        file = self._file(number)
+        file = self.file(number)
         if not file.is_file():
             return None
         metadata = pq.read_metadata(file).metadata
@@ -82,10 +82,11 @@ class PartWriter:
             columns["label"] = pa.array(examples["label"], pa.string())
         found = {"bad_rows": bad.to_json(), "doubtful_rows": doubtful.to_json()}
         metadata = {name: json.dumps(rows) for name, rows in found.items()}
-        write_parquet(pa.table(columns).replace_schema_metadata(metadata), self._file(number))
+        write_parquet(pa.table(columns).replace_schema_metadata(metadata), self.file(number))
         return found
 
-    def _file(self, number: int) -> Path:
+    def file(self, number: int) -> Path:
+        """Where a part is, or will be."""
         return self.folder / PARTS.replace("*", f"{number:06d}")
 
     def _encoded(self, examples: dict[str, list[Any]]) -> dict[str, Any]:

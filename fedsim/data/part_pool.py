@@ -91,7 +91,7 @@ class _Process:
     def __init__(self, writer: bytes):
         paths = [path or os.getcwd() for path in sys.path]  # modules are found there as they are here
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "fedsim.data.part_process"],
+            [sys.executable, "-P", "-m", "fedsim.data.part_process", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(paths)},

@@ -5,14 +5,19 @@ for each to standard output: the fingerprint of the tokenizer as it is here, and
 exception that it raised.
 """
 
+import ctypes
 import os
 import pickle
 import signal
 import sys
 
+SIGNAL_AT_PARENTS_DEATH = 1
+"""PR_SET_PDEATHSIG of Linux."""
+
 
 def main() -> None:
     """Answer until the other side closes the pipe, or is gone."""
+    _end_with(int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asked for the parts decides when to stop
     asked = sys.stdin.buffer
     answers = os.fdopen(os.dup(1), "wb")
@@ -44,6 +49,14 @@ def main() -> None:
             answers.flush()
         except BrokenPipeError:
             return
+
+
+def _end_with(parent: int) -> None:
+    """Do not finish a part for a parent that was killed: another build may have begun in its place."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SIGNAL_AT_PARENTS_DEATH, int(signal.SIGKILL))
+    if os.getppid() != parent:  # it was gone before
+        os._exit(1)
 
 
 if __name__ == "__main__":

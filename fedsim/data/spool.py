@@ -7,6 +7,7 @@ A finished part is never made again: an interrupted ingest reads the source from
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +24,44 @@ PART_RECORDS = 1 << 16
 PART_CHARACTERS = 1 << 25
 
 
-def spool(
-    source: Source, config: DataConfig, encoder: TextEncoder, folder: Path, progress: Progress
-) -> tuple[int, Tally, Tally]:
+@dataclass(kw_only=True)
+class Spooled:
+    """What was read and set down.
+
+    Attributes:
+        files: The parts, in order: what else lies beside them is not of this data.
+        records: Records read.
+        bad: Those left out.
+        doubtful: Those read that may be several.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    records: int = 0
+    bad: Tally = field(default_factory=Tally)
+    doubtful: Tally = field(default_factory=Tally)
+
+    @property
+    def examples(self) -> int:
+        """How many the parts hold."""
+        return self.records - self.bad.total
+
+
+def spool(source: Source, config: DataConfig, encoder: TextEncoder, folder: Path, progress: Progress) -> Spooled:
     """Write the source's examples as Parquet parts, going on where an earlier call stopped.
 
     Args:
         source: What to read.
         config: Resolved configuration.
         encoder: The tokenizer.
-        folder: Where the parts go, `examples-*.parquet`.
+        folder: Where the parts go, `examples-*.parquet`; of one source, configuration and tokenizer alone.
         progress: Told how far the source has been read.
-
-    Returns:
-        (records read, those left out, those read that may be several).
 
     Raises:
         InvalidInput: For a bad row when config.bad_rows is "refuse".
     """
     folder.mkdir(parents=True, exist_ok=True)
     writer = PartWriter(folder=folder, columns=source.columns, config=config, encoder=encoder)
-    bad, doubtful = Tally(), Tally()
+    spooled = Spooled()
     waiting: deque[tuple[Future[dict[str, Any]], float]] = deque()
 
     def take() -> None:
@@ -51,21 +69,21 @@ def spool(
         made, done = waiting.popleft()
         found = made.result()
         refuse_bad_rows(config, found["bad_rows"])
-        bad.merge(found["bad_rows"])
-        doubtful.merge(found["doubtful_rows"])
+        spooled.bad.merge(found["bad_rows"])
+        spooled.doubtful.merge(found["doubtful_rows"])
         progress("Reading and encoding", done, source.total)
 
-    read = 0
     with PartPool(writer) as pool:
         for number, part in enumerate(in_parts(source.read(), PART_RECORDS, PART_CHARACTERS)):
-            waiting.append((_part(pool, writer, number, read, part), part[-1].done))
-            read += sum(map(len, part))
+            waiting.append((_part(pool, writer, number, spooled.records, part), part[-1].done))
+            spooled.files.append(writer.file(number))
+            spooled.records += sum(map(len, part))
             while len(waiting) > pool.most_waiting:
                 take()
         while waiting:
             take()
-    progress("Reading and encoding", source.total or read, source.total or read)
-    return read, bad, doubtful
+    progress("Reading and encoding", source.total or spooled.records, source.total or spooled.records)
+    return spooled
 
 
 def refuse_bad_rows(config: DataConfig, found: Mapping[str, Any]) -> None:

@@ -128,7 +128,7 @@ def test_an_interrupted_build_keeps_the_count_of_doubtful_rows(tmp_path, tokeniz
 
     with pytest.raises(KeyboardInterrupt):
         build_store(config, Interrupted(), tmp_path / "store")
-    assert len(list((tmp_path / "store.partial" / "parts").glob("examples-*"))) >= 2
+    assert len(list((tmp_path / "store.partial" / "parts").rglob("examples-*"))) >= 2
     store = build_store(config, tokenizer, tmp_path / "store")
     places = [f"{number}.csv:2" for number in range(5)]
     assert store.manifest["doubtful_rows"] == {JOINED: {"count": 7, "first": places}}

@@ -1,6 +1,8 @@
 """An ingest that is killed goes on where it was, in either pass, and ends in the same store."""
 
+import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from fedsim.data.config import DataConfig
 from fedsim.data.ingest import build_store
 from fedsim.data.part import PARTS
 from fedsim.data.store import UserStore
-from fedsim.errors import InvalidInput
+from fedsim.errors import Failure, InvalidInput
 
 RECORDS = 20_000
 PROGRAM = """
@@ -79,7 +81,7 @@ def test_a_build_that_was_killed_goes_on(tmp_path, whole, monkeypatch, stage: st
     partial = tmp_path / "store.partial"
     with pytest.raises(InvalidInput, match="interrupted"):
         UserStore.open(output)
-    parts = {file.name: file.stat().st_mtime_ns for file in (partial / "parts").glob(PARTS)}
+    parts = {file.name: file.stat().st_mtime_ns for file in (partial / "parts").rglob(PARTS)}
     assert parts
     before = (partial / STATE).is_file()
     assert before == (stage not in ("Reading and encoding", "Sorting by user"))
@@ -101,7 +103,7 @@ def test_a_build_that_was_killed_goes_on(tmp_path, whole, monkeypatch, stage: st
     assert found.user_ids() == expected.user_ids()
     one, other = ({k: v for k, v in store.manifest.items() if k != "recipe"} for store in (found, expected))
     assert one == other
-    kept = {file.name: file.stat().st_mtime_ns for file in (partial / "parts").glob(PARTS)}
+    kept = {file.name: file.stat().st_mtime_ns for file in (partial / "parts").rglob(PARTS)}
     assert parts.items() <= kept.items()
     assert sum(added) == RECORDS - gathered
     if stage == "Grouping by user":
@@ -115,5 +117,46 @@ def test_what_another_version_left_is_begun_anew(tmp_path, whole) -> None:
     killed_at(path, tmp_path / "store", "Grouping by user", 0.3)
     mark = tmp_path / "store.partial" / "key"
     mark.write_text(mark.read_text().split()[0])
-    (tmp_path / "store.partial" / "parts" / "examples-000000.parquet").write_bytes(b"of another kind")
+    for part in (tmp_path / "store.partial" / "parts").rglob(PARTS):
+        part.write_bytes(b"of another kind")
     assert build_store(config_of(path), LetterTokenizer(), tmp_path / "store").fingerprint == expected.fingerprint
+
+
+def test_parts_that_nobody_counted_are_not_read(tmp_path, whole, monkeypatch) -> None:
+    path, expected = whole
+    monkeypatch.setattr("fedsim.data.spool.PART_RECORDS", 4096)
+    killed_at(path, tmp_path / "store", "Reading and encoding", 0.5)
+    for part in list(tmp_path.rglob("examples-000000.parquet")):
+        shutil.copy(part, part.with_name("examples-000900.parquet"))
+    assert build_store(config_of(path), LetterTokenizer(), tmp_path / "store").fingerprint == expected.fingerprint
+
+
+def test_parts_of_what_was_killed_are_not_taken_for_others(tmp_path, whole) -> None:
+    """Whoever is still at work for a build that was killed writes where the next, of other data, does not look."""
+    path, _ = whole
+    output, other = tmp_path / "store", write_jsonl(tmp_path / "d.jsonl", [{"user_id": "new", "text": "a new text"}])
+    killed_at(path, output, "Sorting by user", 0.0)
+    late = {file.relative_to(tmp_path): file.read_bytes() for file in tmp_path.rglob(PARTS)}
+    assert late
+
+    def orphans(what: str, *_) -> None:
+        for file, content in late.items():
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / file).write_bytes(content)
+
+    config = dataclasses.replace(config_of(other), validation_fraction=0, test_fraction=0)
+    assert build_store(config, LetterTokenizer(), output, progress=orphans).user_ids() == ["new"]
+
+
+def test_parts_that_hold_more_than_was_written_are_refused(tmp_path, whole, monkeypatch) -> None:
+    path, _ = whole
+    monkeypatch.setattr("fedsim.data.spool.PART_RECORDS", 4096)
+
+    def meddle(what: str, *_) -> None:
+        if what == "Sorting by user":
+            return
+        if len(parts := sorted(tmp_path.rglob(PARTS))) > 1 and parts[-1].stat().st_size < parts[0].stat().st_size:
+            shutil.copy(parts[0], parts[-1])
+
+    with pytest.raises(Failure, match=r"hold 20,\d+ examples where 20,000 were written.*store\.partial"):
+        build_store(config_of(path), LetterTokenizer(), tmp_path / "store", progress=meddle)

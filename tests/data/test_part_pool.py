@@ -2,6 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from readable_stores import LetterTokenizer, write_jsonl
@@ -130,3 +134,39 @@ def test_processes_are_as_many_as_there_is_memory_for(tmp_path, monkeypatch, mem
         config = DataConfig(memory_limit=memory)
 
     assert PartPool(Writer())._processes == processes
+
+
+PROGRAM = """
+import os, pickle, signal, threading, time
+from fedsim.data.part_pool import _Process
+
+class Slow:
+    def __reduce__(self):
+        return (time.sleep, (60,))
+
+process = _Process(pickle.dumps(Slow()))
+threading.Thread(target=process.ask, args=(pickle.dumps(Slow()),), daemon=True).start()
+time.sleep(1)
+print(process._process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Elsewhere a process notices when it has finished its part.")
+def test_a_process_ends_with_the_one_that_asked() -> None:
+    """In the middle of a part: another build may be where it would be written."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    ends = time.monotonic() + 20
+    while _runs(int(done.stdout)) and time.monotonic() < ends:
+        time.sleep(0.1)
+    assert not _runs(int(done.stdout))
+
+
+def _runs(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
