@@ -65,8 +65,16 @@ class JsonStream:
                 yield self.value()
                 if self._expect(b",", b"]") == b"]":
                     break
+        self.require_end()
+
+    def require_end(self) -> None:
+        """Nothing follows.
+
+        Raises:
+            InvalidInput: Something does.
+        """
         if self.first():
-            raise self._wrong("It goes on after the end of its list.")
+            raise self._wrong("It goes on after the end of its value.")
 
     def members(self) -> Iterator[str]:
         """The keys of the object that begins here. Between two, `value` or `skip` is to be called once."""

@@ -22,19 +22,28 @@ USERS = "user_data"
 BESIDE = ("users", "num_samples", "hierarchies")
 MARKS = {"<BOS>", "<EOS>", "<PAD>"}
 """Tokens of LEAF's reddit that are no words of the comment."""
+BOTH = (
+    "It begins as LEAF's form does, with users in user_data, and has the column {key!r} beside them, as a record has: "
+    "rename the column user_data, or write LEAF's files without {key!r}."
+)
 UNEVEN = Malformed("lists of different lengths for one user")
 
 
 def users_follow(stream: JsonStream) -> bool:
-    """Whether an object of this form begins here; if so, its users come next in the stream."""
+    """Whether an object of this form begins here: one of users, behind a list of them or with lists called x.
+
+    What only begins alike may be lines of JSON, with a column of that name.
+    """
+    listed = False
     try:
         if stream.first() != b"{":
             return False
         for key in stream.members():
             if key == USERS:
-                return stream.first() == b"{"
+                return stream.first() == b"{" and (listed or _has_examples(stream))
             if key not in BESIDE:
                 return False
+            listed = True
             stream.skip()
     except InvalidInput:  # not one value: lines of JSON, perhaps
         return False
@@ -50,17 +59,34 @@ def records_of(stream: BinaryIO, name: str, wanted: Collection[str]) -> Iterator
         wanted: The columns that matter.
 
     Raises:
-        InvalidInput: If the file breaks off or holds no such object, or one user has too much data.
+        InvalidInput: If the file breaks off or holds more than one such object; if the object has a wanted column
+            itself, as a record has; or one user has too much data.
     """
     whole = JsonStream(stream, name)
     parser = LineParser({"x", "y", *wanted})
     for key in whole.members():
         if key != USERS:
+            if any(key in (column, column.partition(".")[0]) for column in wanted):
+                raise InvalidInput("data.path", name, "LEAF's form, or JSON lines", BOTH.format(key=key))
             whole.skip()
             continue
         for user in whole.members():
             (data,) = parser.parse([whole.value()])
             yield from [data] if isinstance(data, Malformed) else _examples(user, data)
+    whole.require_end()
+
+
+def _has_examples(stream: JsonStream) -> bool:
+    """Whether the first user of those that follow has a list of examples."""
+    for _ in stream.members():
+        if stream.first() != b"{":
+            return False
+        for key in stream.members():
+            if key == "x":
+                return stream.first() == b"["
+            stream.skip()
+        return False
+    return False
 
 
 def _examples(user: str, data: dict[str, Any]) -> Iterator[Any]:

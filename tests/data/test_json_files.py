@@ -187,3 +187,36 @@ def test_lines_with_columns_called_as_leafs_are_lines(tmp_path) -> None:
     rows = [{"users": ["ann"], "num_samples": [1], "user_id": "ann", "text": "a text"}] * 2
     path = write_jsonl(tmp_path / "d.json", rows)
     assert texts_in(path, owners_column="users") == {"ann": ["a text"]}
+
+
+@pytest.mark.parametrize(
+    "inner", [{"p": {"text": "about"}}, {"id": "a"}, {}, {"x": ["a"]}, {"p": {"x": "about"}}, {"p": {}}]
+)
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_lines_with_a_column_called_user_data_are_lines(tmp_path, blocks, inner, place) -> None:
+    """Each is read, and none of it goes to whom the keys in that column would name."""
+    rows = [{"user_id": user, "text": f"by {user}"} for user in "abc"]
+    rows = [{"user_data": inner} | row if place == "first" else row | {"user_data": inner} for row in rows]
+    assert texts_in(write_jsonl(tmp_path / "d.jsonl", rows)) == {user: [f"by {user}"] for user in "abc"}
+
+
+LEAF_OBJECTS = [json.dumps({"users": [u], "user_data": {u: {"x": [f"by {u}"], "y": [0]}}}) for u in "ab"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("\n".join(LEAF_OBJECTS), "goes on after the end"),
+        (LEAF_OBJECTS[0] + " garbage", "goes on after the end"),
+        ('{"user_data": {"a": {"x": ["by a"]}}}\n{"user_data": {"b": {"x": ["by b"]}}}\n', "goes on after the end"),
+        (
+            '{"users": ["a"], "user_data": {"p": {"text": "about a"}}, "user_id": "a", "text": "by a"}',
+            "column 'user_id'",
+        ),
+        ('{"user_data": {"p": {"x": ["about a"]}}, "text": "by a", "user_id": "a"}', "column 'text'"),
+    ],
+)
+def test_what_may_be_leafs_or_lines_is_refused(tmp_path, blocks, content, words) -> None:
+    (tmp_path / "d.json").write_text(content)
+    with pytest.raises(InvalidInput, match=rf"d\.json.*{words}"):
+        read_texts(DataConfig(source="files", path=str(tmp_path / "d.json")))
