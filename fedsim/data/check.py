@@ -7,7 +7,7 @@ from typing import Any
 
 from fedsim.data.chat import Conversation
 from fedsim.data.config import MISSING_IDS
-from fedsim.data.records import JOINED, BadRecord, Malformed, Records, Tally
+from fedsim.data.records import JOINED, Astray, BadRecord, Malformed, Records, Tally
 from fedsim.data.user_ids import canonical_id
 
 Render = Callable[[list[dict[str, str]]], Conversation]
@@ -118,6 +118,9 @@ def _check(
     if whole := next((value for value in record.values() if isinstance(value, Malformed)), None):
         raise BadRecord(whole.reason)
     owners = record.pop("owners", None)
+    if isinstance(owners, Astray):
+        raise BadRecord(OWNERS_UNREAD)
+    record = {role: None if isinstance(value, Astray) else value for role, value in record.items()}
     good: dict[str, Any] = {"user": identify(record.pop("user"))}
     if not _is_unicode([good["user"]]):
         raise BadRecord(BINARY_USER)

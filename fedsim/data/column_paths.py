@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from fedsim.data.records import ASTRAY
 from fedsim.errors import InvalidInput
 
 ABSENT = object()
@@ -73,11 +74,21 @@ def paths_in(record: Mapping[str, Any], depth: int = DEEPEST) -> Iterator[str]:
 
 
 def values_of(records: Sequence[Any], column: str) -> list[Any]:
-    """A column of records: None where one lacks it. What is no mapping stands for itself (a `Malformed`)."""
+    """A column of records: None where one lacks it, ASTRAY where one has but its head. What is no mapping stands for
+    itself (a `Malformed`)."""
     if "." not in column:
         return [record.get(column) if isinstance(record, dict) else record for record in records]
-    found = (value_of(record, column) if isinstance(record, dict) else record for record in records)
-    return [None if value is ABSENT else value for value in found]
+    heads = [head for head, _ in beginnings(column)]
+    found = [value_of(record, column) if isinstance(record, dict) else record for record in records]
+    for place in [place for place, value in enumerate(found) if value is ABSENT]:
+        found[place] = ASTRAY if any(head in records[place] for head in heads) else None
+    return found
+
+
+def inner_values(values: Sequence[Any], path: str) -> list[Any]:
+    """What lies at a path in the values of its head: ASTRAY where it leads nowhere."""
+    found = (value_of(value, path) for value in values)
+    return [ASTRAY if value is ABSENT else value for value in found]
 
 
 def require_columns(
@@ -146,11 +157,8 @@ class ArrowPath:
                 return
 
     def of(self, values: list[Any]) -> list[Any]:
-        """The values at the path, from those of its head."""
-        if not self.rest:
-            return values
-        found = (value_of(value, self.rest) for value in values)
-        return [None if value is ABSENT else value for value in found]
+        """The values at the path, from those of its head; ASTRAY where it leads nowhere."""
+        return inner_values(values, self.rest) if self.rest else values
 
     def _reaches(self, kind: pa.DataType, path: str) -> bool:
         if pa.types.is_dictionary(kind):

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.data.column_paths import ABSENT, beginnings, paths_in, require_columns, value_of
+from fedsim.data.column_paths import ABSENT, beginnings, inner_values, paths_in, require_columns, value_of
 from fedsim.data.folders import is_saved
-from fedsim.data.records import Records
+from fedsim.data.records import ASTRAY, Records
 from fedsim.errors import InvalidInput
 from fedsim.hugging_face import hub_failure
 
@@ -160,7 +160,7 @@ def _column(values: list[Any], column: str, head: str, features: Mapping[str, An
     feature = features.get(head)
     if column != head:
         path = column[len(head) + 1 :]
-        values = [None if (found := value_of(value, path)) is ABSENT else found for value in values]
+        values = inner_values(values, path)
         feature = _feature_of(feature, path)
     return _values(values, feature)
 
@@ -194,7 +194,7 @@ def _values(values: list[Any], feature: Any) -> list[Any]:
     if names:
         return [names[value] if isinstance(value, int) and 0 <= value < len(names) else None for value in values]
     if single is not None:
-        return [None if value is None else single(value) for value in values]
+        return [value if value is None or value is ASTRAY else single(value) for value in values]
     return [value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value for value in values]
 
 

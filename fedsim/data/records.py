@@ -30,13 +30,25 @@ FOREIGN = Malformed("file without the columns")
 """Stands for a whole file that lies beside the data and holds none of its columns."""
 
 
+@dataclass(frozen=True)
+class Astray:
+    """Stands for what a path leads to in a record that has the column it begins with, and nothing there.
+
+    Nobody is named by it where owners are asked for, and yet somebody may be meant; elsewhere it is a missing value.
+    """
+
+
+ASTRAY = Astray()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Records:
     """Neighbouring records of one file.
 
     Attributes:
-        columns: For each column asked for, one value a record: None where it is missing, MALFORMED in every column
-            where the record could not be parsed, bytes that are not UTF-8 as lone surrogates (PEP 383).
+        columns: For each column asked for, one value a record: None where it is missing, ASTRAY where a path to it
+            leads nowhere, MALFORMED in every column where the record could not be parsed, bytes that are not UTF-8 as
+            lone surrogates (PEP 383).
         origin: Name of the file or split, to be shown.
         first: Number of the first record in it, as shown to people (line or row, from 1).
         done: How much of the source has been read, in the unit of its total.

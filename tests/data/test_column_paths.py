@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from readable_stores import read_texts, write_jsonl
 
+from fedsim.data.check import OWNERS_UNREAD
 from fedsim.data.column_paths import ABSENT, value_of
 from fedsim.data.config import DataConfig
 from fedsim.data.files import read_files
@@ -153,3 +154,28 @@ def test_lists_and_paths() -> None:
     assert value_of(record, "x.b") is ABSENT
     assert value_of({".": {"": 1}}, ".") == {"": 1}
     assert value_of({"a": 1}, ".a") is ABSENT
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "hub jsonl"])
+@pytest.mark.parametrize(
+    "joint",
+    [["ann", "bob"], "ann;bob", [{"name": "ann"}, {"name": "bob"}], [{"id": "ann"}, "bob"], {"name": "ann"}, {}, 7],
+)
+def test_owners_that_a_path_does_not_find_are_not_nobody(tmp_path, kind, joint) -> None:
+    """What several people may own is never one user's alone for want of a key."""
+    row = {"user_id": "ann", "text": "hers", "authors": [{"id": "ann"}]}
+    rows = [row, row | {"authors": joint, "text": "whose?"}, {"user_id": "ann", "text": "no authors"}]
+    rows += [row | {"authors": None, "text": "null"}]
+    config = written(tmp_path / "data", kind, rows)
+    config = with_columns(config, owners_column="authors.id")
+    texts, bad = read_texts(config)
+    assert set(texts["ann"]) == {"hers", "no authors", "null"}
+    assert sum(bad.values()) == 1
+
+
+def test_a_place_that_a_list_of_owners_has_not_is_not_nobody(tmp_path) -> None:
+    rows = [{"user_id": "ann", "text": f"{n}", "authors": [{"id": "ann"}] * n} for n in (2, 1, 0)]
+    for kind in ("parquet", "hub parquet", "saved"):
+        config = written(tmp_path / kind, kind, rows)
+        texts, bad = read_texts(with_columns(config, owners_column="authors.1.id"))
+        assert (set(texts["ann"]), bad) == ({"2"}, {OWNERS_UNREAD: 2})
