@@ -23,10 +23,10 @@ from fedsim.data.collect import Collection
 from fedsim.data.config import DataConfig
 from fedsim.data.encode import TextEncoder
 from fedsim.data.ingest import build_store
-from fedsim.data.part import PARTS
-from fedsim.data.spool import Spooled
 from fedsim.data.machine import cores
+from fedsim.data.part import PARTS
 from fedsim.data.sources import Progress, public_texts
+from fedsim.data.spool import Spooled
 from fedsim.data.store import UserStore
 from fedsim.models.config import DEFAULT_PATH, ModelConfig
 from fedsim.terminal import shown

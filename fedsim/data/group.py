@@ -1,5 +1,6 @@
 """Second pass over the data: examples grouped by user, larger than memory, by DuckDB's external sort."""
 
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,13 +21,15 @@ EXAMPLES_AT_ONCE = 1 << 16
 BYTES_AT_ONCE = 1 << 25
 THREAD_BYTES = 125_000_000
 """What a thread of DuckDB's needs for buffers of its own."""
+PATTERN = re.compile(r"[*?\[]")
+"""What DuckDB takes for more than itself in a path."""
 LONG_TEXT = 16
 """Tokens from which on it says something that users share a text: shorter ones coincide by chance."""
 MANY_USERS = 3
 MOST_CLASSES = 10_000
 SECONDS_BETWEEN_LOOKS = 0.5
 MEDDLED = (
-    "The parts of this data hold {found:,} examples where {examples:,} were written: something else has written there. "
+    "The parts of this data hold {found:,} examples where {examples:,} were written: something else wrote there. "
     "Remove {folder} and prepare the data again."
 )
 
@@ -87,7 +90,7 @@ class GroupedParts:
         self.connection.execute("SET enable_progress_bar_print = false")
         with suppress(Exception):
             self.connection.execute("SET enable_progress_bar = true")
-        self._examples = f"read_parquet({quoted(files)})"
+        self._examples = table_of(files)
         self._token_type = token_type
         described = self.connection.execute(f"DESCRIBE SELECT * FROM {self._examples}").fetchall()
         self._columns = [column[0] for column in described]
@@ -212,9 +215,11 @@ class GroupedParts:
         return UserBatch(keys=keys[begins], names=names, examples=examples)
 
 
-def quoted(files: Sequence[Path]) -> str:
-    """Paths as a list of texts in SQL."""
-    return "[" + ", ".join("'" + str(file).replace("'", "''") + "'" for file in files) + "]"
+def table_of(files: Sequence[Path]) -> str:
+    """Parquet files as a table in SQL, of what is in them alone: names of folders are neither columns nor patterns."""
+    escaped = (PATTERN.sub(r"[\g<0>]", str(file)).replace("'", "''") for file in files)
+    listed = ", ".join(f"'{file}'" for file in escaped)
+    return f"read_parquet([{listed}], hive_partitioning = false)"
 
 
 def _ragged(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fedsim.data.group import quoted
+from fedsim.data.group import table_of
 from fedsim.data.part import write_parquet
 from fedsim.data.user_ids import loose_form, normal_form
 
@@ -102,7 +102,7 @@ class NamedUsers:
 
     @property
     def _table(self) -> str:
-        return f"read_parquet({quoted(self._files())})"
+        return table_of(self._files())
 
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob(FILES))

@@ -128,7 +128,9 @@ def test_parts_that_nobody_counted_are_not_read(tmp_path, whole, monkeypatch) ->
     killed_at(path, tmp_path / "store", "Reading and encoding", 0.5)
     for part in list(tmp_path.rglob("examples-000000.parquet")):
         shutil.copy(part, part.with_name("examples-000900.parquet"))
-    assert build_store(config_of(path), LetterTokenizer(), tmp_path / "store").fingerprint == expected.fingerprint
+    found = build_store(config_of(path), LetterTokenizer(), tmp_path / "store")
+    assert found.fingerprint == expected.fingerprint
+    assert found.manifest["duplicates"] == expected.manifest["duplicates"]
 
 
 def test_parts_of_what_was_killed_are_not_taken_for_others(tmp_path, whole) -> None:
