@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fedsim.data.group import table_of
+from fedsim.data.owners import BEGINS, owners_in
 from fedsim.data.part import write_parquet
 from fedsim.data.user_ids import loose_form, normal_form
 
@@ -41,8 +42,14 @@ class NamedUsers:
             names: string [users].
             kept: bool [users]: which of them are in the store.
         """
-        columns: dict[str, Any] = {"user": names, "kept": kept}
         users = names.to_pylist()
+        # Of a set of owners each is one of those who may be one person, and none of those in the store.
+        owners = sorted({owner for user in users if user.startswith(BEGINS) for owner in owners_in(user)})
+        users += owners
+        columns: dict[str, Any] = {
+            "user": pa.array(users, pa.string()),
+            "kept": [*kept.tolist(), *[False] * len(owners)],
+        }
         for column, form_of in (("normal", normal_form), ("loose", loose_form)):
             forms = (form_of(user) for user in users)
             columns[column] = pa.array((f if f != u else None for f, u in zip(forms, users, strict=True)), pa.string())
@@ -102,7 +109,8 @@ class NamedUsers:
 
     @property
     def _table(self) -> str:
-        return table_of(self._files())
+        """Of owners, not of sets of them."""
+        return f"(SELECT * FROM {table_of(self._files())} WHERE NOT starts_with(user, chr({ord(BEGINS)})))"
 
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob(FILES))

@@ -193,3 +193,21 @@ def test_a_store_of_single_owners_has_no_graph(tmp_path, tokenizer) -> None:
     store = build_store(config, tokenizer, tmp_path / "store")
     assert store.owner_sets is None
     assert not UserSizes.of_users(store.split("train")).several_owners
+
+
+def test_owners_who_may_be_one_person_are_pointed_out(tmp_path, tokenizer) -> None:
+    """Owners are compared, and not the sets of them, which differ anyway."""
+    rows = [
+        {"user_id": one, "owners": [one, two], "text": f"of {one}"} for one, two in (("Ann", "bob"), ("ann", "cy"))
+    ]
+    rows += [{"user_id": " cy", "owners": [" cy", "dee"], "text": "of cy"}, {"user_id": "eve", "text": "of eve"}]
+    rows += [{"user_id": "bob;eve", "owners": ["bob;eve", "fay"], "text": "of whom?"}]
+    path = write_jsonl(tmp_path / "d.jsonl", rows)
+    options = {"owners_column": "owners", "several_owners": "keep", "validation_fraction": 0, "test_fraction": 0}
+    store = build_store(DataConfig(source="files", path=str(path), **options), tokenizer, tmp_path / "store")
+    assert store.num_users == 5
+    assert store.manifest["similar_users"] == {
+        "blanks or accents": {"users": 2, "groups": 1, "examples": [[" cy", "cy"]]},
+        "case or leading zeros": {"users": 2, "groups": 1, "examples": [["Ann", "ann"]]},
+    }
+    assert store.manifest["joint_users"] == {"users": 1, "examples": ["bob;eve"]}
