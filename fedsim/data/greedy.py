@@ -4,19 +4,20 @@ import numpy as np
 
 from fedsim.data.owners import OwnerSets
 from fedsim.errors import InvalidInput
-from fedsim.randomness import stream
 from fedsim.validation import require_at_least
 
 PUBLIC_ORDER = 0
-"""Seed of the order in which examples of as many owners are looked at. It is no secret, and must depend on nothing
-that the guarantee hides."""
+"""Stands for a seed where rows are chosen: their order is no secret, and depends on nothing that the guarantee
+hides."""
 ORDERS = ("random", "first")
 
 
 def chosen_rows(sets: OwnerSets, user_offsets: np.ndarray, group_size: int, selection: str = "random") -> np.ndarray:
     """Rows, of which no owner owns more than group_size: greedily, those of fewest owners first.
 
-    The choice depends on the graph alone: on how many rows each set of owners has, and on who is in it.
+    The choice depends on the graph alone: on how many rows each set of owners has, and on who is in it. Between two
+    rows the order follows from whose they are and where they stand among theirs: more or fewer rows of others do not
+    move it, and change the choice only where owners in common have enough, or do not.
 
     Args:
         sets: The owners of each user of a store.
@@ -36,7 +37,8 @@ def chosen_rows(sets: OwnerSets, user_offsets: np.ndarray, group_size: int, sele
     set_of = np.repeat(np.arange(len(rows_per_set)), rows_per_set)
     order = np.arange(len(set_of))
     if selection == "random":
-        order = stream(PUBLIC_ORDER, "several-owners").permutation(len(set_of))
+        places = order - np.repeat(user_offsets[:-1], rows_per_set)
+        order = np.argsort(_mixed(sets.hashes[set_of], places), kind="stable")
     order = order[np.argsort(owners_per_set[set_of[order]], kind="stable")]
     alone = int((owners_per_set[set_of] == 1).sum())
     chosen, left = _first_of_each(order[:alone], sets.owners[sets.offsets[set_of[order[:alone]]]], group_size, sets)
@@ -60,6 +62,15 @@ def require_order(selection: str) -> None:
     if selection not in ORDERS:
         hint = "What is chosen must follow from who owns what, and not from what is written."
         raise InvalidInput("plan.selection", selection, "random or first where examples have several owners", hint)
+
+
+def _mixed(hashes: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """A number for each row, uint64, of its set's hash and its place in the set: SplitMix64 from that hash
+    (Steele et al. 2014)."""
+    mixed = hashes + (places.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(31))
 
 
 def _first_of_each(rows: np.ndarray, owners: np.ndarray, most: int, sets: OwnerSets) -> tuple[np.ndarray, np.ndarray]:

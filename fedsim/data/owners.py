@@ -5,6 +5,7 @@ both. So the rows of an example share its owners, and what is owned by the same 
 user's examples are. Such a name is held together by characters that no id may have.
 """
 
+import hashlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,11 +81,13 @@ class OwnerSets:
     Attributes:
         offsets: int64 [sets + 1]: set s is owners[offsets[s]:offsets[s + 1]].
         owners: int64: owners of each set, end to end, numbered from 0 in the order in which they come.
+        hashes: uint64 [sets]: of each set's name alone, whatever other sets there are.
         num_owners: How many there are.
     """
 
     offsets: np.ndarray
     owners: np.ndarray
+    hashes: np.ndarray
     num_owners: int
 
     @classmethod
@@ -96,12 +99,17 @@ class OwnerSets:
         for place, name in enumerate(names):
             owners += [numbers.setdefault(owner, len(numbers)) for owner in owners_in(name)]
             offsets[place + 1] = len(owners)
-        return cls(offsets=offsets, owners=np.array(owners, dtype=np.int64), num_owners=len(numbers))
+        hashes = np.frombuffer(b"".join(map(_hash, names)), dtype="<u8")
+        return cls(offsets=offsets, owners=np.array(owners, dtype=np.int64), hashes=hashes, num_owners=len(numbers))
 
     def sizes(self, rows_per_set: np.ndarray) -> np.ndarray:
         """Rows that each owner owns, alone or with others, int64 [num_owners]; of integers [sets], rows of each."""
         of_sets = np.repeat(rows_per_set, np.diff(self.offsets))
         return np.bincount(self.owners, weights=of_sets, minlength=self.num_owners).astype(np.int64)
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), key=b"fedsim several owners", digest_size=8).digest()
 
 
 def owner_sets_of(view: Any) -> OwnerSets | None:

@@ -24,9 +24,10 @@ class FixedGraphPlan(ElsPlan):
 
     Once, examples are chosen greedily, those of fewest owners first, each while all its owners own fewer than
     group_size of those chosen. Then every step is that of ElsPlan. Neighbouring data sets have the same graph of users
-    and examples; in one of them all examples of one user are empty. The choice depends on the graph alone, so that it
-    is the same for both, and at most group_size clipped gradients differ: what ElsPlan is charged holds unchanged. It
-    does not hold for adding or removing a user, which changes the graph, the choice, and so others' examples.
+    and prepared rows, so each set of owners has as many rows in both; in one of them all rows of one user are emptied
+    where they are. The choice depends on the graph alone, so that it is the same for both, and at most group_size
+    clipped gradients differ: what ElsPlan is charged holds unchanged. It does not hold for adding or removing a user,
+    which changes the graph, the choice, and so others' examples.
     """
 
     adjacencies: ClassVar[tuple[Adjacency, ...]] = (Adjacency.FIXED_GRAPH,)
@@ -72,9 +73,11 @@ class FixedGraphPlan(ElsPlan):
             f"which of them are trained on follows from who owns which (each owner has at most {self.group_size}), "
             "so that a user more or less would change the choice among other users' examples too.",
             "The graph of users and examples is treated as public (fixed-graph adjacency, arXiv 2503.03622): which "
-            "examples there are in the prepared data, who owns each, and so which were chosen. What is hidden is "
-            "what one user's examples say, those that others own with them included: the models would hardly differ "
-            "if all of these had been empty.",
+            "examples there are in the prepared data, who owns each, and so which were chosen. How many prepared rows "
+            "each set of owners has is public with it, and that follows from the lengths of their texts, from "
+            "duplicates and from texts that are empty or too short. What is hidden is what one user's prepared rows "
+            "say, those that others own with them included: the models would hardly differ if all of these rows had "
+            "been emptied where they are, none of them removed.",
         )
 
     @classmethod

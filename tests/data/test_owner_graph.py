@@ -211,3 +211,26 @@ def test_owners_who_may_be_one_person_are_pointed_out(tmp_path, tokenizer) -> No
         "case or leading zeros": {"users": 2, "groups": 1, "examples": [["Ann", "ann"]]},
     }
     assert store.manifest["joint_users"] == {"users": 1, "examples": ["bob;eve"]}
+
+
+@settings(deadline=None, max_examples=100)
+@given(SETS, st.data(), st.integers(1, 4), st.sampled_from(["random", "first"]))
+def test_how_many_rows_one_has_moves_no_row_of_those_who_share_none(sets, data, group_size, selection) -> None:
+    """It follows from the lengths of their texts."""
+    counts = st.lists(st.integers(0, 6), min_size=len(sets), max_size=len(sets))
+    rows, before = data.draw(counts), data.draw(st.integers(0, len(sets)))
+    sets, rows = list(dict.fromkeys(map(frozenset, sets))), rows[: len(set(map(frozenset, sets)))]
+    before = min(before, len(sets))
+    chosen = []
+    for own in (0, 2, 50):
+        graph, offsets = graph_of([*sets[:before], {99}, *sets[before:]], [*rows[:before], own, *rows[before:]])
+        found = chosen_rows(graph, offsets, group_size, selection)
+        at = np.searchsorted(offsets, found, side="right") - 1
+        chosen.append({(int(s), int(r - offsets[s])) for s, r in zip(at, found, strict=True) if s != before})
+    assert chosen[0] == chosen[1] == chosen[2]
+
+
+def test_which_of_ones_rows_are_chosen_is_spread_over_all(tmp_path) -> None:
+    graph, offsets = graph_of([{n} for n in range(400)], [20] * 400)
+    places = chosen_rows(graph, offsets, 5) % 20
+    assert np.abs(np.bincount(places, minlength=20) - 100).max() < 50  # of 8.7 standard deviations' probability
