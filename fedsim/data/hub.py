@@ -119,12 +119,12 @@ def _load(name: str, config: str | None, split: str, revision: str | None) -> An
     folder = Path(name).expanduser()
     try:
         if (folder / "dataset_dict.json").is_file():
-            saved = datasets.load_from_disk(str(folder))
+            saved = _saved(folder)
             if split not in saved:
                 raise InvalidInput("data.hub-split", split, "one of " + ", ".join(saved))
             return saved[split]
         if (folder / "state.json").is_file():
-            return datasets.load_from_disk(str(folder))
+            return _saved(folder)
         place = str(folder) if folder.exists() else name
         if place == name and not datasets.config.HF_HUB_OFFLINE and (failure := hub_failure(name, "dataset")):
             raise ConnectionError(f"the hub does not answer ({failure}); HF_HUB_OFFLINE=1 uses what its cache holds")
@@ -144,6 +144,17 @@ def _load(name: str, config: str | None, split: str, revision: str | None) -> An
         raise InvalidInput(
             "data.path", shown, "a data set with that configuration and split", _first_line(error)
         ) from None
+
+
+def _saved(folder: Path) -> Any:
+    """What save_to_disk left in a folder. Where its files say other than they should, datasets ends in any error."""
+    import datasets
+
+    try:
+        return datasets.load_from_disk(str(folder))
+    except (ValueError, TypeError, LookupError, AttributeError, OSError) as error:
+        hint = f"datasets.load_from_disk failed with {type(error).__name__}: {_first_line(error)}"
+        raise InvalidInput("data.path", str(folder), "an undamaged folder of save_to_disk", hint) from None
 
 
 def _first_line(error: Exception) -> str:

@@ -221,7 +221,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (here / "empty.jsonl").write_text("")
     (here / "broken.jsonl").write_text('{"author": "a", "text"\nnot JSON\n')
     (here / "binary.jsonl").write_bytes(bytes(range(256)) * 8)
-    (here / "array.json").write_text(json.dumps(lines))
+    (here / "array.json").write_text(json.dumps(lines)[:-1])
     (here / "columns.csv").write_text("writer,body\na,b\n")
     (here / "twice.csv").write_text("author,text,text\na,one,two\nb,three,four\n")
     (here / "broken.parquet").write_bytes(b"PAR1 and nothing else")
