@@ -32,12 +32,12 @@ from fedsim.data.store import UserStore
 from fedsim.data.write import StoreWriter
 from fedsim.engine.work import Gathered, Work
 from fedsim.gradients import CausalLanguageModel, ParameterLayout
+from fedsim.optimizer import ServerOptimizer
 from fedsim.phases import COMPUTE, LOAD, OTHER, WORKER_SECONDS, Times
 from fedsim.plan import UlsPlan
 from fedsim.privacy.ledger import Ledger
 from fedsim.release import Release
 from server.identity import Seeds
-from server.optimizer import ServerOptimizer
 from server.round import Budget, Gather, Round
 
 POPULATION = 50

@@ -98,6 +98,7 @@ def main() -> int:
     parser.add_argument("--death-probability", type=float, default=0.02, help="of a worker, at each message")
     options = parser.parse_args()
     from fedsim.engine.ray_grid import RayGrid
+    from fedsim.optimizer import ServerOptimizer
     from fedsim.plan import UlsPlan
     from fedsim.privacy.ledger import Ledger
     from fedsim.release import Release
@@ -105,7 +106,6 @@ def main() -> int:
     from server.dispatch import Dispatcher
     from server.evaluation import HeldOut
     from server.identity import Seeds
-    from server.optimizer import ServerOptimizer
     from server.results.run_folder import RunFolder
     from server.round import Budget, Round
     from server.training import Job, Training

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from typing import Self
 
 import numpy as np
 
@@ -77,13 +78,34 @@ class StreamNoise:
 
     def __init__(self, seed: int | bytes, purpose: str, *place: int, threads: int = 1) -> None:
         self._seed, self._purpose, self._place = seed, purpose, place
-        digest = _digest(seed, json.dumps(["normal", purpose, *map(int, place)]), 32)
-        self._key = int.from_bytes(digest[:16], "little")
-        self._counter = int.from_bytes(digest[16:], "little") << 128
+        self._take(self.key(seed, purpose, *place))
         self._threads = threads
         self._next = 0
         self._ahead = np.zeros(0, dtype=np.float32)
         self._other: np.random.Generator | None = None
+
+    @staticmethod
+    def key(seed: int | bytes, purpose: str, *place: int) -> bytes:
+        """What tells the noise of one release, and of no other: 32 bytes, from which nobody finds the seed."""
+        return _digest(seed, json.dumps(["normal", purpose, *map(int, place)]), 32)
+
+    @classmethod
+    def from_key(cls, key: bytes, first: int = 0, threads: int = 1) -> Self:
+        """The same noise for whoever knows its key alone.
+
+        Args:
+            key: What key() returned.
+            first: The coordinate that the first call of add_normal begins with.
+            threads: How many may draw at the same time.
+        """
+        noise = cls(key, "of a key", threads=threads)  # its generator() draws other laws from a stream of its own
+        noise._take(key)
+        noise._next = first
+        return noise
+
+    def _take(self, key: bytes) -> None:
+        self._key = int.from_bytes(key[:16], "little")
+        self._counter = int.from_bytes(key[16:], "little") << 128
 
     def add_normal(self, total: np.ndarray, std: float) -> None:
         """Add N(0, std²) to every value of total, float32 or float64, in place and in its own precision.

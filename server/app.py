@@ -25,6 +25,7 @@ from fedsim.gradient_paths import PathsHeard
 from fedsim.gradients import ParameterLayout
 from fedsim.models.export import export
 from fedsim.models.unchanged import unchanged_parameters
+from fedsim.optimizer import ServerOptimizer
 from fedsim.plan import Plan, UserSizes, plan_from_values
 from fedsim.plan.bands import in_words
 from fedsim.privacy.earlier import MARK, Earlier, digest_of
@@ -40,7 +41,6 @@ from server.checkpoint import Checkpoint, CheckpointWriter
 from server.dispatch import Dispatcher
 from server.evaluation import HeldOut, HeldOutDiverged
 from server.identity import Seeds, identity_of, require_same, settings_of
-from server.optimizer import ServerOptimizer
 from server.packing import Roster
 from server.precautions.delivery import deliver, forget, newest
 from server.precautions.patience import refusals_told

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.grid import WaitingGrid
+from fedsim.engine.kept import KeptParameters, KeptSums
 from fedsim.engine.messages import TRAIN, TrainReply, TrainRequest, refusal_in
 from fedsim.engine.replies import check_answer, read_reply
 from fedsim.engine.sums import NotIn, Sums, SumsWanted, server_sum
@@ -179,7 +180,8 @@ class _Gathering:
         self.costs = costs
         self.workers = dispatcher.roster.workers(wanted=len(units) > 0)
         self.expected = Expected.of(request)
-        self.sums = dispatcher.sums_for(self.expected.nbytes)
+        kept = isinstance(request.parameters, KeptParameters)  # and so is the sum
+        self.sums = KeptSums(self.expected) if kept else dispatcher.sums_for(self.expected.nbytes)
         self.asked: dict[str, _Asked] = {}
         self.accepted: dict[str, tuple[_Asked, TrainReply]] = {}
         self.refused: set[int] = set()

@@ -7,6 +7,7 @@ how to gather is an argument, everything else is here and nowhere else.
 import math
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from fedsim.engine.exact import dequantise, resolution_for
 from fedsim.engine.same_inputs import Inputs
 from fedsim.engine.work import Gathered, Vector, Work, on_host
 from fedsim.errors import Failure
+from fedsim.optimizer import ServerOptimizer
 from fedsim.plan import Plan
 from fedsim.privacy.accountant import epsilon_bounds
 from fedsim.privacy.events import Composed, Event
@@ -24,7 +26,6 @@ from fedsim.privacy.ledger import MODEL_UPDATE, NOTHING, LedgerEntry, merged
 from fedsim.release import CHAIN, LEFT, Chain, Kept, Release, ReleaseLog, ReleasesLost, release_norms, under
 from fedsim.rows import UserView
 from server.identity import Seeds
-from server.optimizer import ServerOptimizer
 
 OPTIMIZER, RELEASE, PARAMETERS = "optimizer/", "release/", "parameters"
 
@@ -222,18 +223,23 @@ class Round:
             resolution=resolution,
             inputs=self.inputs,
         )
+        return self._released(request, costs, attempt, partial(gather, next_units=following, next_costs=next_costs))
+
+    def _released(self, request: Work, costs: np.ndarray, attempt: int, gather: Gather) -> dict[str, float]:
+        """Charge, gather, release and step; returns what run() does."""
+        number, clip, resolution = request.round, request.clip, request.resolution
         with self.phases.of(phases.NOISE), self.release.drawing_ahead(clip, number, attempt, resolution) as ahead:
             if self._to_be_charged(number):
                 with self.phases.of(phases.CHARGE):
                     self.budget.charge(number)  # once all is known to be right, and before anybody is asked
             with self.phases.of(phases.TRANSPORT):
-                gathered = gather(request, costs, next_units=following, next_costs=next_costs)
+                gathered = gather(request, costs)
                 total = dequantise(on_host(gathered.total), resolution) if resolution else gathered.total
             self.phases.divide(phases.TRANSPORT, gathered.seconds, gathered.phases)
             noised = self.release.noised_mean(total, clip, number, attempt=attempt, resolution=resolution)
             self.phases.beside(0.0 if ahead is None else ahead.seconds)
             mean = noised.astype(np.float32, copy=False) if isinstance(noised, np.ndarray) else noised
-            statistics = {**gathered.statistics, "units": float(len(units))}
+            statistics = {**gathered.statistics, "units": float(len(request.units))}
             self.release.observe(mean, self.optimizer.vector, statistics, number, attempt=attempt)
         if self.log is not None:
             with self.phases.of(phases.CHECKPOINT):

@@ -23,6 +23,7 @@ from fedsim.data.store import UserStore
 from fedsim.data.write import StoreWriter
 from fedsim.engine.local import LocalGrid
 from fedsim.gradients import CausalLanguageModel, ParameterLayout
+from fedsim.optimizer import ServerOptimizer
 from fedsim.plan import ALGORITHMS, UserSizes
 from fedsim.privacy.ledger import Ledger
 from fedsim.release import Release
@@ -31,7 +32,6 @@ from server.alarms import Alarms
 from server.dispatch import Dispatcher
 from server.evaluation import HeldOut
 from server.identity import Seeds
-from server.optimizer import ServerOptimizer
 from server.round import Budget, Gather, Round
 
 BATCH, GROUP_SIZE = 1000, {"uls": 1, "els": 4}

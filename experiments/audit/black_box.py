@@ -19,6 +19,7 @@ from fedsim.config import RunConfig
 from fedsim.engine.local import LocalGrid
 from fedsim.gradients import ParameterLayout
 from fedsim.models.evaluate import evaluate_rows
+from fedsim.optimizer import ServerOptimizer
 from fedsim.plan import Plan, UserSizes
 from fedsim.privacy.audit.claim import epsilon_free
 from fedsim.privacy.audit.membership import AttackArea, attack_area
@@ -28,7 +29,6 @@ from fedsim.resources import Resources, open_resources
 from fedsim.rows import TokenRows, UserView
 from server.dispatch import Dispatcher
 from server.identity import Seeds
-from server.optimizer import ServerOptimizer
 from server.round import Budget, Round
 
 

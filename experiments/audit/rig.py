@@ -20,13 +20,13 @@ from experiments.audit.canaries import CanaryUsers, PrescribedLoss, PrescribedUp
 from fedsim.config import OptimizerConfig
 from fedsim.engine.grid import error_reply
 from fedsim.engine.local import LocalGrid
+from fedsim.optimizer import ServerOptimizer
 from fedsim.plan import Plan
 from fedsim.privacy.events import Composed, Event
 from fedsim.privacy.ledger import MODEL_UPDATE, LedgerEntry, merged
 from fedsim.release import Release, ReleaseLog
 from server.dispatch import Dispatcher
 from server.identity import Seeds
-from server.optimizer import ServerOptimizer
 from server.round import Budget, Charges, Gather, Round
 
 FAR = 1000.0

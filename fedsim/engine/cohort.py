@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from fedsim.engine.kept import KeptPart
 from fedsim.engine.work import PEAKS, Done
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -17,7 +18,7 @@ class Cohort:
         self._numbers: dict[str, float] = {}
         self._norms: list[np.ndarray] = []
 
-    def add(self, reply: Done) -> None:
+    def add(self, reply: Done | KeptPart) -> None:
         """Take in a reply: its numbers are added up, of PEAKS the largest stays."""
         for name, value in reply.statistics.items():
             known = self._numbers.get(name, 0.0)

@@ -54,6 +54,16 @@ class WaitingGrid(Grid):
         """A message to one worker."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
+    @property
+    def process_ids(self) -> dict[int, int]:
+        """Process id of each worker that is ready, by node id; none where workers have no processes of their own."""
+        return {}
+
+    @property
+    def host(self) -> str:
+        """The address at which workers reach this process."""
+        return "127.0.0.1"
+
     @abstractmethod
     def wait(self, message_ids: Iterable[str], timeout: float | None = None) -> list[Message]:
         """Replies to some of these messages: those that are there, or the first to come.

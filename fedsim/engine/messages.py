@@ -9,6 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedsim.clip import Clip
 from fedsim.engine.arrays import LentArray, array_record, arrays, held, scalars
+from fedsim.engine.kept import KeptParameters, KeptPart, KeptSum
 from fedsim.engine.same_inputs import Inputs, InputsDiffer
 from fedsim.engine.work import Done, Vector, Work
 
@@ -17,6 +18,8 @@ EVALUATE = "evaluate"
 REFUSAL = "refusal"
 TOTAL, FLAT = "total", "flat"
 """Of a reply, the record that holds the sum, and its one array."""
+KEPT = "kept"
+"""Of a request: the parameters that its worker holds; of a reply: the sum that stays there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +28,14 @@ class TrainRequest(Work):
 
     Attributes:
         shared: Record with the one array "flat", the parameters. The same record object is shared by all requests of a
-            round, so that an engine can move it once; made where none is given.
+            round, so that an engine can move it once; made where none is given. Empty where workers hold the
+            parameters.
     """
 
     shared: ArrayRecord = dataclasses.field(default_factory=ArrayRecord, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.shared:
+        if not self.shared and not isinstance(self.parameters, KeptParameters):
             object.__setattr__(self, "shared", parameters_record(self.parameters))
 
     @classmethod
@@ -50,24 +54,28 @@ class TrainRequest(Work):
             "sampling_seed": f"{self.sampling_seed:x}",  # a record's integers have 64 bits
             "inputs": "" if self.inputs is None else self.inputs.to_json(),
         }
-        return RecordDict(
+        record = RecordDict(
             {
-                "parameters": self.shared,
                 "units": array_record(units=units, next_units=next_units),
                 "request": ConfigRecord(dict(request)),
             }
         )
+        if isinstance(kept := self.parameters, KeptParameters):
+            record[KEPT] = ConfigRecord({"group": kept.group, "version": kept.version, "size": kept.size})
+        else:
+            record["parameters"] = self.shared
+        return record
 
     @classmethod
     def from_record(cls, record: RecordDict) -> Self:
         request = scalars(record, "request")
         units = arrays(record, "units")
-        shared = arrays(record, "parameters")
+        shared = ArrayRecord() if KEPT in record else arrays(record, "parameters")
         return cls(
             round=int(request["round"]),  # type: ignore[arg-type]
             clip=Clip.from_json(str(request["clip"])),
             units=units["units"].numpy(),
-            parameters=held(shared["flat"]),
+            parameters=KeptParameters(**scalars(record, KEPT)) if KEPT in record else held(shared["flat"]),  # type: ignore[arg-type]
             shared=shared,
             resolution=float(request["resolution"]),  # type: ignore[arg-type]
             next_units=units["next_units"].numpy(),
@@ -87,9 +95,8 @@ class TrainReply(Done):
         return cls(**{one.name: getattr(done, one.name) for one in dataclasses.fields(done)})
 
     def to_record(self) -> RecordDict:
-        return RecordDict(
+        record = RecordDict(
             {
-                TOTAL: array_record(**{FLAT: self.total}),
                 "units": array_record(
                     units=np.ascontiguousarray(self.units, dtype=np.int64),
                     norms=np.ascontiguousarray(self.norms, dtype=np.float32),
@@ -98,17 +105,38 @@ class TrainReply(Done):
                 "statistics": ConfigRecord({name: float(value) for name, value in self.statistics.items()}),
             }
         )
+        if isinstance(kept := self.total, KeptSum):
+            record[KEPT] = ConfigRecord(
+                {"part": kept.names[0], "size": kept.size, "dtype": kept.dtype, "norm": kept.norm}
+            )
+        else:
+            record[TOTAL] = array_record(**{FLAT: self.total})
+        return record
 
     @classmethod
     def from_record(cls, record: RecordDict) -> Self:
         reply = scalars(record, "reply")
-        units = arrays(record, "units")
+        told = arrays(record, "units")
+        units, norms = told["units"].numpy(), told["norms"].numpy()
+        statistics = {name: float(value) for name, value in scalars(record, "statistics").items()}  # type: ignore[arg-type]
+        total: Vector
+        if KEPT in record:
+            said = scalars(record, KEPT)
+            part = KeptPart(name=str(said["part"]), units=units, statistics=statistics, norms=norms)
+            total = KeptSum(
+                parts=(part,),
+                size=int(said["size"]),  # type: ignore[arg-type]
+                dtype=str(said["dtype"]),
+                norm=float(said["norm"]),  # type: ignore[arg-type]
+            )
+        else:
+            total = held(arrays(record, TOTAL)[FLAT])
         return cls(
             round=int(reply["round"]),  # type: ignore[arg-type]
-            units=units["units"].numpy(),
-            norms=units["norms"].numpy(),
-            total=held(arrays(record, TOTAL)[FLAT]),
-            statistics={name: float(value) for name, value in scalars(record, "statistics").items()},  # type: ignore[arg-type]
+            units=units,
+            norms=norms,
+            total=total,
+            statistics=statistics,
             paths=str(reply["paths"]),
         )
 

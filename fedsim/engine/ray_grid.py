@@ -193,6 +193,11 @@ class RayGrid(WaitingGrid):
         """Process id of each worker that is ready, by node id (on the machine that Ray placed it on)."""
         return {slot.node: slot.pid for slot in self._slots.values() if slot.started is None}
 
+    @property
+    def host(self) -> str:
+        """The address at which workers reach this process."""
+        return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+
     def _replace(self, slot: _Slot | None) -> None:
         """Put a fresh actor in the place of one that died or hangs, unless that was done before."""
         if slot is None or self._slots.get(slot.node) is not slot:

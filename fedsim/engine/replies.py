@@ -5,6 +5,7 @@ import math
 import numpy as np
 from flwr.app import RecordDict
 
+from fedsim.engine.kept import KeptParameters, KeptSum
 from fedsim.engine.messages import TrainReply, TrainRequest
 from fedsim.engine.totals import BadReply
 from fedsim.gradient_paths import GradientPaths
@@ -34,12 +35,14 @@ def check_answer(answer: TrainReply, request: TrainRequest) -> None:
 
     Raises:
         BadReply: It is of another round, stands for other units, counts more units than were asked for, tells of more
-            norms, or of numbers that are not finite.
+            norms, or of numbers that are not finite; or its worker keeps its sum where it was to come, or the reverse.
     """
     if answer.round != request.round:
         raise BadReply(f"it answers round {answer.round}, not {request.round}")
     if not np.array_equal(answer.units, request.units):
         raise BadReply(f"it stands for {len(answer.units)} units that are not the {len(request.units)} asked for")
+    if isinstance(answer.total, KeptSum) != isinstance(request.parameters, KeptParameters):
+        raise BadReply("its sum stays where it was to come, or comes where it was to stay")
     for name, value in answer.statistics.items():
         if not math.isfinite(value):
             raise BadReply(f"its statistic {name} is {value}")

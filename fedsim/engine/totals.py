@@ -59,19 +59,32 @@ class Expected:
         if tuple(total.shape) != (self.size,) or found != self.dtype:
             raise BadReply(f"its sum is {found}{list(total.shape)}, not {self.dtype}[{self.size}]")
 
-    def check(self, total: Vector) -> None:
-        """Look at a sum.
+    def check(self, total: Vector) -> float:
+        """Look at a sum, and return its L2 norm.
 
         Raises:
             BadReply: It has another shape or type, holds a value that is not finite, or is longer than so many clipped
                 updates can be together.
         """
         self.check_form(total)
-        bound = self.units * self.bound * (1 + NORM_TOLERANCE + self.units * NORM_TOLERANCE_PER_UNIT)
-        norm = norm_within(total, bound / (self.resolution or 1.0)) * (self.resolution or 1.0)
-        if not norm <= bound:
+        norm = norm_within(total, self._longest / (self.resolution or 1.0)) * (self.resolution or 1.0)
+        self.check_norm(norm)
+        return norm
+
+    def check_norm(self, norm: float) -> None:
+        """Look at a sum's L2 norm alone.
+
+        Raises:
+            BadReply: It is not finite, or larger than that of so many clipped updates can be.
+        """
+        if not 0 <= norm <= self._longest:
             what = "holds values that are not finite" if not math.isfinite(norm) else f"has norm {norm:.6g}"
-            raise BadReply(f"its sum {what}; {self.units} clipped updates have at most {bound:.6g}")
+            raise BadReply(f"its sum {what}; {self.units} clipped updates have at most {self._longest:.6g}")
+
+    @property
+    def _longest(self) -> float:
+        """The norm that their sum has at most."""
+        return self.units * self.bound * (1 + NORM_TOLERANCE + self.units * NORM_TOLERANCE_PER_UNIT)
 
 
 def norm_within(values: Vector, bound: float) -> float:

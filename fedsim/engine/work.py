@@ -15,7 +15,7 @@ from fedsim.engine.same_inputs import Inputs
 
 Vector: TypeAlias = Any
 """One value for each trainable parameter, [P]: a numpy array, or a torch tensor, which is not named here so that
-processes without a model need not load torch."""
+processes without a model need not load torch; or what names a vector that workers keep (`fedsim.engine.kept`)."""
 NO_UNITS = np.zeros(0, dtype=np.int64)
 NO_NORMS = np.zeros(0, dtype=np.float32)
 PEAKS = ("memory_bytes",)

@@ -28,11 +28,18 @@ def release_norms(release: Release, mean: Vector, clip: Clip, place: int) -> dic
     Returns:
         By RELEASED and NOISE; nothing of a run without privacy, whose means nothing hides.
     """
+    values: Any = mean
+    if release.plan.noise_multiplier == 0:
+        return {}
+    length = float(np.linalg.norm(values)) if isinstance(mean, np.ndarray) else float(values.norm())
+    return norms_of_length(release, length, clip, place)
+
+
+def norms_of_length(release: Release, length: float, clip: Clip, place: int) -> dict[str, float]:
+    """The same where only the length of the released mean is known."""
     plan = release.plan
     if plan.noise_multiplier == 0:
         return {}
-    values: Any = mean
-    length = float(np.linalg.norm(values)) if isinstance(mean, np.ndarray) else float(values.norm())
     norms = {RELEASED: length}
     if normals := release.noise.normals(clip):
         square = math.fsum(size * std**2 for size, std in normals)

@@ -219,6 +219,17 @@ class Release:
         self.noise.observe(kept.mean, parameters)
         self.clip_norm = float(kept.state[CLIP_NORM])
 
+    def noise_key(self, round: int, attempt: int, repeat: int = 0) -> bytes:
+        """What tells the noise of one sum (`StreamNoise.key`); empty where it comes from a cryptographic generator.
+
+        Args:
+            round, attempt: As noised_mean is given them.
+            repeat: Above 0 tells apart other sums of the same attempt; 0 is what noised_mean draws.
+        """
+        if self._noise_seed is None:
+            return b""
+        return StreamNoise.key(self._noise_seed, SUM, *_place(round, attempt, repeat))
+
     def _source_of(self, round: int, attempt: int, resolution: float) -> DrawsAhead:
         """Where the noise of a round's sum comes from."""
         source = self._source(SUM, round, attempt, resolution)
@@ -266,8 +277,7 @@ class Release:
         """
         if self._noise_seed is None:
             return SecureNoise(resolution, threads=self._threads)
-        place = (round, attempt) if attempt else (round,)
-        source = StreamNoise(self._noise_seed, purpose, *place, threads=self._threads)
+        source = StreamNoise(self._noise_seed, purpose, *_place(round, attempt), threads=self._threads)
         if purpose == SUM and self.on_device:
             from fedsim.release.device_noise import DeviceNoise  # here, because it loads torch
 
@@ -302,6 +312,13 @@ class Release:
             self.chain.correlated(self._source(SUM, round, attempt)).finish(draw=True)
         if zlib.crc32(self.chain.past.data) != checksum:
             raise ReleasesLost(begins + rounds, "the noise of rounds before it cannot be drawn again by this software")
+
+
+def _place(round: int, attempt: int, repeat: int = 0) -> tuple[int, ...]:
+    """The place of a release's stream: of another length for each kind, so that no two are the same."""
+    if repeat:
+        return round, attempt, repeat
+    return (round, attempt) if attempt else (round,)
 
 
 def _chain(plan: Plan, size: int, secure: bool, exact: bool) -> NoiseFilter | None:

@@ -6,9 +6,9 @@ from typing import Any
 
 from fedsim.engine.cohort import NORM_QUANTILE
 from fedsim.memory import peak_resident_bytes
+from fedsim.optimizer import ServerOptimizer
 from fedsim.plan import Plan
 from server.evaluation import Measurement
-from server.optimizer import ServerOptimizer
 
 
 def record_of(

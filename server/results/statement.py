@@ -2,13 +2,13 @@
 
 from fedsim.config import RunConfig
 from fedsim.gradients import ParameterLayout
+from fedsim.optimizer import WeightAverage
 from fedsim.plan import Plan
 from fedsim.privacy.earlier import Earlier, own_event
 from fedsim.privacy.ledger import Ledger
 from fedsim.resources import Resources
 from fedsim.statement import NoiseOrigin, PrivacyStatement, privacy_statement, write_card
 from fedsim.versions import versions
-from server.optimizer import WeightAverage
 from server.results.run_folder import RunFolder
 
 

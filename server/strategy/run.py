@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from fedsim.engine.node_messages import ArrayLayout
 from fedsim.errors import InvalidInput
+from fedsim.optimizer import ServerOptimizer
 from fedsim.privacy.earlier import own_event
 from fedsim.privacy.ledger import Ledger
 from fedsim.release import Release
@@ -18,7 +19,6 @@ from fedsim.statement import PrivacyStatement, privacy_statement
 from fedsim.versions import versions
 from server.checkpoint import Checkpoint, CheckpointWriter, read_latest
 from server.identity import Seeds, require_same
-from server.optimizer import ServerOptimizer
 from server.results.run_folder import RunFolder, write_json
 from server.round import Budget, Gather, Round
 from server.strategy.nodes import Nodes

@@ -9,11 +9,11 @@ from scipy.signal import lfilter
 
 from fedsim.config import OptimizerConfig
 from fedsim.errors import InvalidInput
+from fedsim.optimizer import ServerOptimizer
 from fedsim.privacy.mechanisms.banded import workload as workload_module
 from fedsim.privacy.mechanisms.banded.coefficients import optimal_coefficients, square_root_coefficients
 from fedsim.privacy.mechanisms.banded.workload import Workload, release_noise
 from fedsim.schedule import Schedule, schedule_factor
-from server.optimizer import ServerOptimizer
 
 RULES = [
     {"name": "sgd"},

@@ -131,7 +131,7 @@ def test_parameters_that_did_not_move_are_named() -> None:
 
 
 def test_a_run_whose_weights_cannot_change_says_so_in_its_summary(small_run, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("server.optimizer.ServerOptimizer.step", lambda self, mean: None)
+    monkeypatch.setattr("fedsim.optimizer.ServerOptimizer.step", lambda self, mean: None)
     summary: dict[str, Any] = trained(small_run(tmp_path))
     assert "unchanged" in {alarm["alarm"] for alarm in summary["alarms"]}
     assert json.loads((tmp_path / "summary.json").read_text())["alarms"] == summary["alarms"]

@@ -16,11 +16,11 @@ from experiments.audit.black_box import _train
 from experiments.report.run import write_report
 from fedsim.config import EvaluationConfig, OptimizerConfig
 from fedsim.gradients import ParameterLayout
+from fedsim.optimizer import ServerOptimizer
 from fedsim.plan import UserSizes
 from fedsim.privacy.ledger import read_entries
 from fedsim.resources import open_resources
 from server.checkpoint import read_latest
-from server.optimizer import ServerOptimizer
 from server.round import Diverged, Gather, Round
 
 EXPONENTIAL = OptimizerConfig(average="exponential", average_decay=0.8)

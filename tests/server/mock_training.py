@@ -12,13 +12,13 @@ from fedsim.config import OptimizerConfig
 from fedsim.engine.evaluation_messages import EvaluateReply, EvaluateRequest
 from fedsim.engine.local import LocalGrid
 from fedsim.engine.messages import TrainReply, TrainRequest
+from fedsim.optimizer import ServerOptimizer
 from fedsim.plan import Plan, UlsPlan
 from fedsim.privacy.ledger import Ledger
 from fedsim.release import Release
 from server.dispatch import Dispatcher
 from server.evaluation import HeldOut
 from server.identity import Seeds
-from server.optimizer import ServerOptimizer
 from server.results.run_folder import RunFolder
 from server.round import Budget, Round
 from server.training import Job, Training

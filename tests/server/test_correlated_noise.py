@@ -8,10 +8,10 @@ import pytest
 from experiments.audit.canaries import CanaryUsers
 from experiments.audit.rig import Rig
 from fedsim.config import OptimizerConfig
+from fedsim.optimizer import ServerOptimizer
 from fedsim.plan import ElsPlan, Plan, UlsPlan
 from fedsim.plan.bands import AUTO, best, forecasts_for, with_bands
 from fedsim.privacy.mechanisms.banded.workload import Workload
-from server.optimizer import ServerOptimizer
 
 ROUNDS, VALUES = 60, 3000
 ULS = UlsPlan(

@@ -11,12 +11,12 @@ import pytest
 from experiments.audit.rig import Listed
 from fedsim.config import OptimizerConfig
 from fedsim.engine.work import Gathered, Work
+from fedsim.optimizer import ServerOptimizer
 from fedsim.plan import ALGORITHMS, Plan, UserSizes, plan_from_json
 from fedsim.release import Release
 from fedsim.rows import SizeCounts
 from fedsim.sampling import CyclicPoisson, Poisson, Sampling, TruncatedPoisson, Turns
 from server.identity import Seeds
-from server.optimizer import ServerOptimizer
 from server.round import Budget, Round
 
 USERS, BATCH, SIZE = 200_000, 100, 16

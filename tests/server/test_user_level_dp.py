@@ -33,13 +33,13 @@ from fedsim.engine.exact import quantise
 from fedsim.engine.local import LocalGrid
 from fedsim.engine.work import Gathered, Work
 from fedsim.errors import Failure, InvalidInput
+from fedsim.optimizer import ServerOptimizer
 from fedsim.plan import UlsPlan
 from fedsim.plan.nodes import NodePlan
 from fedsim.privacy.ledger import read_entries
 from fedsim.randomness import StreamNoise, stream
 from fedsim.release import Release
 from server.identity import Seeds
-from server.optimizer import ServerOptimizer
 from server.round import Budget, Round
 from server.strategy import UserLevelDP
 from server.strategy.nodes import Nodes

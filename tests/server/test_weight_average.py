@@ -11,9 +11,9 @@ from mock_training import PARAMETERS, mock_clients, sum_of_units, training, uls_
 
 from fedsim.config import OptimizerConfig
 from fedsim.engine.messages import TrainRequest
+from fedsim.optimizer import ServerOptimizer
 from fedsim.privacy.events import Event
 from server.evaluation import HeldOut, Measurement
-from server.optimizer import ServerOptimizer
 from server.training import NothingTrained
 
 ROUNDS = 10

@@ -1,7 +1,12 @@
-"""The server's optimizer, PyTorch's, over the one flat vector of parameters; and the average of what it made."""
+"""The server's optimizer, PyTorch's, over the one flat vector of parameters; and the average of what it made.
+
+Its rules look at one coordinate at a time, so that it may also hold some of the coordinates alone: steps of parts that
+are cut at multiples of a cache line are, end to end, the bits of a step of the whole.
+"""
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Self
 
 import numpy as np
 import torch
@@ -106,6 +111,12 @@ class ServerOptimizer:
         self.average.load_state(
             {name.removeprefix(AVERAGE): arrays[name] for name in arrays if name.startswith(AVERAGE)}, self.device
         )
+
+    def copy(self) -> Self:
+        """One that is where this one is, and goes on by itself."""
+        made = type(self)(self._tensor.clone(), self._config, self._rounds)
+        made.load_state(self.state())
+        return made
 
     def assign(self, parameters: np.ndarray) -> None:
         """Take these parameters, float32 [P], for the present ones."""

@@ -8,7 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from fedsim.config import OptimizerConfig
-from server.optimizer import ServerOptimizer
+from fedsim.optimizer import ServerOptimizer
 
 SIZE = 4099
 
