@@ -1,0 +1,7 @@
+"""Runs whose workers form the sums, noise them and take the steps, each its own coordinates."""
+
+from server.sharded.optimizer import ShardedOptimizer
+from server.sharded.round import ShardedRound
+from server.sharded.workers import Members, StateLost, WorkerGroup
+
+__all__ = ["Members", "ShardedOptimizer", "ShardedRound", "StateLost", "WorkerGroup"]
