@@ -12,10 +12,10 @@ import numpy as np
 
 from fedsim.clip import Clip
 from fedsim.engine.exact import dequantise
-from fedsim.privacy.mechanisms import GaussianNoise, Noise, NoiseSource
+from fedsim.errors import Failure
+from fedsim.privacy.mechanisms import GaussianNoise, Noise
 from fedsim.randomness import StreamNoise
 from fedsim.release.release import Release
-from fedsim.secure_noise import SecureNoise
 
 
 def why_whole(release: Release) -> str:
@@ -26,12 +26,15 @@ def why_whole(release: Release) -> str:
     """
     if release.correlated:
         return "its noise is correlated over rounds"
+    if release.noise_key(0, 0) == b"":
+        return "keys of secure noise are drawn by the server alone"
     if release.clip_rule is not None:
         return "its clip norm follows a noised count"
     noise = release.noise
-    if not isinstance(noise, GaussianNoise) or type(noise).add is not GaussianNoise.add:
+    kind = type(noise)
+    if not isinstance(noise, GaussianNoise) or (kind.add, kind.normals) != (GaussianNoise.add, GaussianNoise.normals):
         return "its mechanism's noise is not plain Gaussian"
-    if type(noise).observe is not Noise.observe:
+    if kind.observe is not Noise.observe:
         return "its mechanism learns from whole releases"
     return ""
 
@@ -43,8 +46,7 @@ class CoordinateNoise:
     Attributes:
         normals: Of each stretch of coordinates, one after the other: how many, and the noise's standard deviation.
             Nothing where no noise is added.
-        key: Of the noise's stream (`StreamNoise.key`), used for this release alone; empty where each part draws from a
-            cryptographic generator under keys of its own.
+        key: Of the noise's stream (`StreamNoise.key`), used for this release alone.
         resolution: Step of the grid that exact sums lie on; 0 for float32 sums.
         normaliser: What the noised sum is divided by: a public constant.
     """
@@ -61,18 +63,32 @@ class CoordinateNoise:
         """Of a round's release.
 
         Args:
-            release: The run's; `why_whole` has nothing against it.
+            release: The run's.
             clip, round, attempt, resolution: As noised_mean would be given them.
             repeat: How often another sum was to be released for this round and attempt, and was not: each has noise of
                 its own.
+
+        Raises:
+            Failure: `why_whole` has something against it.
         """
-        assert not why_whole(release)
+        if reason := why_whole(release):
+            raise Failure(f"the noise of some coordinates cannot be drawn alone: {reason}")
         return cls(
             normals=release.noise.normals(clip),
             key=release.noise_key(round, attempt, repeat),
             resolution=resolution,
             normaliser=float(release.plan.normaliser),
         )
+
+    def require_all(self, size: int) -> None:
+        """Make sure that each of so many coordinates gets noise, or that none is to be added.
+
+        Raises:
+            Failure: Some would get none.
+        """
+        noised = sum(count for count, _ in self.normals)
+        if self.normals and noised != size:
+            raise Failure(f"a sum of {size} values cannot be released for {noised} parameters")
 
     def to_values(self) -> dict[str, Any]:
         """As JSON values."""
@@ -93,11 +109,7 @@ class CoordinateNoise:
             threads: How many may draw at the same time.
         """
         values = dequantise(total, self.resolution) if self.resolution else total
-        source: NoiseSource = (
-            StreamNoise.from_key(self.key, first, threads)
-            if self.key
-            else SecureNoise(self.resolution, threads=threads)
-        )
+        source = StreamNoise.from_key(self.key, first, threads)
         start = 0
         for count, std in self.normals:
             part = slice(max(start, first) - first, max(min(start + count, first + len(values)) - first, 0))

@@ -11,6 +11,7 @@ from fedsim import phases
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.kept import KeptSum
 from fedsim.engine.shard_messages import Committed
+from fedsim.engine.totals import Expected
 from fedsim.engine.work import Work
 from fedsim.errors import Failure
 from fedsim.release import CoordinateNoise, norms_of_length
@@ -43,7 +44,7 @@ class ShardedRound(Round):
     def _released(self, request: Work, costs: np.ndarray, attempt: int, gather: Gather) -> dict[str, float]:
         with self.phases.of(phases.CHARGE):
             self.budget.charge(request.round)
-        group, total, failures = self.optimizer.group, nothing(request), 0
+        group, total, failures = self.optimizer.group, KeptSum.of_nobody(Expected.of(request)), 0
         while True:
             try:
                 total = self._gathered(request, total, gather)
@@ -98,15 +99,10 @@ class ShardedRound(Round):
             0 if request.resolution else failures,
             request.resolution,
         )
+        noise.require_all(total.size)
         began = time.monotonic()
         with self.phases.of(phases.TRANSPORT):
             done = self.optimizer.group.commit(total.names, total.dtype, noise.to_values())
         slowest = max(done, key=lambda one: sum(one.seconds.values()))
         self.phases.divide(phases.TRANSPORT, time.monotonic() - began, slowest.seconds)
         return done
-
-
-def nothing(request: Work) -> KeptSum:
-    """The sum of nobody."""
-    dtype = "int64" if request.resolution else "float32"
-    return KeptSum(parts=(), size=int(request.parameters.shape[0]), dtype=dtype, norm=0.0)

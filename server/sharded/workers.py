@@ -67,7 +67,7 @@ class WorkerGroup:
         optimizer: The optimizer's options.
         rounds: Rounds of the whole run.
         size: Trainable parameters, P.
-        timeout: Seconds that a message may take, and workers wait for each other.
+        timeout: Seconds that a message may take; workers wait for each other for half of them.
         attempts: How often a group is formed before that fails.
     """
 
@@ -211,16 +211,16 @@ class WorkerGroup:
             name=name,
             rank=rank,
             owners=len(self._order),
-            seconds=self._timeout,
+            seconds=self._timeout / 2,  # so that those who wait for one that hangs answer before they count as late
         )
 
     def _asked(
         self, kind: str, requests: Mapping[int, RecordDict], read: Callable[[RecordDict], Any]
     ) -> tuple[dict[int, Any], dict[int, str]]:
         """What each worker answers, and of those that do not, why."""
+        group = uuid.uuid4().hex  # the same for all of them: what they share is moved once
         messages = [
-            Message(content, worker, kind, ttl=self._timeout, group_id=uuid.uuid4().hex)
-            for worker, content in requests.items()
+            Message(content, worker, kind, ttl=self._timeout, group_id=group) for worker, content in requests.items()
         ]
         replies: dict[int, Any] = {}
         failures = {worker: f"worker {worker}: no answer" for worker in requests}
