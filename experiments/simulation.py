@@ -89,7 +89,9 @@ def ray_grid(config: RunConfig, workers: int, parameters: int, devices: Devices)
 
     engine = config.engine
     reply = 8 if engine.exact else 4
-    shared = int(1.1 * parameters * (4 + workers * reply))
+    # Where workers have the state, all of it comes and goes at times: parameters, two moments and an average.
+    vectors = 4 * (4 + 4) if engine.sums == "workers" else 4 + workers * reply
+    shared = int(1.1 * parameters * vectors)
     return RayGrid(
         CLIENT_APP,
         to_flat(config),

@@ -49,6 +49,7 @@ from server.results.run_folder import RunFolder, new_output_folder, without_infi
 from server.results.statement import statement_of, write_card_of
 from server.results.summary import gradients_taken, keep_paths, predicted_noise, summarise
 from server.round import Budget, Diverged, Round
+from server.sharded import ShardedRound, require_apart, require_workers_of_ours, sharded_optimizer
 from server.training import Job, Training
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,8 @@ def train(grid: Grid, config: RunConfig, callbacks: Sequence[Callback] = ()) -> 
         Failure: What was charged stays charged; the run can be resumed from its last checkpoint.
     """
     started = time.perf_counter()
+    if config.engine.sums == "workers":
+        require_workers_of_ours(grid)
     told = Callbacks([*callbacks, *callbacks_of(config)])
     folder = RunFolder(config.resume or config.output or new_output_folder(config.plan.algorithm))
     with refusals_told(folder.path), folder.undone_unless_kept():
@@ -230,17 +233,27 @@ def _job(
     parameters = layout.flatten(resources.loaded.model).to(device)
     threads = torch.get_num_threads()
     optimizer = config.optimizer_for(plan, UserSizes.of_users(resources.store.split("train")), earlier.event)
-    roster = Roster(grid, config.engine.start_seconds)
     every, engine, measure = config.checkpoint, config.engine, config.evaluation
+    kind: type[Round]
+    held: ServerOptimizer
+    roster: Roster
+    release = Release(plan, layout.sizes, seeds.noise, exact=engine.exact, threads=threads, device=device)
+    if engine.sums == "workers":
+        require_apart(release)
+        among_workers = sharded_optimizer(grid, engine, parameters.numpy(), optimizer, plan.steps)
+        kind, held, roster = ShardedRound, among_workers, among_workers.group.roster
+    else:
+        kind, held = Round, ServerOptimizer(parameters, optimizer, plan.steps)
+        roster = Roster(grid, engine.start_seconds)
     log = ReleaseLog(folder.releases, keeps=every.rounds > 0 or every.minutes > 0)
     return Job(
-        round=Round(
+        round=kind(
             plan,
             resources.store.split("train"),
             seeds,
             Budget(plan, ledger, config.plan.epsilon),
-            Release(plan, layout.sizes, seeds.noise, exact=engine.exact, threads=threads, device=device),
-            ServerOptimizer(parameters, optimizer, plan.steps),
+            release,
+            held,
             exact=engine.exact,
             row_tokens=resources.row_tokens,
             inputs=resources.inputs,
@@ -253,7 +266,7 @@ def _job(
             attempts=engine.attempts,
             roster=roster,
             heard=PathsHeard(say, partial(keep_paths, folder)),
-            sums=engine.sums,
+            sums="auto" if engine.sums == "workers" else engine.sums,
         ).gather,
         held_out=HeldOut(grid, resources.store, measure.max_rows, measure.test_rows, resources.inputs, roster),
         folder=folder,
@@ -272,6 +285,17 @@ def _job(
     )
 
 
+def _require_formed(config: RunConfig, plan: Plan, resources: Resources) -> None:
+    """Refuse a plan whose sums cannot be formed where they shall be, before there is a folder.
+
+    Raises:
+        InvalidInput: Workers cannot release their coordinates of it.
+    """
+    if config.engine.sums == "workers":
+        seed = None if config.noise.secure else 0  # nothing is drawn from it
+        require_apart(Release(plan, ParameterLayout.of(resources.loaded.model).sizes, seed, exact=config.engine.exact))
+
+
 def _begin(folder: RunFolder, config: RunConfig, resources: Resources) -> tuple[Plan, dict[str, Any], Earlier]:
     """Plan and identity of a new run, and what it goes on from. They and the seeds are on disk before anything is
     charged; config.json last."""
@@ -279,6 +303,7 @@ def _begin(folder: RunFolder, config: RunConfig, resources: Resources) -> tuple[
     seeds = Seeds.drawn(config, earlier.digest)
     sizes = UserSizes.of_users(resources.store.split("train"))
     plan = config.plan_for(sizes, earlier.event)
+    _require_formed(config, plan, resources)
     if earlier.entries:
         say(going_on_in_words(earlier, config.plan.epsilon, plan.delta, plan.adjacency))
     identity = identity_of(config, plan, resources)
@@ -307,5 +332,6 @@ def _resumed(folder: RunFolder, config: RunConfig, resources: Resources) -> tupl
     plan = plan_from_values(written.get("plan", {}))
     identity = identity_of(config, plan, resources)
     require_same(written, identity)
+    _require_formed(config, plan, resources)
     folder.remove_leftovers()
     return plan, identity, Earlier.of_values(config_file.get("earlier"))

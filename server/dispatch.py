@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
 from flwr.app import Message
@@ -75,6 +76,9 @@ class Dispatcher:
             raise InvalidInput("timeout", timeout, "a number of seconds above 0")
         if attempts < 1:
             raise InvalidInput("attempts", attempts, "at least 1")
+        if sums not in get_args(SumsWanted):
+            hint = "Workers keep their sums where a request names parameters that they keep."
+            raise InvalidInput("sums", sums, f"one of {', '.join(get_args(SumsWanted))}", hint)
         self.grid = grid
         self.units_per_message = units_per_message
         self.timeout = timeout

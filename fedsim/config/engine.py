@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedsim.config.devices import require_possible_group
+from fedsim.config.worker_sums import require_keeping_workers
 from fedsim.errors import InvalidInput
 from fedsim.validation import require_at_least, require_positive
 
@@ -48,10 +49,11 @@ class EngineConfig:
     """Sum clipped updates as fixed-point integers: the same bits for any number of workers on devices of one kind, at
     the cost of one gradient a user at a time. Passes are not compiled, GPUs compute with deterministic kernels alone,
     and a micro-batch that does not fit ends the run rather than shrink."""
-    sums: Literal["auto", "server", "nodes"] = "auto"
+    sums: Literal["auto", "server", "nodes", "workers"] = "auto"
     """Where workers' sums are added: server brings all of them to this process, nodes adds those of each Ray node
-    there and brings one. auto takes nodes for 4 MB and more where several nodes have more workers than there are
-    nodes."""
+    there and brings one, workers has Ray actors add, noise and step among themselves, each its own coordinates: for
+    plain Gaussian noise from a seed and a fixed clip norm. auto takes nodes for 4 MB and more where several nodes have
+    more workers than there are nodes."""
 
     def __post_init__(self) -> None:
         if self.workers is not None:
@@ -70,6 +72,8 @@ class EngineConfig:
         if self.kind == "local" and self.sums not in ("auto", "server"):
             hint = "Only workers on Ray form sums where they are: take --engine.kind ray."
             raise InvalidInput("engine.sums", self.sums, "auto or server with --engine.kind local", hint)
+        if self.sums == "workers":
+            require_keeping_workers(self.devices_per_worker, self.users_per_message)
         if self.devices_per_worker > 1:
             require_possible_group(
                 self.devices_per_worker, self.kind, self.workers, self.compile, self.gpus_per_worker

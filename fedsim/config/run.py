@@ -10,6 +10,7 @@ from fedsim.config.devices import require_shardable
 from fedsim.config.engine import EngineConfig
 from fedsim.config.owners import require_guarantee_for
 from fedsim.config.plan import PlanConfig
+from fedsim.config.worker_sums import require_independent_noise
 from fedsim.data.config import DataConfig
 from fedsim.errors import InvalidInput
 from fedsim.models.config import DEFAULT_PATH, ModelConfig
@@ -191,6 +192,9 @@ class RunConfig:
             raise InvalidInput("engine.compile", self.engine.compile, "auto or off with --model.checkpointing", hint)
         if self.engine.devices_per_worker > 1:
             require_shardable(self.plan.local_steps, self.model.quantise)
+        if self.engine.sums == "workers":
+            plan = self.plan
+            require_independent_noise(self.noise.secure, plan.wanted_bands, plan.buffers, plan.clip_quantile)
         if self.noise.secure and self.noise_seed is not None:
             raise InvalidInput("noise-seed", self.noise_seed, "unset with --noise.secure", "Secure noise has no seed.")
         if self.noise.secure and not MECHANISMS.named(self.plan.mechanism).secure:

@@ -295,7 +295,7 @@ def test_a_wrong_announcement_does_no_harm() -> None:
     assert np.array_equal(gathered.total, known_sum(UNITS, 1, 40))
 
 
-@pytest.mark.parametrize("options", [{"units_per_message": 0}, {"timeout": 0.0}, {"attempts": 0}])
+@pytest.mark.parametrize("options", [{"units_per_message": 0}, {"timeout": 0.0}, {"attempts": 0}, {"sums": "workers"}])
 def test_options_out_of_range_are_refused(options: dict) -> None:
     with pytest.raises(InvalidInput, match=next(iter(options))):
         Dispatcher(LocalGrid(make_app()), **options)

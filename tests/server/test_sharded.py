@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,6 +69,8 @@ class Known:
             (self.folder / moment).rename(self.folder / f"{moment}-{os.getpid()}")  # one process alone succeeds
         except OSError:
             return
+        if (self.folder / "freeze").exists():
+            os.kill(os.getpid(), signal.SIGSTOP)
         os._exit(1)
 
 
@@ -112,9 +115,11 @@ def initial() -> np.ndarray:
     return np.random.default_rng(0).standard_normal(SIZE, dtype=np.float32)
 
 
-def sharded(grid: RayGrid, ledger: Ledger, exact: bool = True) -> tuple[ShardedRound, Dispatcher]:
+def sharded(
+    grid: RayGrid, ledger: Ledger, exact: bool = True, timeout: float = 60.0
+) -> tuple[ShardedRound, Dispatcher]:
     roster = Members(grid)
-    group = WorkerGroup(grid, roster, ADAM, ROUNDS, SIZE, timeout=60.0)
+    group = WorkerGroup(grid, roster, ADAM, ROUNDS, SIZE, timeout=timeout)
     made = ShardedRound(
         PLAN,
         Users(),  # type: ignore[arg-type]
@@ -213,3 +218,36 @@ def test_a_state_goes_from_one_number_of_workers_to_another_and_to_one_process(f
         made.load_state(todays(folder / "before", 2).state())
         made.run(2, dispatcher.gather)
         assert_same(made, expected)
+
+
+@pytest.mark.parametrize(("exact", "frozen"), [(True, True), (False, False)])
+def test_a_sum_of_other_bits_gets_other_noise_and_the_same_sum_the_same(
+    folder: Path, exact: bool, frozen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that is killed, or hangs, when the others have drawn noise for a sum that it is in."""
+    keys = []
+    commit = WorkerGroup.commit
+
+    def noted(self: WorkerGroup, parts: Any, dtype: str, noise: Any) -> Any:
+        keys.append(noise["key"])
+        return commit(self, parts, dtype, noise)
+
+    monkeypatch.setattr(WorkerGroup, "commit", noted)
+    expected = todays(folder / "today", 2, exact)
+    with (
+        RayGrid(lambda: known_app(str(folder)), workers=3, cpus_per_worker=1) as grid,
+        Ledger.open(folder / "ledger.jsonl") as ledger,
+    ):
+        made, dispatcher = sharded(grid, ledger, exact, timeout=20.0)
+        made.run(0, dispatcher.gather)
+        if frozen:
+            (folder / "freeze").touch()
+        (folder / "all_gather").touch()
+        made.run(1, dispatcher.gather)
+        assert len(ledger) == 2
+        assert len(keys) == 3
+        assert len(set(keys)) == (2 if exact else 3)
+        if exact:
+            assert_same(made, expected)
+        else:
+            assert not np.allclose(made.parameters, expected.parameters, atol=1e-4)
