@@ -343,33 +343,3 @@ def test_other_errors_of_the_system_are_not_taken_for_a_full_disk(tmp_path, toke
     monkeypatch.setattr(StoreWriter, "finish", broken)
     with pytest.raises(OSError, match="Input/output error"):
         open_or_build(config, tokenizer, tmp_path / "cache")
-
-
-@pytest.mark.parametrize(
-    "folder",
-    [
-        "user=bob",
-        "label=1",
-        "high=3",
-        "low=3",
-        "ordinal=1",
-        "kept=false",
-        "prefix=1",
-        "v[2]",
-        "v?",
-        "a*",
-        "o'b",
-        "ünï",
-    ],
-)
-def test_what_the_folder_of_the_store_is_called_says_nothing_of_the_data(tmp_path, tokenizer, folder) -> None:
-    (tmp_path / "v1").mkdir()
-    rows = [{"user_id": f"u{n % 5}", "text": f"text {n}", "label": n % 2} for n in range(20)]
-    path = write_jsonl(tmp_path / "d.jsonl", rows)
-    options = {"label_column": "label", "validation_fraction": 0, "test_fraction": 0}
-    config = DataConfig(source="files", path=str(path), **options)
-    plain = build_store(config, tokenizer, tmp_path / "plain")
-    found = build_store(config, tokenizer, tmp_path / folder / "store")
-    assert found.fingerprint == plain.fingerprint
-    assert found.user_ids() == plain.user_ids()
-    assert found.manifest["similar_users"] == {}
