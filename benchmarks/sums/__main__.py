@@ -16,9 +16,9 @@ import tyro
 
 from benchmarks.engine.no_op import fedsim_app
 from benchmarks.engine.roundtrip import raylets
-from benchmarks.sums import simulated
+from benchmarks.sums import among_workers, simulated
 from benchmarks.sums.design import FORMS
-from benchmarks.sums.measured import as_if_apart, cluster_of, measure
+from benchmarks.sums.measured import WATCHED_FROM_BYTES, as_if_apart, cluster_of, measure
 from fedsim.engine.ray_grid import RayGrid
 
 STAGES = ("design", "measured", "simulated")
@@ -79,11 +79,19 @@ class Benchmark:
             others = set(raylets())
             with (
                 cluster_of(self.nodes, -(-self.workers // self.nodes), store) as address,
-                RayGrid(fedsim_app, workers=self.workers, address=address) as grid,
+                RayGrid(
+                    among_workers.keeping_app if form == "workers" else fedsim_app,
+                    workers=self.workers,
+                    address=address,
+                ) as grid,
             ):
                 as_if_apart(grid)
                 for payload in self.payloads:
-                    row = measure(grid, form, payload, self.rounds, others)  # type: ignore[arg-type]
+                    row = (
+                        among_workers.measure(grid, payload, self.rounds, WATCHED_FROM_BYTES)
+                        if form == "workers"
+                        else measure(grid, form, payload, self.rounds, others)  # type: ignore[arg-type]
+                    )
                     rows.append({"form": form, "payload_bytes": payload, **row})
                     print(
                         f"  {form:>8}, {payload:>11,} B: {row['ingress_bytes'] / payload:4.1f} sums into the driver,"

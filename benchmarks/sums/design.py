@@ -7,9 +7,13 @@ server: every sum comes to the driver, so W B bytes enter it, (W − W/N) B of t
 nodes: N sums enter the driver, (N − 1) B over the network. Each node holds its W/N sums until they are added, the
     summing actor's buffer, and the copy of it that is handed over; the driver's node also one fetched sum and the
     total.
+workers: no sum enters the driver or leaves its worker whole. Each of the W workers ends up with the sum of B/W bytes
+    of coordinates, beside its own sum, which it holds until the round is over. Into each of them come at least
+    (W − 1)/W B of others' sums, and (W − 1)/W 4 P of their new parameters.
 
-Not counted is what both share: the driver's parameters, one copy of them a node, and each worker's own sum and model
-while it computes. The driver's total of the server's form is one of the W.
+Not counted is what all share: the driver's parameters, one copy of them a node, and each worker's own sum and model
+while it computes. The driver's total of the server's form is one of the W. Nor, of the workers' form, the parameters
+that each of them holds, twice while they commit, and its share of the optimizer's state, with its neighbour's.
 """
 
 from dataclasses import dataclass
@@ -54,5 +58,12 @@ def of_nodes(workers: int, nodes: int, size_bytes: int) -> Design:
     )
 
 
-FORMS = {"server": of_server, "nodes": of_nodes}
+def of_workers(workers: int, nodes: int, size_bytes: int) -> Design:
+    """Collectives among workers: each worker's own sum stays, beside its share of the total."""
+    here = workers // nodes
+    held = here * (size_bytes + size_bytes // workers)
+    return Design(ingress=0, network=0, driver_node=held, other_node=held)
+
+
+FORMS = {"server": of_server, "nodes": of_nodes, "workers": of_workers}
 """By the value of --engine.sums. Another form is another entry."""
