@@ -162,3 +162,22 @@ def test_the_help_lists_every_mechanism_and_sampling_scheme(capsys) -> None:
     for registry in (MECHANISMS, SAMPLINGS):
         for name, kind in registry.items():
             assert f"{name}: {kind.summary}" in shown
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"bands": "4"}, "plan.bands"),
+        ({"bands": "auto"}, "plan.bands"),
+        ({"mechanism": "banded"}, "plan.mechanism"),
+        ({"mechanism": "banded", "bands": "4"}, "plan.bands"),
+        ({"buffers": 2, "sampling": "none"}, "plan.buffers"),
+    ],
+)
+def test_noise_for_which_users_take_turns_is_refused_where_examples_have_several_owners(values, field) -> None:
+    common = {"algorithm": "els", "adjacency": "fixed-graph"}
+    assert PlanConfig(**common, bands="1").adjacency == "fixed-graph"
+    with pytest.raises(InvalidInput) as error:
+        PlanConfig(**common, **values)
+    assert error.value.field == field
+    assert "fixed-graph" in str(error.value)

@@ -127,6 +127,7 @@ class PlanConfig:
         mechanism = MECHANISMS.check(self.mechanism, self.mechanism_options)
         if Adjacency(self.adjacency) is Adjacency.FIXED_GRAPH:
             plan_kind(self.algorithm, Adjacency.FIXED_GRAPH)
+            self._require_independent_noise()
             require_independent(self.sampling_scheme(), self.selection)
         group = ALGORITHMS[self.algorithm].units_in_group(self.examples_per_user)
         if self.noise_multiplier or (self.noise_multiplier is None and math.isfinite(self.epsilon)):
@@ -141,6 +142,17 @@ class PlanConfig:
                 raise InvalidInput("plan.clip-quantile", self.clip_quantile, f"0 with {self.mechanism}")
         if self.clip_count_std is not None:
             require_positive("plan.clip-count-std", self.clip_count_std)
+
+    def _require_independent_noise(self) -> None:
+        """Refuse correlated noise, for which users take turns, where an example is nobody's alone."""
+        hint = "Correlated noise needs users who take turns; examples of several owners cannot."
+        if self.buffers:
+            raise InvalidInput("plan.buffers", self.buffers, f"0 with {self.adjacency}", hint)
+        if self.wanted_bands == 1:
+            return
+        if self.bands is None:
+            raise InvalidInput("plan.mechanism", self.mechanism, f"one without bands, with {self.adjacency}", hint)
+        raise InvalidInput("plan.bands", self.bands, f"1 with {self.adjacency}", hint)
 
     def _check_bands(self, mechanism: type[Mechanism]) -> None:
         bands = self.wanted_bands
@@ -199,9 +211,6 @@ class PlanConfig:
         """
         own = {name: getattr(self, name) for name in ("local_steps", "local_learning_rate")}
         adjacency = Adjacency(self.adjacency)
-        if sizes.several_owners and adjacency is not Adjacency.FIXED_GRAPH:
-            hint = "The data keeps examples of several owners, which that does not hide. See docs/data.md."
-            raise InvalidInput("plan.adjacency", self.adjacency, Adjacency.FIXED_GRAPH.value, hint)
         return plan_kind(self.algorithm, adjacency).draft(
             sizes,
             gradients_per_round=self.gradients_per_round,

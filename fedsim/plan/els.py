@@ -11,7 +11,7 @@ from fedsim.data.contribution import bounded_rows, bounded_rows_of
 from fedsim.errors import InvalidInput
 from fedsim.plan.limits import ALL_EXAMPLES
 from fedsim.plan.plan import Plan
-from fedsim.plan.sizes import UserSizes
+from fedsim.plan.sizes import UserSizes, require_one_owner
 from fedsim.rows import SizeCounts, UserView
 from fedsim.sampling import Population
 from fedsim.validation import require_at_least
@@ -140,6 +140,7 @@ class ElsPlan(Plan):
 
     @classmethod
     def draft(cls, sizes: UserSizes, *, gradients_per_round: float, group_size: int, **common: Any) -> Self:
+        require_one_owner(sizes, common.get("adjacency", cls.adjacency))
         require_at_least("plan.group-size", group_size, 1)
         kept = sizes.kept(group_size)
         if kept == 0:

@@ -8,6 +8,7 @@ import numpy as np
 from fedsim.data.greedy import chosen_rows
 from fedsim.data.owners import OwnerSets, owner_sets_of
 from fedsim.errors import InvalidInput
+from fedsim.privacy.events import Adjacency
 from fedsim.rows import SizeCounts, SizedUsers
 from fedsim.validation import require_at_least
 
@@ -127,3 +128,14 @@ class SharedSizes(UserSizes):
     def kept(self, group_size: int, selection: str = "random") -> int:
         """Examples that are chosen when no owner has more than group_size of them, in this order."""
         return len(chosen_rows(self.sets, self.user_offsets, group_size, selection))
+
+
+def require_one_owner(sizes: UserSizes, adjacency: Adjacency) -> None:
+    """Refuse examples of several owners where a plan counts each as one user's.
+
+    Raises:
+        InvalidInput: Names the adjacency.
+    """
+    if sizes.several_owners:
+        hint = "The data keeps examples of several owners, which that does not hide. See docs/data.md."
+        raise InvalidInput("plan.adjacency", adjacency.value, Adjacency.FIXED_GRAPH.value, hint)

@@ -10,7 +10,7 @@ import numpy as np
 from fedsim.data.contribution import draw_rows
 from fedsim.plan.limits import ALL_EXAMPLES
 from fedsim.plan.plan import Plan
-from fedsim.plan.sizes import UserSizes
+from fedsim.plan.sizes import UserSizes, require_one_owner
 from fedsim.rows import UserView
 from fedsim.sampling import Population
 from fedsim.validation import require_at_least
@@ -102,6 +102,7 @@ class UlsPlan(Plan):
 
     @classmethod
     def draft(cls, sizes: UserSizes, *, gradients_per_round: float, group_size: int, **common: Any) -> Self:
+        require_one_owner(sizes, common.get("adjacency", cls.adjacency))
         require_at_least("plan.group-size", group_size, 1)
         probability = gradients_per_round / (group_size * sizes.num_users)
         return cls(num_users=sizes.num_users, sampling_probability=probability, group_size=group_size, **common)

@@ -14,7 +14,8 @@ from fedsim.data.ingest import build_store
 from fedsim.data.owners import BEGINS, BETWEEN, MIXED, OwnerSets, joint_name, owners_in, split_of
 from fedsim.data.part import user_key
 from fedsim.errors import InvalidInput
-from fedsim.plan import UserSizes
+from fedsim.plan import ElsPlan, UlsPlan, UserSizes
+from fedsim.plan.sizes import SharedSizes
 
 PEOPLE = [f"user {n}" for n in range(12)]
 SETS = st.lists(st.sets(st.integers(0, 9), min_size=1, max_size=4), min_size=1, max_size=20)
@@ -234,3 +235,11 @@ def test_which_of_ones_rows_are_chosen_is_spread_over_all(tmp_path) -> None:
     graph, offsets = graph_of([{n} for n in range(400)], [20] * 400)
     places = chosen_rows(graph, offsets, 5) % 20
     assert np.abs(np.bincount(places, minlength=20) - 100).max() < 50  # of 8.7 standard deviations' probability
+
+
+@pytest.mark.parametrize("kind", [ElsPlan, UlsPlan])
+def test_plans_for_examples_of_one_owner_are_not_made_of_those_of_several(kind) -> None:
+    sizes = SharedSizes.of_sets(*graph_of([{0}, {1}, {0, 1}], [5, 5, 5]))
+    common = {"clip_norm": 1.0, "noise_multiplier": 1.0, "steps": 3, "delta": 1e-5}
+    with pytest.raises(InvalidInput, match=r"plan\.adjacency.*fixed-graph.*several owners"):
+        kind.draft(sizes, gradients_per_round=1, group_size=1, **common)
