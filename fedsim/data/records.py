@@ -115,9 +115,20 @@ def in_parts(records: Iterator[Records], most_records: int, most_characters: int
     for chunk in records:
         part.append(chunk)
         count += len(chunk)
-        characters += sum(len(value) for values in chunk.columns.values() for value in values if type(value) is str)
+        characters += sum(map(_characters, chunk.columns.values()))
         if count >= most_records or characters >= most_characters:
             yield part
             part, count, characters = [], 0, 0
     if part:
         yield part
+
+
+def _characters(value: Any) -> int:
+    """Characters of the text in a value, however deep it lies: a conversation's in its messages."""
+    if type(value) is str:
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_characters, value.values()))
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return sum(len(item) if type(item) is str else _characters(item) for item in value)
+    return 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.ingest import IngestBenchmark
+from fedsim.data.records import Records, in_parts
 
 GROWTH = 40
 """MiB that the most memory of a pass may differ by. Of the rows that there are more, tokens alone take 90 MB behind
@@ -30,3 +31,14 @@ def test_no_pass_takes_more_memory_for_more_rows_and_users(
     passes = passes or ["Reading and encoding"]
     growth = {name: found[1][name] - found[0][name] for name in passes}
     assert all(one < GROWTH for one in growth.values()), growth
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["x" * 600, [{"role": "user", "content": "x" * 600}], [["x" * 300], ("x" * 300,)], {"a": {"b": ["x" * 600]}}],
+    ids=["text", "conversation", "lists", "mappings"],
+)
+def test_parts_are_cut_by_all_the_text_in_them(value) -> None:
+    columns = {"user": ["u"] * 2, "value": [value] * 2, "number": [1.0, None]}
+    chunks = [Records(columns=columns, origin="d", first=1) for _ in range(10)]
+    assert [len(part) for part in in_parts(iter(chunks), 10**6, 3600)] == [3, 3, 3, 1]
