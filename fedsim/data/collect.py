@@ -85,9 +85,9 @@ class Collection:
         """
         if self.done.doubts is not None:
             return
-        written = (self._parts.files, self._parts.examples)
-        of_data = (self._config.memory_limit, self._encoder.dtype, self._config.label_names)
-        with GroupedParts(*written, self._folder / "scratch", *of_data) as parts:
+        limit, names = self._config.memory_limit, self._config.label_names
+        written, scratch = self._parts, self._folder / "scratch"
+        with GroupedParts(written.files, written.examples, scratch, limit, self._encoder.dtype, names) as parts:
             self.done.classes = parts.classes
             if not self.done.whole:
                 self._gather(parts, progress)

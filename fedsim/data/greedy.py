@@ -70,7 +70,8 @@ def _mixed(hashes: np.ndarray, places: np.ndarray) -> np.ndarray:
     mixed = hashes + (places.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return mixed ^ (mixed >> np.uint64(31))
+    found: np.ndarray = mixed ^ (mixed >> np.uint64(31))
+    return found
 
 
 def _first_of_each(rows: np.ndarray, owners: np.ndarray, most: int, sets: OwnerSets) -> tuple[np.ndarray, np.ndarray]:
