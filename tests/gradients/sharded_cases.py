@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed.fsdp import FSDPModule
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fedsim.clip import Clip
 from fedsim.engine.exact import quantiser
-from fedsim.gradients import CausalLanguageModel, Objective, head
+from fedsim.gradients import CausalLanguageModel, Objective, head, random_rows
 from fedsim.gradients.per_unit.formed_again import FormedAgain
 from fedsim.gradients.sharded import total as sharded_total
 from fedsim.gradients.sharded.model import ShardedModel
@@ -189,3 +190,32 @@ def dying(rank: int, which: int, how: str, name: str, *args: Any) -> tuple[torch
         sharded(name)
         sharded_total._reduce_scatter = lambda *_: os._exit(7)
     return summed(rank, name, *args)
+
+
+def broken_off(rank: int, name: str, how: str) -> tuple[str, str]:
+    """What a pass that fails raises, and the one after it, where PyTorch does not put the model back."""
+    model, objective = made(name)
+    one = ShardedModel(model, objective, torch.device("cpu"))
+    rows = random_rows(objective, 1, 4, VOCABULARY)
+    with one.gathered() as whole, torch.no_grad():
+        objective.row_losses(whole, objective.collate(rows, rows.offsets[:1], one.device))
+    reset = FSDPModule.reset_iter_state
+
+    def failing(module: FSDPModule) -> None:
+        raise RuntimeError("cannot be put back")
+
+    told = []
+    try:
+        if how == "absent":
+            del FSDPModule.reset_iter_state
+        elif how == "failing":
+            FSDPModule.reset_iter_state = failing
+        for reason in ("no memory is left", "another"):
+            try:
+                with one.gathered():
+                    raise torch.OutOfMemoryError(reason)
+            except Exception as error:
+                told.append(f"{type(error).__name__}: {error}")
+    finally:
+        FSDPModule.reset_iter_state = reset
+    return told[0], told[1]

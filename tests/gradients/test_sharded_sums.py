@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from fedsim.clip import Clip, ClipBlock
 from fedsim.engine.exact import quantise, resolution_for
@@ -20,6 +21,7 @@ from tests.gradients.gradient_checks import MLP, assert_same, ragged
 from tests.gradients.sharded_cases import (
     MODELS,
     amiss,
+    broken_off,
     dying,
     formed_again,
     largest_tensor,
@@ -213,6 +215,20 @@ def test_a_process_that_dies_fails_the_others(how: str) -> None:
     assert "Failure: a process of the group" in str(first)
 
 
+@pytest.mark.parametrize(
+    ("how", "next_one"),
+    [
+        ("there", "OutOfMemoryError: another"),
+        ("absent", "Failure: PyTorch did not put the model back after OutOfMemoryError"),
+        ("failing", "Failure: PyTorch did not put the model back after OutOfMemoryError: cannot be put back"),
+    ],
+)
+def test_what_broke_a_pass_off_is_what_is_told(group: Group, how: str, next_one: str) -> None:
+    for first, second in group.run(broken_off, "llama", how):
+        assert first == "OutOfMemoryError: no memory is left"
+        assert second.startswith(next_one)
+
+
 class Shared(torch.nn.Module):
     """Two blocks, or one that is called twice."""
 
@@ -251,3 +267,9 @@ def test_quantised_weights_are_refused() -> None:
     model.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(weight.to(torch.uint8), requires_grad=False)
     with pytest.raises(InvalidInput, match="quantised"):
         blocks_of(model, objective)
+
+
+def test_a_pytorch_that_cannot_recover_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(FSDPModule, "reset_iter_state")
+    with pytest.raises(InvalidInput, match=r"torch is .*2\.13 or newer.*--engine\.devices-per-worker at 1"):
+        blocks_of(*made("llama"))

@@ -4,11 +4,14 @@ from collections import Counter
 from collections.abc import Iterator
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from fedsim.errors import Failure, InvalidInput
 from fedsim.gradients.objective import Objective, random_rows
 
 ALONE = "Leave --engine.devices-per-worker at 1 for it."
+RECOVERY = "reset_iter_state"
+"""The method by which PyTorch, from 2.13 on, puts a sharded model back."""
 TRIED_TOKENS = 4
 """Tokens of the row that tells how often blocks are called."""
 
@@ -24,9 +27,11 @@ def blocks_of(model: torch.nn.Module, objective: Objective) -> list[torch.nn.Mod
         objective: Tells how a row passes through it.
 
     Raises:
-        InvalidInput: The model has no such lists; parameters are shared between blocks, or are no floating-point
-            numbers of at least one axis; or a block is not called once in a pass.
+        InvalidInput: The installed PyTorch is older than 2.13; the model has no such lists; parameters are shared
+            between blocks, or are no floating-point numbers of at least one axis; or a block is not called once in a
+            pass.
     """
+    _require_recovery()
     kind = type(model).__name__
     _require_plain_parameters(model)
     blocks = list(_members(model))
@@ -45,6 +50,15 @@ def blocks_of(model: torch.nn.Module, objective: Objective) -> list[torch.nn.Mod
         raise InvalidInput("model", kind, "a model whose blocks share no parameters, to be sharded", ALONE)
     _require_called_once(model, blocks, objective)
     return blocks
+
+
+def _require_recovery() -> None:
+    """Refuse a PyTorch that cannot put a sharded model back after a pass that was broken off."""
+    if not hasattr(FSDPModule, RECOVERY):
+        allowed = "2.13 or newer for a worker of several devices, to go on after a pass that was broken off"
+        raise InvalidInput(
+            "torch", torch.__version__, allowed, "Upgrade it, or leave --engine.devices-per-worker at 1."
+        )
 
 
 def _members(module: torch.nn.Module) -> Iterator[torch.nn.Module]:

@@ -16,7 +16,7 @@ from fedsim.gradients.layers import layer_kinds, rule_for, trained_layers
 from fedsim.gradients.model import ParameterLayout, accumulation_dtype, trainable_parameters
 from fedsim.gradients.objective import CausalLanguageModel, Objective
 from fedsim.gradients.rules.adapters import own_parameters
-from fedsim.gradients.sharded.blocks import blocks_of
+from fedsim.gradients.sharded.blocks import RECOVERY, blocks_of
 from fedsim.gradients.sharded.total import Bucket
 from fedsim.gradients.tape import Forms, Record
 
@@ -75,6 +75,7 @@ class ShardedModel:
         self.buckets = Bucket.of(self.layout, owners)
         self.verdicts: dict[object, tuple[int, str, Forms]] = {}
         self._taker: Taker | None = None
+        self._broken = ""
         for name, parameter in self.parameters.items():
             parameter.register_post_accumulate_grad_hook(self._handing_over(name))  # type: ignore[no-untyped-call]
 
@@ -110,23 +111,34 @@ class ShardedModel:
 
     @contextmanager
     def gathered(self) -> Iterator[torch.nn.Module]:
-        """Within it what lies outside of blocks is whole, so that passes gather blocks alone."""
+        """Within it what lies outside of blocks is whole, so that passes gather blocks alone.
+
+        Raises:
+            Failure: An earlier pass was broken off, and PyTorch did not put the model back.
+        """
+        if self._broken:
+            raise Failure(self._broken)
         assert isinstance(self.model, FSDPModule)
         self.model.unshard()
         try:
             yield self.model
-        except BaseException:
-            self._reset()
+        except BaseException as reason:
+            self._put_back_after(reason)
             raise
-        finally:
-            self.model.reshard()
+        self.model.reshard()
 
-    def _reset(self) -> None:
-        """Put everything back after a pass that was broken off, as far as that is in this process's hands."""
-        reset = getattr(self.model, "reset_iter_state", None)
-        if reset is None:
-            raise Failure("a pass was broken off, from which PyTorch recovers sharded models from 2.13 on")
-        reset()
+    def _put_back_after(self, reason: BaseException) -> None:
+        """Put everything back after a pass that was broken off, as far as that is in this process's hands.
+
+        What broke it off is what is told, whatever comes of this; the model computes nothing more if nothing does.
+        """
+        assert isinstance(self.model, FSDPModule)
+        try:
+            getattr(self.model, RECOVERY)()
+            self.model.reshard()
+        except Exception as error:
+            self._broken = f"PyTorch did not put the model back after {type(reason).__name__}: {error}"
+            reason.add_note(self._broken)
 
     def load(self, flat: np.ndarray | torch.Tensor) -> None:
         """Write this process's part of flat [P] into its shards, in their own dtype.
