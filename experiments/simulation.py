@@ -13,6 +13,7 @@ from fedsim.data.config import DataConfig
 from fedsim.engine.devices import Devices
 from fedsim.engine.grid import WaitingGrid
 from fedsim.gradients.sharded.blocks import blocks_of
+from fedsim.models.sources import BASE, find_source
 from fedsim.resources import Resources, open_resources
 from fedsim.terminal import say, shown, waiting
 
@@ -107,7 +108,24 @@ def ray_grid(config: RunConfig, workers: int, parameters: int, devices: Devices)
             for field, path in (("data.path", config.data.path), ("model.path", config.model.path))
             if path is not None and Path(path).is_absolute()
         },
+        required=required_beside(config.model.path),
     )
+
+
+def required_beside(path: str) -> dict[str, tuple[Path, str]]:
+    """What nodes need beside the model's folder: the base of adapters, where it is a folder elsewhere. It is not sent.
+
+    Args:
+        path: Of the model, as opened.
+    """
+    source = find_source(path) if Path(path).is_dir() else None
+    if source is None or source.adapters is None or source.carried or not Path(source.base).is_dir():
+        return {}
+    hint = (
+        "copy this base of the adapters to the same path (rsync), lay it on a folder that all nodes share, or put it "
+        f"into {Path(source.adapters) / BASE}, which is sent with them."
+    )
+    return {"model.path": (Path(source.base), hint)}
 
 
 def with_measured_slices(config: RunConfig, parameters: int, row_tokens: int, devices: Devices) -> RunConfig:

@@ -141,6 +141,18 @@ def carry(folders: Mapping[str, tuple[str, Path]], driver: Whereabouts) -> tuple
     return tuple(made.values())
 
 
+def require_there(field: str, path: Path, hint: str, driver: Whereabouts) -> None:
+    """See to it that every node of the cluster has a folder that is not sent, at the same path.
+
+    Raises:
+        InvalidInput: A node lacks it; names the node.
+    """
+    folder = Folder(field, str(path), files_of(path))
+    if lacking := _lacking(folder, _other_nodes(), driver):
+        told = f"Node {', '.join(lacking.values())} has none there: {hint}"
+        raise InvalidInput(field, folder.name, "a folder that every node has", told)
+
+
 def _other_nodes() -> dict[str, str]:
     """Address of each node by id, but for the driver's own."""
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ import ray
 from flwr.app import Message, RecordDict, UserConfig
 from flwr.common.constant import ErrorCode
 
-from fedsim.engine.carried import Folder, carry
+from fedsim.engine.carried import Folder, carry, require_there
 from fedsim.engine.cluster import join_or_start, leave, require_room
 from fedsim.engine.environment import HERE, Whereabouts
 from fedsim.engine.grid import WaitingGrid, error_reply, stamp
@@ -101,6 +101,7 @@ class RayGrid(WaitingGrid):
         start_timeout: float = 300.0,
         log_to_driver: bool = False,
         folders: Mapping[str, Path] = MappingProxyType({}),
+        required: Mapping[str, tuple[Path, str]] = MappingProxyType({}),
     ) -> None:
         if workers < 1:
             raise InvalidInput("workers", workers, "at least 1")
@@ -125,6 +126,9 @@ class RayGrid(WaitingGrid):
         )
         try:
             require_room(workers, cpus_per_worker, gpus_per_worker)
+            if address not in (None, HERE):
+                for field, (path, hint) in required.items():
+                    require_there(field, path, hint, self._here)
             if folders and address not in (None, HERE):
                 named = {field: (str(self._client[1][field]), path) for field, path in folders.items()}
                 self._client = (*self._client[:2], carry(named, self._here))

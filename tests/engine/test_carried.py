@@ -1,5 +1,6 @@
 """Folders that every node needs: found at the same path, or carried there once, whole and checked."""
 
+import json
 import os
 import pickle
 import shutil
@@ -15,6 +16,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from ray.cluster_utils import Cluster
 
+from experiments.simulation import required_beside
 from fedsim.engine import carried
 from fedsim.engine.carried import PLACE, Folder, NotHere, _answer, _digest, _looked, _Receiver, carry, files_of, placed
 from fedsim.engine.cluster import join_or_start, leave
@@ -222,3 +224,20 @@ def test_a_node_that_does_not_answer_is_named(store: Path, monkeypatch: pytest.M
     monkeypatch.setattr(ray, "get", never)
     with pytest.raises(Failure, match=r"node 10\.0\.0\.7 did not answer within 600 s .* data\.path"):
         _answer(None, sent(store), "10.0.0.7")
+
+
+def test_a_node_without_the_base_of_adapters_is_refused(
+    cluster: Cluster, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (adapters := tmp_path / "adapters").mkdir()
+    (store / "config.json").write_text("{}")
+    settings = {"peft_type": "LORA", "base_model_name_or_path": str(store)}
+    (adapters / "adapter_config.json").write_text(json.dumps(settings))
+    required = required_beside(str(adapters))
+    assert required["model.path"][0] == store
+    monkeypatch.setattr(carried, "_lacking", lambda folder, nodes, driver: {"id": "10.0.0.7"})
+    with pytest.raises(InvalidInput, match=rf"model.path is '{store}'.*Node 10.0.0.7 has none.*{adapters}/base"):
+        RayGrid(looking_app, workers=1, address=cluster.address, required=required)
+    (adapters / "base").mkdir()
+    assert not required_beside(str(adapters))  # it is sent with them
+    assert not required_beside(str(store))
