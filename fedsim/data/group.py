@@ -85,10 +85,10 @@ class GroupedParts:
         }
         for name, value in settings.items():
             self.connection.execute(f"SET {name} = ?", [value])
-        # How far a query is it only knows where it could draw a bar, which in a notebook it refuses to if a package is
-        # missing.
-        self.connection.execute("SET enable_progress_bar_print = false")
-        with suppress(Exception):
+        # How far a query is it only knows where it could draw a bar. In a notebook that lacks a package it refuses
+        # even to be told not to.
+        with suppress(duckdb.Error):
+            self.connection.execute("SET enable_progress_bar_print = false")
             self.connection.execute("SET enable_progress_bar = true")
         self._examples = table_of(files)
         self._token_type = token_type
