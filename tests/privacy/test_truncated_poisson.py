@@ -182,7 +182,7 @@ def test_the_bound_of_n_users_alone_does_not_cover_one_who_is_added(
 def test_every_rounding_makes_the_pair_worse(adjacency: Adjacency, monkeypatch: pytest.MonkeyPatch) -> None:
     """Share moved as rounding moves it, and a larger chance, raise δ in both directions at every ε."""
     event = truncated(0.3, 20, 6, 0.8)
-    plain = truncation(20, 0.3, 6, grows=adjacency is ADD)
+    plain = truncation(20, 0.3, 6, grows=adjacency.accounted_as is ADD)
     some = 0.05
     worse = [
         {"untouched": plain.untouched - some, "doubtful": plain.doubtful + some},

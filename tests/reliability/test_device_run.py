@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from second_device import any_device
 from small_runs import trained
 
-import clients.worker
+import clients.app
 from fedsim.config import OptimizerConfig
 from fedsim.resources import open_resources
 from server import app
@@ -53,7 +53,7 @@ def test_a_run_on_a_device_is_the_hosts(
             raise Interrupted
         return run(self, number, *gather)
 
-    clients.worker._worker.cache_clear()
+    clients.app._worker.cache_clear()
     with any_device() as device:
         with monkeypatch.context() as patched:
             patched.setattr(Round, "run", interrupted)
@@ -62,11 +62,11 @@ def test_a_run_on_a_device_is_the_hosts(
         assert places == {device}
         trained(dataclasses.replace(config, resume=str(tmp_path / "there")))
 
-    clients.worker._worker.cache_clear()
+    clients.app._worker.cache_clear()
     for module in (clients.worker, app):
         monkeypatch.setattr(module, "computing_device", lambda: torch.device("cpu"))
     trained(dataclasses.replace(config, output=str(tmp_path / "host")))
-    clients.worker._worker.cache_clear()
+    clients.app._worker.cache_clear()
     found, expected = lines(tmp_path / "there"), lines(tmp_path / "host")
     assert [line["round"] for line in found] == [line["round"] for line in expected]
     for one, other in zip(found, expected, strict=True):
