@@ -113,7 +113,7 @@ def test_a_users_units_share_out_the_rows_it_may_give(owned: int) -> None:
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_a_draft_spends_the_compute_or_refuses(name: str) -> None:
-    users = SimpleNamespace(num_users=10, kept=lambda group_size: 10 * min(group_size, 4))
+    users = SimpleNamespace(num_users=10, several_owners=False, kept=lambda group_size: 10 * min(group_size, 4))
     common = {key: value for key, value in COMMON.items() if key != "group_size"}
     draft = ALGORITHMS[name].draft(users, gradients_per_round=20, group_size=2, **common)
     assert (draft.name, draft.gradients_per_round, draft.sampling_probability) == (name, 20, 1)
