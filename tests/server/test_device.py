@@ -14,6 +14,7 @@ import torch
 from mock_training import PARAMETERS, mock_clients, sum_of_units, training, uls_plan
 from second_device import any_device
 
+from fedsim import optimizer
 from fedsim.clip import Clip
 from fedsim.config import OptimizerConfig
 from fedsim.engine.totals import norm_within
@@ -25,7 +26,6 @@ from fedsim.randomness import StreamNoise
 from fedsim.release import Release, device_noise
 from fedsim.release.device_noise import DeviceNoise
 from fedsim.sampling import Turns
-from server import optimizer
 from server.identity import Seeds
 from server.training import Training
 
