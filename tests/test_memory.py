@@ -23,14 +23,14 @@ def allocated_and_freed():
 
 allocated_and_freed()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
+for _ in range(20):
     allocated_and_freed()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
 def faults(*arguments: str) -> int:
-    """Page faults of a process of its own that allocates and frees the same five times, after the first."""
+    """Page faults of a process of its own that allocates and frees the same twenty times, after the first."""
     done = subprocess.run(
         [sys.executable, "-c", FAULTS, *arguments], check=True, capture_output=True, text=True, env=_untouched()
     )
@@ -43,9 +43,10 @@ def _untouched() -> dict[str, str]:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc's allocator")
 def test_a_resident_client_does_not_have_its_pages_made_anew() -> None:
-    pages = 5 * 95 * 2**20 // os.sysconf("SC_PAGE_SIZE")
-    assert faults() > pages // 2, "this C library keeps freed memory by itself, so that the test shows nothing"
-    assert faults("resident") < pages // 50
+    pages = 95 * 2**20 // os.sysconf("SC_PAGE_SIZE")
+    assert faults() > 10 * pages, "this C library keeps freed memory by itself, so that the test shows nothing"
+    # Once more at most: a small block that stays at the end of the first time's memory has the heap grow past it.
+    assert faults("resident") < pages
 
 
 @pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"])
