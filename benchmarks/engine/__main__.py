@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import tyro
 
-from benchmarks.engine import overhead, pfl_environment, roundtrip, stock_flower
+from benchmarks.engine import overhead, pfl_environment, products_alone, roundtrip, stock_flower
 from benchmarks.engine.no_op import fedsim_app
 from benchmarks.engine.our_rounds import client_app, make_opt, opt_parameter
 from benchmarks.engine.our_rounds import measure as measure_ours
@@ -131,12 +131,14 @@ class Benchmark:
             "pfl_processor_ms_per_user": 1e3 * their_cpu * processes / task.cohort,
             "fedsim_processor_ms_per_user": 1e3 * our_cpu / task.cohort,
             "times_less_processor_time": their_cpu * processes / our_cpu,
+            "products_alone_processor_ms_per_user": 1e3 * products_alone.seconds_per_user(task),
             "relative_difference_of_the_first_step": apart / moved,
         }
         print(
             f"  users/s: pfl-research {row['pfl_users_per_second']:.1f}, fedsim {row['fedsim_users_per_second']:.1f},"
             f" {row['times_faster']:.2f}×; processor ms a user {row['pfl_processor_ms_per_user']:.1f},"
-            f" {row['fedsim_processor_ms_per_user']:.1f}, {row['times_less_processor_time']:.2f}×;"
+            f" {row['fedsim_processor_ms_per_user']:.1f}, {row['times_less_processor_time']:.2f}×, the matrix products"
+            f" alone {row['products_alone_processor_ms_per_user']:.1f};"
             f" first steps differ by {apart / moved:.1e}",
             flush=True,
         )
