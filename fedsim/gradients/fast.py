@@ -246,9 +246,9 @@ class FastSum:
         indices, pad = self.units.rows[positions], pad_token_of(self.model)
         coefficients = self.units.coefficients[positions]
         if self.packed:
-            batch, packed = packed_batch(self.rows, indices, self.device, pad)
-            each = np.zeros(packed.tokens)
-            each[: self.units.lengths[positions].sum()] = np.repeat(coefficients, self.units.lengths[positions])
+            batch, packed = packed_batch(self.rows, indices, self.device, pad, self.units.whole)
+            lengths, each = self.units.packed_lengths[positions], np.zeros(packed.tokens)
+            each[: lengths.sum()] = np.repeat(coefficients, lengths)
             each_on_device = on_device(each, self.device, self.dtype)
             return batch, each_on_device, packed_attention(self.attention, packed)
         batch = self.objective.collate(self.rows, indices, self.device, pad)

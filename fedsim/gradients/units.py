@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -15,6 +16,8 @@ from fedsim.gradients.objective import Objective
 from fedsim.rows import TokenRows
 
 WEIGHTINGS = ("examples", "tokens")
+SHORT_ROW = 64
+"""Tokens of rows, on average, from which on they are packed whole: odd numbers of tokens would cost what is saved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +46,20 @@ class Units:
         """Rows of each unit, int64 [U]."""
         return np.diff(self.offsets)
 
+    @cached_property
+    def whole(self) -> bool:
+        """Whether rows lie end to end with their last tokens, which predict nothing; of short rows these are many."""
+        return bool(self.lengths.sum() >= SHORT_ROW * len(self.lengths))
+
+    @property
+    def packed_lengths(self) -> np.ndarray:
+        """Tokens of each row where rows lie end to end, int64 [n]."""
+        return self.lengths if self.whole else self.lengths - 1
+
     @property
     def tokens(self) -> np.ndarray:
-        """Tokens of each unit, int64 [U]."""
-        before = np.concatenate([[0], np.cumsum(self.lengths)])
+        """Tokens of each unit where rows lie end to end, int64 [U]."""
+        before = np.concatenate([[0], np.cumsum(self.packed_lengths)])
         tokens: np.ndarray = before[self.offsets[1:]] - before[self.offsets[:-1]]
         return tokens
 
@@ -184,11 +197,12 @@ def split_rows(units: Units, unit: int, budget: int, packed: bool = False) -> li
     Args:
         packed: Whether a part's rows lie end to end; else each is padded to the longest.
     """
+    lengths = units.packed_lengths if packed else units.lengths
     positions = np.arange(units.offsets[unit], units.offsets[unit + 1])
-    positions = positions[np.argsort(units.lengths[positions], kind="stable")]
+    positions = positions[np.argsort(lengths[positions], kind="stable")]
     parts: list[np.ndarray] = []
     start = tokens = 0
-    for stop, length in enumerate([*units.lengths[positions].tolist(), 0]):
+    for stop, length in enumerate([*lengths[positions].tolist(), 0]):
         # Sorted by length, so this row would set the padded length of all.
         tokens = tokens + length if packed else (stop + 1 - start) * length
         if stop > start and (stop == len(positions) or tokens > budget):

@@ -154,7 +154,7 @@ def test_copies_of_a_unit_reach_no_further_than_so_many_clip_norms(model: torch.
 def test_logits_that_are_formed_again_give_the_same_sum(
     model: torch.nn.Module, taken: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of one unit at a time, or two."""
+    """Of one unit at a time, or several."""
     rows, ids = ragged()
     clip = Clip(norm=float(half_sum(model, rows, ids, Clip(norm=1e9)).norms.median()) * 1.01)
     expected = half_sum(model, rows, ids, clip)
@@ -166,7 +166,8 @@ def test_logits_that_are_formed_again_give_the_same_sum(
     monkeypatch.setattr(head, "chunk_positions", lambda words, device: 1)
     taken.clear()
     found = half_sum(model, rows, ids, clip)
-    assert any(units.stop - units.start == 2 for units in terms[0].groups)
+    together = [units.stop - units.start for units in terms[0].groups]
+    assert min(together) == 1 < max(together)
     assert taken == set(KERNELS)
     for name in ("total", "norms", "losses"):
         one, other = getattr(found, name), getattr(expected, name)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from fedsim.clip import Clip
 from fedsim.gradients import CausalLanguageModel, SequenceClassification, clipped_units
-from fedsim.gradients.units import make_units, pack_units, split_rows
+from fedsim.gradients.rows.packed import packed_batch
+from fedsim.gradients.units import SHORT_ROW, make_units, pack_units, split_rows
 from fedsim.rows import IGNORED_LABEL, TokenRows
 
 OBJECTIVE = CausalLanguageModel()
@@ -93,4 +94,26 @@ def test_every_packed_row_is_in_one_micro_batch_that_fits(seed: int, budget: int
     for unit in alone:
         parts = split_rows(made, unit, budget, packed=True)
         assert sorted(np.concatenate(parts)) == list(range(made.offsets[unit], made.offsets[unit + 1]))
-        assert all(len(p) == 1 or made.lengths[p].sum() <= budget for p in parts)
+        assert all(len(p) == 1 or made.packed_lengths[p].sum() <= budget for p in parts)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), longest=st.sampled_from([8, SHORT_ROW, 4 * SHORT_ROW]), gpu=st.booleans())
+def test_packed_rows_hold_what_predicts_and_nothing_else_of_short_ones(seed: int, longest: int, gpu: bool) -> None:
+    """Every label that a row has is asked for, behind the tokens of the same row that come before it."""
+    rows, ids = ragged(seed, longest=longest)
+    made = make_units(rows, ids, OBJECTIVE, "examples", None)
+    device = torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
+    batch, packed = packed_batch(rows, made.rows, device, whole=made.whole)
+    lengths = made.packed_lengths
+    assert made.whole or rows.lengths[made.rows].mean() < SHORT_ROW
+    assert packed.lengths[: len(lengths)].tolist() == lengths.tolist()
+    given = batch.input_ids[0].tolist()
+    labels = [*batch.labels[0].tolist(), IGNORED_LABEL]
+    starts = np.cumsum(lengths) - lengths
+    for row, start, length in zip(made.rows, starts, lengths, strict=True):
+        alone = rows.take(np.array([row]))
+        assert alone.labels is not None
+        assert given[start : start + length] == alone.tokens.tolist()[:length]
+        assert labels[start : start + length] == [*alone.labels.tolist()[1:], *[IGNORED_LABEL] * made.whole]
+    assert all(label == IGNORED_LABEL for label in labels[lengths.sum() :])

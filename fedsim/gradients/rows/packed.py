@@ -97,22 +97,36 @@ def _rows_of(tokens: int, longest: int) -> np.ndarray:
     return np.array([longest] * whole + [rest] * (rest > 0), dtype=np.int64)
 
 
+def _filling(tokens: int, least: int, device: torch.device) -> int:
+    """How many tokens follow so many of rows, no fewer than least."""
+    filled = tokens + least
+    if device.type == "cuda":
+        return least + -filled % GPU_STEP
+    return least + int(filled <= GPU_STEP and filled % 2 == 0)
+
+
 def packed_batch(
-    rows: TokenRows, indices: np.ndarray, device: torch.device, pad_token: int = 0
+    rows: TokenRows, indices: np.ndarray, device: torch.device, pad_token: int = 0, whole: bool = True
 ) -> tuple[Batch, PackedRows]:
     """The rows at indices end to end, and where they lie.
 
     On a GPU rows that score nothing fill the micro-batch up to a multiple of GPU_STEP, none longer than its own: the
     model has positions for those. Elsewhere one token makes a short one odd, so that its tokens are not as many as the
     model's heads: these must be told apart.
+
+    Args:
+        whole: Whether rows keep their last tokens, which predict nothing. If not, each needs two at least, and behind
+            them all follows a token that scores nothing, for a batch has one label fewer than tokens.
     """
     taken = rows.take(indices)
     lengths, tokens = taken.lengths, taken.tokens.astype(np.int64)
-    labels = tokens if taken.labels is None else taken.labels.astype(np.int64)
-    labels = np.append(labels[1:], IGNORED_LABEL)
-    labels[taken.offsets[1:] - 1] = IGNORED_LABEL  # a row's last token predicts nothing
-    odd = len(tokens) <= GPU_STEP and len(tokens) % 2 == 0
-    more = -len(tokens) % GPU_STEP if device.type == "cuda" else int(odd)
+    labels = np.append((tokens if taken.labels is None else taken.labels.astype(np.int64))[1:], IGNORED_LABEL)
+    ends = taken.offsets[1:] - 1
+    if whole:
+        labels[ends] = IGNORED_LABEL
+    else:
+        tokens, labels, lengths = np.delete(tokens, ends), np.delete(labels, ends), lengths - 1
+    more = _filling(len(tokens), 0 if whole else 1, device)
     if more:
         tokens = np.append(tokens, np.full(more, pad_token))
         labels = np.append(labels, np.full(more, IGNORED_LABEL))
