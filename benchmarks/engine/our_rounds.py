@@ -45,6 +45,8 @@ def make_opt(task: Task) -> OPTForCausalLM:
     return model
 
 
+MICRO_BATCH_TOKENS = 2048
+"""What is quickest for a model as small; --engine.max-tokens 2048 asks for it in a run."""
 PARTS = {"q_proj": 0, "k_proj": 1, "v_proj": 2}
 NAMES = {
     "self_attn.out_proj": "attention_out",
@@ -82,7 +84,15 @@ def client_app(task: Task) -> ClientApp:
         request = TrainRequest.from_record(message.content)
         layout.load(model, torch.from_numpy(np.array(request.parameters)))
         rows, unit_ids = _rows_of([users[unit] for unit in request.units])
-        result = clipped_sum(model, rows, unit_ids, request.clip, objective=CausalLanguageModel(), weighting="tokens")
+        result = clipped_sum(
+            model,
+            rows,
+            unit_ids,
+            request.clip,
+            objective=CausalLanguageModel(),
+            weighting="tokens",
+            max_tokens=MICRO_BATCH_TOKENS,
+        )
         reply = TrainReply(
             round=request.round,
             units=request.units,
