@@ -11,6 +11,7 @@ from fedsim.clip import Clip
 from fedsim.engine.work import Vector, on_host
 from fedsim.errors import Failure, InvalidInput
 from fedsim.plan import Plan
+from fedsim.privacy.adjacency import Adjacency
 from fedsim.privacy.mechanisms import DrawsAhead, GaussianNoise, Noise, NoiseSource
 from fedsim.privacy.mechanisms.banded.filter import BufferFilter, CorrelatedNoise, FloatFilter, GridFilter, NoiseFilter
 from fedsim.privacy.mechanisms.quantile_clip import COUNT_RESOLUTION
@@ -255,16 +256,17 @@ class Release:
         Args:
             released: The released mean [P].
             parameters: The parameters [P] it belongs to, before the step.
-            statistics: Private sums over the units: "units" and "clipped_units" enter, noised.
+            statistics: Private sums over the units: "units", "clipped_units" and "empty_units" enter, noised.
             round: The round.
             attempt: How often the round was released before.
         """
         if type(self.noise).observe is not Noise.observe:  # others would copy what they do not look at
             self.noise.observe(on_host(released), on_host(parameters))
         if self.clip_rule is not None:
+            units = self.clip_rule.counted(statistics, emptied=self.plan.adjacency is Adjacency.FIXED_GRAPH)
             fraction = self.clip_rule.noised_fraction(
-                statistics["units"] - statistics.get("clipped_units", 0.0),
-                statistics["units"],
+                units - statistics.get("clipped_units", 0.0),
+                units,
                 self._source("clip-count", round, attempt, COUNT_RESOLUTION),
                 private=self.plan.noise_multiplier > 0,
             )

@@ -19,6 +19,7 @@ from fedsim.models.config import ModelConfig, SmallModelConfig
 from fedsim.plan import ElsPlan, Plan, UlsPlan, UserSizes, plan_from_json, plan_from_values
 from fedsim.plan.fixed_graph import FixedGraphPlan
 from fedsim.privacy.events import Adjacency, BinomialMixtureGaussian
+from fedsim.release import Release
 from fedsim.rows import IGNORED_LABEL, TokenRows
 from fedsim.sampling import CyclicPoisson
 from fedsim.statement import privacy_statement
@@ -135,6 +136,50 @@ def test_one_users_emptied_examples_move_a_sum_by_one_clip_for_each_that_was_dra
             moved.append(count)
     assert max(moved) > 0
     assert sum(len(owners[row]) > 1 for row in plan.kept_rows(users, 5)) >= 5 * (group_size > 1)
+
+
+class Counts:
+    """Takes down what a count is before it is noised."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def add_normal(self, total: np.ndarray, std: float) -> None:
+        self.seen += total.tolist()
+
+
+def test_a_clip_norm_that_moves_is_told_no_more_of_an_emptied_example_than_is_charged(worker: Worker) -> None:
+    """Sum and count are one Gaussian release, whose sensitivity is that of both: an emptied example may move the count
+    by ½, as one that is not there, and by no more."""
+    users = worker.store.split("train")
+    plan = plan_of(users, clip_quantile=0.5, clip_count_std=0.6)
+    owners, parameters = owners_of(users), worker.layout.flatten(worker.model).numpy()
+    units = plan.kept_rows(users, 5)  # all of them, at a norm that clips all
+    counted = Counts()
+
+    def told() -> tuple[np.ndarray, float]:
+        request = TrainRequest(
+            plan=plan.to_json(), round=0, sampling_seed=5, clip=Clip(norm=C), units=units, parameters=parameters
+        )
+        reply = worker.train(request)
+        release = Release(plan, worker.sizes, 7)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(release, "_source", lambda *_: counted)
+            release.observe(reply.total, parameters, reply.statistics | {"units": float(len(units))}, 0)
+        return reply.total.astype(np.float64), counted.seen.pop()
+
+    full, count = told()
+    for person in PEOPLE[:8]:
+        own = {row for row, names in enumerate(owners) if person in names}
+        with pytest.MonkeyPatch.context() as patch:
+            emptied(patch, own)
+            rest, of_rest = told()
+        drawn_of_them = len(own & set(units.tolist()))
+        assert abs(count - of_rest) == drawn_of_them / 2
+        moved = np.hypot(
+            np.linalg.norm(full - rest) / (plan.sum_noise_multiplier * C), (count - of_rest) / plan.clip_count_std
+        )
+        assert moved <= drawn_of_them / plan.noise_multiplier * (1 + 1e-4)
 
 
 def test_each_chosen_example_is_a_unit_once_and_nobody_owns_more_than_the_group(worker: Worker) -> None:

@@ -11,11 +11,16 @@ since (update/(zC), (b − ½)/σ_b) has norm at most √(z⁻² + ¼σ_b⁻²) 
 σ, and the sum gets the slightly larger z. Units are sampled together for both, so sampling and group size change
 nothing. C_t depends on earlier noised counts only.
 
+Where a user's units are emptied rather than taken away (fixed-graph adjacency) an emptied unit has the norm 0, and
+would be below: what it added before, −½, would become +½, twice what the theorem has. There a unit of norm 0 adds
+nothing, as one that is not there.
+
 The count is released as every sum is: an exact value on a public grid, noised on that grid. C_t is published with all
 its digits, and follows from the noised count alone.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -71,12 +76,22 @@ class QuantileClip:
             )
         return 1 / math.sqrt(left)
 
+    def counted(self, statistics: Mapping[str, float], *, emptied: bool) -> float:
+        """How many units of a round are counted.
+
+        Args:
+            statistics: Sums over the round's units: "units", and where any took part "empty_units", those of norm 0.
+            emptied: Whether neighbouring data has a user's units emptied, where they are, rather than without them.
+        """
+        units = statistics["units"]
+        return units - statistics["empty_units"] if emptied and units else units
+
     def noised_fraction(self, below: float, units: float, source: NoiseSource, *, private: bool) -> float:
         """The released estimate of the share of units with norm at most C.
 
         Args:
             below: How many units of the round were below.
-            units: How many took part; only Σ(b − ½) = below − units/2 is used, and it is noised.
+            units: How many are counted; only Σ(b − ½) = below − units/2 is used, and it is noised.
             source: Noise of this release, on a grid that holds COUNT_RESOLUTION; used for nothing else.
             private: Whether to add noise.
         """
