@@ -31,9 +31,11 @@ YET_FIXED = (
     "model.use-rslora",
 )
 """Of these, what a model is trained by that its frozen and its first weights do not tell."""
-FIXED_WITH_A_SEED = ("engine.precision", "engine.compile", "model.checkpointing")
+FIXED_WITH_A_SEED = ("engine.devices-per-worker", "engine.precision", "engine.compile", "model.checkpointing")
 """What must stay where a given noise seed has rounds repeat themselves: other sums under the same noise would show
 their difference without any."""
+LATER = {"engine.devices-per-worker": 1}
+"""Of these, what came later, and the value with which a run is what it was without: it goes on as one that names none."""
 FIXED_WITH_EXACT_SUMS = ("engine.max-tokens", "engine.cpus-per-worker")
 """What decides the last bits of an exact sum, and so must stay beside them."""
 SEED_BITS = 256
@@ -125,7 +127,7 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     return {
         name: _plain(value)
         for name, value in sorted(to_flat(config).items())
-        if not name.startswith(MAY_CHANGE) or name in fixed
+        if (not name.startswith(MAY_CHANGE) or name in fixed) and not (name in LATER and value == LATER[name])
     }
 
 

@@ -22,7 +22,7 @@ from fedsim.errors import InvalidInput
 from fedsim.models.config import ModelConfig
 from fedsim.privacy.ledger import Ledger, read_entries
 from fedsim.resources import open_resources
-from server.identity import Seeds, settings_of
+from server.identity import Seeds, require_same, settings_of
 from server.precautions.stopping import Stopped
 
 
@@ -141,6 +141,22 @@ def test_what_decides_an_exact_sums_bits_stays_beside_a_noise_seed(small_run, tm
             fixed = settings_of(dataclasses.replace(config, engine=engine, noise_seed=seed))
             for name in ("engine.max-tokens", "engine.cpus-per-worker"):
                 assert (name in fixed) == (exact and seed is not None)
+
+
+def test_a_model_that_is_shared_out_stays_so_beside_a_noise_seed(small_run, tmp_path: Path) -> None:
+    """Some models' gradients have other last bits then; a run begun before a worker could be a group has one device."""
+    config = small_run(tmp_path)
+    for seed in (None, 3):
+        one = dataclasses.replace(config, noise_seed=seed)
+        two = dataclasses.replace(one, engine=EngineConfig(devices_per_worker=2))
+        assert "engine.devices-per-worker" not in settings_of(one)
+        for before, after in ((one, two), (two, one)):
+            kept = ({"settings": settings_of(before)}, {"settings": settings_of(after)})
+            if seed is None:
+                require_same(*kept)
+            else:
+                with pytest.raises(InvalidInput, match=r"^engine\.devices-per-worker is"):
+                    require_same(*kept)
 
 
 def test_a_ledger_that_lacks_charges_is_refused(small_run, tmp_path: Path, monkeypatch) -> None:
