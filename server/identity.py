@@ -35,7 +35,7 @@ FIXED_WITH_A_SEED = ("engine.devices-per-worker", "engine.precision", "engine.co
 """What must stay where a given noise seed has rounds repeat themselves: other sums under the same noise would show
 their difference without any."""
 LATER = {"engine.devices-per-worker": 1}
-"""Of these, what came later, and the value with which a run is what it was without: it goes on as one that names none."""
+"""Of these, what came later, and the value with which a run is what it was without: it goes on as one of then."""
 FIXED_WITH_EXACT_SUMS = ("engine.max-tokens", "engine.cpus-per-worker")
 """What decides the last bits of an exact sum, and so must stay beside them."""
 SEED_BITS = 256

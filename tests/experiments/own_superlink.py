@@ -1,14 +1,14 @@
 """`flwr run` with a SuperLink of its own, which is stopped at the end."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+from own_ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 PORTS = ("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "FLWR_LOCAL_CONTROL_API_PORT")
@@ -38,15 +38,6 @@ def own_superlink(home: Path) -> Iterator[dict[str, str]]:
                     process.kill()
             except (psutil.AccessDenied, psutil.NoSuchProcess):
                 continue
-
-
-def free_ports(count: int) -> list[str]:
-    """Different ports that nobody listens on."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [str(one.getsockname()[1]) for one in sockets]
 
 
 def flwr_run(folder: Path, environment: dict[str, str], *options: str) -> str:

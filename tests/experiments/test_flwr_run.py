@@ -1,10 +1,13 @@
 """The same apps under Flower's own command, `flwr run .`."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from own_superlink import ROOT, flwr_run, own_superlink
 from small_flags import SMALL
+from strangers_ray import Stranger, strangers_ray
 
 WATCHED = "trackers = '[\"tensorboard\"]'\n"
 
@@ -17,12 +20,26 @@ def as_toml(flags: list[str]) -> str:
     return "".join(f"{name} = {value}\n" for name, value in fields.items())
 
 
-def test_flwr_run_trains_with_the_same_apps(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def stranger() -> Iterator[Stranger]:
+    with strangers_ray() as started:
+        yield started
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_flwr_run_trains_with_the_same_apps_and_on_nobody_elses_ray(
+    tmp_path: Path, stranger: Stranger, named: bool
+) -> None:
+    """Whether RAY_ADDRESS names it, or Ray itself would find what `ray start` began here."""
     output, settings = tmp_path / "out", tmp_path / "run.toml"
     settings.write_text(as_toml(SMALL) + f'plan.rounds = 2\nevaluation.every = 1\noutput = "{output}"\n{WATCHED}')
     with own_superlink(tmp_path) as environment:
-        environment["RAY_ADDRESS"] = "127.0.0.1:1"  # somebody's: what is joined fails, what is started here runs
+        environment |= {"RAY_TMPDIR": stranger.environment["RAY_TMPDIR"]}
+        environment.pop("RAY_ADDRESS", None)
+        if named:
+            environment["RAY_ADDRESS"] = stranger.address
         said = flwr_run(ROOT, environment, "--run-config", str(settings))
+    assert stranger.joined() == 0
     assert (output / "summary.json").exists(), said
     summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     assert summary["algorithm"] == "uls"

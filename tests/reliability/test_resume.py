@@ -144,7 +144,7 @@ def test_what_decides_an_exact_sums_bits_stays_beside_a_noise_seed(small_run, tm
 
 
 def test_a_model_that_is_shared_out_stays_so_beside_a_noise_seed(small_run, tmp_path: Path) -> None:
-    """Some models' gradients have other last bits then; a run begun before a worker could be a group has one device."""
+    """Some models' gradients have other last bits then; a run of before there were groups has one device."""
     config = small_run(tmp_path)
     for seed in (None, 3):
         one = dataclasses.replace(config, noise_seed=seed)
