@@ -1,5 +1,6 @@
 """Parts made by other processes are the parts that this one would have made."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -170,3 +171,21 @@ def _runs(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.parametrize(("cores", "memory_limit", "threads"), [(7, "4GB", 7), (1, "4GB", 1), (64, "1GB", 8)])
+def test_the_sort_takes_all_cores_that_its_memory_has_room_for(
+    config, tmp_path, monkeypatch, cores: int, memory_limit: str, threads: int
+) -> None:
+    taken = []
+    enter = group.GroupedParts.__enter__
+
+    def noted(parts: group.GroupedParts) -> group.GroupedParts:
+        ((found,),) = parts.connection.execute("SELECT current_setting('threads')").fetchall()
+        taken.append(found)
+        return enter(parts)
+
+    monkeypatch.setattr(group, "cores", lambda: cores)
+    monkeypatch.setattr(group.GroupedParts, "__enter__", noted)
+    build_store(dataclasses.replace(config, memory_limit=memory_limit), LetterTokenizer(), tmp_path / "store")
+    assert taken == [threads]

@@ -173,6 +173,18 @@ def test_a_client_that_cannot_be_imported_is_named_at_once(cluster: Cluster, gri
         RayGrid("no_such_module:app", workers=1, cpus_per_worker=0)
 
 
+def slow_app() -> ClientApp:
+    import time
+
+    time.sleep(3600)
+    raise AssertionError
+
+
+def test_workers_that_take_too_long_to_start_are_a_sentence(cluster: Cluster, grid: RayGrid) -> None:
+    with pytest.raises(WorkersDidNotStart, match=r"2 of 2 workers not ready in 1\.5 s\..*--engine\.start-seconds"):
+        RayGrid(slow_app, workers=2, cpus_per_worker=0, start_timeout=1.5)
+
+
 def test_versions_that_differ_are_refused_with_both_named(grid: RayGrid, monkeypatch: pytest.MonkeyPatch) -> None:
     there = ray_grid.versions()
     monkeypatch.setattr(ray_grid, "versions", lambda: {**there, "torch": "1.0.0", "platform": "elsewhere"})

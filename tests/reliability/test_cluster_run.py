@@ -50,11 +50,12 @@ def test_relative_paths_are_the_drivers(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked: list[tuple[int, float]] = []
+    asked: list[tuple[int, float, float, float]] = []
     begin = ray_grid.RayGrid.__init__
 
     def begun(grid: ray_grid.RayGrid, *arguments: object, **named: object) -> None:
-        asked.append((named["workers"], named["gpus_per_worker"]))  # type: ignore[arg-type]
+        limits = named["start_timeout"], named["timeout"]
+        asked.append((named["workers"], named["gpus_per_worker"], *limits))  # type: ignore[arg-type]
         begin(grid, *arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ray_grid.RayGrid, "__init__", begun)
@@ -63,10 +64,10 @@ def test_relative_paths_are_the_drivers(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FEDSIM_CACHE", "cache")
     data = dataclasses.replace(config.data, path="posts.jsonl")
-    engine = EngineConfig(address=cluster.address)
+    engine = EngineConfig(address=cluster.address, start_seconds=123.0, timeout_seconds=98.0)
     plan = dataclasses.replace(config.plan, rounds=2)
     assert trained(dataclasses.replace(config, data=data, engine=engine, plan=plan))["rounds"] == 2
-    assert asked == [(2, 1.0)]
+    assert asked == [(2, 1.0, 123.0, 98.0)]
     assert not ray.is_initialized()
     written = json.loads((tmp_path / "run/config.json").read_text())["config"]
     assert written["data.path"] == "posts.jsonl", "the run's own settings are as they were given"
