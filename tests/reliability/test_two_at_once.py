@@ -139,6 +139,33 @@ def test_a_hold_ends_with_its_process_however_that_ends(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / NAME).exists()
 
 
+@pytest.mark.parametrize("third", [True, False])
+def test_a_lock_that_was_removed_as_it_was_opened_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, third: bool
+) -> None:
+    """Whoever held the folder lets go of it, and perhaps somebody else takes it, between another's two steps."""
+    first, others, second = Hold(tmp_path), Hold(tmp_path), Hold(tmp_path)
+    first.take("output")
+    flock = fcntl.flock
+
+    def locked(descriptor: int, operation: int) -> None:
+        if first._descriptor is not None:
+            first.let_go()
+            if third:
+                others.take("output")
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", locked)
+    with second, others:
+        if third:
+            with pytest.raises(InvalidInput, match="no other process is at work"):
+                second.take("output")
+        else:
+            second.take("output")
+            with pytest.raises(InvalidInput, match="no other process is at work"):
+                Hold(tmp_path).take("output")
+
+
 def test_a_look_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside the lock file that a crash left, where a look takes hold of it for a moment."""
     (tmp_path / NAME).touch()
