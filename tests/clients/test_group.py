@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -127,6 +128,25 @@ def test_a_member_that_is_killed_fails_the_message_and_the_next_is_answered(both
     with pytest.raises(ProcessLookupError):
         os.kill(stays, 0)
     request = asked(worker, np.arange(6), exact=True)
+    np.testing.assert_array_equal(group.train(request).total, worker.train(request).total)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_member_that_is_killed_while_all_compute_together_fails_the_message(
+    both: tuple[Worker, Group], rank: int
+) -> None:
+    """The other one waits for it meanwhile, in the middle of a sum."""
+    worker, group = both
+    request = asked(worker, np.arange(6), exact=True)
+    group.work(16)
+    killed = group.process_ids[rank]
+    os.kill(killed, signal.SIGSTOP)
+    later = threading.Timer(1.0, os.kill, (killed, signal.SIGKILL))
+    later.start()
+    with pytest.raises(Failure, match=rf"process {rank} of a group of 2 ended \(exit code -9\)"):
+        group.train(request)
+    later.join()
+    assert not group.process_ids
     np.testing.assert_array_equal(group.train(request).total, worker.train(request).total)
 
 
