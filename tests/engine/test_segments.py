@@ -183,18 +183,40 @@ def test_messages_that_wait_in_line_get_no_room_each(grid: RayGrid) -> None:
     assert len(grid._transport._segments._free) <= max(made, 4)
 
 
-def test_what_came_with_other_messages_is_the_receivers_own(grid: RayGrid) -> None:
-    """Parameters that were sent may be dropped at once: until it is answered the message holds what workers read."""
-    Dispatcher(grid).gather(request_for(UNITS, size=SIZE), COSTS)
-    ids = []
-    for round in range(3):
-        content = request_for(UNITS, round=round, size=SIZE, parameters=np.full(SIZE, round, np.float32)).to_record()
-        ids += grid.push_messages([Message(content, 1, TRAIN, group_id=str(round))])
-        del content
-        gc.collect()
-    replies = []
-    while len(replies) < 3:
-        replies += grid.wait(ids)
-    totals = {reply.round: reply.total for reply in (TrainReply.from_record(one.content) for one in replies)}
-    for round in range(3):
-        assert np.array_equal(totals[round], known_sum(UNITS, round, SIZE))
+def reading_app() -> Any:
+    """Says between which values its parameters lie, as they are once the gate is open."""
+
+    def tamper(request: TrainRequest, reply: TrainReply, node: int) -> TrainReply:
+        least, most = float(request.parameters.min()), float(request.parameters.max())
+        return replace(reply, statistics=reply.statistics | {"least": least, "most": most})
+
+    return make_app(tamper)
+
+
+@pytest.mark.parametrize("sums", ["server", "nodes"])
+def test_what_a_message_came_with_stays_until_it_is_answered(cluster: Cluster, tmp_path: Path, sums: Any) -> None:
+    """Parameters that were sent may be dropped at once, and others sent: until then the message holds what its worker
+    reads, whichever way its sum comes back."""
+    gate = tmp_path / "gate"
+    gate.touch()
+    with RayGrid(reading_app, {"gate": str(gate)}, workers=1, address=cluster.address) as own:
+        Dispatcher(own, sums=sums).gather(request_for(UNITS, size=SIZE), COSTS)
+        gate.unlink()
+        ids = []
+        for round in range(4):
+            parameters = np.full(SIZE, round, np.float32)
+            content = request_for(UNITS, round=round, size=SIZE, parameters=parameters).to_record()
+            ids += own.push_messages([Message(content, 1, TRAIN, group_id=str(round))])
+            del content, parameters
+            gc.collect()
+        carried = [sent.carried for sent in own._sent.values()]
+        assert [one.room is not None for one in carried] == [sums == "server", False, False, False]
+        assert [one.total is not None for one in carried] == [sums == "nodes"] * 4
+        del carried
+        gate.touch()
+        replies = []
+        while len(replies) < len(ids):
+            replies += own.wait(ids)
+    for reply in (TrainReply.from_record(one.content) for one in replies):
+        assert (reply.statistics["least"], reply.statistics["most"]) == (reply.round, reply.round)
+        assert sums == "nodes" or np.array_equal(reply.total, known_sum(UNITS, reply.round, SIZE))
