@@ -131,6 +131,23 @@ def test_four_processes_give_the_bits_of_one_after_several_rounds(four: Processe
             assert {key for key, value in told[number].own.items() if value.ndim} == set(copied)
 
 
+def test_processes_that_own_no_coordinates_take_part(four: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of fewer blocks than there are workers."""
+    monkeypatch.setitem(globals(), "SIZE", 100)
+    assert [part.stop - part.start for part in shares(SIZE, 4)] == [0, 0, 0, SIZE]
+    config = OPTIMIZERS["adam, averaged"]
+    one, kept = OneProcess(config), four.take(range(4), initial(), config)
+    for round in range(2):
+        units = np.arange(9) + round
+        one.step(units, round)
+        parts = sum(
+            (four.train(n, kept, part, round, RESOLUTION) for n, part in enumerate(np.array_split(units, 4))), ()
+        )
+        committed(four.ask(range(4), "commit", commit_of(kept, parts, round)))
+        kept = after(kept)
+        assert_same(four.state(range(4), kept), one.state)
+
+
 def test_float_sums_agree_up_to_rounding(four: Processes) -> None:
     config = OPTIMIZERS["sgd"]
     kept = four.take(range(4), initial(), config)
