@@ -34,8 +34,10 @@ YET_FIXED = (
 FIXED_WITH_A_SEED = ("engine.devices-per-worker", "engine.precision", "engine.compile", "model.checkpointing")
 """What must stay where a given noise seed has rounds repeat themselves: other sums under the same noise would show
 their difference without any."""
-LATER = {"engine.devices-per-worker": 1}
+LATER = {"engine.devices-per-worker": 1, "engine.sums": "auto"}
 """Of these, what came later, and the value with which a run is what it was without: it goes on as one of then."""
+FIXED_WITH_FLOAT_SUMS = ("engine.sums",)
+"""What decides where such rounds do not repeat themselves after all (`server.sharded.round`)."""
 FIXED_WITH_EXACT_SUMS = ("engine.max-tokens", "engine.cpus-per-worker")
 """What decides the last bits of an exact sum, and so must stay beside them."""
 SEED_BITS = 256
@@ -123,7 +125,7 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     """The settings that must not change, as JSON values."""
     fixed: tuple[str, ...] = YET_FIXED
     if config.noise_seed is not None:
-        fixed += FIXED_WITH_A_SEED + (FIXED_WITH_EXACT_SUMS if config.engine.exact else ())
+        fixed += FIXED_WITH_A_SEED + (FIXED_WITH_EXACT_SUMS if config.engine.exact else FIXED_WITH_FLOAT_SUMS)
     return {
         name: _plain(value)
         for name, value in sorted(to_flat(config).items())

@@ -41,6 +41,14 @@ class ShardedRound(Round):
         self.optimizer.everything()  # at once, rather than the parameters first
         return super().state()
 
+    def _attempt(self, number: int) -> int:
+        """As for any round; but one of floats that was lost is never repeated, whoever gave the seeds.
+
+        Workers that form its sum again give it other last bits, and noise by how often they failed (`_committed`): the
+        same cohort under other noise would be worth more than its charges.
+        """
+        return super()._attempt(number) if self.exact else self.budget.attempts(number)
+
     def _released(self, request: Work, costs: np.ndarray, attempt: int, gather: Gather) -> dict[str, float]:
         with self.phases.of(phases.CHARGE):
             self.budget.charge(request.round)

@@ -159,6 +159,18 @@ def test_a_model_that_is_shared_out_stays_so_beside_a_noise_seed(small_run, tmp_
                     require_same(*kept)
 
 
+def test_where_sums_of_floats_are_formed_stays_beside_a_noise_seed(small_run, tmp_path: Path) -> None:
+    for exact in (False, True):
+        for seed in (None, 3):
+            config = small_run(tmp_path, noise_seed=seed)
+            server, workers = (
+                dataclasses.replace(config, engine=EngineConfig(exact=exact, sums=sums))
+                for sums in ("auto", "workers")
+            )
+            assert (settings_of(server) != settings_of(workers)) == (seed is not None and not exact)
+            assert "engine.sums" not in settings_of(server)
+
+
 def test_a_ledger_that_lacks_charges_is_refused(small_run, tmp_path: Path, monkeypatch) -> None:
     again = crashed(small_run(tmp_path), monkeypatch)
     ledger = tmp_path / "ledger.jsonl"
