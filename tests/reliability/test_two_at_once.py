@@ -139,6 +139,23 @@ def test_a_hold_ends_with_its_process_however_that_ends(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / NAME).exists()
 
 
+def test_a_run_that_ended_between_the_look_and_the_hold_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, look = RunFolder(tmp_path / "run"), RunFolder.require_unused
+
+    def looked_too_early(one: RunFolder) -> None:
+        look(one)
+        folder.path.mkdir()
+        folder.config.write_text("of another run, which has let go of the folder")
+
+    monkeypatch.setattr(RunFolder, "require_unused", looked_too_early)
+    with pytest.raises(InvalidInput, match="a folder without a run in it"), folder.undone_unless_kept():
+        folder.make()
+    assert folder.config.read_text().startswith("of another run")
+    assert [path.name for path in folder.path.iterdir()] == [folder.config.name]
+
+
 @pytest.mark.parametrize("third", [True, False])
 def test_a_lock_that_was_removed_as_it_was_opened_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, third: bool
