@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from fedsim.config import OptimizerConfig
 from fedsim.engine.kept import KeptParameters, KeptPart, KeptSum
 from fedsim.engine.local import LocalGrid
-from fedsim.engine.shard_messages import PARAMETERS, Committed, Told
+from fedsim.engine.shard_messages import PARAMETERS, Committed, TakeRequest, Told
 from fedsim.engine.work import Gathered, Work
 from fedsim.errors import Failure
 from fedsim.plan import UlsPlan
@@ -22,7 +22,7 @@ from fedsim.privacy.ledger import Ledger
 from fedsim.release import Release
 from server.identity import Seeds
 from server.round import Budget, Diverged
-from server.sharded import Members, ShardedRound, WorkerGroup
+from server.sharded import Members, ShardedOptimizer, ShardedRound, WorkerGroup
 from server.sharded.workers import GroupBroken
 
 SIZE = 50
@@ -134,12 +134,14 @@ class Apart(LocalGrid):
 
 
 def committing(*answers: Committed) -> ClientApp:
-    """Workers that take whatever they are given, and say this of a commit."""
+    """Workers that take whatever they are given, and say this of a commit. Of parts that they may keep each has
+    every other one."""
     app = ClientApp()
 
     @app.query("take")
     def take(message: Message, context: Context) -> Message:
-        return Message(Told(parts=()).to_record(), reply_to=message)
+        parts = TakeRequest.from_record(message.content).parts
+        return Message(Told(parts=parts[context.node_id - 1 :: 2]).to_record(), reply_to=message)
 
     @app.query("commit")
     def commit(message: Message, context: Context) -> Message:
@@ -173,3 +175,12 @@ def test_what_workers_say_of_a_commit_is_compared(answers: list[Committed], reas
         else:
             found = group.commit(("a", "b"), "float32", {})
             assert sorted(found, key=lambda one: one.parts) == answers  # in the order in which they came
+
+
+def test_workers_that_meet_anew_keep_what_was_computed() -> None:
+    """What is still there of a round's sum need not be computed again."""
+    with Apart(committing(), workers=2) as grid:
+        group = WorkerGroup(grid, Members(grid), OptimizerConfig(name="sgd"), 8, SIZE)
+        optimizer = ShardedOptimizer(np.zeros(SIZE, np.float32), OptimizerConfig(name="sgd"), 8, group)
+        assert optimizer.regroup(("a", "b", "c")) == {"a", "b", "c"}
+        assert optimizer.regroup() == set()
