@@ -4,7 +4,9 @@ import dataclasses
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,29 +152,35 @@ def test_a_member_that_is_killed_while_all_compute_together_fails_the_message(
     np.testing.assert_array_equal(group.train(request).total, worker.train(request).total)
 
 
-def test_members_do_not_outlive_who_leads_them(both: tuple[Worker, Group], tmp_path: object) -> None:
+def test_members_do_not_outlive_who_leads_them() -> None:
+    """Neither one that waits for the other in the middle of a sum, nor one that waits to be asked."""
     context = torch.multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     leading = context.Process(target=_lead, args=(theirs,))
     leading.start()
     assert ours.poll(400)
-    members = ours.recv()
+    waits, stopped = ours.recv()
+    os.kill(stopped, signal.SIGSTOP)
+    ours.send("go on")
+    time.sleep(2.0)
     os.kill(leading.pid, signal.SIGKILL)
     leading.join()
-    for member in members:
-        assert _ends(member), "a member lives on"
+    try:
+        assert _ends(waits), "a member lives on"
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    assert _ends(stopped), "a member lives on"
 
 
-def _lead(pipe: object) -> None:
+def _lead(pipe: Any) -> None:
     group = Group(CONFIG)
     group.work(16)
-    pipe.send(group.process_ids)  # type: ignore[attr-defined]
-    signal.pause()
+    pipe.send(group.process_ids)
+    pipe.recv()
+    group.work(16)
 
 
 def _ends(process: int, seconds: float = 30.0) -> bool:
-    import time
-
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         try:
