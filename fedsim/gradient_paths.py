@@ -1,6 +1,7 @@
 """Which way each layer's gradients take, many units at once or one by one, and what workers say of it."""
 
 import dataclasses
+import functools
 import json
 import re
 from collections import Counter
@@ -78,8 +79,9 @@ class GradientPaths:
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
+    @functools.lru_cache(maxsize=64)
     def from_json(cls, text: str) -> Self:
-        """What `to_json` wrote.
+        """What `to_json` wrote: read once, for all workers of a run say the same in every round.
 
         Raises:
             ValueError, KeyError, TypeError: It is something else.

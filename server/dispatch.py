@@ -163,7 +163,7 @@ class _Asked:
 
     worker: int
     positions: np.ndarray
-    request: TrainRequest
+    units: np.ndarray
     attempt: int
     expires: float
 
@@ -209,7 +209,7 @@ class _Gathering:
         total = self.sums.total()
         if total is None:
             total = np.zeros(self.expected.size, dtype=self.expected.dtype)
-        counted = np.concatenate([NO_UNITS, *(asked.request.units for asked, _ in self.accepted.values())])
+        counted = np.concatenate([NO_UNITS, *(asked.units for asked, _ in self.accepted.values())])
         if not np.array_equal(np.sort(counted), np.sort(self.units)):
             raise RoundFailed(f"round {self.request.round}: the sum does not stand for exactly the units asked for")
         if self.failures:
@@ -242,10 +242,11 @@ class _Gathering:
     def _send(self, worker: int, positions: np.ndarray, attempt: int, next_units: np.ndarray = NO_UNITS) -> None:
         timeout = self.dispatcher.timeout
         for part in chunks(positions, self.dispatcher.units_per_message):
-            request = replace(self.request, units=self.units[part], next_units=next_units)
-            message = Message(request.to_record(), worker, TRAIN, ttl=timeout, group_id=str(self.request.round))
+            units = self.units[part]
+            content = self.request.record_for(units, next_units)
+            message = Message(content, worker, TRAIN, ttl=timeout, group_id=str(self.request.round))
             self.messages += 1
-            asked = _Asked(worker, part, request, attempt, time.monotonic() + timeout)
+            asked = _Asked(worker, part, units, attempt, time.monotonic() + timeout)
             sent = list(self.dispatcher.grid.push_messages([message]))
             if sent:
                 self.asked[sent[0]] = asked
@@ -257,9 +258,9 @@ class _Gathering:
         """Replies as they come. On a grid that cannot wait, look again and again, with growing pauses."""
         grid, pause = self.dispatcher.grid, 0.001
         while True:
-            first_to_expire = min(asked.expires for asked in self.asked.values())
+            first_to_expire = next(iter(self.asked.values())).expires  # all have as long: the first that was sent
             if isinstance(grid, WaitingGrid):
-                replies = grid.wait(list(self.asked), timeout=first_to_expire + GRACE - time.monotonic())
+                replies = grid.wait(self.asked.keys(), timeout=first_to_expire + GRACE - time.monotonic())
             else:
                 replies = list(grid.pull_messages(list(self.asked)))
             if replies:
@@ -291,13 +292,13 @@ class _Gathering:
             return
         try:
             answer = read_reply(reply.content)
-            check_answer(answer, asked.request)
+            check_answer(answer, self.request, asked.units)
             self._add(place, asked, answer)
         except BadReply as reason:
             self._refuse(asked, str(reason))
 
     def _add(self, place: str, asked: _Asked, answer: TrainReply) -> None:
-        self.sums.add(place, answer.total, Expected.of(asked.request))
+        self.sums.add(place, answer.total, replace(self.expected, units=len(asked.units)))
         self.accepted[place] = asked, replace(answer, total=NO_UNITS)  # a sum is let go of once it is added
         seconds = answer.statistics.get("seconds", 0.0)
         own = self.busy.setdefault(asked.worker, Counter())

@@ -3,6 +3,7 @@
 import heapq
 import logging
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from flwr.serverapp import Grid
@@ -99,8 +100,8 @@ def pack(costs: np.ndarray, seconds_per_cost: np.ndarray, busy_until: np.ndarray
         owner[position] = worker
         heapq.heapreplace(free_at, (free + cost * speeds[worker], worker))
     by_owner = np.argsort(owner, kind="stable")
-    ends = np.cumsum(np.bincount(owner, minlength=len(speeds)))
-    return np.split(by_owner, ends[:-1])
+    ends = np.cumsum(np.bincount(owner, minlength=len(speeds))).tolist()
+    return [by_owner[start:end] for start, end in pairwise([0, *ends])]
 
 
 def chunks(positions: np.ndarray, size: int | None) -> list[np.ndarray]:

@@ -44,6 +44,8 @@ class Benchmark:
     """Rounds that each median is over."""
     many: tuple[int, ...] = (2, 4, 8, 16, 32, 64)
     """Numbers of simulated workers."""
+    values: tuple[int, ...] = (1_000, 1_000_000)
+    """Values of a simulated worker's sum."""
     cohort: int = 1024
     """Units of a simulated round."""
 
@@ -54,7 +56,7 @@ class Benchmark:
         if "measured" in self.stages:
             result["measured"] = self._measured()
         if "simulated" in self.stages:
-            result["simulated"] = simulated.table(self.many, self.cohort, self.rounds)
+            result["simulated"] = simulated.table(self.many, self.values, self.cohort, self.rounds)
         print(json.dumps(result))
 
     def _design(self) -> list[dict[str, object]]:

@@ -1,13 +1,12 @@
 """A Flower Array that keeps its values, so that engines can move it without serialising it."""
 
-import functools
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from fedsim.engine.work import Vector
+from fedsim.engine.work import Vector, dtype_name
 
 
 class HeldArray(Array):
@@ -24,7 +23,7 @@ class HeldArray(Array):
 
     def __init__(self, values: Vector) -> None:
         self.__dict__.update(
-            dtype=_name(values.dtype),
+            dtype=dtype_name(values.dtype),
             shape=tuple(values.shape),
             stype="numpy.ndarray",
             _held=values,
@@ -72,11 +71,6 @@ class HeldArray(Array):
 
     def __repr__(self) -> str:
         return f"HeldArray(dtype={self.dtype}, shape={self.shape})"
-
-
-@functools.cache
-def _name(dtype: Any) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 class LentArray(HeldArray):

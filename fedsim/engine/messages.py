@@ -1,6 +1,7 @@
 """What server and clients say to each other, as typed records over Flower's RecordDict."""
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Self
 
@@ -44,8 +45,24 @@ class TrainRequest(Work):
         return cls(**{one.name: getattr(work, one.name) for one in dataclasses.fields(work)})
 
     def to_record(self) -> RecordDict:
-        units = np.ascontiguousarray(self.units, dtype=np.int64)
-        next_units = np.ascontiguousarray(self.next_units, dtype=np.int64)
+        return self.record_for(self.units, self.next_units)
+
+    def record_for(self, units: np.ndarray, next_units: np.ndarray) -> RecordDict:
+        """The record of the same request for these units in place of its own: all else is in records that are shared.
+
+        Args:
+            units, next_units: As in Work.
+        """
+        record = self._common.copy()
+        record["units"] = array_record(
+            units=np.ascontiguousarray(units, dtype=np.int64),
+            next_units=np.ascontiguousarray(next_units, dtype=np.int64),
+        )
+        return record
+
+    @functools.cached_property
+    def _common(self) -> RecordDict:
+        """What does not differ from worker to worker, made once: Flower checks each value that enters a record."""
         request: dict[str, str | int | float] = {
             "round": self.round,
             "clip": self.clip.to_json(),
@@ -54,12 +71,7 @@ class TrainRequest(Work):
             "sampling_seed": f"{self.sampling_seed:x}",  # a record's integers have 64 bits
             "inputs": "" if self.inputs is None else self.inputs.to_json(),
         }
-        record = RecordDict(
-            {
-                "units": array_record(units=units, next_units=next_units),
-                "request": ConfigRecord(dict(request)),
-            }
-        )
+        record = RecordDict({"request": ConfigRecord(dict(request))})
         if isinstance(kept := self.parameters, KeptParameters):
             record[KEPT] = ConfigRecord({"group": kept.group, "version": kept.version, "size": kept.size})
         else:

@@ -26,12 +26,13 @@ def read_reply(record: RecordDict) -> TrainReply:
         raise BadReply(f"it is no training reply ({type(failure).__name__}: {failure})") from failure
 
 
-def check_answer(answer: TrainReply, request: TrainRequest) -> None:
+def check_answer(answer: TrainReply, request: TrainRequest, units: np.ndarray) -> None:
     """Compare a reply with what was asked, but for its sum, which is checked where it is added (`Expected.check`).
 
     Args:
         answer: What came.
-        request: What was asked.
+        request: What was asked of all workers.
+        units: What this one was asked for.
 
     Raises:
         BadReply: It is of another round, stands for other units, counts more units than were asked for, tells of more
@@ -39,14 +40,14 @@ def check_answer(answer: TrainReply, request: TrainRequest) -> None:
     """
     if answer.round != request.round:
         raise BadReply(f"it answers round {answer.round}, not {request.round}")
-    if not np.array_equal(answer.units, request.units):
-        raise BadReply(f"it stands for {len(answer.units)} units that are not the {len(request.units)} asked for")
+    if not np.array_equal(answer.units, units):
+        raise BadReply(f"it stands for {len(answer.units)} units that are not the {len(units)} asked for")
     if isinstance(answer.total, KeptSum) != isinstance(request.parameters, KeptParameters):
         raise BadReply("its sum stays where it was to come, or comes where it was to stay")
     for name, value in answer.statistics.items():
         if not math.isfinite(value):
             raise BadReply(f"its statistic {name} is {value}")
-    count, clipped = len(request.units), answer.statistics.get("clipped_units", 0.0)
+    count, clipped = len(units), answer.statistics.get("clipped_units", 0.0)
     if answer.norms.ndim != 1 or len(answer.norms) > count or not np.isfinite(answer.norms).all():
         raise BadReply(f"its norms are not at most {count} finite numbers")
     if not 0 <= clipped <= count:

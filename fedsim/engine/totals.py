@@ -6,7 +6,7 @@ from typing import Self
 
 import numpy as np
 
-from fedsim.engine.work import Vector, Work
+from fedsim.engine.work import Vector, Work, dtype_name
 
 NORM_TOLERANCE, NORM_TOLERANCE_PER_UNIT = 1e-5, 2.0**-24
 """Relative. A float32 sum of n clipped updates may exceed n × bound by rounding: once in all, and in each addition."""
@@ -55,7 +55,7 @@ class Expected:
         Raises:
             BadReply: They are others.
         """
-        found = str(total.dtype).removeprefix("torch.")
+        found = dtype_name(total.dtype)
         if tuple(total.shape) != (self.size,) or found != self.dtype:
             raise BadReply(f"its sum is {found}{list(total.shape)}, not {self.dtype}[{self.size}]")
 

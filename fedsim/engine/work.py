@@ -4,6 +4,7 @@ Vectors may be torch tensors on the device that the workers compute on: between 
 they then never leave it.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -137,6 +138,12 @@ class Gathered:
     seconds: float
     compute_seconds: float
     phases: Mapping[str, float] = field(default_factory=dict)
+
+
+@functools.lru_cache(maxsize=64)
+def dtype_name(dtype: Any) -> str:
+    """What numpy calls a vector's type, also where it is torch's. Numpy makes the name up anew when it is asked."""
+    return str(dtype).removeprefix("torch.")
 
 
 def on_host(vector: Vector) -> np.ndarray:

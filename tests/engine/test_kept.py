@@ -34,7 +34,7 @@ def test_what_stays_is_named_in_its_message() -> None:
     assert asked.parameters == KEPT
     assert not asked.shared
     reply = read_reply(REPLY.to_record())
-    check_answer(reply, asked)
+    check_answer(reply, asked, asked.units)
     sums = KeptSums(Expected.of(asked))
     sums.add("one", reply.total, Expected.of(asked))
     assert sums.settle() == {}
@@ -71,10 +71,10 @@ def test_the_server_compares_what_a_worker_says_of_its_sum(total: Any) -> None:
 def test_a_sum_may_stay_only_where_it_is_to() -> None:
     came = dataclasses.replace(REPLY, total=np.zeros(SIZE, dtype=np.float32))
     sent = dataclasses.replace(REQUEST, parameters=np.zeros(SIZE, dtype=np.float32))
-    check_answer(came, sent)
+    check_answer(came, sent, sent.units)
     for reply, request in ((came, REQUEST), (REPLY, sent)):
         with pytest.raises(BadReply, match="stays where it was to come"):
-            check_answer(reply, request)
+            check_answer(reply, request, request.units)
 
 
 class Gives:
