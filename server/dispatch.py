@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import get_args
@@ -192,7 +191,7 @@ class _Gathering:
         self.doubted: set[int] = set()  # whose node lost its sum, and may be gone: others are asked first
         self.failures: list[str] = []
         self.messages = 0
-        self.busy: dict[int, Counter[str]] = {}
+        self.told: dict[int, list[Mapping[str, float]]] = {}
 
     def run(self, parts: list[np.ndarray], hints: list[np.ndarray]) -> Gathered:
         """Send, receive, send again what failed, until every unit is in the sum."""
@@ -236,8 +235,11 @@ class _Gathering:
         """The seconds, by kind, of the worker that had most of them; of all where they take turns."""
         grid = self.dispatcher.grid
         if isinstance(grid, WaitingGrid) and grid.in_process:
-            return dict(sum(self.busy.values(), Counter()))
-        return dict(max(self.busy.values(), key=lambda own: own["seconds"], default=Counter()))
+            told = [one for own in self.told.values() for one in own]
+        else:
+            told = max(self.told.values(), key=lambda own: sum(one.get("seconds", 0.0) for one in own), default=[])
+        kinds = {"seconds": "seconds"} | WORKER_SECONDS if told else {}
+        return {kind: sum(one.get(name, 0.0) for one in told) for kind, name in kinds.items()}
 
     def _send(self, worker: int, positions: np.ndarray, attempt: int, next_units: np.ndarray = NO_UNITS) -> None:
         timeout = self.dispatcher.timeout
@@ -301,9 +303,7 @@ class _Gathering:
         self.sums.add(place, answer.total, replace(self.expected, units=len(asked.units)))
         self.accepted[place] = asked, replace(answer, total=NO_UNITS)  # a sum is let go of once it is added
         seconds = answer.statistics.get("seconds", 0.0)
-        own = self.busy.setdefault(asked.worker, Counter())
-        own.update({"seconds": seconds})
-        own.update({phase: answer.statistics.get(name, 0.0) for phase, name in WORKER_SECONDS.items()})
+        self.told.setdefault(asked.worker, []).append(answer.statistics)
         if self.dispatcher.heard is not None:
             self.dispatcher.heard.hear(asked.worker, answer.paths)
         self.dispatcher.speeds.learn(asked.worker, float(self.costs[asked.positions].sum()), seconds)

@@ -45,13 +45,12 @@ class Broadcasts:
             group: Its round.
             near: Whether the worker can read this process's segments.
         """
-        small, names, copies = RecordDict(), [], []
+        small, names, copies = content.copy(), [], []
         for name, record in content.items():
             if isinstance(record, ArrayRecord) and stored_bytes(record) >= INLINE_BYTES:
                 names.append(name)
                 copies.append(self._copy(record, group, near and _is_lent(record)))
-            else:
-                small[name] = record
+                del small[name]
         return small, names, copies
 
     def _copy(self, record: ArrayRecord, group: str, near: bool) -> StoredRecord:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import ray
-from flwr.app import Message, RecordDict, UserConfig
+from flwr.app import Message, Metadata, UserConfig
 from flwr.common.constant import ErrorCode
 
 from fedsim.engine.carried import Folder, carry, require_there
@@ -22,7 +22,7 @@ from fedsim.engine.resident import ClientAppSource
 from fedsim.engine.resident_actor import ResidentActor
 from fedsim.engine.same_versions import VersionsDiffer, require_same_versions
 from fedsim.engine.sums import Sums, SumsWanted
-from fedsim.engine.transport import Carried, Transport, is_large, same_message
+from fedsim.engine.transport import Carried, Transport, bare_message, is_large
 from fedsim.errors import Failure, InvalidInput
 from fedsim.versions import versions
 
@@ -49,10 +49,15 @@ class _Slot:
 class _Sent:
     """A message under way."""
 
-    message: Message
+    metadata: Metadata
     slot: _Slot | None
     carried: Carried
     deadline: float
+
+    @property
+    def message(self) -> Message:
+        """What an error reply is made to, which needs no content: its own is let go of once it is sent."""
+        return bare_message(self.metadata)
 
 
 class RayGrid(WaitingGrid):
@@ -237,8 +242,8 @@ class RayGrid(WaitingGrid):
             slot.near = self._transport.reaches(slot.actor)
         carried = self._transport.send(message, slot.actor, near=slot.near, busy=slot.owed > 0)
         slot.owed += 1
-        deadline = time.monotonic() + self._seconds_for(message)
-        self._sent[message_id] = _Sent(same_message(message, RecordDict()), slot, carried, deadline)
+        deadline = time.monotonic() + self._seconds_for(message.metadata)
+        self._sent[message_id] = _Sent(message.metadata, slot, carried, deadline)
         return message_id
 
     def _settled(self, message_id: str) -> _Sent:
@@ -253,11 +258,11 @@ class RayGrid(WaitingGrid):
         node = message.metadata.dst_node_id
         reason = self.lost.get(node, f"there is no worker {node}")
         reply = ray.put(error_reply(message, ErrorCode.NODE_UNAVAILABLE, reason))
-        self._sent[message.metadata.message_id] = _Sent(message, None, Carried(reply), math.inf)
+        self._sent[message.metadata.message_id] = _Sent(message.metadata, None, Carried(reply), math.inf)
         return message.metadata.message_id
 
-    def _seconds_for(self, message: Message) -> float:
-        return min(message.metadata.ttl, self._timeout)
+    def _seconds_for(self, metadata: Metadata) -> float:
+        return min(metadata.ttl, self._timeout)
 
     def wait(self, message_ids: Iterable[str], timeout: float | None = None) -> list[Message]:
         """Replies that are there, or the first to come; see `WaitingGrid.wait`."""
@@ -299,7 +304,7 @@ class RayGrid(WaitingGrid):
             sent = self._settled(message_id)
             self._transport.forget(sent.carried)
             self._replace(sent.slot)
-            reason = f"no answer in {self._seconds_for(sent.message):g} s"
+            reason = f"no answer in {self._seconds_for(sent.metadata):g} s"
             replies.append(error_reply(sent.message, ErrorCode.MESSAGE_UNAVAILABLE, reason))
         return replies
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message, Metadata, RecordDict
 
 from fedsim.engine.arrays import OwnArray, array_record, stored_bytes
 from fedsim.engine.broadcast import INLINE_BYTES, Broadcasts
@@ -74,7 +74,7 @@ class Transport:
             busy: Whether it has other messages; then no segment waits for its sum meanwhile.
         """
         content, names, copies = self._broadcasts.split(message.content, message.metadata.group_id, near)
-        light = same_message(message, content)
+        light = bare_message(message.metadata, content)
         if self._totals_stay:
             reply, total = actor.answer_apart.options(num_returns=2).remote(light, names, *copies)
             return Carried(reply, total=total, copies=tuple(copies))
@@ -130,11 +130,11 @@ def is_large(reply: Message) -> bool:
     return sum(map(stored_bytes, stored)) >= LARGE_REPLY_BYTES
 
 
-def same_message(message: Message, content: RecordDict) -> Message:
-    """A message with the same metadata and other content."""
-    # Flower's own constructor for messages that exist already; its overloads name the public ones alone.
-    same: Message = Message(content, metadata=message.metadata)  # type: ignore[call-overload]
-    return same
+def bare_message(metadata: Metadata, content: RecordDict | None = None) -> Message:
+    """A message that exists already, with other content, or with none."""
+    # Flower's own constructor for such; its overloads name the public ones alone.
+    bare: Message = Message(RecordDict() if content is None else content, metadata=metadata)  # type: ignore[call-overload]
+    return bare
 
 
 def _stays(array: Any) -> bool:
