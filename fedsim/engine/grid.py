@@ -1,7 +1,8 @@
 """What our two grids share: Flower's Grid on top of one blocking `wait`."""
 
+import itertools
+import secrets
 import time
-import uuid
 from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any
@@ -19,6 +20,8 @@ PAUSE = 0.1
 """Seconds between two looks for workers."""
 PATIENCE = 60.0
 """Seconds in which the first worker should have come up."""
+_PROCESS, _NUMBERS = secrets.token_hex(8), itertools.count()
+"""Of message ids: what no other process has, and what comes once in this one."""
 
 
 class WaitingGrid(Grid):
@@ -129,7 +132,7 @@ def _identify() -> None:
 
 def stamp(message: Message) -> str:
     """Give a message its id, as a SuperLink does when it stores one, and return it."""
-    message_id = uuid.uuid4().hex
+    message_id = f"{_PROCESS}{next(_NUMBERS):016x}"
     message.metadata.__dict__["_message_id"] = message_id
     return message_id
 

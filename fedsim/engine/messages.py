@@ -48,7 +48,9 @@ class TrainRequest(Work):
         return self.record_for(self.units, self.next_units)
 
     def record_for(self, units: np.ndarray, next_units: np.ndarray) -> RecordDict:
-        """The record of the same request for these units in place of its own: all else is in records that are shared.
+        """The record of the same request for these units in place of its own.
+
+        All else is in records that it shares with those for other units: who receives it reads them, no more.
 
         Args:
             units, next_units: As in Work.

@@ -1,6 +1,7 @@
 """The process behind one RayGrid worker."""
 
 import os
+import pickle
 import sys
 from typing import TypeAlias
 
@@ -69,9 +70,15 @@ class ResidentActor:
             return False
         return True
 
-    def answer(self, message: Message, names: list[str], *records: ArrayRecord | SharedRecord) -> Message:
-        """The client's reply. `records` are the message's large records, read from shared memory, by `names`."""
+    def answer(self, written: bytes, names: list[str], *records: ArrayRecord | SharedRecord) -> Message:
+        """The client's reply.
+
+        Args:
+            written: The message, pickled.
+            names, records: Its large records, read from shared memory.
+        """
         assert self._client is not None
+        message: Message = pickle.loads(written)
         for name, record in zip(names, records, strict=True):
             message.content[name] = record if isinstance(record, ArrayRecord) else self._opened(record)
         return self._client.answer(message)
@@ -81,14 +88,14 @@ class ResidentActor:
         return array_record(**values)
 
     def answer_into(
-        self, room: SharedVector, message: Message, names: list[str], *records: ArrayRecord | SharedRecord
+        self, room: SharedVector, written: bytes, names: list[str], *records: ArrayRecord | SharedRecord
     ) -> tuple[Message, SharedVector | None]:
         """As `answer`, a large sum written into the driver's segment if it fits: the driver has it without a copy.
 
         Returns:
             The reply; and of a sum that was taken out of it, where it is.
         """
-        reply = self.answer(message, names, *records)
+        reply = self.answer(written, names, *records)
         total = _large_total(reply)
         if total is None or total.nbytes > room.place.size - HEADER_BYTES:
             return reply, None
@@ -97,14 +104,14 @@ class ResidentActor:
         return reply, SharedVector(room.place, str(total.dtype), total.shape)
 
     def answer_apart(
-        self, message: Message, names: list[str], *records: ArrayRecord | SharedRecord
+        self, written: bytes, names: list[str], *records: ArrayRecord | SharedRecord
     ) -> tuple[tuple[Message, StoredPlace | None], np.ndarray | None]:
         """As `answer`, a large sum apart: Ray leaves it in this node's object store until somebody asks for it.
 
         Returns:
             The reply; of a sum that was taken out, where it lies, its type and its shape; and the sum itself.
         """
-        reply = self.answer(message, names, *records)
+        reply = self.answer(written, names, *records)
         total = _large_total(reply)
         if total is None:
             return (reply, None), None

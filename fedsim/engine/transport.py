@@ -1,6 +1,7 @@
 """How messages go to the actors of a RayGrid, and large vectors beside them."""
 
 import contextlib
+import pickle
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +75,8 @@ class Transport:
             busy: Whether it has other messages; then no segment waits for its sum meanwhile.
         """
         content, names, copies = self._broadcasts.split(message.content, message.metadata.group_id, near)
-        light = bare_message(message.metadata, content)
+        # Written here: Ray's own pickler looks for what others could not import, and there is nothing of the kind.
+        light = pickle.dumps(bare_message(message.metadata, content), protocol=pickle.HIGHEST_PROTOCOL)
         if self._totals_stay:
             reply, total = actor.answer_apart.options(num_returns=2).remote(light, names, *copies)
             return Carried(reply, total=total, copies=tuple(copies))

@@ -1,5 +1,6 @@
 """Requests and replies as records: nothing lost, nothing copied, nothing kept alive."""
 
+import dataclasses
 import gc
 import pickle
 import weakref
@@ -36,6 +37,28 @@ def test_a_request_comes_back_as_it_was() -> None:
     assert got.shared is sent.shared
     assert np.shares_memory(got.parameters, sent.parameters)
     assert not got.parameters.flags.writeable
+
+
+def test_requests_of_a_round_differ_in_their_units_alone_and_share_the_rest() -> None:
+    asked = request_for(UNITS, round=3, clip=CLIPPED, resolution=2.0**-30, plan="{}", sampling_seed=11)
+    parts = [(UNITS[:2], np.array([9])), (UNITS[2:], np.array([5, 6]))]
+    records = [asked.record_for(units, ahead) for units, ahead in parts]
+    for record, (units, ahead) in zip(records, parts, strict=True):
+        got = TrainRequest.from_record(record)
+        assert np.array_equal(got.units, units)
+        assert np.array_equal(got.next_units, ahead)
+        assert (got.round, got.clip, got.resolution, got.plan) == (3, CLIPPED, 2.0**-30, "{}")
+    first, second = records
+    assert all(first[name] is second[name] for name in ("request", "parameters"))
+    del first["parameters"]  # a receiver's own record is its own
+    assert "parameters" in second
+    assert "parameters" in asked.to_record()
+
+
+def test_a_request_made_from_another_says_what_is_its_own() -> None:
+    asked = request_for(UNITS, round=3)
+    asked.to_record()
+    assert TrainRequest.from_record(dataclasses.replace(asked, round=4).to_record()).round == 4
 
 
 def test_a_reply_comes_back_as_it_was_without_a_copy() -> None:
