@@ -3,17 +3,21 @@
 import dataclasses
 import gc
 import pickle
+import subprocess
+import sys
 import weakref
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-from mock_clients import honest_reply, request_for
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from mock_clients import honest_reply, make_app, request_for
 
 from fedsim.clip import Clip, ClipBlock
 from fedsim.engine.arrays import HeldArray, arrays, scalars
-from fedsim.engine.messages import TrainReply, TrainRequest
+from fedsim.engine.grid import stamp
+from fedsim.engine.local import LocalGrid
+from fedsim.engine.messages import TRAIN, TrainReply, TrainRequest
 
 UNITS = np.array([4, 1, 7])
 CLIPPED = Clip(norm=0.5, scales={"a": 0.5, "b": 2.0}, blocks=(ClipBlock(parameters=("a", "b"), share=0.75),))
@@ -59,6 +63,17 @@ def test_a_request_made_from_another_says_what_is_its_own() -> None:
     asked = request_for(UNITS, round=3)
     asked.to_record()
     assert TrainRequest.from_record(dataclasses.replace(asked, round=4).to_record()).round == 4
+
+
+def test_no_two_messages_of_any_process_have_the_same_id() -> None:
+    LocalGrid(make_app())  # says who sends
+    message = Message(request_for(UNITS).to_record(), 1, TRAIN)
+    here = [stamp(message) for _ in range(1000)]
+    assert message.metadata.message_id == here[-1]
+    assert len(set(here)) == len(here)
+    elsewhere = "import fedsim.engine.grid as grid; print(grid._PROCESS)"
+    said = subprocess.run([sys.executable, "-c", elsewhere], capture_output=True, text=True, check=True).stdout
+    assert not any(one.startswith(said.strip()) for one in here)
 
 
 def test_a_reply_comes_back_as_it_was_without_a_copy() -> None:

@@ -83,6 +83,28 @@ def test_the_seconds_of_a_round_are_the_busiest_workers(in_process: bool, monkey
     assert gathered.compute_seconds == 10.0 * times
 
 
+@pytest.mark.parametrize("in_process", [True, False])
+def test_a_workers_seconds_are_those_of_all_its_messages(in_process: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    spent = {1: 0.0, 2: 0.0, 3: 0.0}
+
+    def timed(request: TrainRequest, reply: TrainReply, node: int) -> TrainReply:
+        seconds = float(2 + node + len(request.units) % 4)
+        spent[node] += seconds
+        return replace(reply, statistics=reply.statistics | {"seconds": seconds, "load_seconds": seconds / 2})
+
+    monkeypatch.setattr(LocalGrid, "in_process", in_process)
+    dispatcher = Dispatcher(LocalGrid(make_app(timed), workers=3), units_per_message=6)
+    gathered = dispatcher.gather(request_for(UNITS), COSTS)
+    assert gathered.messages > 12
+    assert gathered.compute_seconds == (sum if in_process else max)(spent.values())
+    assert gathered.phases["load"] == gathered.compute_seconds / 2
+
+
+def test_a_round_of_no_replies_took_no_workers_seconds() -> None:
+    gathered = Dispatcher(LocalGrid(make_app(), workers=2)).gather(request_for(UNITS[:0]), COSTS[:0])
+    assert (gathered.compute_seconds, dict(gathered.phases)) == (0.0, {})
+
+
 def test_more_workers_than_units() -> None:
     gathered = Dispatcher(LocalGrid(make_app(), workers=8)).gather(request_for(UNITS[:3]), COSTS[:3])
     assert np.array_equal(gathered.total, known_sum(UNITS[:3], 0, 40))
