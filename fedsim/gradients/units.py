@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -31,12 +30,14 @@ class Units:
         coefficients: float64 [n], aligned with rows.
         lengths: int64 [n], tokens of those rows.
         offsets: int64 [U + 1].
+        whole: Whether rows lie end to end with their last tokens, which predict nothing; of short rows these are many.
     """
 
     rows: np.ndarray
     coefficients: np.ndarray
     lengths: np.ndarray
     offsets: np.ndarray
+    whole: bool = True
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -45,11 +46,6 @@ class Units:
     def counts(self) -> np.ndarray:
         """Rows of each unit, int64 [U]."""
         return np.diff(self.offsets)
-
-    @cached_property
-    def whole(self) -> bool:
-        """Whether rows lie end to end with their last tokens, which predict nothing; of short rows these are many."""
-        return bool(self.lengths.sum() >= SHORT_ROW * len(self.lengths))
 
     @property
     def packed_lengths(self) -> np.ndarray:
@@ -121,6 +117,7 @@ def make_units(
         coefficients=share[used] / totals[ids[used]],
         lengths=rows.lengths[used],
         offsets=offsets,
+        whole=bool(rows.lengths[used].sum() >= SHORT_ROW * len(used)),
     )
 
 

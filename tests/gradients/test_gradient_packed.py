@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from packed_models import LEAKS, Leaky, adapted, gemma2, gemma3, gpt2, llama, mistral, of_the_block_before
 
 from fedsim.clip import Clip
-from fedsim.gradients import CausalLanguageModel, clipped_sum
+from fedsim.gradients import CausalLanguageModel, clipped_sum, units
 from fedsim.gradients.fast import FastSum
 from fedsim.gradients.rows import attention
 from fedsim.gradients.rows import segments as rows_segments
@@ -35,7 +35,12 @@ PACKED = {
 
 @pytest.mark.parametrize("name", PACKED)
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_packed_sums_are_those_of_the_reference(name: str, dtype: torch.dtype, passes: list[FastSum]) -> None:
+@pytest.mark.parametrize("whole", [False, True])
+def test_packed_sums_are_those_of_the_reference(
+    name: str, dtype: torch.dtype, whole: bool, passes: list[FastSum], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if whole:
+        monkeypatch.setattr(units, "SHORT_ROW", 0)
     torch.manual_seed(0)
     model = PACKED[name]().to(dtype)
     tolerance = 1e-5 if name.startswith("gemma") else TOLERANCE[dtype]  # which compute some things in float32
@@ -47,8 +52,21 @@ def test_packed_sums_are_those_of_the_reference(name: str, dtype: torch.dtype, p
         passes.clear()
         found = clipped_sum(model, rows, ids, clip, objective=OBJECTIVE, max_tokens=tokens)
         assert_same(found, expected, tolerance)
-        assert all(asked.packed for asked in passes[-1:])
+        assert all(asked.packed and asked.units.whole == whole for asked in passes[-1:])
         assert passes
+
+
+def test_short_rows_are_tried_without_their_last_tokens_and_long_ones_with(passes: list[FastSum]) -> None:
+    """Each once: which of the two a cohort's rows are may change from round to round."""
+    model, tried = llama(), []
+    for longest in (300, 15, 300, 15):
+        rows, ids = ragged(units=9, longest=longest)
+        passes.clear()
+        clipped_sum(model, rows, ids, Clip(norm=1.0), objective=OBJECTIVE, max_tokens=4096)
+        assert {asked.units.whole for asked in passes} == {longest == 300}
+        assert passes[-1].packed
+        tried.append(len(passes))
+    assert tried == [2, 2, 1, 1]
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Whether the fast path is right for a model, and its rows may be packed: tried on the first call, and remembered."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -114,14 +114,15 @@ def why_reference(asked: FastSum) -> str:
             in the trial: of any other call, of a layer that was not reached then, say, the trial tells nothing.
     """
     known = _verdicts.setdefault(asked.model, {})
-    key = (asked.layout, asked.objective, asked.autocast, asked.model.training, asked.packable)
+    of_both = (asked.layout, asked.objective, asked.autocast, asked.model.training)
+    key = (*of_both, asked.packable, asked.packable and asked.units.whole)
     then, verdict = known.get(key, (None, None))
     if verdict is None or then != asked.settings or _beyond(verdict, asked):
         verdict, lasting = _tried_with_memory_left(asked)
         if lasting:
             known[key] = asked.settings, verdict
             if not verdict.packed:  # which is the verdict on padded rows
-                known[*key[:-1], False] = asked.settings, verdict
+                known[*of_both, False, False] = asked.settings, verdict
     asked.allowed, asked.packed = verdict.forms or None, verdict.packed
     if verdict.paths is not None:
         _taken[asked.model] = verdict.paths
@@ -274,7 +275,7 @@ def _trial(asked: FastSum, packed: bool) -> FastSum | None:
     trial = FastSum(
         asked.model,
         rows,
-        make_units(rows, unit_ids, asked.objective, "examples", None),
+        replace(make_units(rows, unit_ids, asked.objective, "examples", None), whole=asked.units.whole),
         asked.objective,
         clip_by_parameter(asked.layout),
         asked.budget,
