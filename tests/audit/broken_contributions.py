@@ -33,7 +33,7 @@ NO_CLIP = 1e30
 
 def _unchecked(patch: pytest.MonkeyPatch) -> None:
     """Without the server's own check of replies, which refuses those that are longer than all their units could be."""
-    patch.setattr(server.dispatch, "check_answer", lambda answer, request: None)
+    patch.setattr(server.dispatch, "check_answer", lambda answer, request, units: None)
     patch.setattr(Expected, "check", lambda self, total: None)
 
 
@@ -152,12 +152,12 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @build("the announced units are sent too", "not sampled put something in")
 def _(patch: pytest.MonkeyPatch) -> None:
-    to_record = TrainRequest.to_record
+    record_for = TrainRequest.record_for
 
-    def greedy(self: TrainRequest) -> Any:
-        return to_record(dataclasses.replace(self, units=np.union1d(self.units, self.next_units)))
+    def greedy(self: TrainRequest, units: np.ndarray, next_units: np.ndarray) -> Any:
+        return record_for(self, np.union1d(units, next_units), next_units)
 
-    patch.setattr(TrainRequest, "to_record", greedy)
+    patch.setattr(TrainRequest, "record_for", greedy)
     _unchecked(patch)
 
 
