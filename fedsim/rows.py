@@ -133,6 +133,29 @@ class SizeCounts:
         """Rows in all where each user keeps at most so many."""
         return int(np.minimum(self.sizes, most) @ self.users)
 
+    def quantile(self, level: float) -> float:
+        """Rows that a share `level` of the users do not exceed, interpolated between two users.
+
+        Raises:
+            IndexError: If there are no users.
+        """
+        ends = np.cumsum(self.users)
+        place = level * (int(ends[-1]) - 1)
+        below = int(place)
+        low, high = self.sizes[np.searchsorted(ends, [below, min(below + 1, int(ends[-1]) - 1)], side="right")]
+        share = place - below
+        # From the nearer of both, as numpy does.
+        return float(low + (high - low) * share if share < 0.5 else high - (high - low) * (1 - share))
+
+    @classmethod
+    def joined(cls, parts: Sequence["SizeCounts"]) -> "SizeCounts":
+        """Those of all users of several parts."""
+        none = np.empty(0, np.int64)
+        sizes, places = np.unique(np.concatenate([none, *(part.sizes for part in parts)]), return_inverse=True)
+        users = np.zeros(len(sizes), np.int64)
+        np.add.at(users, places, np.concatenate([none, *(part.users for part in parts)]))
+        return cls(sizes=sizes, users=users)
+
     @classmethod
     def of(cls, view: SizedUsers) -> "SizeCounts":
         """Those of a range of users: as it says itself, and counted where it does not, which takes O(users)."""

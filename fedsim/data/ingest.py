@@ -38,6 +38,8 @@ PARTIAL_FORMAT = 3
 """Of what an interrupted build leaves: that of another version is begun anew."""
 FULL = ("No space left", "max_temp_directory_size")
 """How Arrow and DuckDB say that a disk is full."""
+NO_MEMORY = "Out of Memory Error"
+"""How DuckDB says that it needs more than it may take."""
 
 
 def open_or_build(
@@ -223,7 +225,9 @@ def _room_for(output: Path, cache: Path, memory_limit: str) -> Iterator[None]:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
             mark in str(error) for mark in FULL
         )
-        if not full and type(error).__name__ == "OutOfMemoryException":
+        # While the sorted rows are read, Arrow raises what DuckDB ran into, as an OSError.
+        starved = type(error).__name__ == "OutOfMemoryException" or NO_MEMORY in str(error)
+        if not full and starved:
             hint = "The same command with more goes on where this one stopped."
             raise InvalidInput("data.memory-limit", memory_limit, "enough to sort what there is", hint) from error
         if not full:

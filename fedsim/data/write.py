@@ -33,7 +33,7 @@ QUANTILES = {"minimum": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "maximum": 
 class StoreWriter:
     """Appends users, in order, to a new store in a folder.
 
-    Memory does not grow with rows or tokens, and by four bytes a user at the end: a column is a growing file.
+    Memory does not grow with users, rows or tokens: a column is a growing file, and is read a piece at a time.
 
     Args:
         folder: An empty folder; or one that an earlier writer left unfinished, with its state.
@@ -107,7 +107,8 @@ class StoreWriter:
             splits: First user and the user after the last, for each split.
             manifest: What else the manifest is to say.
         """
-        counts = self._rows_per_user()
+        rows_per_user = self._size_counts(0, self.num_users)
+        users_by_rows = {name: self._size_counts(start, stop) for name, (start, stop) in splits.items()}
         for column in self._columns.values():
             column.close()
         if (named := _write_names(self._folder / "users.arrow", names)) != self.num_users:
@@ -121,12 +122,12 @@ class StoreWriter:
         whole = {
             "format": FORMAT,
             "fingerprint": hashlib.blake2b(content.encode(), digest_size=16).hexdigest(),
-            "num_users": len(counts),
+            "num_users": self.num_users,
             "num_rows": self.num_rows,
             "num_tokens": self.num_tokens,
-            "rows_per_user": {name: int(np.quantile(counts, at)) for name, at in QUANTILES.items()},
+            "rows_per_user": {name: int(rows_per_user.quantile(at)) for name, at in QUANTILES.items()},
             "splits": splits,
-            "users_by_rows": {name: _users_by_rows(counts[start:stop]) for name, (start, stop) in splits.items()},
+            "users_by_rows": {name: _told(counts) for name, counts in users_by_rows.items()},
             "longest_row": self._longest,
             "files": files,
             **manifest,
@@ -141,20 +142,18 @@ class StoreWriter:
             self._columns[name] = ColumnFile(self._folder / FILES[name], name, values.dtype)
         self._columns[name].append(values)
 
-    def _rows_per_user(self) -> np.ndarray:
-        """int32 [users], taken from the offsets a piece at a time."""
-        offsets = self._columns["user_offset"].values()
-        counts = np.empty(self.num_users, np.int32)
-        for begin in range(0, self.num_users, COUNTS_AT_ONCE):
-            end = min(begin + COUNTS_AT_ONCE, self.num_users)
-            counts[begin:end] = np.diff(offsets[begin : end + 1])
-        return counts
+    def _size_counts(self, start: int, stop: int) -> SizeCounts:
+        """How many of these users own how many rows, from offsets that are mapped a piece at a time."""
+        pieces = []
+        for begin in range(start, stop, COUNTS_AT_ONCE):
+            offsets = self._columns["user_offset"].values()[begin : min(begin + COUNTS_AT_ONCE, stop) + 1]
+            pieces.append(SizeCounts.counted(np.diff(offsets)))
+        return SizeCounts.joined(pieces)
 
 
-def _users_by_rows(counts: np.ndarray) -> dict[str, int]:
+def _told(counts: SizeCounts) -> dict[str, int]:
     """How many users own how many rows, for a manifest: by the number of rows, ascending."""
-    found = SizeCounts.counted(counts)
-    return dict(zip(map(str, found.sizes.tolist()), found.users.tolist(), strict=True))
+    return dict(zip(map(str, counts.sizes.tolist()), counts.users.tolist(), strict=True))
 
 
 def _write_names(path: Path, names: pa.Table | pa.RecordBatchReader) -> int:

@@ -84,13 +84,7 @@ class UserSizes:
     def quantile(self, level: float) -> float:
         """Examples that a share `level` of the users do not exceed, interpolated between two users."""
         stand_for = np.ones(len(self.sizes), dtype=np.int64) if self.users is None else self.users
-        ends = np.cumsum(stand_for)
-        place = level * (int(ends[-1]) - 1)
-        below = int(place)
-        low, high = self.sizes[np.searchsorted(ends, [below, min(below + 1, int(ends[-1]) - 1)], side="right")]
-        share = place - below
-        # From the nearer of both, as numpy does.
-        return float(low + (high - low) * share if share < 0.5 else high - (high - low) * (1 - share))
+        return SizeCounts(sizes=self.sizes, users=stand_for).quantile(level)
 
     def kept(self, group_size: int) -> int:
         """|D|: examples that ELS keeps when each user keeps at most group_size."""

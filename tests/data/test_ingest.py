@@ -325,15 +325,6 @@ def test_a_full_disk_is_told_in_one_sentence_and_the_build_goes_on(
     assert open_or_build(config, tokenizer, tmp_path / "cache").num_users == 1
 
 
-def test_too_little_memory_is_told_in_one_sentence_and_the_build_goes_on(tmp_path, tokenizer, monkeypatch) -> None:
-    records = [{"user_id": f"u{n % 999}", "text": f"text number {n}"} for n in range(20_000)]
-    path = write_jsonl(tmp_path / "data.jsonl", records)
-    with pytest.raises(InvalidInput, match=r"data\.memory-limit is '200KB'.*goes on where"):
-        build_store(files(path, memory_limit="200KB"), tokenizer, tmp_path / "store")
-    monkeypatch.setattr(PartWriter, "write", None)
-    assert build_store(files(path), tokenizer, tmp_path / "store").num_users == 999
-
-
 def test_other_errors_of_the_system_are_not_taken_for_a_full_disk(tmp_path, tokenizer, monkeypatch) -> None:
     config = files(write_jsonl(tmp_path / "data.jsonl", [{"user_id": "a", "text": "enough text"}]))
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsim.data import write
 from fedsim.data.shape import Examples
 from fedsim.data.store import MANIFEST, UserStore, manifest_checksum
 from fedsim.data.write import StoreWriter
@@ -50,8 +51,11 @@ def forbidden(*_: object) -> None:
     raise AssertionError("every user was looked at")
 
 
-def test_a_store_says_what_counting_would_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at_once", [1, 2, 100])
+def test_a_store_says_what_counting_would_find(at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write, "COUNTS_AT_ONCE", at_once)
     store = written(tmp_path / "store")
+    assert store.manifest["rows_per_user"] == {"minimum": 1, "median": 2, "p90": 5, "p99": 6, "maximum": 7}
     assert store.longest_row == 9 == store.row_lengths.max()
     counted = {name: SizeCounts.counted(np.diff(store.split(name).user_offsets)) for name in SPLITS}
     monkeypatch.setattr(UserStore, "user_offsets", property(forbidden))
@@ -105,6 +109,9 @@ def test_counts_tell_what_all_users_sizes_tell(owned: list[int], level: float, g
     assert sizes.median == int(np.median(owned))
     assert sizes.kept(group_size) == counts.kept(group_size) == np.minimum(owned, group_size).sum()
     assert (counts.num_users, counts.largest) == (len(owned), max(owned))
+    some = np.array_split(np.array(owned), 3)
+    joined = SizeCounts.joined([SizeCounts.counted(part) for part in some])
+    assert (joined.sizes.tolist(), joined.users.tolist()) == (counts.sizes.tolist(), counts.users.tolist())
     alike = UserSizes(num_users=len(owned), sizes=np.sort(owned), source="a test", private=False)
     assert (alike.quantile(level), alike.median, alike.kept(group_size)) == (
         sizes.quantile(level),
