@@ -1,4 +1,4 @@
-"""The matrix products that a gradient of the small task cannot do without, timed alone: float32 in torch takes no less.
+"""The matrix products that the small task's gradient cannot do without, timed alone: float32 in torch takes no less.
 
 Each weight meets a token in three products: forward, the gradient of what it was given, and its own. Attention,
 softmax, normalisations, clipping, the server and all else cost nothing here, padding is left out, and each product is

@@ -34,7 +34,7 @@ NOT_CONTENT = {"memory_limit", "bad_rows"}
 """Fields that do not change what is in a finished store."""
 LATER = {"delimiter": None, "encoding": "utf-8", "several_owners": "drop"}
 """Fields that came later, and the value with which a store is what it was without them: it keeps its key."""
-PARTIAL_FORMAT = 3
+PARTIAL_FORMAT = 4
 """Of what an interrupted build leaves: that of another version is begun anew."""
 FULL = ("No space left", "max_temp_directory_size")
 """How Arrow and DuckDB say that a disk is full."""

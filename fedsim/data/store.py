@@ -140,6 +140,12 @@ class UserStore:
         return int(self._columns["length"].max(initial=0)) if said is None else int(said)
 
     @cached_property
+    def largest_token(self) -> int:
+        """The largest token of the whole store, 0 without tokens."""
+        said = self.manifest.get("largest_token")
+        return int(self._columns["token"].max(initial=0)) if said is None else int(said)
+
+    @cached_property
     def owner_sets(self) -> OwnerSets | None:
         """Who owns the examples of each user, where these are sets of owners; None where each is one person."""
         kept = self.manifest.get("recipe", {}).get("data", {}).get("several_owners") == "keep"

@@ -46,13 +46,13 @@ class StoreWriter:
         self._token_type = token_type
         self._columns: dict[str, ColumnFile] = {}
         self._last: tuple[int, ...] = ()
-        self.num_users = self.num_rows = self.num_tokens = self._longest = 0
+        self.num_users = self.num_rows = self.num_tokens = self._longest = self._largest = 0
         if state is None:
             self._put("user_offset", np.zeros(1, np.int64))
             return
         self._last = tuple(state["last"])
         self.num_users, self.num_rows, self.num_tokens = (state[name] for name in ("users", "rows", "tokens"))
-        self._longest = state["longest"]
+        self._longest, self._largest = state["longest"], state["largest"]
         for name, (kind, length) in state["columns"].items():
             self._columns[name] = ColumnFile(folder / FILES[name], name, np.dtype(kind), length)
 
@@ -87,6 +87,7 @@ class StoreWriter:
         self.num_rows += len(rows.lengths)
         self.num_tokens += int(rows.lengths.sum())
         self._longest = max(self._longest, int(rows.lengths.max()))
+        self._largest = max(self._largest, int(rows.tokens.max(initial=0)))
         return kept
 
     def state(self) -> dict[str, Any]:
@@ -95,6 +96,7 @@ class StoreWriter:
             column.force()
         columns = {name: [column.kind.str, column.length] for name, column in self._columns.items()}
         counts = {"users": self.num_users, "rows": self.num_rows, "tokens": self.num_tokens, "longest": self._longest}
+        counts["largest"] = self._largest
         return {"last": list(self._last), "columns": columns, **counts}
 
     def finish(
@@ -129,6 +131,7 @@ class StoreWriter:
             "splits": splits,
             "users_by_rows": {name: _told(counts) for name, counts in users_by_rows.items()},
             "longest_row": self._longest,
+            "largest_token": self._largest,
             "files": files,
             **manifest,
         }

@@ -166,10 +166,15 @@ def _of_own(config: ModelConfig, source: Source, given: Given, device: torch.dev
 
 def embedded_tokens(loaded: LoadedModel) -> int:
     """How many token ids, from 0, both tokenizer and model know."""
+    known, embedded = len(loaded.tokenizer), embeddings(loaded)
+    return known if embedded is None else min(known, embedded)
+
+
+def embeddings(loaded: LoadedModel) -> int | None:
+    """How many token ids, from 0, the model has an embedding of; None where it does not say."""
     model: Any = loaded.model
-    known = len(loaded.tokenizer)
     embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    return known if embedding is None else min(known, len(embedding.weight))
+    return None if embedding is None else len(embedding.weight)
 
 
 def _tell_padding(model: Any, pad_token: int, config: ModelConfig) -> None:

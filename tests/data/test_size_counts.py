@@ -31,7 +31,7 @@ def written(folder: Path) -> UserStore:
         lengths = np.full(owned.sum(), 2)
         lengths[-1] += 7 * (part.start == 3)
         keys = np.stack([np.arange(part.start, part.stop), np.zeros(len(owned))], axis=1).astype(np.uint64)
-        tokens = np.zeros(lengths.sum(), dtype=np.uint16)
+        tokens = np.full(lengths.sum(), 5 - part.start, dtype=np.uint16)
         writer.append(keys, Examples(tokens=tokens, lengths=lengths, users=np.repeat(np.arange(len(owned)), owned)))
     names = pa.table({"user": pa.array([f"u{user}" for user in range(len(OWNED))])})
     writer.finish(names, SPLITS, {"classes": [], "tokenizer": "none"})
@@ -57,6 +57,7 @@ def test_a_store_says_what_counting_would_find(at_once: int, tmp_path: Path, mon
     store = written(tmp_path / "store")
     assert store.manifest["rows_per_user"] == {"minimum": 1, "median": 2, "p90": 5, "p99": 6, "maximum": 7}
     assert store.longest_row == 9 == store.row_lengths.max()
+    assert store.largest_token == 5 == store.take(np.arange(store.num_rows)).tokens.max()
     counted = {name: SizeCounts.counted(np.diff(store.split(name).user_offsets)) for name in SPLITS}
     monkeypatch.setattr(UserStore, "user_offsets", property(forbidden))
     monkeypatch.setattr(UserStore, "row_lengths", property(forbidden))
@@ -65,7 +66,8 @@ def test_a_store_says_what_counting_would_find(at_once: int, tmp_path: Path, mon
         assert (said.sizes.tolist(), said.users.tolist()) == (right.sizes.tolist(), right.users.tolist())
     train = store.split("train")
     assert UserSizes.of_users(train).kept(2) == 2 + 1 + 1 + 2 == plan().on(train).num_examples
-    assert UserStore.open(tmp_path / "store").longest_row == 9
+    opened = UserStore.open(tmp_path / "store")
+    assert (opened.longest_row, opened.largest_token) == (9, 5)
 
 
 def plan() -> ElsPlan:
@@ -82,11 +84,11 @@ def plan() -> ElsPlan:
 
 def test_stores_that_do_not_say_are_counted(tmp_path: Path) -> None:
     said = written(tmp_path / "store")
-    silent = rewrite(tmp_path / "store", users_by_rows=None, longest_row=None)
+    silent = rewrite(tmp_path / "store", users_by_rows=None, longest_row=None, largest_token=None)
     assert silent.fingerprint == said.fingerprint
     assert silent.split("train").size_counts is None
     assert silent.size_counts is said.size_counts is None, "the whole store is no split"
-    assert silent.longest_row == 9
+    assert (silent.longest_row, silent.largest_token) == (9, 5)
     for name in SPLITS:
         ours, theirs = SizeCounts.of(silent.split(name)), SizeCounts.of(said.split(name))
         np.testing.assert_array_equal(ours.sizes, theirs.sizes)
