@@ -307,8 +307,9 @@ class RunFolder:
 
 
 def new_output_folder(kind: str) -> str:
-    """A folder under runs/ that is not there yet, named after the moment."""
-    named = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{kind}"
+    """A folder under runs/ that is not there yet, named after the moment: its microseconds tell apart what a script
+    starts at once, long before any of it makes its folder."""
+    named = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S-%f}-{kind}"
     further = (named.with_name(f"{named.name}-{number}") for number in count(2))
     return str(next(folder for folder in chain([named], further) if not folder.exists()))
 

@@ -3,7 +3,6 @@
 import logging
 import secrets
 from collections.abc import Callable, Iterable
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ from fedsim.plan.nodes import NodePlan
 from fedsim.privacy.bounds import shown_above
 from fedsim.validation import require_at_least, require_positive
 from server.identity import SEED_BITS, Seeds
+from server.results.run_folder import new_output_folder
 from server.strategy.asking import Asking, replies_to
 from server.strategy.nodes import Nodes
 from server.strategy.run import NodeRun, finished, require_free
@@ -193,7 +193,7 @@ class UserLevelDP(FedAvg):
         layout, plan = ArrayLayout.of(initial_arrays), self._target.plan(num_rounds)
         if not np.isfinite(first := layout.flatten(initial_arrays).astype(np.float32)).all():
             raise InvalidInput("initial_arrays", "not finite", "finite numbers")
-        path = Path(self._output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-nodes").absolute()
+        path = Path(self._output or new_output_folder("nodes")).absolute()
         going_on = require_free(path, self._resume)
         settings = self._settings(plan)
         if going_on and (arrays := finished(path, settings, initial_arrays, layout)) is not None:

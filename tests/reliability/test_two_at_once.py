@@ -23,7 +23,7 @@ from fedsim.config import RunConfig
 from fedsim.errors import InvalidInput
 from fedsim.privacy.ledger import read_entries
 from server.results.hold import NAME, Hold
-from server.results.run_folder import RunFolder
+from server.results.run_folder import RunFolder, new_output_folder
 
 SmallRun = Callable[..., RunConfig]
 
@@ -86,6 +86,11 @@ def test_two_runs(small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.Monke
     assert all(f"noise_multiplier={noise}" in repr(entry.event) for entry in entries)
     assert json.loads((output / "privacy.json").read_text())["steps"] == len(entries)
     assert not (output / NAME).exists()
+
+
+def test_names_given_at_once_differ_before_any_folder_is_there() -> None:
+    names = [new_output_folder("uls") for _ in range(100)]
+    assert len(set(names)) == len(names)
 
 
 def test_two_comparisons(small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
