@@ -7,7 +7,7 @@ import torch
 from flwr.clientapp import ClientApp
 
 from benchmarks.round import worker_of
-from clients.app import app_of
+from clients.answers import app_of
 from fedsim.engine.ray_grid import RayGrid
 
 

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.gradient_models import Size, build
 from benchmarks.synthetic_users import user_sizes
-from clients.app import app_of
+from clients.answers import app_of
 from clients.computing import Computing
 from clients.worker import Worker
 from fedsim.config import OptimizerConfig

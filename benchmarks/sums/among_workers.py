@@ -9,7 +9,7 @@ import numpy as np
 from flwr.clientapp import ClientApp
 
 from benchmarks.engine.roundtrip import PeakMemory
-from clients.app import app_of
+from clients.answers import app_of
 from fedsim.clip import Clip
 from fedsim.config import OptimizerConfig
 from fedsim.engine.ray_grid import RayGrid

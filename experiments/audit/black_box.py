@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from clients.app import app_of
+from clients.answers import app_of
 from clients.computing import Computing
 from clients.worker import Worker
 from experiments.audit.rig import Listed

@@ -13,7 +13,7 @@ import numpy as np
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
 
-from clients.app import app_of
+from clients.answers import app_of
 from clients.computing import Computing
 from clients.worker import Worker
 from experiments.audit.canaries import CanaryUsers, PrescribedLoss, PrescribedUpdates

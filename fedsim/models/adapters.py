@@ -6,7 +6,6 @@ import re
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from fedsim.errors import InvalidInput
@@ -49,6 +48,8 @@ def put_on(model: Any, source: Source, config: ModelConfig) -> Any:
         InvalidInput: The options ask for other adapters than these; these are for another task or another base, are
             incomplete, or compute what is not LoRA's; or their weights are not safetensors.
     """
+    from peft import get_peft_model, set_peft_model_state_dict  # here, see lora.has_adapters
+
     settings = read_settings(source)
     _require_asked_for(config, settings)
     weights = load_file(adapter_weights(source))
@@ -74,12 +75,14 @@ def put_on(model: Any, source: Source, config: ModelConfig) -> Any:
     return adapted
 
 
-def read_settings(source: Source) -> LoraConfig:
-    """What adapters say of themselves, to be trained.
+def read_settings(source: Source) -> Any:
+    """What adapters say of themselves, to be trained: PEFT's LoraConfig.
 
     Raises:
         InvalidInput: They compute something else than LoRA, or are of a newer PEFT than this one.
     """
+    from peft import LoraConfig  # here, see lora.has_adapters
+
     written = adapter_settings(source.adapters or "", source.cached) or {}
     known = {one.name for one in dataclasses.fields(LoraConfig)} - {"runtime_config"}
     begun = str(written.get("init_lora_weights", True)).lower()
@@ -113,7 +116,7 @@ def task_of(source: Source) -> dict[str, Any]:
     return {"task": "sequence-classification", "num_labels": min((len(head) for head in heads), default=2)}
 
 
-def _require_asked_for(config: ModelConfig, settings: LoraConfig) -> None:
+def _require_asked_for(config: ModelConfig, settings: Any) -> None:
     if config.lora_rank not in (0, settings.r):
         hint = "Leave it out to train these adapters on."
         allowed = f"{settings.r}, as the adapters in model.path have it, or left out"

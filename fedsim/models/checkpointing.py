@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from transformers.modeling_layers import GradientCheckpointingLayer
-
 from fedsim.errors import InvalidInput
 from fedsim.models.config import ModelConfig
 from fedsim.models.quiet import quiet_transformers
@@ -22,6 +20,8 @@ def checkpoint_blocks(model: Any, config: ModelConfig) -> None:
     Raises:
         InvalidInput: The model has no such blocks.
     """
+    from transformers.modeling_layers import GradientCheckpointingLayer  # seconds to import, which few ask for
+
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     blocks = [module for module in base.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not blocks or not base.supports_gradient_checkpointing:

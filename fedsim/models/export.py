@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
@@ -185,6 +184,8 @@ def read_export(loaded: LoadedModel, folder: Path) -> Any:
         multiply_as_stored(base)
         base.config.pad_token_id = loaded.pad_token
         resize_tokens(base, load_file(folder / ADAPTER_SAFE_WEIGHTS_NAME))
+        from peft import PeftModel  # here, see lora.has_adapters
+
         model = PeftModel.from_pretrained(base, folder)
     return model.to(next(loaded.model.parameters()).device).eval()
 

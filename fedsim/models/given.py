@@ -18,13 +18,13 @@ from typing import Any
 import cloudpickle
 import tokenizers
 import torch
-from peft import PeftModel
 from safetensors.torch import load_model, save_model
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fedsim.cache import default_cache, written_to
 from fedsim.errors import InvalidInput
 from fedsim.models.fingerprint import tokenizer_fingerprint, weights_fingerprint
+from fedsim.models.lora import has_adapters
 from fedsim.models.quiet import quiet_transformers
 
 FOLDER = "given"
@@ -75,7 +75,9 @@ def keep_model(
     Raises:
         InvalidInput: The tokenizer is none of these, or the module cannot be pickled or written.
     """
-    own = not isinstance(model, PreTrainedModel | PeftModel) or _of_own_code(model)
+    from transformers import PreTrainedModel  # here, because a worker need not import it: it takes seconds
+
+    own = not (isinstance(model, PreTrainedModel) or has_adapters(model)) or _of_own_code(model)
     kept_tokenizer = _tokenizer(tokenizer)
     pickles = {OBJECTIVE: _pickled("objective", objective)} if objective is not None else {}
     if own:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from peft import PeftModel
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from fedsim.errors import InvalidInput
@@ -21,7 +20,7 @@ from fedsim.models.config import DEFAULT_PATH, ModelConfig
 from fedsim.models.context import longest_row
 from fedsim.models.given import Given
 from fedsim.models.independence import require_independent_rows, require_losses_apart
-from fedsim.models.lora import add_adapters
+from fedsim.models.lora import add_adapters, has_adapters
 from fedsim.models.quantised import multiply_as_stored, quantising
 from fedsim.models.quiet import quiet_transformers
 from fedsim.models.refusals import AUTO_CLASSES, OWN_CODE, not_loaded, reason_of, require_plain, require_whole
@@ -63,7 +62,7 @@ class LoadedModel:
     @property
     def adapted(self) -> bool:
         """Whether adapters are trained, over a frozen base."""
-        return isinstance(self.model, PeftModel)
+        return has_adapters(self.model)
 
     @property
     def pad_token(self) -> int:

@@ -1,12 +1,12 @@
 """LoRA adapters (Hu et al. 2021) through PEFT, drawn anew over a frozen base."""
 
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
 from transformers.pytorch_utils import Conv1D
 
 from fedsim.errors import InvalidInput
@@ -15,10 +15,11 @@ from fedsim.models.quiet import quiet_transformers
 from fedsim.models.targets import adaptable, default_targets, trained_in_full
 
 TASK_TYPES = {
-    "causal-lm": TaskType.CAUSAL_LM,
-    "sequence-classification": TaskType.SEQ_CLS,
-    "seq2seq-lm": TaskType.SEQ_2_SEQ_LM,
+    "causal-lm": "CAUSAL_LM",
+    "sequence-classification": "SEQ_CLS",
+    "seq2seq-lm": "SEQ_2_SEQ_LM",
 }
+"""PEFT's names of the tasks."""
 ADAPTER = "default"
 """PEFT's name of the one adapter that a layer has here."""
 ORTHONORMAL = 1e-4
@@ -41,6 +42,8 @@ def add_adapters(model: Any, config: ModelConfig, drawn: Iterable[str] = ()) -> 
         InvalidInput: No layer matches the targets, or one that does returns more than a product, or a name that was
             given is no layer's.
     """
+    from peft import LoraConfig, get_peft_model  # here, see has_adapters
+
     _require_modules(model, config.modules_to_save)
     in_full = [*dict.fromkeys([*trained_in_full(model, config, drawn), *config.modules_to_save])]
     named = config.lora_targets
@@ -107,6 +110,16 @@ def freeze_orthonormal(adapted: Any) -> None:
             allowed = "left out for adapters whose A has other rows"
             raise InvalidInput("model.lora-init", "orthonormal", allowed, f"{name}: A·Aᵀ is {float(off):.2g} off.")
         rows.requires_grad_(False)
+
+
+def has_adapters(model: object) -> bool:
+    """Whether a model is one of PEFT's, with adapters.
+
+    PEFT need not be imported to tell. That takes seconds, most of them for the compilers that bitsandbytes brings
+    wherever it is installed: every process would pay them, and most have no adapters.
+    """
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(model, peft.PeftModel)
 
 
 def adapters_of(adapted: torch.nn.Module) -> Iterator[tuple[str, Any]]:

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from peft.utils import transformers_weight_conversion as peft_conversion
 from transformers.pytorch_utils import Conv1D
 
 from fedsim.models.config import ModelConfig
@@ -76,6 +75,8 @@ def _taken_for_experts(kind: str) -> Iterable[str]:
 
     So of DeepSeek's first layers, which have no experts, and of its shared ones.
     """
+    from peft.utils import transformers_weight_conversion as peft_conversion  # here, see lora.has_adapters
+
     patterns: dict[str, str] = getattr(peft_conversion, "_MODEL_TO_CONVERSION_PATTERN", {})
     names: dict[str, dict[str, str]] = getattr(peft_conversion, "_MOE_TARGET_MODULE_MAPPING", {})
     return names.get(patterns.get(kind, ""), {})

@@ -14,7 +14,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from mock_clients import honest_reply, known_sum, request_for
 
-from clients.app import app_of
+from clients.answers import app_of
 from clients.worker import Worker
 from fedsim.config import EngineConfig, PlanConfig, RunConfig
 from fedsim.data.config import DataConfig

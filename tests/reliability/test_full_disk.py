@@ -16,7 +16,7 @@ import pytest
 from crashes import charges, weights
 from full_disk import full_disk
 
-from clients.app import app_of
+from clients.answers import app_of
 from clients.worker import Computing, Worker
 from fedsim.config import CheckpointConfig, EvaluationConfig, PlanConfig, RunConfig
 from fedsim.engine.local import LocalGrid
