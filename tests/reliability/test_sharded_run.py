@@ -4,21 +4,25 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import ray
 from crashes import crashed, weights
 from flwr.serverapp import Grid
 from small_runs import ROUNDS, trained
 
+from experiments import simulation
 from experiments.confirmation import confirm_folder
 from experiments.run import main
 from fedsim.config import EngineConfig, NoiseConfig, OptimizerConfig, RunConfig
 from fedsim.engine.local import LocalGrid
+from fedsim.engine.ray_grid import RayGrid
 from fedsim.errors import InvalidInput
 from fedsim.models.config import SmallModelConfig
 from fedsim.privacy.ledger import MODEL_UPDATE, read_entries
@@ -54,28 +58,69 @@ def charged(folder: Path) -> list[int]:
     return [one.round for one in read_entries(folder / "ledger.jsonl") if one.purpose == MODEL_UPDATE]
 
 
-def workers() -> list[int]:
-    """Processes of this process's Ray workers."""
-    parents, found = {}, []
-    for place in Path("/proc").iterdir():
-        if place.name.isdigit():
-            with contextlib.suppress(OSError):
-                parents[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
-    for process in parents:
-        above = process
-        while above > 1 and above != os.getpid():
-            above = parents.get(above, 0)
-        with contextlib.suppress(OSError):
-            if above == os.getpid() and b"ResidentActor" in Path(f"/proc/{process}/cmdline").read_bytes():
-                found.append(process)
-    return sorted(found)
-
-
+GRIDS: dict[int, RayGrid] = {}
+"""The workers of all runs on Ray of so many: they have the same model and store, whichever folder a run is for."""
 KILLED: list[int] = []
 
 
+@pytest.fixture(scope="module")
+def grids() -> Iterator[None]:
+    """Room for workers of two runs at a time."""
+    ray.init(num_cpus=5, include_dashboard=False, object_store_memory=256 << 20, log_to_driver=False)
+    with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        clients = simulation.simulated_clients
+
+        @contextlib.contextmanager
+        def started_once(config: RunConfig) -> Iterator[Grid]:
+            if config.engine.kind == "local":
+                with clients(config) as grid:
+                    yield grid
+                return
+            if (workers := config.engine.workers or 0) not in GRIDS:
+                made = stack.enter_context(clients(config))
+                assert isinstance(made, RayGrid)
+                GRIDS[workers] = made
+            yield GRIDS[workers]
+
+        patch.setattr(simulation, "simulated_clients", started_once)
+        yield
+    GRIDS.clear()
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of runs that several tests begin with."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def whole(grids: None, runs: Path, wide: Callable[..., RunConfig]) -> Path:
+    """The run of today's path."""
+    folder = runs / "whole"
+    if not folder.exists():
+        trained(wide(folder, SERVER))
+    return folder
+
+
+@pytest.fixture
+def broken_off(
+    grids: None, runs: Path, tmp_path: Path, wide: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[EngineConfig], RunConfig]:
+    """broken_off(engine): how to go on with a run that crashed in round 5."""
+
+    def of(engine: EngineConfig) -> RunConfig:
+        folder, run = runs / engine.kind, tmp_path / "run"
+        if not folder.exists():
+            crashed(wide(folder, engine), monkeypatch, rounds=5)
+        shutil.copytree(folder, run)
+        return wide(run, engine, resume=str(run))
+
+    return of
+
+
 def kill_one() -> None:
-    KILLED.append(workers()[len(KILLED) % 2])
+    KILLED.append(sorted(GRIDS[3].process_ids.values())[len(KILLED) % 2])
     os.kill(KILLED[-1], signal.SIGKILL)
 
 
@@ -100,16 +145,15 @@ def kill_in(monkeypatch: pytest.MonkeyPatch, round: int) -> None:
 
 
 def test_the_model_is_that_of_the_servers_sums_and_what_is_told_too(
-    tmp_path: Path, wide: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, whole: Path, wide: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained(wide(tmp_path / "server", SERVER))
     trained(wide(tmp_path / "workers", WORKERS))
     kill_in(monkeypatch, round=6)
     trained(wide(tmp_path / "killed", WORKERS, callbacks=(f"{__name__}:Kills",)))
     assert len(KILLED) == 2
-    expected = records(tmp_path / "server")
+    expected = records(whole)
     for name in ("workers", "killed"):
-        assert weights(tmp_path / name) == weights(tmp_path / "server")
+        assert weights(tmp_path / name) == weights(whole)
         assert charged(tmp_path / name) == list(range(ROUNDS))
         assert confirm_folder(tmp_path / name, (), as_json=True) == 0
         found = records(tmp_path / name)
@@ -120,7 +164,7 @@ def test_the_model_is_that_of_the_servers_sums_and_what_is_told_too(
             assert {key: ours[key] for key in told} == pytest.approx(told, rel=1e-5)
             units = {key: value for key, value in theirs["not_private"].items() if "unit" in key or key == "rows"}
             assert {key: ours["not_private"][key] for key in units} == pytest.approx(units)
-    ours, theirs = (json.loads((tmp_path / name / "privacy.json").read_text()) for name in ("workers", "server"))
+    ours, theirs = (json.loads((run / "privacy.json").read_text()) for run in (tmp_path / "workers", whole))
     assert ours["epsilon"] == theirs["epsilon"]
     assert main(["account", "--check", str(tmp_path / "killed")]) == 0
 
@@ -134,12 +178,10 @@ def test_the_model_is_that_of_the_servers_sums_and_what_is_told_too(
     ],
 )
 def test_a_run_goes_on_where_its_sums_are_formed_elsewhere(
-    tmp_path: Path, wide: Any, monkeypatch: pytest.MonkeyPatch, before: EngineConfig, after: EngineConfig
+    tmp_path: Path, whole: Path, broken_off: Callable[..., RunConfig], before: EngineConfig, after: EngineConfig
 ) -> None:
-    trained(wide(tmp_path / "whole", SERVER))
-    again = crashed(wide(tmp_path / "run", before), monkeypatch, rounds=5)
-    trained(dataclasses.replace(again, engine=after))
-    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    trained(dataclasses.replace(broken_off(before), engine=after))
+    assert weights(tmp_path / "run") == weights(whole)
     assert charged(tmp_path / "run") == [0, 1, 2, 3, 4, 5, 4, 5, 6, 7, 8, 9]  # the checkpoint knew of four
     assert confirm_folder(tmp_path / "run", (), as_json=True) == 0
 
