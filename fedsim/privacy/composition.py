@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy
+from numpy.typing import NDArray
 
 from fedsim.privacy.loss_cells import Floats, GridMeasure
 from fedsim.privacy.recursion import recursion
@@ -19,6 +20,11 @@ from fedsim.privacy.tilting import EPS, Window, infinite_mass, log_kernel, log_m
 
 Parts = Sequence[tuple[GridMeasure, int]]
 """Measures on grids of one spacing, and how many independent copies of each are added up."""
+Spectrum = NDArray[np.complex128]
+AT_ONCE = 2**13
+"""Frequencies whose product is formed together: their intermediate results stay in a processor's cache."""
+LEAST = -746.0
+"""Log of what a float holds as 0."""
 LARGEST = 300.0
 """Log of the largest δ, times whatever it takes to reach it, that a curve is followed down to."""
 
@@ -58,29 +64,20 @@ def convolve(parts: Parts, tilt: float, low: float, high: float, *, multiple: in
     cells = int(np.ceil((high - low) / spacing)) + 7
     size = multiple * scipy.fft.next_fast_len(-(-cells // multiple), real=True)
     base = 0.0
-    log_size = np.zeros(size // 2 + 1)
-    phase = np.zeros(size // 2 + 1)
-    relative = np.zeros(size // 2 + 1)
+    spectra = []
     for measure, count in parts:
         moment = float(log_moments_once(measure, np.array([tilt]))[0])
         base += count * moment
         tilted = np.exp(measure.log_masses + tilt * measure.losses - moment)
-        transform = scipy.fft.rfft(_folded(tilted, size))
-        size_of = np.abs(transform)
         farthest = float(np.abs(measure.losses[[0, -1]]).max())
         logs = float(tilted @ np.abs(np.maximum(measure.log_masses, -1e9)))
         slip = 8 * EPS * np.log2(size) + 4 * EPS * (1 + abs(moment) + tilt * farthest + logs)
-        with np.errstate(divide="ignore"):
-            log_size += count * np.log(size_of + slip)
-            relative += count * np.log1p(slip / size_of)
-        phase += np.remainder(count * np.angle(transform), 2 * np.pi) + 0.0
-    turns = sum(count for _, count in parts)
-    spectrum = np.exp(log_size - relative)
-    doubt = np.exp(log_size) * (-np.expm1(-relative) + 8 * EPS * (turns * 4 + 4))
-    masses = np.roll(scipy.fft.irfft(spectrum * np.exp(1j * phase), size), -(start % size))
+        spectra.append((scipy.fft.rfft(_folded(tilted, size)), slip, count))
+    product, bound, doubt = _product(spectra)
+    masses = np.roll(scipy.fft.irfft(product, size), -(start % size))
     # An error of a transform spreads over all places. Its absolute sum in time is at most the root of its squares in
     # frequency (Parseval and Cauchy–Schwarz), and at each place at most the mean of its absolute values.
-    rounding = 8 * EPS * np.log2(size) * np.linalg.norm(np.exp(log_size))
+    rounding = 8 * EPS * np.log2(size) * np.linalg.norm(bound)
     return TiltedMass(
         losses=origin + spacing * (start + np.arange(size)),
         masses=masses,
@@ -88,6 +85,38 @@ def convolve(parts: Parts, tilt: float, low: float, high: float, *, multiple: in
         misplaced=float(np.sqrt(2) * (np.linalg.norm(doubt) + rounding)),
         doubt=float(2 * doubt.sum() / size + np.sqrt(2 / size) * rounding),
     )
+
+
+def _product(spectra: Sequence[tuple[Spectrum, float, int]]) -> tuple[Spectrum, Floats, Floats]:
+    """The product of powers of transforms at each frequency, a bound on its size, and one on its error.
+
+    Of many releases little is left but at low frequencies; where a float holds none of it, nothing more is computed.
+
+    Args:
+        spectra: Each transform, a bound on the rounding error of each of its values, and its power.
+    """
+    frequencies = len(spectra[0][0])
+    turns = sum(count for *_, count in spectra)
+    product = np.zeros(frequencies, dtype=np.complex128)
+    bound, doubt = np.zeros(frequencies), np.zeros(frequencies)
+    for begin in range(0, frequencies, AT_ONCE):
+        place = slice(begin, begin + AT_ONCE)
+        sizes = [np.abs(transform[place]) for transform, _, _ in spectra]
+        log_size = np.zeros(len(sizes[0]))
+        for size_of, (_, slip, count) in zip(sizes, spectra, strict=True):
+            log_size += count * np.log(size_of + slip)
+        live = np.flatnonzero(log_size > LEAST)
+        if len(live) == 0:
+            continue
+        log_size, relative, phase = log_size[live], np.zeros(len(live)), np.zeros(len(live))
+        for size_of, (transform, slip, count) in zip(sizes, spectra, strict=True):
+            with np.errstate(divide="ignore"):
+                relative += count * np.log1p(slip / size_of[live])
+            phase += np.remainder(count * np.angle(transform[place][live]), 2 * np.pi)
+        bound[begin + live] = np.exp(log_size)
+        doubt[begin + live] = bound[begin + live] * (-np.expm1(-relative) + 8 * EPS * (turns * 4 + 4))
+        product[begin + live] = np.exp(log_size - relative) * np.exp(1j * phase)
+    return product, bound, doubt
 
 
 @dataclass(frozen=True)
