@@ -105,7 +105,7 @@ def _product(spectra: Sequence[tuple[Spectrum, float, int]]) -> tuple[Spectrum, 
         log_size = np.zeros(len(sizes[0]))
         for size_of, (_, slip, count) in zip(sizes, spectra, strict=True):
             log_size += count * np.log(size_of + slip)
-        live = np.flatnonzero(log_size > LEAST)
+        live = np.flatnonzero(~(log_size <= LEAST))  # what is not a number must show in the bound
         if len(live) == 0:
             continue
         log_size, relative, phase = log_size[live], np.zeros(len(live)), np.zeros(len(live))
