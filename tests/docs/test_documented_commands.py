@@ -12,6 +12,8 @@ import pytest
 from page_blocks import ROOT, Block, blocks, pages
 from page_runs import Reader, first_missing
 
+from fedsim.models.config import SmallModelConfig
+
 MINUTES = float(os.environ.get("FEDSIM_DOCS_MINUTES", "0"))
 """How many minutes a block may need and still be run here."""
 SMALL_RUN = [
@@ -71,6 +73,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
 def reader(tmp_path: Path, finished: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
     folder = tmp_path / "page"
     monkeypatch.setattr(sys, "path", [*sys.path, str(folder)])
+    # Blocks in Python are run in this process, where no page promises that the default model writes well.
+    monkeypatch.setitem(SmallModelConfig.__init__.__kwdefaults__, "steps", 3)
     yield Reader(folder=folder, finished=finished)
     shutil.rmtree(folder, ignore_errors=True)
 
