@@ -7,6 +7,7 @@ near ε (rare sampling), the sum is cut in two: those where no release loses muc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +18,8 @@ from fedsim.privacy.check.loss_laws import Floats, LossPoints
 
 Complexes = NDArray[Any]
 BLOCK = 128
+STRIDE = 16
+"""How far the larger steps of a block's table go."""
 NOTHING = -60.0
 """Logarithm of a tilted probability that no number of releases makes count."""
 Line = Callable[[int], Complexes]
@@ -57,25 +60,26 @@ class Part:
 
     def log_size(self, c: float) -> float:
         """log E[e^{cL}], accurate to its last digits also where it is near 0."""
-        losses, logs = self.with_atoms
+        losses, logs, weights = self._with_atoms
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            weights, exponents = np.exp(logs), c * losses
+            exponents = c * losses
             near = np.abs(exponents) < 1
-            terms = np.where(
-                near, weights * np.expm1(np.where(near, exponents, 0.0)), np.exp(exponents + logs) - weights
-            )
+            terms = np.exp(exponents + logs) - weights
+            terms[near] = weights[near] * np.expm1(exponents[near])
             less_one = float(terms.sum()) - self.lost
         if -0.5 < less_one < math.inf:
             return math.log1p(less_one)
         return float(scipy.special.logsumexp(exponents + logs))
 
-    @property
-    def with_atoms(self) -> tuple[Floats, Floats]:
-        """All losses and log probabilities."""
-        if not self.points.atoms:
-            return self.points.losses, self.points.log_weights
-        losses, logs = np.array(self.points.atoms).T
-        return np.append(self.points.losses, losses), np.append(self.points.log_weights, logs)
+    @cached_property
+    def _with_atoms(self) -> tuple[Floats, Floats, Floats]:
+        """All losses, log probabilities and probabilities."""
+        losses, logs = self.points.losses, self.points.log_weights
+        if self.points.atoms:
+            more, more_logs = np.array(self.points.atoms).T
+            losses, logs = np.append(losses, more), np.append(logs, more_logs)
+        with np.errstate(under="ignore"):
+            return losses, logs, np.exp(logs)
 
     def unfinished(self, c: float) -> tuple[bool, bool]:
         """Whether the law tilted by c goes on ahead of the points, and behind them."""
@@ -84,13 +88,15 @@ class Part:
         return bool((logs[self.points.ahead] > least).any()), bool((logs[self.points.behind] > least).any())
 
     def line(self, c: float, step: float) -> Line:
-        """E[e^{(c+it)L}]/E[e^{cL}] − 1, from products of two small tables of e^{itL} − 1."""
+        """E[e^{(c+it)L}]/E[e^{cL}] − 1, from products of two tables of e^{itL} − 1."""
         size = self.log_size(c)
         logs = self.points.log_weights + c * self.points.losses - size
-        heavy = logs > NOTHING
+        # In the order in which they are faded out: what is left at any frequency are the first of them.
+        heavy = np.argsort(self.points.strides, kind="stable")
+        heavy = heavy[logs[heavy] > NOTHING]
         losses, strides, weights = self.points.losses[heavy], self.points.strides[heavy], np.exp(logs[heavy])
         atoms = [(loss, math.exp(log + c * loss - size)) for loss, log in self.points.atoms]
-        table = _expm1i(np.multiply.outer(losses, np.arange(BLOCK) * step))
+        table = _table(losses, step)
 
         def values(start: int) -> Complexes:
             times = (start + np.arange(BLOCK)) * step
@@ -99,9 +105,9 @@ class Part:
                 less_one = weights @ (table * fade) - weights @ (1 - fade)
             else:
                 fade = _fade(times[BLOCK // 2] * strides)
-                kept = fade > 0
-                faded, outer = weights[kept] * fade[kept], _expm1i(times[0] * losses[kept])
-                less_one = faded @ outer + (faded * (1 + outer)) @ table[kept] - float(weights.sum() - faded.sum())
+                kept = int(np.count_nonzero(fade))
+                faded, outer = weights[:kept] * fade[:kept], _expm1i(times[0] * losses[:kept])
+                less_one = faded @ outer + (faded * (1 + outer)) @ table[:kept] - float(weights.sum() - faded.sum())
             for loss, weight in atoms:
                 less_one = less_one + weight * _expm1i(times * loss)
             return np.asarray(less_one, dtype=np.complex128)
@@ -280,6 +286,16 @@ def _expm1i(angle: NDArray[Any]) -> Complexes:
     result.real = -2 * np.sin(angle / 2) ** 2
     result.imag = np.sin(angle)
     return result
+
+
+def _table(losses: Floats, step: float) -> Complexes:
+    """e^{itL} − 1 at the first BLOCK multiples of step, a row for each loss: products of two small tables."""
+    near = _expm1i(np.multiply.outer(losses, np.arange(STRIDE) * step))[:, None, :]
+    far = _expm1i(np.multiply.outer(losses, np.arange(0, BLOCK, STRIDE) * step))[:, :, None]
+    both = near * far
+    both += near
+    both += far
+    return both.reshape(len(losses), BLOCK)
 
 
 def _log1p(z: Complexes) -> Complexes:
