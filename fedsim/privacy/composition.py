@@ -208,6 +208,8 @@ def _above(values: Floats) -> Floats:
 
 
 def _folded(values: Floats, size: int) -> Floats:
-    rows = -(-len(values) // size)
-    folded: Floats = np.pad(values, (0, rows * size - len(values))).reshape(rows, size).sum(axis=0)
+    """Values wrapped around into size places."""
+    whole = len(values) // size * size
+    folded: Floats = values[:whole].reshape(-1, size).sum(axis=0)
+    folded[: len(values) - whole] += values[whole:]
     return folded
