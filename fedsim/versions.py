@@ -1,5 +1,6 @@
 """Which software computes here, found without importing it."""
 
+import functools
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
@@ -20,7 +21,9 @@ def versions() -> dict[str, str]:
     }
 
 
+@functools.cache
 def _installed(package: str) -> str:
+    """Of what a process has imported, whatever is installed meanwhile."""
     try:
         return version(package)
     except PackageNotFoundError:

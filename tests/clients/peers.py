@@ -22,9 +22,7 @@ from fedsim.engine.kept import KeptParameters
 from fedsim.engine.messages import TrainRequest
 from fedsim.engine.shard_messages import PARAMETERS, TakeRequest, TellRequest
 from fedsim.engine.work import Done, Work
-from fedsim.optimizer import ServerOptimizer
 
-ServerOptimizer(np.zeros(1, dtype=np.float32), OptimizerConfig(), 1)  # with its first one torch loads a lot: once
 CLIP = Clip(norm=1.0)
 ROUNDS = 12
 SECONDS = 60.0
@@ -78,7 +76,8 @@ class Processes:
 
     def __init__(self, count: int, threads: Sequence[int] = ()) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["peers"])  # what all of them import, once
+        # What all of them import, once; this module's folder is not on the server's path.
+        context.set_forkserver_preload(["clients.shard", "torch._dynamo"])
         self._ends = [(context.Queue(), context.Queue()) for _ in range(count)]
         self.processes = [
             context.Process(target=_serve, args=(*ends, (threads or [1] * count)[number]), daemon=True)

@@ -16,7 +16,6 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from ray.cluster_utils import Cluster
 
-from experiments.simulation import required_beside
 from fedsim.engine import carried
 from fedsim.engine.carried import PLACE, Folder, NotHere, _answer, _digest, _looked, _Receiver, carry, files_of, placed
 from fedsim.engine.cluster import join_or_start, leave
@@ -229,6 +228,8 @@ def test_a_node_that_does_not_answer_is_named(store: Path, monkeypatch: pytest.M
 def test_a_node_without_the_base_of_adapters_is_refused(
     cluster: Cluster, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from experiments.simulation import required_beside  # here, or this file's workers would load torch
+
     (adapters := tmp_path / "adapters").mkdir()
     (store / "config.json").write_text("{}")
     settings = {"peft_type": "LORA", "base_model_name_or_path": str(store)}

@@ -14,6 +14,7 @@ from flwr.clientapp import ClientApp
 from mock_clients import CLIP, known_sum, make_app, request_for
 from ray.cluster_utils import Cluster
 
+from fedsim.engine import transport
 from fedsim.engine.exact import resolution_for
 from fedsim.engine.ray_grid import RayGrid
 from server.dispatch import Dispatcher, RoundFailed
@@ -85,7 +86,8 @@ def test_a_worker_that_hangs_is_timed_out_and_replaced(cluster: Cluster, tmp_pat
             time.sleep(0.1)
 
 
-def test_a_worker_that_is_frozen_is_timed_out(cluster: Cluster) -> None:
+def test_a_worker_that_is_frozen_is_timed_out(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "REACH_SECONDS", 1.0)  # it does not say, either, whether segments reach it
     with grid_of(cluster, 2) as grid:
         os.kill(grid.process_ids[1], signal.SIGSTOP)
         gathered = Dispatcher(grid, timeout=1.5).gather(request_for(UNITS, size=SIZE), COSTS)
