@@ -25,6 +25,7 @@ from fedsim.privacy.ledger import MODEL_UPDATE, merged, read_entries
 KILLS = int(os.environ.get("FEDSIM_KILLS", "5"))
 """How often to kill; 20 and more when the code that it tests has changed."""
 ALONE = "FEDSIM_KILL_TEST_ALONE"
+BANDS = ("1", "3")
 WATCHED = (f"{os.sep}server{os.sep}", f"{os.sep}release{os.sep}", f"{os.sep}ledger.py")
 """Every line of these is a moment at which the process may die, the checkpoint's own thread included."""
 
@@ -89,19 +90,22 @@ def check_finished(folder: Path, whole: Path) -> int:
     return len(entries) - ROUNDS
 
 
-@pytest.mark.parametrize("bands", ["1", "3"])
-def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(small_run, tmp_path: Path, bands: str) -> None:
-    if ALONE not in os.environ:
-        # A forked child must not inherit the threads of OpenMP or of other tests' Ray: this test forks from an
-        # interpreter of its own, with one thread.
-        name = f"{__file__}::test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been[{bands}]"
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", name],
-            env={**os.environ, ALONE: "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        print(next(line for line in done.stdout.splitlines() if "rounds charged again" in line))
-        return
+def test_runs_killed_at_random_moments_end_as_if_they_had_not_been() -> None:
+    # A forked child must not inherit the threads of OpenMP or of other tests' Ray: runs are forked from an interpreter
+    # of their own, with one thread.
+    name = f"{__file__}::{killed_at_random_moments.__name__}"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", name],
+        env={**os.environ, ALONE: "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = [line for line in done.stdout.splitlines() if "rounds charged again" in line]
+    assert len(told) == len(BANDS)
+    print(*told, sep="\n")
+
+
+@pytest.mark.parametrize("bands", BANDS)
+def killed_at_random_moments(small_run, tmp_path: Path, bands: str) -> None:
     # The average has a part of every round's weights, so that what is exported shows a difference in any.
     plan = dataclasses.replace(small_run("").plan, bands=bands)
     small_run = functools.partial(small_run, plan=plan, optimizer=OptimizerConfig(average="exponential"))
@@ -136,7 +140,10 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(small_run, tm
     child = in_child(lambda: begin_or_resume(small_run(folder), DieAtLine(None)), log)
     assert os.waitpid(child, 0)[1] == 0, log.read_text()
     charged_again += check_finished(folder, whole)
-    print(f"{kills} kills, {finished + 1} runs finished, {charged_again} rounds charged again")
+    print(f"\n{kills} kills, {finished + 1} runs finished, {charged_again} rounds charged again")
     if bands != "1":
         assert charged_again == 0  # a round that was released is repeated, one that was not uses its charge
     assert charged_again <= 2 * kills  # at most the rounds since the last checkpoint, and it is written every other
+
+
+killed_at_random_moments.__test__ = ALONE in os.environ  # type: ignore[attr-defined]  # a test there alone
