@@ -135,9 +135,12 @@ class SecureNoise:
         with ThreadPoolExecutor(self._threads) as pool:
             for start in range(0, within, self._threads):
                 together = pieces[start : min(start + self._threads, within)]
-                drawn = pool.map(lambda piece: self._drawn(*piece), together)
+                # A thread takes longer to begin than a small model's one piece to be drawn.
+                draw = pool.map if len(together) > 1 else map
+                drawn = draw(lambda piece: self._drawn(*piece), together)
                 self._ahead.extend((scale, steps) for (_, scale), steps in zip(together, drawn, strict=True))
-                yield
+                if start + self._threads < within:
+                    yield
 
     def _drawn(self, size: int, scale: _Scale) -> np.ndarray:
         """Fresh noise of one piece, in steps of the grid."""
