@@ -80,11 +80,6 @@ def test_the_configuration_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_a_process_that_computes_without_adapters_does_without_peft() -> None:
-    code = "import sys, clients.worker, server.app; sys.exit('peft' in sys.modules or 'bitsandbytes' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
 def test_every_option_of_adapters_travels_as_flat_values_and_back() -> None:
     config = ModelConfig(
         lora_rank=2,
