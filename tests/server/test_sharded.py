@@ -193,7 +193,7 @@ def test_a_sum_of_other_bits_gets_other_noise_and_the_same_sum_the_same(
     monkeypatch.setattr(WorkerGroup, "commit", noted)
     expected = todays(folder / "today", 2, exact)
     with Ledger.open(folder / "ledger.jsonl") as ledger:
-        made, dispatcher = sharded(grid, ledger, exact, timeout=12.0 if frozen else 60.0)
+        made, dispatcher = sharded(grid, ledger, exact, timeout=20.0 if frozen else 60.0)
         made.run(0, dispatcher.gather)
         if frozen:
             (marks / "freeze").touch()
