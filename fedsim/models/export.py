@@ -174,6 +174,8 @@ def read_export(loaded: LoadedModel, folder: Path) -> Any:
     if not loaded.adapted:
         model = kind.from_pretrained(folder, use_safetensors=True, dtype=dtype, **OWN_CODE)
     else:
+        from peft import PeftModel  # here, see lora.has_adapters
+
         own = folder / BASE
         source = loaded.source
         further = quantising(loaded.config) | OWN_CODE
@@ -184,8 +186,6 @@ def read_export(loaded: LoadedModel, folder: Path) -> Any:
         multiply_as_stored(base)
         base.config.pad_token_id = loaded.pad_token
         resize_tokens(base, load_file(folder / ADAPTER_SAFE_WEIGHTS_NAME))
-        from peft import PeftModel  # here, see lora.has_adapters
-
         model = PeftModel.from_pretrained(base, folder)
     return model.to(next(loaded.model.parameters()).device).eval()
 

@@ -30,6 +30,7 @@ def require_embedded(loaded: LoadedModel, data: Tokens) -> None:
     largest = max(loaded.pad_token, data.largest_token)
     if known is None or largest < known:
         return
+    needed = max(len(loaded.tokenizer), largest + 1)  # numbers may have gaps
     what = "pads with" if largest == loaded.pad_token else "makes of the data"
     raise InvalidInput(
         "model.path",
@@ -37,5 +38,5 @@ def require_embedded(loaded: LoadedModel, data: Tokens) -> None:
         "a model with an embedding of every token that occurs",
         f"Its tokenizer has {len(loaded.tokenizer)} tokens, its embedding {known}; the tokenizer {what} "
         f"{loaded.tokenizer.convert_ids_to_tokens(largest)!r}, number {largest}. Save the model with its embedding "
-        f"resized (resize_token_embeddings({len(loaded.tokenizer)})), or with a tokenizer without that token.",
+        f"resized (resize_token_embeddings({needed})), or with a tokenizer without that token.",
     )
