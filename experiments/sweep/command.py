@@ -134,10 +134,11 @@ class Sweep(RunConfig):
 
     def _require_same(self, folder: Path) -> None:
         """Refuse a folder whose points came from other common settings."""
-        flat = content_of(self.common())
+        default = content_of(RunConfig())  # what a folder of an earlier version lacks was as by default
+        flat = default | content_of(self.common())
         path = folder / CLAIM
         if path.exists():
-            known = json.loads(path.read_text(encoding="utf-8"))["common"]
+            known = default | json.loads(path.read_text(encoding="utf-8"))["common"]
             varied = {"plan.epsilon", "plan.gradients-per-round", "plan.group-size", "plan.clip-norm"}
             varied |= {"plan.algorithm", "plan.bands", "optimizer.learning-rate", "optimizer.average"}
             names = (set(known) | set(flat)) - varied

@@ -129,7 +129,7 @@ class Point:
             engine=dataclasses.replace(common.engine, kind="local", workers=1),
             output=str(output),
         )
-        setting = json.dumps([self.seed, content_of(run)], sort_keys=True)
+        setting = json.dumps([self.seed, chosen_of(run)], sort_keys=True)
         return dataclasses.replace(
             run,
             sampling_seed=derived_seed(common.sampling_seed or 0, "sampling", setting),
@@ -140,6 +140,12 @@ class Point:
 def content_of(run: RunConfig) -> dict[str, Any]:
     """The settings that decide what a run computes, flat, as JSON values; an infinite ε is as JSON writes it."""
     return {name: value for name, value in to_flat(run).items() if not name.startswith(NOT_CONTENT)}
+
+
+def chosen_of(run: RunConfig) -> dict[str, Any]:
+    """Those of content_of that are not as by default: an option that a later version adds changes nothing of it."""
+    default = content_of(type(run)())
+    return {name: value for name, value in content_of(run).items() if value != default.get(name)}
 
 
 def points_of(sweep: SweepConfig, run: RunConfig) -> list[Point]:

@@ -164,6 +164,12 @@ def test_a_folder_of_other_settings_is_refused_and_a_larger_grid_is_not(
     larger = SweepConfig(epsilons=(2.0, 4.0, 8.0), uls_group_sizes=(1, 2), els_group_sizes=(4,), seeds=2)
     assert small_sweep(tmp_path, sweep=larger).run() == 0
     assert len(training.trained) == 14 + 6
+    claim = json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))
+    del claim["common"]["optimizer.momentum"]  # as of a version that lacked the option
+    (tmp_path / "sweep.json").write_text(json.dumps(claim), encoding="utf-8")
+    with pytest.raises(InvalidInput, match=r"optimizer\.momentum"):
+        small_sweep(tmp_path, sweep=larger, optimizer=OptimizerConfig(momentum=0.8)).run()
+    assert small_sweep(tmp_path, sweep=larger).run() == 0
 
 
 def test_only_the_best_of_each_arm_is_repeated_where_that_is_asked_for(training: FakeTraining, tmp_path: Path) -> None:

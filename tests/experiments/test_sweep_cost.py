@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,18 @@ def test_no_two_points_share_a_seed_and_each_keeps_its_own_when_the_sweep_grows(
     assert seeds_of(points_of(small, elsewhere), elsewhere, tmp_path) == some, "where it is computed decides nothing"
     for other in (RunConfig(sampling_seed=1, noise_seed=1), RunConfig(plan=PlanConfig(rounds=3))):
         assert not set(itertools.chain(*seeds_of(points_of(small, other), other, tmp_path).values())) & set(drawn)
+
+
+def test_an_option_that_a_later_version_adds_changes_no_seed(tmp_path: Path) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Later(RunConfig):
+        added: int = 0
+
+    points = points_of(SweepConfig(epsilons=(2.0, 8.0), seeds=2), RunConfig())
+    assert seeds_of(points, Later(), tmp_path) == seeds_of(points, RunConfig(), tmp_path)
+    assert not set(seeds_of(points, Later(added=1), tmp_path).values()) & set(
+        seeds_of(points, RunConfig(), tmp_path).values()
+    )
 
 
 def test_secure_noise_of_a_point_has_no_seed(tmp_path: Path) -> None:
