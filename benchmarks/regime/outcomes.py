@@ -1,0 +1,225 @@
+"""What came out of the studies: each setting, the lead of ULS, and whether it grows."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+
+from benchmarks.regime.rates import Rates
+from benchmarks.regime.studies import AT_1024, Place, Study, sweeps_of
+from experiments.sweep.results import cells_of, half_width, lead
+
+CONFIDENCE = 0.95
+"""Of intervals."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """All seeds of one setting.
+
+    Attributes:
+        study: The study's name.
+        corpus, regroup: Whose text, and whether it was dealt out anew.
+        place: B and T.
+        epsilon: User-level ε.
+        arm: "uls" or "els".
+        group_size, bands, rate: The setting.
+        noise_multiplier: σ.
+        units: What a sum is divided by.
+        noise_ratio: Noise that is left where it is correlated over rounds, relative to independent noise.
+        losses: Of test users, one a seed.
+        validation: Mean loss of validation users, by which settings are chosen.
+    """
+
+    study: str
+    corpus: str
+    regroup: str
+    place: Place
+    epsilon: float
+    arm: str
+    group_size: int
+    bands: str
+    rate: float
+    noise_multiplier: float
+    units: float
+    noise_ratio: float
+    losses: tuple[float, ...]
+    validation: float
+
+    @property
+    def loss(self) -> float:
+        """Mean over seeds."""
+        return float(np.mean(self.losses))
+
+    @property
+    def half(self) -> float | None:
+        """Half of the 95 % interval; None for one seed."""
+        return half_width(np.array(self.losses))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lead:
+    """The loss of the best setting of ELS minus that of ULS, settings chosen on validation users.
+
+    Attributes:
+        uls, els: The best of each.
+        nats: The lead of ULS; negative where ELS is ahead.
+        half: Half of its 95 % interval (Welch); None for single seeds.
+    """
+
+    uls: Setting
+    els: Setting
+    nats: float
+    half: float | None
+
+    @property
+    def decided(self) -> str:
+        """Who is ahead beyond the interval, or that nobody is."""
+        if self.half is None or abs(self.nats) <= self.half:
+            return "level"
+        return "ULS" if self.nats > 0 else "ELS"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What is finished.
+
+    Attributes:
+        settings: All settings of all studies.
+        pretrained: Loss before fine-tuning, by (corpus, regroup).
+        seconds: Of training, all points together.
+        points: How many these are.
+    """
+
+    settings: tuple[Setting, ...]
+    pretrained: dict[tuple[str, str], float]
+    seconds: float
+    points: int
+
+    def of(self, **values: Any) -> "Iterator[Setting]":
+        """Settings whose attributes are these."""
+        for setting in self.settings:
+            if all(getattr(setting, name) == value for name, value in values.items()):
+                yield setting
+
+
+def gathered(folder: Path, studies: Iterable[Study], rates: Rates) -> Results:
+    """The results of every sweep that is there.
+
+    Args:
+        folder: Of all sweeps.
+        studies: All studies; sweeps of theirs that have no results are left out.
+        rates: The learning rates, which name the sweeps.
+    """
+    settings: list[Setting] = []
+    pretrained: dict[tuple[str, str], float] = {}
+    points: list[dict[str, Any]] = []
+    for study in studies:
+        for sweep in sweeps_of(study, rates):
+            path = folder / sweep.name / "results.json"
+            if not path.exists():
+                continue
+            results = json.loads(path.read_text(encoding="utf-8"))
+            pretrained[study.corpus, study.regroup] = results["pretrained_loss"]
+            points += results["points"]
+            settings += _settings(study, sweep.place, results["points"])
+    return Results(
+        settings=tuple(settings),
+        pretrained=pretrained,
+        seconds=sum(point["seconds"] for point in points),
+        points=len(points),
+    )
+
+
+def _settings(study: Study, place: Place, points: Sequence[dict[str, Any]]) -> Iterator[Setting]:
+    for cell in cells_of(points):
+        for tried in cell["settings"]:
+            own = [point for point in points if _is_of(point, cell, tried)]
+            yield Setting(
+                study=study.name,
+                corpus=study.corpus,
+                regroup=study.regroup,
+                place=place,
+                epsilon=cell["epsilon"],
+                arm=cell["arm"],
+                group_size=tried["group_size"],
+                bands=tried["bands"],
+                rate=tried["learning_rate"],
+                noise_multiplier=own[0]["noise_multiplier"],
+                units=own[0]["noise_multiplier"] * own[0]["clip_norm"] / own[0]["noise"],
+                noise_ratio=tried["predicted_noise_ratio"],
+                losses=tuple(point["test_loss"] for point in own),
+                validation=tried["validation_loss"],
+            )
+
+
+def _is_of(point: dict[str, Any], cell: dict[str, Any], tried: dict[str, Any]) -> bool:
+    same = all(point[name] == cell[name] for name in ("arm", "epsilon", "gradients_per_round"))
+    return same and all(point[name] == tried[name] for name in ("group_size", "learning_rate", "clip_norm", "bands"))
+
+
+def leads(results: Results, **values: Any) -> list[Lead]:
+    """The lead of ULS wherever both algorithms ran with independent noise, by place and ε.
+
+    Args:
+        results: All.
+        values: Which settings, as for `Results.of`.
+    """
+    by_cell: dict[tuple[int, int, float], list[Setting]] = {}
+    for one in results.of(bands="1", **values):
+        by_cell.setdefault((one.place.gradients, one.place.rounds, one.epsilon), []).append(one)
+    bests = [_best_by_arm(by_cell[cell]) for cell in sorted(by_cell)]
+    return [lead_of(found["uls"], found["els"]) for found in bests if len(found) == 2]
+
+
+def lead_of(uls: Setting, els: Setting) -> Lead:
+    """The lead of one setting over another."""
+    seeds = [{"losses": dict(enumerate(one.losses))} for one in (uls, els)]
+    nats, half = lead(*seeds)
+    return Lead(uls=uls, els=els, nats=nats, half=half)
+
+
+def best(settings: Iterable[Setting]) -> Setting:
+    """The setting of least validation loss, of those with most seeds."""
+    settings = list(settings)
+    most = max(len(one.losses) for one in settings)
+    return min((one for one in settings if len(one.losses) == most), key=lambda one: one.validation)
+
+
+def _best_by_arm(settings: Iterable[Setting]) -> dict[str, Setting]:
+    settings = list(settings)
+    return {arm: best(one for one in settings if one.arm == arm) for arm in {one.arm for one in settings}}
+
+
+def at_25_rounds(results: Results, epsilon: float = 2.0) -> list[Lead]:
+    """The leads on Shakespeare at one ε and 25 rounds, by compute: of more than one study."""
+    found = leads(results, corpus="shakespeare", regroup="none", epsilon=epsilon)
+    return [one for one in found if one.uls.place.rounds == AT_1024.rounds]
+
+
+def by_diversity(results: Results, epsilon: float = 2.0) -> dict[str, Lead]:
+    """The lead on Shakespeare at one ε and AT_1024, by what was done to users' examples, from the least diverse on."""
+    kinds = ("alike", "none", "mixed")
+    found = {
+        kind: leads(results, corpus="shakespeare", regroup=kind, epsilon=epsilon, place=AT_1024) for kind in kinds
+    }
+    return {kind: some[0] for kind, some in found.items() if some}
+
+
+def growth(first: Lead, second: Lead) -> tuple[float, float | None]:
+    """By how much the second lead is larger, and half of the 95 % interval of that (Welch, of four means)."""
+    difference = second.nats - first.nats
+    samples = [np.array(one.losses) for pair in (first, second) for one in (pair.uls, pair.els)]
+    if min(map(len, samples)) < 2:
+        return difference, None
+    parts = [sample.var(ddof=1) / len(sample) for sample in samples]
+    total = sum(parts)
+    if total == 0:
+        return difference, 0.0
+    degrees = total**2 / sum(part**2 / (len(one) - 1) for part, one in zip(parts, samples, strict=True))
+    return difference, float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, degrees) * math.sqrt(total))

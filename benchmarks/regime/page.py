@@ -1,0 +1,100 @@
+"""The study in words: tables and figures, between two marks of a page."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.regime.figures import draw
+from benchmarks.regime.outcomes import Lead, Results, Setting, at_25_rounds, by_diversity, growth, leads
+from benchmarks.regime.rates import Rates
+from experiments.report.markdown import table
+from experiments.sweep.points import ARM_TITLES
+
+BEGIN, END = "<!-- the regime -->", "<!-- the end of the regime -->"
+"""Between these lines of a page stands what the study wrote."""
+LEADS = ("corpus", "users' examples", "ε", "B", "T", "ULS", "G", "ELS", "G", "ELS − ULS", "ahead")
+SETTINGS = ("corpus", "ε", "B", "T", "", "G", "bands", "learning rate", "σ", "test loss", "± 95 %", "seeds")
+GROWTHS = ("question", "from", "to", "lead grows by", "answer")
+
+
+def write_page(output: Path, results: Results, rates: Rates, page: Path | None) -> None:
+    """Write regime.md and the figures into the study's folder and, where a page is named, its part of that.
+
+    Args:
+        output: The study's folder.
+        results: What is finished.
+        rates: The learning rates.
+        page: A page that has BEGIN and END, each on a line; figures go to the folder figures beside it.
+    """
+    text = "\n\n".join(_sections(results, rates))
+    (output / "regime.md").write_text(text + "\n", encoding="utf-8")
+    draw(results, output / "figures")
+    if page is not None:
+        own = page.read_text(encoding="utf-8")
+        inside = re.compile(f"(?<={re.escape(BEGIN)}\n).*?(?={re.escape(END)})", re.DOTALL)
+        page.write_text(inside.sub(lambda _: f"\n{text}\n\n", own), encoding="utf-8")
+        draw(results, page.parent / "figures")
+    print(f"{results.points} points, {results.seconds / 3600:.2f} hours of training: {output / 'regime.md'}")
+
+
+def _sections(results: Results, rates: Rates) -> Iterator[str]:
+    yield f"{results.points} points, {results.seconds / 3600:.1f} core hours of training."
+    yield "Learning rates, chosen on public users:\n\n" + table(("B", "T", "ε", "learning rate"), list(rates.rows()))
+    yield "The best setting of each algorithm, independent noise:\n\n" + table(
+        LEADS, [_lead_row(one) for one in _all_leads(results)]
+    )
+    yield "Whether the lead grows:\n\n" + table(GROWTHS, list(_growth_rows(results)))
+    yield "Every setting:\n\n" + table(SETTINGS, [_setting_row(one) for one in results.settings])
+
+
+def _all_leads(results: Results) -> Iterator[Lead]:
+    for corpus, regroup in results.pretrained:
+        yield from leads(results, corpus=corpus, regroup=regroup)
+
+
+def _lead_row(one: Lead) -> list[str]:
+    uls, els = one.uls, one.els
+    return [
+        *(uls.corpus, {"none": "their own"}.get(uls.regroup, uls.regroup)),
+        *(f"{uls.epsilon:g}", f"{uls.place.gradients:,}", str(uls.place.rounds)),
+        *(_loss(uls), str(uls.group_size), _loss(els), str(els.group_size)),
+        f"{one.nats:+.3f}" + ("" if one.half is None else f" ± {one.half:.3f}"),
+        one.decided,
+    ]
+
+
+def _growth_rows(results: Results) -> Iterator[list[str]]:
+    by_epsilon = leads(results, study="shakespeare-epsilon")
+    if len(by_epsilon) > 1:
+        yield _growth("stronger privacy", by_epsilon[-1], by_epsilon[0], lambda one: f"ε = {one.epsilon:g}")
+    by_compute = at_25_rounds(results)
+    if len(by_compute) > 1:
+        yield _growth("more compute", by_compute[0], by_compute[-1], lambda one: f"B = {one.place.gradients:,}")
+    kinds = by_diversity(results)
+    if kinds.keys() >= {"alike", "mixed"}:
+        yield _growth("more diverse users", kinds["alike"], kinds["mixed"], lambda one: one.regroup)
+
+
+def _growth(question: str, first: Lead, second: Lead, place: Callable[[Setting], str]) -> list[str]:
+    nats, half = growth(first, second)
+    answer = "undecided" if half is None or abs(nats) <= half else ("yes" if nats > 0 else "it shrinks")
+    return [
+        question,
+        place(first.uls),
+        place(second.uls),
+        f"{nats:+.3f}" + ("" if half is None else f" ± {half:.3f}"),
+        answer,
+    ]
+
+
+def _setting_row(one: Setting) -> Sequence[str]:
+    return [
+        *(one.corpus if one.regroup == "none" else f"{one.corpus}, {one.regroup}", f"{one.epsilon:g}"),
+        *(f"{one.place.gradients:,}", str(one.place.rounds), ARM_TITLES[one.arm], str(one.group_size), one.bands),
+        *(f"{one.rate:g}", f"{one.noise_multiplier:.3f}", f"{one.loss:.4f}"),
+        *("–" if one.half is None else f"{one.half:.4f}", str(len(one.losses))),
+    ]
+
+
+def _loss(one: Setting) -> str:
+    return f"{one.loss:.3f}" + ("" if one.half is None else f" ± {one.half:.3f}")

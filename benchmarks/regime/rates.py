@@ -1,0 +1,92 @@
+"""Learning rates, chosen on public users before any private user is looked at.
+
+The modules of Python's standard library are users nobody needs to protect, about as many as Shakespeare has roles. At
+the same compute and ε their runs carry about the same noise; what rate does best for them is the one that the private
+users' runs are given.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+RATES = (1e-3, 3e-3, 1e-2)
+"""Learning rates that are tried."""
+AT_THE_END = "500"
+"""Rounds between evaluations: more than any pilot has."""
+GROUP_SIZE = 4
+"""Examples of a public user each round."""
+PUBLIC = ("--data.source", "docstrings", "--data.packages", "standard-library", "--data.sequence-length", "64")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pilot:
+    """A sweep over learning rates on public users.
+
+    Attributes:
+        gradients: B, gradient evaluations a round.
+        rounds: T.
+        epsilons: User-level ε.
+    """
+
+    gradients: int
+    rounds: int
+    epsilons: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        """Its folder's."""
+        return f"public-B{self.gradients}-T{self.rounds}"
+
+    def arguments(self, model: Path, output: Path) -> list[str]:
+        """Of the command line, after the program's name."""
+        return [
+            *("sweep", *PUBLIC, "--model.path", str(model), "--plan.delta", "1e-5", "--plan.rounds", str(self.rounds)),
+            *("--optimizer.name", "adam", "--evaluation.every", AT_THE_END),
+            *("--evaluation.max-rows", "300", "--evaluation.test-rows", "1000", "--sweep.no-nonprivate"),
+            *("--sweep.algorithms", "uls", "--sweep.uls-group-sizes", str(GROUP_SIZE), "--sweep.seeds", "1"),
+            *("--sweep.compute", str(self.gradients), "--sweep.epsilons", *(f"{value:g}" for value in self.epsilons)),
+            *("--sweep.learning-rates", *(f"{value:g}" for value in RATES), "--output", str(output / self.name)),
+        ]
+
+
+PILOTS = (
+    Pilot(gradients=1024, rounds=25, epsilons=(1, 8)),
+    Pilot(gradients=128, rounds=200, epsilons=(8,)),
+    Pilot(gradients=128, rounds=25, epsilons=(2,)),
+)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The best rate of each pilot, by (gradients a round, rounds, ε)."""
+
+    best: dict[tuple[int, int, float], float]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Rates":
+        """From the pilots' folders in this one."""
+        best: dict[tuple[int, int, float], float] = {}
+        for pilot in PILOTS:
+            for cell in json.loads((folder / pilot.name / "results.json").read_text(encoding="utf-8"))["cells"]:
+                best[pilot.gradients, pilot.rounds, cell["epsilon"]] = cell["best"]["learning_rate"]
+        return cls(best)
+
+    def at(self, gradients: int, rounds: int, epsilon: float) -> float:
+        """The rate of the pilot that is nearest in rounds, then compute, then ε, each by its ratio."""
+
+        def distance(tried: tuple[int, int, float]) -> tuple[float, ...]:
+            return tuple(abs(math.log(own / asked)) for own, asked in zip(_order(*tried), asked_for, strict=True))
+
+        asked_for = _order(gradients, rounds, epsilon)
+        return self.best[min(self.best, key=distance)]
+
+    def rows(self) -> Iterator[list[str]]:
+        """Of a table: compute, rounds, ε, rate."""
+        for (gradients, rounds, epsilon), rate in sorted(self.best.items()):
+            yield [f"{gradients:,}", str(rounds), f"{epsilon:g}", f"{rate:g}"]
+
+
+def _order(gradients: int, rounds: int, epsilon: float) -> tuple[float, float, float]:
+    return float(rounds), float(gradients), epsilon

@@ -1,0 +1,219 @@
+"""What is asked, and the sweeps that answer it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.regime.rates import Rates
+
+Corpus = Literal["shakespeare", "ubuntu-irc", "rails-commits"]
+FILES: dict[str, str] = {
+    "shakespeare": "shakespeare/shakespeare.parquet",
+    "ubuntu-irc": "ubuntu_irc/ubuntu_irc.parquet",
+    "rails-commits": "rails_commits/rails_commits.parquet",
+}
+"""Where each corpus lies in the folder of corpora; each is a preset of the same name."""
+MODEL = "model_stories260k"
+"""The model that is fine-tuned, in the folder of corpora."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """How the compute of a run is split.
+
+    Attributes:
+        gradients: B, gradient evaluations a round.
+        rounds: T.
+    """
+
+    gradients: int
+    rounds: int
+
+    def __str__(self) -> str:
+        return f"B{self.gradients}-T{self.rounds}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A question, and the points that answer it.
+
+    Attributes:
+        name: A folder's name.
+        asks: The question, in words.
+        corpus: The users.
+        places: How the compute is split; each is a sweep, or several where learning rates differ.
+        epsilons: User-level ε.
+        uls, els: Group sizes of each; none leaves the algorithm out.
+        bands: Over how many rounds noise is correlated.
+        regroup: Whether users' examples are mixed, or dealt out so that each user's are alike.
+        seeds: Of the best setting of each arm.
+        longer: Whether it is left out unless longer studies are asked for.
+    """
+
+    name: str
+    asks: str
+    corpus: Corpus
+    places: tuple[Place, ...]
+    epsilons: tuple[float, ...]
+    uls: tuple[int, ...] = ()
+    els: tuple[int, ...] = ()
+    bands: tuple[str, ...] = ("1",)
+    regroup: Literal["none", "mixed", "alike"] = "none"
+    seeds: int = 3
+    longer: bool = False
+
+
+AT_1024 = Place(gradients=1024, rounds=25)
+STUDIES: tuple[Study, ...] = (
+    Study(
+        name="shakespeare-epsilon",
+        asks="Does ULS lead, by more under stronger privacy, and which group size wins?",
+        corpus="shakespeare",
+        places=(AT_1024,),
+        epsilons=(0.5, 2, 8, 32),
+        uls=(1, 4, 8, 16),
+        els=(1, 4),
+    ),
+    Study(
+        name="shakespeare-compute",
+        asks="Does the lead of ULS, and the group size that wins, grow with compute?",
+        corpus="shakespeare",
+        places=(Place(gradients=64, rounds=25), Place(gradients=256, rounds=25), Place(gradients=2048, rounds=25)),
+        epsilons=(2,),
+        uls=(1, 4, 8, 16),
+        els=(1, 4),
+    ),
+    Study(
+        name="irc-allocation",
+        asks="Which split of the same compute into cohort and rounds wins, with and without bands?",
+        corpus="ubuntu-irc",
+        places=(
+            Place(gradients=64, rounds=400),
+            Place(gradients=128, rounds=200),
+            Place(gradients=512, rounds=50),
+            AT_1024,
+            Place(gradients=2048, rounds=12),
+        ),
+        epsilons=(8,),
+        uls=(1,),
+        bands=("1", "auto"),
+        seeds=2,
+    ),
+    Study(
+        name="irc-epsilon",
+        asks="The same as on Shakespeare, for many users with few, short messages.",
+        corpus="ubuntu-irc",
+        places=(AT_1024,),
+        epsilons=(0.5, 8),
+        uls=(1, 4),
+        els=(1, 4),
+    ),
+    Study(
+        name="shakespeare-mixed",
+        asks="Does ULS lead by more where each user's examples are as different as anybody's?",
+        corpus="shakespeare",
+        places=(AT_1024,),
+        epsilons=(2,),
+        uls=(1, 8),
+        els=(1, 4),
+        regroup="mixed",
+    ),
+    Study(
+        name="shakespeare-alike",
+        asks="And by less where each user's examples are alike?",
+        corpus="shakespeare",
+        places=(AT_1024,),
+        epsilons=(2,),
+        uls=(1, 8),
+        els=(1, 4),
+        regroup="alike",
+    ),
+    Study(
+        name="rails-epsilon",
+        asks="The same for a classifier, on users of whom half own one example.",
+        corpus="rails-commits",
+        places=(AT_1024,),
+        epsilons=(0.5, 8),
+        uls=(1, 4),
+        els=(1, 4),
+    ),
+    Study(
+        name="shakespeare-largest",
+        asks="And at nearly four times as many gradients a round as there are users?",
+        corpus="shakespeare",
+        places=(Place(gradients=4096, rounds=25),),
+        epsilons=(2,),
+        uls=(4, 8, 16),
+        els=(4,),
+        longer=True,
+    ),
+    Study(
+        name="shakespeare-weak",
+        asks="Where the least privacy is asked for, and where the most, is ELS ahead?",
+        corpus="shakespeare",
+        places=(AT_1024,),
+        epsilons=(0.25, 1, 16),
+        uls=(1, 4, 8, 16),
+        els=(1, 4, 13),
+        longer=True,
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOf:
+    """One sweep of a study: those of its ε that share a learning rate, at one place.
+
+    Attributes:
+        study: The study, with these ε alone.
+        place: The split of compute.
+        rate: The server's learning rate.
+    """
+
+    study: Study
+    place: Place
+    rate: float
+
+    @property
+    def name(self) -> str:
+        """Its folder's."""
+        return f"{self.study.name}-{self.place}-lr{self.rate:g}"
+
+    def arguments(self, corpora: Path, output: Path) -> list[str]:
+        """Of the command line, after the program's name."""
+        study = self.study
+        algorithms = [name for name, groups in (("uls", study.uls), ("els", study.els)) if groups]
+        sweep = {
+            "algorithms": algorithms,
+            "epsilons": study.epsilons,
+            "compute": [self.place.gradients],
+            "uls-group-sizes": study.uls,
+            "els-group-sizes": study.els,
+            "learning-rates": [self.rate],
+            "bands": study.bands,
+            "seeds": [study.seeds],
+            "repeat": ["best"],
+        }
+        return [
+            *("sweep", "--preset", study.corpus, "--data.path", str(corpora / FILES[study.corpus])),
+            *("--model.path", str(corpora / MODEL), "--plan.rounds", str(self.place.rounds)),
+            *("--evaluation.every", str(self.place.rounds), "--sweep.no-nonprivate"),
+            *(("--data.regroup", study.regroup) if study.regroup != "none" else ()),
+            *(word for name, values in sweep.items() if values for word in (f"--sweep.{name}", *map(_word, values))),
+            *("--output", str(output / self.name)),
+        ]
+
+
+def sweeps_of(study: Study, rates: Rates) -> Iterator[SweepOf]:
+    """The sweeps of a study, at the learning rates that public users chose."""
+    for place in study.places:
+        by_rate: dict[float, list[float]] = {}
+        for epsilon in study.epsilons:
+            by_rate.setdefault(rates.at(place.gradients, place.rounds, epsilon), []).append(epsilon)
+        for rate, epsilons in by_rate.items():
+            yield SweepOf(study=replace(study, epsilons=tuple(epsilons)), place=place, rate=rate)
+
+
+def _word(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"

@@ -1,0 +1,183 @@
+"""The study of the paper's regime: what is run, what it says of results, and that it goes on."""
+
+import json
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.regime import __main__ as command
+from benchmarks.regime.outcomes import Results, at_25_rounds, gathered, growth, leads
+from benchmarks.regime.page import BEGIN, END, write_page
+from benchmarks.regime.rates import PILOTS, Rates
+from benchmarks.regime.studies import FILES, MODEL, STUDIES, Study, SweepOf, sweeps_of
+from experiments.run import main
+from experiments.sweep.command import Sweep
+from fedsim.errors import InvalidInput
+
+RATES = Rates({(1024, 25, 1.0): 0.003, (1024, 25, 8.0): 0.01, (128, 200, 8.0): 0.001, (128, 25, 2.0): 0.003})
+STEPS = {"uls": 0.05, "els": 0.01}
+"""By how much the mock losses fall as ε doubles."""
+
+
+def loss_of(arm: str, epsilon: float, group_size: int, seed: int) -> float:
+    lost = STEPS[arm] * np.log2(epsilon) - 0.2 * (arm == "uls") + 0.001 * group_size
+    return 4.0 - lost + 0.001 * seed
+
+
+def finished_sweep(sweep: SweepOf, folder: Path) -> None:
+    points: list[dict[str, Any]] = []
+    for arm, groups in (("uls", sweep.study.uls), ("els", sweep.study.els)):
+        for epsilon in sweep.study.epsilons:
+            for group in groups:
+                for seed in range(sweep.study.seeds):
+                    loss = loss_of(arm, epsilon, group, seed)
+                    points.append(
+                        {
+                            "point": f"{arm}-{epsilon}-{group}-{seed}",
+                            "arm": arm,
+                            "epsilon": epsilon,
+                            "gradients_per_round": sweep.place.gradients,
+                            "group_size": group,
+                            "learning_rate": sweep.rate,
+                            "clip_norm": 1.0,
+                            "bands": "1",
+                            "bands_used": 1,
+                            "predicted_noise_ratio": 1.0,
+                            "average": "none",
+                            "seed": seed,
+                            "validation_loss": loss,
+                            "test_loss": loss,
+                            "noise_multiplier": 2.0,
+                            "noise": 0.02,
+                            "seconds": 1.0,
+                        }
+                    )
+    (folder / sweep.name).mkdir(parents=True)
+    (folder / sweep.name / "results.json").write_text(json.dumps({"pretrained_loss": 4.5, "points": points}))
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    for study in STUDIES:
+        if "shakespeare" in study.name and not study.longer:
+            for sweep in sweeps_of(study, RATES):
+                finished_sweep(sweep, tmp_path)
+    return gathered(tmp_path, STUDIES, RATES)
+
+
+def test_every_sweep_is_a_command_that_the_command_line_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Sweep] = []
+    monkeypatch.setattr(Sweep, "run", lambda self: read.append(self) or 0)
+    known: set[str] = set()
+    for study in STUDIES:
+        for sweep in sweeps_of(study, RATES):
+            if study.regroup == "none":
+                assert main(sweep.arguments(tmp_path, tmp_path / "runs")) == 0
+                run = read[-1]
+                assert run.plan.rounds == sweep.place.rounds
+                assert run.sweep.compute == (sweep.place.gradients,)
+                assert set(run.sweep.epsilons) <= set(study.epsilons)
+                assert run.sweep.seeds == study.seeds
+                assert not run.sweep.nonprivate
+            assert sweep.name not in known
+            known.add(sweep.name)
+    for pilot in PILOTS:
+        assert main(pilot.arguments(tmp_path / MODEL, tmp_path)) == 0
+        assert read[-1].sweep.epsilons == pilot.epsilons
+
+
+def test_a_rate_is_that_of_the_pilot_nearest_in_rounds_then_compute_then_epsilon() -> None:
+    assert RATES.at(1024, 25, 0.5) == 0.003
+    assert RATES.at(1024, 25, 32) == 0.01
+    assert RATES.at(64, 400, 0.1) == 0.001
+    assert RATES.at(64, 25, 32) == 0.003
+
+
+def test_leads_are_of_the_best_settings_and_grow_as_the_losses_say(results: Results) -> None:
+    found = leads(results, study="shakespeare-epsilon")
+    assert [one.uls.epsilon for one in found] == [0.5, 2.0, 8.0, 32.0]
+    assert {one.uls.group_size for one in found} == {16}
+    for one in found:
+        assert one.nats == pytest.approx(0.012 - 0.2 + (0.05 - 0.01) * np.log2(one.uls.epsilon), abs=1e-9)
+        assert one.decided == ("ULS" if one.nats > 0 else "ELS")
+    nats, half = growth(found[0], found[-1])
+    assert nats == pytest.approx(0.04 * 6, abs=1e-9)
+    assert half is not None
+    assert 0 < half < 0.01
+    assert [one.uls.place.gradients for one in at_25_rounds(results)] == [64, 256, 1024, 2048]
+
+
+def test_the_page_gets_the_tables_between_its_marks_and_nothing_else_changes(results: Results, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    for _ in range(2):
+        write_page(tmp_path, results, RATES, page)
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith(f"before\n{BEGIN}\n")
+    assert text.endswith(f"{END}\nafter\n")
+    assert "old" not in text
+    assert text.count("| stronger privacy | ε = 32 | ε = 0.5 | -0.240") == 1
+    assert (tmp_path / "figures" / "regime_epsilon.png").stat().st_size > 1000
+
+
+def test_a_study_goes_on_where_it_stopped_and_says_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (*FILES.values(), MODEL):
+        (tmp_path / "corpora" / name).mkdir(parents=True)
+    output, ran, failing = tmp_path / "runs", list[str](), {"shakespeare-compute-B256-T25-lr0.003"}
+    sweeps = {one.name: one for study in STUDIES for one in sweeps_of(study, RATES)}
+
+    def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+        name = Path(arguments[-1]).name
+        ran.append(name)
+        if name in sweeps and name not in failing:
+            finished_sweep(sweeps[name], output)
+        elif name not in failing:
+            (output / name).mkdir(parents=True)
+            pilot = next(pilot for pilot in PILOTS if pilot.name == name)
+            cells = [
+                {"epsilon": epsilon, "best": {"learning_rate": RATES.at(pilot.gradients, pilot.rounds, epsilon)}}
+                for epsilon in pilot.epsilons
+            ]
+            (output / name / "results.json").write_text(json.dumps({"cells": cells}))
+        return subprocess.CompletedProcess(arguments, int(name in failing))
+
+    monkeypatch.setattr(command.subprocess, "run", run)
+    study = command.Regime(corpora=tmp_path / "corpora", output=output, only=("shakespeare-compute",))
+    assert study.run() == 1
+    assert len(ran) == len(set(ran)) == len(PILOTS) + 3
+    assert "shakespeare-compute-B256-T25-lr0.003 ended with 1" in capsys.readouterr().err
+    failing.clear()
+    ran.clear()
+    assert study.run() == 0
+    assert ran == ["shakespeare-compute-B256-T25-lr0.003"]
+    assert study.run() == 0
+    assert len(ran) == 1
+    assert (output / "regime.md").read_text(encoding="utf-8").startswith("54 points")
+
+
+def test_commands_are_printed_and_nothing_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in (*FILES.values(), MODEL):
+        (tmp_path / name).mkdir(parents=True)
+    assert command.Regime(corpora=tmp_path, output=tmp_path / "runs", commands=True).run() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [shlex.split(line)[-1] for line in lines] == [str(tmp_path / "runs" / pilot.name) for pilot in PILOTS]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_missing_or_unknown_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"shakespeare\.parquet"):
+        command.Regime(corpora=tmp_path).run()
+    with pytest.raises(InvalidInput, match="one of shakespeare-epsilon"):
+        command.Regime(corpora=tmp_path, only=("none",)).run()
+
+
+def test_studies_are_of_users_and_settings_that_differ() -> None:
+    names = [study.name for study in STUDIES]
+    assert len(set(names)) == len(names)
+    assert all(isinstance(study, Study) and study.asks.endswith(("?", ".")) for study in STUDIES)
