@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.regime import __main__ as command
@@ -14,6 +16,7 @@ from benchmarks.regime.outcomes import Results, at_25_rounds, gathered, growth, 
 from benchmarks.regime.page import BEGIN, END, write_page
 from benchmarks.regime.rates import PILOTS, Rates
 from benchmarks.regime.studies import FILES, MODEL, STUDIES, Study, SweepOf, sweeps_of
+from benchmarks.regime.synthetic import BOOKS, PASSAGE, WINDOW, SyntheticUsers
 from experiments.run import main
 from experiments.sweep.command import Sweep
 from fedsim.errors import InvalidInput
@@ -127,7 +130,7 @@ def test_the_page_gets_the_tables_between_its_marks_and_nothing_else_changes(res
 def test_a_study_goes_on_where_it_stopped_and_says_what_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in (*FILES.values(), MODEL):
+    for name in (*FILES.values(), MODEL, BOOKS):
         (tmp_path / "corpora" / name).mkdir(parents=True)
     output, ran, failing = tmp_path / "runs", list[str](), {"shakespeare-compute-B256-T25-lr0.003"}
     sweeps = {one.name: one for study in STUDIES for one in sweeps_of(study, RATES)}
@@ -162,7 +165,7 @@ def test_a_study_goes_on_where_it_stopped_and_says_what_failed(
 
 
 def test_commands_are_printed_and_nothing_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in (*FILES.values(), MODEL):
+    for name in (*FILES.values(), MODEL, BOOKS):
         (tmp_path / name).mkdir(parents=True)
     assert command.Regime(corpora=tmp_path, output=tmp_path / "runs", commands=True).run() == 0
     lines = capsys.readouterr().out.splitlines()
@@ -181,3 +184,25 @@ def test_studies_are_of_users_and_settings_that_differ() -> None:
     names = [study.name for study in STUDIES]
     assert len(set(names)) == len(names)
     assert all(isinstance(study, Study) and study.asks.endswith(("?", ".")) for study in STUDIES)
+
+
+def test_synthetic_users_repeat_their_passage_or_write_anybodys(tmp_path: Path) -> None:
+    words = [f"w{number}" for number in range(9_000)]
+    (tmp_path / BOOKS).parent.mkdir(parents=True)
+    pq.write_table(pa.table({"text": [" ".join(words[:5_000]), " ".join(words[5_000:])]}), tmp_path / BOOKS)
+    spreads = {}
+    for diversity in (0.0, 0.5, 1.0):
+        users = SyntheticUsers(diversity=diversity, users=200, examples=8)
+        table = pq.read_table(users.write(tmp_path, tmp_path / "made"))
+        assert np.bincount(table["user_id"].to_numpy()).tolist() == [8] * 200
+        windows = [text.split() for text in table["text"].to_pylist()]
+        assert all(one == words[(start := int(one[0][1:])) : start + WINDOW] for one in windows)
+        starts = np.array([int(one[0][1:]) for one in windows]).reshape(200, 8)
+        spreads[diversity] = np.ptp(starts, axis=1)
+        assert (
+            users.write(tmp_path, tmp_path / "made").stat().st_mtime
+            == (tmp_path / "made" / users.file).stat().st_mtime
+        )
+    assert spreads[0.0].max() < PASSAGE
+    assert np.median(spreads[0.5]) > PASSAGE
+    assert np.median(spreads[1.0]) > np.median(spreads[0.5])

@@ -14,7 +14,8 @@ import tyro
 from benchmarks.regime.outcomes import gathered
 from benchmarks.regime.page import write_page
 from benchmarks.regime.rates import PILOTS, Rates
-from benchmarks.regime.studies import FILES, MODEL, STUDIES, Study, sweeps_of
+from benchmarks.regime.studies import FILES, MODEL, STUDIES, SYNTHETIC, Study, sweeps_of
+from benchmarks.regime.synthetic import BOOKS
 from fedsim.errors import InvalidInput
 from server.results.run_folder import write_json
 
@@ -42,7 +43,7 @@ class Regime:
     def run(self) -> int:
         """1 where a point failed, and else 0."""
         studies = self._studies()
-        needed = {MODEL, *(FILES[study.corpus] for study in studies)}
+        needed = {MODEL, *(BOOKS if study.corpus in SYNTHETIC else FILES[study.corpus] for study in studies)}
         missing = [one for one in needed if not (self.corpora / one).exists()]
         if missing:
             raise InvalidInput("corpora", str(self.corpora), f"a folder that has {', '.join(sorted(missing))}")
@@ -52,6 +53,8 @@ class Regime:
         rates = Rates.read(self.output)
         for study in studies:
             print(f"\n{study.name}: {study.asks}", flush=True)
+            if study.corpus in SYNTHETIC and not self.commands:
+                SYNTHETIC[study.corpus].write(self.corpora, self.output)
             sweeps = sweeps_of(study, rates)
             failed |= self._all((one.name, one.arguments(self.corpora, self.output)) for one in sweeps)
         if not self.commands:

@@ -6,14 +6,25 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks.regime.rates import Rates
+from benchmarks.regime.synthetic import SyntheticUsers
 
-Corpus = Literal["shakespeare", "ubuntu-irc", "rails-commits"]
+Corpus = Literal["shakespeare", "ubuntu-irc", "rails-commits", "synthetic-alike", "synthetic-mixed"]
 FILES: dict[str, str] = {
     "shakespeare": "shakespeare/shakespeare.parquet",
     "ubuntu-irc": "ubuntu_irc/ubuntu_irc.parquet",
     "rails-commits": "rails_commits/rails_commits.parquet",
 }
-"""Where each corpus lies in the folder of corpora; each is a preset of the same name."""
+"""Where each real corpus lies in the folder of corpora; each is a preset of the same name."""
+SYNTHETIC: dict[str, SyntheticUsers] = {
+    "synthetic-alike": SyntheticUsers(diversity=0.0),
+    "synthetic-mixed": SyntheticUsers(diversity=1.0),
+}
+"""Populations that the study makes up itself."""
+SYNTHETIC_OPTIONS = (
+    *("--data.source", "files", "--data.sequence-length", "64", "--plan.delta", "1e-5", "--optimizer.name", "adam"),
+    *("--evaluation.max-rows", "300", "--evaluation.test-rows", "1000"),
+)
+"""As the presets of the real corpora have them."""
 MODEL = "model_stories260k"
 """The model that is fine-tuned, in the folder of corpora."""
 
@@ -139,6 +150,24 @@ STUDIES: tuple[Study, ...] = (
         els=(1, 4),
     ),
     Study(
+        name="synthetic-alike",
+        asks="For 20,000 users of whom each repeats one passage, is ELS level?",
+        corpus="synthetic-alike",
+        places=(AT_1024,),
+        epsilons=(2,),
+        uls=(1, 8),
+        els=(1, 4),
+    ),
+    Study(
+        name="synthetic-mixed",
+        asks="And for as many whose examples are anybody's, does ULS lead?",
+        corpus="synthetic-mixed",
+        places=(AT_1024,),
+        epsilons=(2,),
+        uls=(1, 8),
+        els=(1, 4),
+    ),
+    Study(
         name="shakespeare-largest",
         asks="And at nearly four times as many gradients a round as there are users?",
         corpus="shakespeare",
@@ -196,13 +225,19 @@ class SweepOf:
             "repeat": ["best"],
         }
         return [
-            *("sweep", "--preset", study.corpus, "--data.path", str(corpora / FILES[study.corpus])),
+            *("sweep", *self._data(corpora, output)),
             *("--model.path", str(corpora / MODEL), "--plan.rounds", str(self.place.rounds)),
             *("--evaluation.every", str(self.place.rounds), "--sweep.no-nonprivate"),
             *(("--data.regroup", study.regroup) if study.regroup != "none" else ()),
             *(word for name, values in sweep.items() if values for word in (f"--sweep.{name}", *map(_word, values))),
             *("--output", str(output / self.name)),
         ]
+
+    def _data(self, corpora: Path, output: Path) -> list[str]:
+        corpus = self.study.corpus
+        if corpus in SYNTHETIC:
+            return [*SYNTHETIC_OPTIONS, "--data.path", str(output / SYNTHETIC[corpus].file)]
+        return ["--preset", corpus, "--data.path", str(corpora / FILES[corpus])]
 
 
 def sweeps_of(study: Study, rates: Rates) -> Iterator[SweepOf]:
