@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, Self
 
 from fedsim.config.devices import require_shardable
 from fedsim.config.engine import EngineConfig
+from fedsim.config.evaluation import EvaluationConfig
 from fedsim.config.owners import require_guarantee_for
 from fedsim.config.plan import PlanConfig
 from fedsim.config.worker_sums import require_independent_noise
@@ -18,6 +19,7 @@ from fedsim.plan import Plan, UserSizes
 from fedsim.plan.bands import BandsForecast
 from fedsim.privacy.earlier import Earlier
 from fedsim.privacy.events import Adjacency, Event
+from fedsim.privacy.held_out import PrivateEvaluation
 from fedsim.privacy.ledger import NOTHING
 from fedsim.privacy.mechanisms import MECHANISMS
 from fedsim.privacy.mechanisms.banded.workload import Workload
@@ -89,22 +91,6 @@ class OptimizerConfig:
             schedule=self.schedule,
             warmup_rounds=self.warmup_rounds,
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """How the model is measured on held-out users."""
-
-    every: int = 4
-    """Rounds between evaluations on validation users; the first and last model are always evaluated."""
-    max_rows: int = 500
-    """Most rows of an evaluation while training (whole users, drawn once)."""
-    test_rows: int = 2000
-    """Most rows of the final evaluation on test users."""
-
-    def __post_init__(self) -> None:
-        for name in ("every", "max_rows", "test_rows"):
-            require_at_least(f"evaluation.{name.replace('_', '-')}", getattr(self, name), 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,6 +273,18 @@ class RunConfig:
             raise InvalidInput("earlier-people", "others", "left out where model.path is no result of a run", hint)
         earlier.require_room(self.plan.epsilon, self.plan.delta, adjacency)
         return earlier
+
+    def private_evaluation(self, users: int) -> PrivateEvaluation | None:
+        """The private evaluations of this run; None where none are asked for.
+
+        Args:
+            users: Validation users in the data.
+
+        Raises:
+            InvalidInput: There are none.
+        """
+        plan = self.plan
+        return self.evaluation.private_evaluation(users, plan.rounds, plan.delta, Adjacency(plan.adjacency))
 
     @property
     def writes_training_metrics(self) -> bool:

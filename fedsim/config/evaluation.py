@@ -1,0 +1,77 @@
+"""How held-out users are measured, as options."""
+
+from dataclasses import dataclass
+
+from fedsim.errors import InvalidInput
+from fedsim.privacy.events import Adjacency
+from fedsim.privacy.held_out import PrivateEvaluation, evaluations_of
+from fedsim.validation import require_at_least, require_positive
+
+PRIVATE_OPTIONS = ("epsilon", "clip")
+"""What does nothing where evaluations are not released with noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How the model is measured on held-out users."""
+
+    every: int = 4
+    """Rounds between evaluations on validation users; the first and last model are always evaluated."""
+    max_rows: int = 500
+    """Most rows of an evaluation while training (whole users, drawn once)."""
+    test_rows: int = 2000
+    """Most rows of the final evaluation on test users."""
+    private: bool = False
+    """Release how the loss of validation users changed, at every evaluation, with noise that hides each of them; its
+    ε is in the statement. Each user is then measured by their own draw, on their first rows, and max-rows is what is
+    measured on average. Losses without noise are written as training-metrics says."""
+    epsilon: float = 2.0
+    """User-level ε of all private evaluations of the run together, at plan.delta."""
+    clip: float = 2.0
+    """Largest change of one user's loss, in nats, that counts in a private evaluation."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "max_rows", "test_rows"):
+            require_at_least(f"evaluation.{name.replace('_', '-')}", getattr(self, name), 1)
+        for name in PRIVATE_OPTIONS:
+            value, default = getattr(self, name), getattr(EvaluationConfig, name)
+            require_positive(f"evaluation.{name}", value)
+            if not self.private and value != default:
+                hint = "It does nothing without --evaluation.private; add that, or leave it out."
+                raise InvalidInput(f"evaluation.{name}", value, f"{default} without evaluation.private", hint)
+
+    def measured(self, users: int) -> tuple[int, int]:
+        """How many of so many validation users a private evaluation measures on average, and on how many rows each.
+
+        As many users as there are rows to measure, for the noise falls with them; more rows of each only where all are
+        measured. It follows from public numbers alone.
+        """
+        return min(users, self.max_rows), max(1, self.max_rows // max(users, 1))
+
+    def private_evaluation(
+        self, users: int, rounds: int, delta: float, adjacency: Adjacency
+    ) -> PrivateEvaluation | None:
+        """The private evaluations of a run; None where none are asked for.
+
+        Args:
+            users: Validation users in the data, a number that is treated as public.
+            rounds: Planned rounds of the run.
+            delta, adjacency: Of the guarantee.
+
+        Raises:
+            InvalidInput: There are no validation users.
+        """
+        if not self.private:
+            return None
+        if users == 0:
+            raise InvalidInput(
+                "evaluation.private", True, "off without validation users", "Raise --data.validation-fraction."
+            )
+        return PrivateEvaluation.calibrated(
+            epsilon=self.epsilon,
+            delta=delta,
+            adjacency=adjacency,
+            count=evaluations_of(rounds, self.every),
+            clip_norm=self.clip,
+            users=self.measured(users)[0],
+        )
