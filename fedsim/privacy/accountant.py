@@ -11,6 +11,7 @@ import numpy as np
 
 from fedsim.errors import InvalidInput
 from fedsim.privacy.bounds import Bounds
+from fedsim.privacy.cases import Cases, cases_of, together
 from fedsim.privacy.certify import Question, certify
 from fedsim.privacy.delta_curve import delta_curve
 from fedsim.privacy.dominating_pairs import dominating_pair
@@ -29,6 +30,7 @@ from fedsim.privacy.gaussian_curve import composed_shift, gaussian_delta, gaussi
 from fedsim.privacy.gaussian_pairs import GaussianPair
 from fedsim.privacy.grid_plan import Pairs
 from fedsim.privacy.loss_cells import Floats
+from fedsim.privacy.splits import OfSplit
 from fedsim.privacy.unprotected import Unprotected
 from fedsim.validation import require_at_least, require_between
 
@@ -87,9 +89,10 @@ def delta_bounds_at(
     for wrong in epsilons[~(epsilons >= 0)][:1]:
         raise InvalidInput("epsilons", float(wrong), "at least 0")
     _require_known_groups(event, adjacency)
-    most, least = flatten(event), flatten(event, least=True)
-    lower, upper = _delta_curve(most, epsilons, adjacency, least_delta)
-    return (lower if least == most else _delta_curve(least, epsilons, adjacency, least_delta)[0]), upper
+    most, least = cases_of(event), cases_of(event, least=True)
+    curves = [_delta_curve(case, epsilons, adjacency, least_delta) for case in most]
+    below = curves if least == most else [_delta_curve(case, epsilons, adjacency, least_delta) for case in least]
+    return np.max([lower for lower, _ in below], axis=0), np.max([upper for _, upper in curves], axis=0)
 
 
 def _delta_curve(
@@ -119,8 +122,8 @@ class Accountant:
 
     def __init__(self, *, adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE_USER) -> None:
         self.adjacency = adjacency
-        self._counts: Counter[Event] = Counter()
-        self._least: Counter[Event] = Counter()
+        self._most: Cases = [Counter()]
+        self._least: Cases = [Counter()]
 
     def compose(self, event: Event, count: int = 1) -> "Accountant":
         """Add count independent releases of event, whose choice may depend on earlier releases.
@@ -130,9 +133,9 @@ class Accountant:
         """
         require_at_least("count", count, 0)
         _require_known_groups(event, self.adjacency)
-        for counts, least in ((self._counts, False), (self._least, True)):
-            for primitive, times in flatten(event, least=least).items():
-                counts[primitive] += times * count
+        added = Repeated(event=event, count=count)
+        self._most = together(self._most, cases_of(added), least=False)
+        self._least = together(self._least, cases_of(added, least=True), least=True)
         return self
 
     def epsilon(self, delta: float, *, tolerance: float = 1e-3) -> Bounds:
@@ -151,10 +154,7 @@ class Accountant:
     def _solve(self, *, epsilon: float | None = None, delta: float | None = None, tolerance: float) -> Bounds:
         require_between("tolerance", tolerance, 0, 1)
         question = Question(epsilon, delta, tolerance)
-        found = bounds_of(_sorted(self._counts), self.adjacency, question)
-        if self._least == self._counts:
-            return found
-        return replace(found, lower=bounds_of(_sorted(self._least), self.adjacency, question).lower)
+        return _bounds(self._most, self._least, self.adjacency, question)
 
 
 @lru_cache(maxsize=256)
@@ -197,31 +197,28 @@ def epsilon_against(event: Event, delta: float, threshold: float, *, adjacency: 
     require_between("tolerance", tolerance, 0, 1)
     _require_known_groups(event, adjacency)
     question = Question(None, delta, tolerance, threshold=threshold)
-    most, least = flatten(event), flatten(event, least=True)
-    found = bounds_of(_sorted(most), adjacency, question)
-    return found if least == most else replace(found, lower=bounds_of(_sorted(least), adjacency, question).lower)
+    return _bounds(cases_of(event), cases_of(event, least=True), adjacency, question)
 
 
-def flatten(event: Event, *, least: bool = False) -> Counter[Event]:
-    """The primitive events within an event, and how often each occurs: releases that bound what one user goes through.
+def _bounds(most: Cases, least: Cases, adjacency: Adjacency, question: Question) -> Bounds:
+    """Bounds for the users who go through most of all: from above of all cases, from below of cases that there are."""
+    found = [bounds_of(_sorted(case), adjacency, question) for case in most]
+    below = found if least == most else [bounds_of(_sorted(case), adjacency, question) for case in least]
+    upper = max(found, key=lambda bounds: bounds.upper)
+    return replace(upper, lower=max(bounds.lower for bounds in below))
 
-    Args:
-        event: The event.
-        least: Of events that each user is in one of, take the one of most releases: some user goes through that much.
-            By default take as many of every kind as any of them has, which nobody goes through more than. Mostly
-            these are the same.
-    """
+
+def flatten(event: Event) -> Counter[Event]:
+    """The primitive events within an event, and how often each occurs: of events that each user is in one of, as many
+    of every kind as any of them has, which nobody goes through more than."""
     if isinstance(event, Repeated):
-        return Counter({inner: count * event.count for inner, count in flatten(event.event, least=least).items()})
+        return Counter({inner: count * event.count for inner, count in flatten(event.event).items()})
     if isinstance(event, Composed):
-        return sum((flatten(inner, least=least) for inner in event.events), Counter())
-    if isinstance(event, OfGroup | OfBlock):
-        return flatten(event.event, least=least)
+        return sum(map(flatten, event.events), Counter())
+    if isinstance(event, OfGroup | OfBlock | OfSplit):
+        return flatten(event.event)
     if isinstance(event, OneOf):
-        counts = [flatten(one, least=least) for one in event.events]
-        if least:
-            return max(counts, key=Counter.total)
-        return functools.reduce(operator.or_, counts)
+        return functools.reduce(operator.or_, map(flatten, event.events))
     return Counter({event: 1})
 
 
@@ -239,7 +236,7 @@ def is_tight(event: Event) -> bool:
 
 def _require_known_groups(event: Event, adjacency: Adjacency) -> None:
     """Refuse groups of users where one may be replaced by another, who may be of another group."""
-    if isinstance(event, OfGroup | OneOf) and adjacency is Adjacency.REPLACE_ONE_USER:
+    if isinstance(event, OfGroup | OfSplit | OneOf) and adjacency is Adjacency.REPLACE_ONE_USER:
         raise InvalidInput(
             "adjacency",
             adjacency.value,

@@ -10,8 +10,6 @@ import hashlib
 import json
 import os
 import warnings
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +20,8 @@ import numpy as np
 from fedsim.errors import Failure, InvalidInput
 from fedsim.privacy.accountant import epsilon_bounds
 from fedsim.privacy.bounds import Bounds
-from fedsim.privacy.events import Adjacency, Composed, Event, OfBlock, OfGroup, OneOf, Repeated, from_json, to_json
+from fedsim.privacy.events import Adjacency, Composed, Event, from_json, to_json
+from fedsim.privacy.merged import merged as merged
 from fedsim.registry import NotImported
 from fedsim.validation import require_at_least
 
@@ -197,47 +196,6 @@ def read_entries(path: str | os.PathLike[str]) -> tuple[LedgerEntry, ...]:
     if not path.is_file():
         raise InvalidInput("ledger", str(path), "a file that exists")
     return tuple(_replay(path, path.read_bytes())[0])
-
-
-def merged(events: Iterable[Event]) -> Composed:
-    """The composition of events, with equal ones merged into Repeated, in order of first appearance.
-
-    Releases to groups are taken as of one assignment of users for each number of groups, as those of one ledger are,
-    and become a OneOf of what each group got. A OneOf that is there already stays as it is: its users are assigned
-    independently. Rounds of one block are that block, once.
-    """
-    counts: Counter[Event] = Counter()
-    blocks: set[OfBlock] = set()
-    groups: dict[int, dict[int, Counter[Event]]] = {}
-    for event in events:
-        for part, count in _parts(event).items():
-            if isinstance(part, OfGroup):
-                groups.setdefault(part.groups, {}).setdefault(part.group, Counter())[part.event] += count
-            elif isinstance(part, OfBlock):
-                counts[part.event] += part not in blocks
-                blocks.add(part)
-            else:
-                counts[part] += count
-    together: list[Event] = []
-    for event, count in counts.items():
-        # Equal alternatives stay apart: a user may be in another of them each time.
-        together += [event] * count if isinstance(event, OneOf) else [Repeated(event=event, count=count)] * (count > 0)
-    apart = [OneOf(events=tuple(_composed(group) for group in parts.values())) for parts in groups.values()]
-    return Composed(events=(*together, *apart))
-
-
-def _parts(event: Event) -> Counter[Event]:
-    """Single events, releases to groups and alternatives within an event, and how often each occurs."""
-    if isinstance(event, Repeated):
-        return Counter({inner: count * event.count for inner, count in _parts(event.event).items()})
-    if isinstance(event, Composed):
-        return sum((_parts(inner) for inner in event.events), Counter())
-    return Counter({event: 1})
-
-
-def _composed(counts: Counter[Event]) -> Event:
-    repeated = tuple(Repeated(event=event, count=count) for event, count in counts.items())
-    return repeated[0] if len(repeated) == 1 else Composed(events=repeated)
 
 
 def _lock(descriptor: int, path: Path) -> None:

@@ -21,6 +21,7 @@ from fedsim.privacy.accountant import (
     epsilon_bounds,
     flatten,
 )
+from fedsim.privacy.cases import MOST_CASES, cases_of
 from fedsim.privacy.check import Verdict, charged, confirm, counted
 from fedsim.privacy.events import (
     Adjacency,
@@ -75,7 +76,8 @@ def test_independent_partitions_cost_the_sum_of_their_worst() -> None:
     halves = [OfGroup(event=STEP, group=t % 2, groups=2) for t in range(5)]
     thirds = [OfGroup(event=STEP, group=t % 3, groups=3) for t in range(4)]
     together = merged([*halves, *thirds, STEP])
-    assert flatten(together) == Counter({STEP: 3 + 2 + 1}) == flatten(together, least=True)
+    assert flatten(together) == Counter({STEP: 3 + 2 + 1})
+    assert cases_of(together) == cases_of(together, least=True) == [Counter({STEP: 3 + 2 + 1})]
     # Ledgers of two runs, each with an assignment of its own.
     runs = Composed(events=(merged(halves), merged(halves)))
     assert flatten(merged([runs])) == Counter({STEP: 6})
@@ -88,21 +90,26 @@ def test_users_of_different_events_are_bounded_from_both_sides() -> None:
     quiet_mostly = Composed(events=(Repeated(event=LOUD, count=1), Repeated(event=QUIET, count=3)))
     both = OneOf(events=(loud_mostly, quiet_mostly))
     assert flatten(both) == Counter({LOUD: 4, QUIET: 3})
-    assert flatten(both, least=True) == Counter({LOUD: 4, QUIET: 1})
+    assert cases_of(both) == cases_of(both, least=True) == [Counter({LOUD: 4, QUIET: 1}), Counter({LOUD: 1, QUIET: 3})]
     true = [epsilon_bounds(one, DELTA) for one in both.events]
     found = epsilon_bounds(both, DELTA)
-    assert found.lower <= max(one.upper for one in true)
-    assert found.lower == true[0].lower
-    assert max(one.upper for one in true) < found.upper
+    assert (found.lower, found.upper) == (max(one.lower for one in true), max(one.upper for one in true))
     delta = delta_bounds(both, 1.0)
     lower, upper = delta_bounds_at(both, np.array([1.0]))
     for low, high in ((delta.lower, delta.upper), (lower[0], upper[0])):
         each = [delta_bounds(one, 1.0) for one in both.events]
-        assert low <= max(one.upper for one in each) * (1 + 1e-9)
-        assert high > max(one.upper for one in each)
-        assert high == pytest.approx(
-            delta_bounds(Composed(events=(loud_mostly, Repeated(event=QUIET, count=2))), 1.0).upper
-        )
+        assert low == pytest.approx(max(one.lower for one in each))
+        assert high == pytest.approx(max(one.upper for one in each))
+
+
+def test_too_many_kinds_of_users_are_taken_together() -> None:
+    kinds = [Composed(events=(Repeated(event=LOUD, count=n), Repeated(event=QUIET, count=9 - n))) for n in range(10)]
+    many = OneOf(events=tuple(kinds))
+    assert len(kinds) > MOST_CASES
+    assert cases_of(many) == [Counter({LOUD: 9, QUIET: 9})]
+    assert [case.total() for case in cases_of(many, least=True)] == [9]
+    found, true = epsilon_bounds(many, DELTA), max(epsilon_bounds(one, DELTA).upper for one in kinds)
+    assert found.lower <= true < found.upper
 
 
 CHARGES = st.lists(
@@ -129,10 +136,12 @@ def test_nobody_goes_through_more_than_is_counted_and_somebody_through_as_much_a
         for half, third in itertools.product(range(2), range(3))
     ]
     together = merged(charges)
-    most, least = flatten(together), flatten(together, least=True)
-    assert all(user <= most for user in users)
+    most = flatten(together)
     assert all(count == max(user[event] for user in users) for event, count in most.items())
-    assert any(least == +user for user in users) or not least
+    cases = cases_of(together)
+    assert all(any(user <= case for case in cases) for user in users)
+    assert all(any(case == user for user in users) for case in cases_of(together, least=True))
+    assert cases == cases_of(together, least=True)
     # The second method looks at each kind of user by itself.
     kinds = {frozenset((+case).items()) for case in charged(charges)}
     assert kinds <= {frozenset((+user).items()) for user in users} | {frozenset()}

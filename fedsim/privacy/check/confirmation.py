@@ -10,6 +10,7 @@ from enum import Enum
 from fedsim.privacy.check.contour import CheckedDelta, Laws, delta_at
 from fedsim.privacy.check.loss_laws import loss_law
 from fedsim.privacy.events import Adjacency, Composed, Event, OfBlock, OfGroup, OneOf, Repeated
+from fedsim.privacy.splits import OfSplit
 from fedsim.validation import require_at_least, require_between
 
 BLUR = 1e-6
@@ -135,7 +136,7 @@ def counted(event: Event) -> list[Counter[Event]]:
         return cases
     if isinstance(event, OneOf):
         return _different(case for part in event.events for case in counted(part))
-    if isinstance(event, OfGroup | OfBlock):
+    if isinstance(event, OfGroup | OfBlock | OfSplit):
         return counted(event.event)
     return [Counter({event: 1})]
 
@@ -143,13 +144,17 @@ def counted(event: Event) -> list[Counter[Event]]:
 def charged(events: Iterable[Event]) -> list[Counter[Event]]:
     """What users went through, by the charges of one ledger.
 
-    All releases to groups are of one assignment, and all rounds of a block are one release of it.
+    All releases to groups are of one assignment, all rounds of a block are one release of it, and all releases to
+    training or held-out users are of one split.
     """
     of_all: Counter[Event] = Counter()
     blocks: set[Event] = set()
     of_groups: dict[int, dict[int, Counter[Event]]] = {}
+    of_splits: dict[str, list[Event]] = {}
     for event in events:
-        if isinstance(event, OfGroup):
+        if isinstance(event, OfSplit):
+            of_splits.setdefault(event.split, []).append(event.event)
+        elif isinstance(event, OfGroup):
             of_groups.setdefault(event.groups, {}).setdefault(event.group, Counter()).update([event.event])
         elif not isinstance(event, OfBlock):
             of_all.update([event])
@@ -159,6 +164,9 @@ def charged(events: Iterable[Event]) -> list[Counter[Event]]:
     cases = counted(Composed(events=tuple(Repeated(event=event, count=count) for event, count in of_all.items())))
     for groups in of_groups.values():
         cases = _different(before + group for before in cases for group in groups.values())
+    if of_splits:
+        each = [case for split in of_splits.values() for case in charged(split)]
+        cases = _different(before + more for before in cases for more in each)
     return cases
 
 
