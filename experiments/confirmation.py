@@ -3,8 +3,8 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from fedsim.privacy.bounds import shown_above
 from fedsim.privacy.check import BoundCheck, NotCheckable, Verdict, charged, confirm, counted
 from fedsim.privacy.events import Adjacency, Event, from_json
 from fedsim.privacy.ledger import NOTHING, LedgerDamaged, read_entries
+from fedsim.privacy.splits import HELD_OUT, OfSplit
 from fedsim.registry import import_module
 
 PRIVACY, LEDGER, CONFIG, SUMMARY = "privacy.json", "ledger.jsonl", "config.json", "summary.json"
@@ -44,6 +45,7 @@ class Statement:
         adjacency: The change that stays hidden.
         event: What was released.
         words: The paragraph for people.
+        of_splits: Bounds on ε of training and of held-out users, where these are told apart.
     """
 
     delta: float
@@ -52,6 +54,7 @@ class Statement:
     adjacency: Adjacency
     event: Event
     words: str
+    of_splits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def confirm_folder(folder: Path, modules: tuple[str, ...], *, as_json: bool) -> int:
@@ -120,6 +123,14 @@ def _findings(run: Path) -> Iterator[Finding]:
     yield _compared(f"{PRIVACY} counts what the {count} charges of {LEDGER} hold", same)
     yield from _beside(run, statement)
     yield from _bounds(statement, cases)
+    for split, (lower, upper) in statement.of_splits.items():
+        mine = [one.event for one in entries if not isinstance(one.event, OfSplit) or one.event.split == split]
+        yield from _bounds(replace(statement, lower=lower, upper=upper), charged(mine), f"for {split} users ")
+        shown = f"it is {shown_above(upper)}" if split == HELD_OUT else f"ε is {shown_above(upper)}"
+        yield _compared(f"its words say of {split} users that {shown}", shown in statement.words)
+    if statement.of_splits:
+        largest = max(upper for _, upper in statement.of_splits.values())
+        yield _compared("its ε is at least that of either split", largest <= statement.upper)
 
 
 def _as_set(cases: list[Counter[Event]]) -> set[frozenset[tuple[Event, int]]]:
@@ -139,7 +150,7 @@ def _beside(run: Path, statement: Statement) -> Iterator[Finding]:
         yield _compared(f"{SUMMARY} names the same ε", same)
 
 
-def _bounds(statement: Statement, cases: list[Counter[Event]]) -> Iterator[Finding]:
+def _bounds(statement: Statement, cases: list[Counter[Event]], whose: str = "") -> Iterator[Finding]:
     """Both bounds on ε, by the second method, from what the ledger holds."""
     try:
         found = confirm(cases, statement.delta, (statement.lower, statement.upper), statement.adjacency)
@@ -147,7 +158,7 @@ def _bounds(statement: Statement, cases: list[Counter[Event]]) -> Iterator[Findi
         yield Finding(Verdict.UNDECIDED, f"the second method does not know what was released: {unknown}")
         return
     for sign, bound in (("≤", found.upper), ("≥", found.lower)):
-        yield Finding(bound.verdict, _in_words(sign, bound, statement.delta), _figures(bound))
+        yield Finding(bound.verdict, whose + _in_words(sign, bound, statement.delta), _figures(bound))
 
 
 def _in_words(sign: str, bound: BoundCheck, delta: float) -> str:
@@ -190,6 +201,10 @@ def _statement(path: Path) -> Statement | None:
             adjacency=Adjacency(values["adjacency"]),
             event=from_json(values["event"]),
             words=str(values["in_words"]),
+            of_splits={
+                split: (float(bounds["lower"]), float(bounds["upper"]))
+                for split, bounds in values.get("private_evaluation", {"epsilon": {}})["epsilon"].items()
+            },
         )
     except InvalidInput:
         raise

@@ -152,6 +152,14 @@ class RoundProgress:
         )
         self.advanced(round, epsilon)
 
+    def changed(self, round: int, change: float, std: float, epsilon: float) -> None:
+        """How the held-out loss changed is known, with noise of this standard deviation."""
+        say(
+            f"{self._title} round {round}/{self._rounds}: held-out loss {change:+.4f} since before training "
+            f"(with noise of standard deviation {std:.4f}), ε spent {epsilon:.3f}"
+        )
+        self.advanced(round, epsilon)
+
     def advanced(self, round: int, epsilon: float) -> None:
         """Another round is done."""
         if self._bar:

@@ -40,14 +40,15 @@ from server.callbacks import BegunRun, Callback, Callbacks, callbacks_of
 from server.checkpoint import Checkpoint, CheckpointWriter
 from server.dispatch import Dispatcher
 from server.evaluation import HeldOut, HeldOutDiverged
-from server.identity import Seeds, identity_of, require_same, settings_of
+from server.identity import Seeds, evaluation_in, identity_of, require_same, settings_of
 from server.packing import Roster
 from server.precautions.delivery import deliver, forget, newest
 from server.precautions.patience import refusals_told
 from server.precautions.trial import try_out
+from server.private_evaluation import private_changes
 from server.results.run_folder import RunFolder, new_output_folder, without_infinities, write_json
 from server.results.statement import statement_of, write_card_of
-from server.results.summary import gradients_taken, keep_paths, predicted_noise, summarise
+from server.results.summary import gradients_taken, keep_paths, predicted_noise, private_evaluation, summarise
 from server.round import Budget, Diverged, Round
 from server.sharded import ShardedRound, require_apart, require_workers_of_ours, sharded_optimizer
 from server.training import Job, Training
@@ -146,7 +147,8 @@ def _train(grid: Grid, config: RunConfig, folder: RunFolder, started: float, cal
                 unchanged_parameters(layout, np.asarray(layout.flatten(model)), job.round.parameters)
             )
         average = job.round.optimizer.average
-        statement = statement_of(config, resources, plan, ledger, earlier, outcome.rounds, average)
+        private = evaluation_in(identity)
+        statement = statement_of(config, resources, plan, ledger, earlier, outcome.rounds, average, private)
 
     words = without_infinities(statement.to_json())
     layout.load(model, outcome.parameters)
@@ -156,7 +158,7 @@ def _train(grid: Grid, config: RunConfig, folder: RunFolder, started: float, cal
     def summarised() -> None:
         summary.update(without_infinities(summarise(plan, config, outcome, time.perf_counter() - started)))
         summary["alarms"] = as_json(training.alarms)
-        summary.update(predicted_noise(folder, plan) | gradients_taken(folder))
+        summary.update(predicted_noise(folder, plan) | gradients_taken(folder) | private_evaluation(job.changes))
         # What ran, where it is not what was set.
         summary["peak_learning_rate"] = job.round.optimizer.peak_learning_rate
         write_json(folder.summary, summary)
@@ -245,13 +247,16 @@ def _job(
     else:
         kind, held = Round, ServerOptimizer(parameters, optimizer, plan.steps)
         roster = Roster(grid, engine.start_seconds)
+    changes, rows = private_changes(
+        measure, evaluation_in(identity), resources.store.split("validation"), ledger, seeds
+    )
     log = ReleaseLog(folder.releases, keeps=every.rounds > 0 or every.minutes > 0)
     return Job(
         round=kind(
             plan,
             resources.store.split("train"),
             seeds,
-            Budget(plan, ledger, config.plan.epsilon),
+            Budget(plan, ledger, config.plan.epsilon, splits=changes is not None),
             release,
             held,
             exact=engine.exact,
@@ -268,7 +273,7 @@ def _job(
             heard=PathsHeard(say, partial(keep_paths, folder)),
             sums="auto" if engine.sums == "workers" else engine.sums,
         ).gather,
-        held_out=HeldOut(grid, resources.store, measure.max_rows, measure.test_rows, resources.inputs, roster),
+        held_out=HeldOut(grid, resources.store, measure.max_rows, measure.test_rows, resources.inputs, roster, rows),
         folder=folder,
         evaluate_every=config.evaluation.every,
         training_metrics=config.writes_training_metrics,
@@ -282,6 +287,7 @@ def _job(
         ),
         identity=identity,
         callbacks=callbacks,
+        changes=changes,
     )
 
 
@@ -306,7 +312,8 @@ def _begin(folder: RunFolder, config: RunConfig, resources: Resources) -> tuple[
     _require_formed(config, plan, resources)
     if earlier.entries:
         say(going_on_in_words(earlier, config.plan.epsilon, plan.delta, plan.adjacency))
-    identity = identity_of(config, plan, resources)
+    evaluation = config.private_evaluation(resources.store.split("validation").num_users, earlier.event)
+    identity = identity_of(config, plan, resources, evaluation)
     folder.make()
     folder.bands.unlink(missing_ok=True)  # of a run that was not begun
     if forecasts := config.bands_forecasts(sizes, earlier.event):
@@ -330,7 +337,7 @@ def _resumed(folder: RunFolder, config: RunConfig, resources: Resources) -> tupl
     config_file = folder.read_config()
     written = config_file["identity"]
     plan = plan_from_values(written.get("plan", {}))
-    identity = identity_of(config, plan, resources)
+    identity = identity_of(config, plan, resources, evaluation_in(written))
     require_same(written, identity)
     _require_formed(config, plan, resources)
     folder.remove_leftovers()

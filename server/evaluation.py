@@ -227,6 +227,7 @@ class HeldOut:
         max_rows: Most validation rows.
         test_rows: Most test rows.
         inputs: What data and base model the run is of; None where the workers share this process's.
+        validation_rows: Rows of validation users to measure, int64, instead of so many as max_rows.
         roster: Who can be asked; by default all of the grid's workers. One that differs ends the run before its first
             round, and is left out after it.
     """
@@ -239,12 +240,15 @@ class HeldOut:
         test_rows: int,
         inputs: Inputs | None = None,
         roster: Roster | None = None,
+        validation_rows: np.ndarray | None = None,
     ) -> None:
         self._roster = Roster(grid) if roster is None else roster
         self._inputs = inputs
         self._splits = {name: store.split(name) for name in ("validation", "test")}
         most = {"validation": max_rows, "test": test_rows}
         self._rows = {name: held_out_rows(view, most[name]) for name, view in self._splits.items()}
+        if validation_rows is not None:
+            self._rows["validation"] = validation_rows
 
     def validation(self, parameters: Vector) -> Measurement:
         """The model of these parameters, float32 [P], on validation users: while training."""

@@ -11,6 +11,7 @@ from fedsim.config import RunConfig, from_flat, to_flat
 from fedsim.errors import InvalidInput
 from fedsim.models.fingerprint import tokenizer_fingerprint
 from fedsim.plan import Plan
+from fedsim.privacy.held_out import PrivateEvaluation
 from fedsim.randomness import derived_seed
 from fedsim.resources import Resources
 from server.results.run_folder import DATA
@@ -40,6 +41,11 @@ FIXED_WITH_FLOAT_SUMS = ("engine.sums",)
 """What decides where such rounds do not repeat themselves after all (`server.sharded.round`)."""
 FIXED_WITH_EXACT_SUMS = ("engine.max-tokens", "engine.cpus-per-worker")
 """What decides the last bits of an exact sum, and so must stay beside them."""
+FIXED_WITH_PRIVATE_EVALUATION = tuple(
+    f"evaluation.{name}" for name in ("private", "epsilon", "clip", "every", "max-rows")
+)
+"""What decides who is measured, how often, and with how much noise: known before the run, and charged as it was."""
+PRIVATE_EVALUATION = "private_evaluation"
 SEED_BITS = 256
 """Of a secret seed, more than the 128 of a stream's key: amplification by sampling holds while nobody guesses it."""
 
@@ -110,15 +116,24 @@ class Seeds:
         return cls(sampling=sampling, noise=noise, repeats=repeats)
 
 
-def identity_of(config: RunConfig, plan: Plan, resources: Resources) -> dict[str, Any]:
+def identity_of(
+    config: RunConfig, plan: Plan, resources: Resources, evaluation: PrivateEvaluation | None = None
+) -> dict[str, Any]:
     """Everything that must be the same when a run goes on, as JSON values."""
+    of_evaluation = {} if evaluation is None else {PRIVATE_EVALUATION: evaluation.to_values()}
     return {
         "settings": settings_of(config),
         "plan": plan.to_values(),
         DATA: resources.store.fingerprint,
         "tokenizer": tokenizer_fingerprint(resources.loaded.tokenizer),
         "model": resources.weights,
-    }
+    } | of_evaluation
+
+
+def evaluation_in(identity: dict[str, Any]) -> PrivateEvaluation | None:
+    """The private evaluations of a run, of its identity: those that it began with, not calibrated again."""
+    values = identity.get(PRIVATE_EVALUATION)
+    return None if values is None else PrivateEvaluation(**values)
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
@@ -126,6 +141,7 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     fixed: tuple[str, ...] = YET_FIXED
     if config.noise_seed is not None:
         fixed += FIXED_WITH_A_SEED + (FIXED_WITH_EXACT_SUMS if config.engine.exact else FIXED_WITH_FLOAT_SUMS)
+    fixed += FIXED_WITH_PRIVATE_EVALUATION * config.evaluation.private
     return {
         name: _plain(value)
         for name, value in sorted(to_flat(config).items())

@@ -4,8 +4,6 @@ The server runs it with the dispatcher, the audit with the same workers in its o
 how to gather is an argument, everything else is here and nowhere else.
 """
 
-import math
-from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Protocol
@@ -20,11 +18,11 @@ from fedsim.engine.work import Gathered, Vector, Work, on_host
 from fedsim.errors import Failure
 from fedsim.optimizer import ServerOptimizer
 from fedsim.plan import Plan
-from fedsim.privacy.accountant import epsilon_bounds
-from fedsim.privacy.events import Composed, Event
-from fedsim.privacy.ledger import MODEL_UPDATE, NOTHING, LedgerEntry, merged
+from fedsim.privacy.ledger import NOTHING
 from fedsim.release import CHAIN, LEFT, Chain, Kept, Release, ReleaseLog, ReleasesLost, release_norms, under
 from fedsim.rows import UserView
+from server.budget import Budget as Budget
+from server.budget import Charges as Charges
 from server.identity import Seeds
 
 OPTIMIZER, RELEASE, PARAMETERS = "optimizer/", "release/", "parameters"
@@ -44,23 +42,6 @@ class Gather(Protocol):
         """The clipped sum over the request's units; see `server.dispatch.Dispatcher.gather`."""
 
 
-class Charges(Protocol):
-    """Where rounds are charged: a ledger, or a list in memory where nothing is released to anybody."""
-
-    @property
-    def entries(self) -> tuple[LedgerEntry, ...]:
-        """All charges, in order."""
-
-    def __len__(self) -> int:
-        """How many."""
-
-    def charge(self, event: Event, *, round: int, purpose: str = MODEL_UPDATE, note: str = "") -> object:
-        """Write down a release that is about to happen, or a note at no charge."""
-
-    def event(self) -> Composed:
-        """Everything charged so far."""
-
-
 class Diverged(Failure):
     """The weights are no longer finite. No checkpoint holds them.
 
@@ -76,55 +57,6 @@ class Diverged(Failure):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.round,)
-
-
-class Budget:
-    """What a run may still spend: charged before each release, and never exceeded.
-
-    Args:
-        plan: Gives the event of one round, δ and adjacency.
-        ledger: Where charges are written; what it holds already counts as spent.
-        limit: User-level ε that the run must not exceed; inf for a run without privacy, which charges nothing.
-    """
-
-    def __init__(self, plan: Plan, ledger: Charges, limit: float) -> None:
-        self.ledger = ledger
-        self.limit = limit
-        self._plan = plan
-        self._private = plan.noise_multiplier > 0
-        self._known: dict[tuple[int, tuple[Event, ...]], float] = {}
-        self._attempts = Counter(entry.round for entry in ledger.entries if entry.purpose == MODEL_UPDATE)
-
-    def epsilon(self) -> float:
-        """Certified upper bound on the ε spent so far."""
-        return self._after()
-
-    def affords(self, round: int) -> bool:
-        """Whether a round stays within the limit."""
-        return not self._private or self._after(self._charge(round)) <= self.limit
-
-    def attempts(self, round: int) -> int:
-        """How often a round was begun so far."""
-        return self._attempts[round]
-
-    def charge(self, round: int) -> None:
-        """Write the charge of a round to disk; it returns once the charge would survive a crash."""
-        if self._private:
-            self.ledger.charge(self._charge(round), round=round)
-        self._attempts[round] += 1
-
-    def _charge(self, round: int) -> Event:
-        return self._plan.charge(round, self.attempts(round))
-
-    def _after(self, *more: Event) -> float:
-        """Upper bound on ε once more has been charged."""
-        if not self._private:
-            return math.inf
-        known = (len(self.ledger), more)
-        if known not in self._known:
-            event = merged((*(entry.event for entry in self.ledger.entries), *more))
-            self._known = {known: epsilon_bounds(event, self._plan.delta, adjacency=self._plan.adjacency).upper}
-        return self._known[known]
 
 
 class Round:

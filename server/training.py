@@ -8,21 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.errors import Failure, InvalidInput
+from fedsim.errors import InvalidInput
 from fedsim.phases import CHECKPOINT, EVALUATION, OTHER, Phases, Times
 from fedsim.plan import ALL_EXAMPLES, Plan
-from fedsim.privacy.ledger import MODEL_UPDATE
 from fedsim.rows import SizeCounts
 from fedsim.terminal import RoundProgress, say, waiting
 from server.alarms import Alarms
+from server.budget import NothingTrained as NothingTrained
+from server.budget import require_charged as require_charged
 from server.callbacks import Callbacks
 from server.checkpoint import Checkpoint, CheckpointWriter
 from server.evaluation import HeldOut, HeldOutDiverged, Measurement
 from server.precautions.patience import patiently
 from server.precautions.stopping import Stopped, StopRequest
-from server.results.record import evaluated, of_training_users, record_of
+from server.private_evaluation import PrivateChanges
+from server.results.record import evaluated, of_training_users, privately_evaluated, record_of
 from server.results.run_folder import RunFolder
-from server.round import PARAMETERS, Charges, Gather, Round
+from server.round import PARAMETERS, Gather, Round
 
 BEFORE = "before/"
 NOTHING_RUN: Mapping[str, float] = {}
@@ -43,6 +45,7 @@ class Job:
         checkpoints: Where state is kept; None keeps none.
         identity: What checkpoints are compared by, besides the plan (`server.identity`).
         callbacks: Who is told of each round.
+        changes: Private evaluations; None where held-out losses are told without noise.
     """
 
     round: Round
@@ -54,6 +57,12 @@ class Job:
     checkpoints: CheckpointWriter | None = None
     identity: dict[str, Any] = field(default_factory=dict)
     callbacks: Callbacks = field(default_factory=Callbacks)
+    changes: PrivateChanges | None = None
+
+    @property
+    def withholds(self) -> bool:
+        """Whether nothing is told of held-out users without noise."""
+        return self.changes is not None and not self.training_metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +72,8 @@ class Outcome:
     Attributes:
         parameters: The fine-tuned trainable parameters, float32 [P], averaged where that was asked for: the model.
         weights: Which of the weights that training made they are, in words.
-        before: Test users under the model as it was loaded.
-        after: Test users under the fine-tuned model.
+        before: Test users under the model as it was loaded; None where nothing is told of them.
+        after: Test users under the fine-tuned model; None likewise.
         rounds: Rounds released.
         epsilon: Upper bound on the user-level ε spent.
         seconds: Of training, without evaluation of test users.
@@ -72,8 +81,8 @@ class Outcome:
 
     parameters: np.ndarray
     weights: str
-    before: Measurement
-    after: Measurement
+    before: Measurement | None
+    after: Measurement | None
     rounds: int
     epsilon: float
     seconds: float
@@ -108,7 +117,7 @@ class Training:
         if not self.round and not self.job.round.affords(0):
             raise NothingTrained(len(self.budget.ledger), self.budget.epsilon(), self.budget.limit)
         self.alarms.before_training(SizeCounts.of(self.job.round.users))
-        if self.before is None:
+        if self.before is None and not self.job.withholds:
             with waiting("Evaluating the model before fine-tuning"):
                 self.before = self.job.held_out.test(self.job.round.parameters)
         known = [record["loss"] for record in self.job.folder.read_metrics() if "loss" in record]
@@ -116,7 +125,7 @@ class Training:
         with titled as progress, StopRequest() as stop, self.phases.of(OTHER):
             progress.advanced(self.round, self.budget.epsilon())
             if self.measured is None:
-                self._tell(self._measured(self._record(), progress))
+                self._tell(self._measured(self._record(), progress, last=False))
             self._begin_keeping()
             goes_on = self._goes_on()
             while goes_on:
@@ -127,10 +136,12 @@ class Training:
                 goes_on = self._goes_on()
                 record = self._record(statistics, seconds)
                 last_or_due = not goes_on or self.round % self.job.evaluate_every == 0
-                self._tell(self._measured(record, progress) if last_or_due else record)
+                if self.job.changes is not None and not goes_on:  # the last model, of which one value is told
+                    self._keep(stop, finished=True)
+                self._tell(self._measured(record, progress, last=not goes_on) if last_or_due else record)
                 self._keep(stop)
             if self.measured != self.round:  # it was to go on when it was interrupted, and cannot any more
-                record = self._measured(self._record(), progress)
+                record = self._measured(self._record(), progress, last=True)
                 self._tell(record | {"not_private": self.job.folder.take_back(self.round).get("not_private", {})})
             if self.round < self.plan.steps:
                 progress.stopped(self.round, self.budget.limit)
@@ -140,8 +151,10 @@ class Training:
         optimizer = self.job.round.optimizer
         if (missing := optimizer.average.missing(self.round)) is not None:
             self.alarms.sound("no-average", missing)
-        with waiting("Evaluating the fine-tuned model"):
-            after = self.job.held_out.test(optimizer.result)
+        after = None
+        if not self.job.withholds:
+            with waiting("Evaluating the fine-tuned model"):
+                after = self.job.held_out.test(optimizer.result)
         return Outcome(
             parameters=optimizer.result_on_host,
             weights=optimizer.average.weights,
@@ -169,6 +182,9 @@ class Training:
         if (before := self.before) is not None:
             arrays |= {BEFORE + "users": before.users, BEFORE + "user_losses": before.user_losses}
             values["before"] = {"loss": before.loss, "accuracy": before.accuracy, "perplexity": before.perplexity}
+        if self.job.changes is not None:
+            of_changes, last = self.job.changes.state()
+            arrays, values = arrays | of_changes, values | last
         copies = {name: np.array(array) for name, array in arrays.items()}
         return Checkpoint(round=self.round, arrays=copies, values=values)
 
@@ -195,6 +211,8 @@ class Training:
         if "before" in values:
             users, losses = arrays[BEFORE + "users"], arrays[BEFORE + "user_losses"]
             self.before = Measurement(**values["before"], users=users, user_losses=losses)
+        if self.job.changes is not None:
+            self.job.changes.load_state(arrays, values)
         folder.cut_metrics(int(values["metrics_bytes"]))
         folder.waiting = list(values.get("metrics_waiting", ()))
 
@@ -258,12 +276,14 @@ class Training:
         """Whether there is another round to do, and budget for it."""
         return self.round < self.plan.steps and self.job.round.affords(self.round)
 
-    def _measured(self, record: dict[str, Any], progress: RoundProgress) -> dict[str, Any]:
+    def _measured(self, record: dict[str, Any], progress: RoundProgress, *, last: bool) -> dict[str, Any]:
         """The record with what validation users show: of the average alone, where there is one."""
         self.measured = self.round
         optimizer = self.job.round.optimizer
         with self.phases.of(EVALUATION):
             measured = self.job.held_out.validation(optimizer.result)
+        if self.job.changes is not None:
+            return self._privately(record, measured, progress, last)
         epsilon = self.budget.epsilon()
         if not math.isfinite(measured.loss):
             if len(measured.user_losses):
@@ -273,6 +293,22 @@ class Training:
             )
         progress.evaluated(self.round, measured.loss, measured.accuracy, epsilon)
         return evaluated(record, measured, optimizer.average.weights)
+
+    def _privately(
+        self, record: dict[str, Any], measured: Measurement, progress: RoundProgress, last: bool
+    ) -> dict[str, Any]:
+        """The record with what is released of validation users; nothing that training does follows from the rest."""
+        changes, optimizer = self.job.changes, self.job.round.optimizer
+        assert changes is not None
+        change = changes.told(self.round, measured, optimizer.result, last=last)
+        if self.round and (alarm := changes.alarm) is not None:
+            self.alarms.sound(*alarm)
+        record["epsilon"] = self.budget.epsilon()
+        if self.round and change is not None:
+            progress.changed(self.round, change, changes.evaluation.standard_deviation, record["epsilon"])
+        if self.job.training_metrics:
+            record = evaluated(record, measured, optimizer.average.weights)
+        return privately_evaluated(record, change, optimizer.average.weights)
 
     def _record(self, statistics: Mapping[str, float] = NOTHING_RUN, seconds: float = 0.0) -> dict[str, Any]:
         """What is known of the last round before anything is measured."""
@@ -297,46 +333,9 @@ class Training:
         self.job.callbacks.record(record)
 
 
-class NothingTrained(Failure):
-    """A run that can begin no round, and has no state of earlier ones: its model would be the one that was loaded.
-
-    Attributes:
-        charges: How many the ledger holds.
-        epsilon: ε of them.
-        limit: What may be spent.
-    """
-
-    def __init__(self, charges: int, epsilon: float, limit: float) -> None:
-        self.charges, self.epsilon, self.limit = charges, epsilon, limit
-        spent = f"no state is kept of what {charges} charges were spent on (ε = {epsilon:.3f}), and "
-        hint = "Whatever is trained on these users next adds to it." if charges else "Raise --plan.epsilon."
-        super().__init__(
-            f"nothing is trained: {spent if charges else ''}one more round would exceed ε = {limit:g}. {hint}"
-        )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.charges, self.epsilon, self.limit)
-
-
 def _title(plan: Plan) -> str:
     """What the terminal calls the run."""
     if plan.noise_multiplier > 0:
         return plan.title
     # Where no contribution is bounded, nothing is left of the algorithm.
     return "no privacy" if plan.group_size >= ALL_EXAMPLES else f"{plan.title} without privacy"
-
-
-def require_charged(ledger: Charges, rounds: int, entries: int) -> None:
-    """Refuse a ledger that lacks charges: somebody put another file in its place, and ε would be understated.
-
-    Raises:
-        InvalidInput: When it has fewer entries than the checkpoint saw, or no charge for a round that was released.
-    """
-    missing = set(range(rounds)) - {one.round for one in ledger.entries[:entries] if one.purpose == MODEL_UPDATE}
-    if len(ledger) < entries or missing:
-        raise InvalidInput(
-            "resume",
-            f"a ledger with {len(ledger)} charges",
-            f"the ledger of {entries} charges or more that the run wrote",
-            "Put the ledger back: without it nothing can be claimed.",
-        )

@@ -100,6 +100,11 @@ class FineTuned:
     def __str__(self) -> str:
         summary = self.summary
         before, after = (summary[f"test_loss_{when}"] for when in ("before", "after"))
+        if before is None:
+            change, std = summary["private_change"], summary["private_change_std"]
+            told = "nothing told of it" if change is None else f"{change:+.4f} ± {std:.4f} (released with noise)"
+            guarantee = f"ε ≤ {shown_above(self.epsilon)} at δ = {self.statement['delta']:g}"
+            return f"held-out loss {told}, {guarantee}, in {self.folder}"
         private = "without privacy" if summary["epsilon"] is None else f"ε ≤ {shown_above(self.epsilon)}"
         at = f" at δ = {self.statement['delta']:g}" if summary["epsilon"] is not None else ""
         return f"test loss {before:.4f} → {after:.4f}, {private}{at}, in {self.folder}"

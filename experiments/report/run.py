@@ -33,6 +33,8 @@ COLUMNS = {
     "units_per_round": "cohort or batch",
     "gradient_evaluations": "gradient evaluations",
     "weights": "weights measured and exported",
+    "private_change": "private change of the loss",
+    "private_change_std": "its standard deviation",
     "test_loss_before": "loss before",
     "test_loss_after": "loss after",
     "test_perplexity_before": "perplexity before",
@@ -131,13 +133,22 @@ def outcome(arms: Sequence[Arm]) -> list[list[str]]:
     rows = [
         [heading, *(format_value(key, summary.get(key)) for _, summary in finished)]
         for key, heading in COLUMNS.items()
-        if key.startswith("test_") or key in ("gradient_evaluations", "units_per_round", "weights")
+        if key in _told([summary for _, summary in finished])
+        and (key.startswith(("test_", "private_")) or key in ("gradient_evaluations", "units_per_round", "weights"))
     ]
     return [["", *(name for name, _ in finished)], *rows] if finished else []
 
 
+def _told(summaries: list[dict[str, Any]]) -> dict[str, str]:
+    """The columns without those of private evaluations where there were none."""
+    private = any("private_change" in summary for summary in summaries)
+    return {key: heading for key, heading in COLUMNS.items() if private or not key.startswith("private_")}
+
+
 def verdict(summaries: list[dict[str, Any]]) -> str:
     """What came out, in a sentence."""
+    if any(summary.get("test_loss_after") is None for summary in summaries):
+        return " ".join(f"{label(summary)}: {_released(summary)}" for summary in summaries)
     if len(summaries) == 1:
         return f"{label(summaries[0])}: the loss on held-out users {_change(_fall(summaries[0]))}."
     best, *others = sorted(summaries, key=lambda summary: summary["test_loss_after"])
@@ -147,6 +158,14 @@ def verdict(summaries: list[dict[str, Any]]) -> str:
         f"{label(best)} did better on held-out users, by {lead:.4f} nats a token. "
         f"Fall of the loss against the pre-trained model: {falls}."
     )
+
+
+def _released(summary: dict[str, Any]) -> str:
+    """What was released of held-out users' losses, a sentence."""
+    if summary.get("private_change") is None:
+        return "of held-out users nothing is told of the final model."
+    error = f"released with noise of standard deviation {summary['private_change_std']:.4f}"
+    return f"the loss on held-out users {_change(-summary['private_change'])} ({error})."
 
 
 def _change(fall: float) -> str:
@@ -168,7 +187,7 @@ def print_table(summaries: list[dict[str, Any]]) -> None:
     table.add_column("")
     for summary in summaries:
         table.add_column(label(summary), justify="right")
-    for key, heading in list(COLUMNS.items())[1:]:
+    for key, heading in list(_told(summaries).items())[1:]:
         table.add_row(heading, *(format_value(key, summary.get(key)) for summary in summaries))
     console = Console()
     console.print(table)

@@ -1,9 +1,12 @@
 """How held-out users are measured, as options."""
 
+import math
 from dataclasses import dataclass
 
+from fedsim.config.plan import PlanConfig
 from fedsim.errors import InvalidInput
-from fedsim.privacy.events import Adjacency
+from fedsim.privacy.accountant import epsilon_bounds
+from fedsim.privacy.events import Adjacency, Composed, Event
 from fedsim.privacy.held_out import PrivateEvaluation, evaluations_of
 from fedsim.validation import require_at_least, require_positive
 
@@ -48,30 +51,54 @@ class EvaluationConfig:
         """
         return min(users, self.max_rows), max(1, self.max_rows // max(users, 1))
 
-    def private_evaluation(
-        self, users: int, rounds: int, delta: float, adjacency: Adjacency
-    ) -> PrivateEvaluation | None:
+    def require_possible(self, plan: PlanConfig) -> None:
+        """Refuse private evaluations that the plan's guarantee has no room for, or that would not be one with it.
+
+        Raises:
+            InvalidInput: Names what differs.
+        """
+        if not self.private:
+            return
+        if math.isinf(plan.epsilon) or plan.noise_multiplier == 0:
+            hint = "A run without a guarantee would not be what the noise protects."
+            raise InvalidInput("evaluation.private", True, "off without noise in training", hint)
+        if plan.adjacency != Adjacency.ADD_OR_REMOVE_ONE_USER.value:
+            hint = "Who takes a user's place may be held out where the user was trained on, and pays for both."
+            allowed = f"{Adjacency.ADD_OR_REMOVE_ONE_USER.value} with evaluation.private"
+            raise InvalidInput("plan.adjacency", plan.adjacency, allowed, hint)
+        if self.epsilon > plan.epsilon:
+            hint = "The run's ε is the larger of what training users and held-out users pay."
+            raise InvalidInput("evaluation.epsilon", self.epsilon, f"at most plan.epsilon, {plan.epsilon:g}", hint)
+
+    def private_evaluation(self, users: int, plan: PlanConfig, before: Event) -> PrivateEvaluation | None:
         """The private evaluations of a run; None where none are asked for.
 
         Args:
             users: Validation users in the data, a number that is treated as public.
-            rounds: Planned rounds of the run.
-            delta, adjacency: Of the guarantee.
+            plan: Gives the planned rounds, the guarantee, and the ε that nobody may exceed.
+            before: What was released before of people who may be held out now.
 
         Raises:
-            InvalidInput: There are no validation users.
+            InvalidInput: There are no validation users, or what was released before leaves no room.
         """
         if not self.private:
             return None
         if users == 0:
-            raise InvalidInput(
-                "evaluation.private", True, "off without validation users", "Raise --data.validation-fraction."
-            )
-        return PrivateEvaluation.calibrated(
+            hint = "Raise --data.validation-fraction."
+            raise InvalidInput("evaluation.private", True, "off without validation users", hint)
+        found = PrivateEvaluation.calibrated(
             epsilon=self.epsilon,
-            delta=delta,
-            adjacency=adjacency,
-            count=evaluations_of(rounds, self.every),
+            delta=plan.delta,
+            count=evaluations_of(plan.rounds, self.every),
             clip_norm=self.clip,
             users=self.measured(users)[0],
+            population=users,
         )
+        whole = epsilon_bounds(Composed(events=(before, found.event)), plan.delta).upper
+        if whole > plan.epsilon:
+            hint = "Held-out users may be those of earlier runs, whose releases count."
+            allowed = (
+                f"so much that both together stay within plan.epsilon, {plan.epsilon:g}: they come to {whole:.3f}"
+            )
+            raise InvalidInput("evaluation.epsilon", self.epsilon, allowed, hint)
+        return found

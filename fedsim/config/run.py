@@ -192,6 +192,7 @@ class RunConfig:
             hint = "Over one it is the last weights: raise --plan.rounds or --optimizer.average-share."
             raise InvalidInput("optimizer.average", average, "an average over two rounds or more", hint)
         require_guarantee_for(self.data, Adjacency(self.plan.adjacency), self.CHOOSES)
+        self.evaluation.require_possible(self.plan)
         for name in self.callbacks:
             if not all(name.partition(":")):
                 raise InvalidInput("callbacks", name, "of the form module:Class")
@@ -274,17 +275,14 @@ class RunConfig:
         earlier.require_room(self.plan.epsilon, self.plan.delta, adjacency)
         return earlier
 
-    def private_evaluation(self, users: int) -> PrivateEvaluation | None:
-        """The private evaluations of this run; None where none are asked for.
+    def private_evaluation(self, users: int, before: Event = NOTHING) -> PrivateEvaluation | None:
+        """The private evaluations of this run; None where none are asked for; as `EvaluationConfig`'s.
 
         Args:
-            users: Validation users in the data.
-
-        Raises:
-            InvalidInput: There are none.
+            users: Validation users in the data, a number that is treated as public.
+            before: What was released of the same people before.
         """
-        plan = self.plan
-        return self.evaluation.private_evaluation(users, plan.rounds, plan.delta, Adjacency(plan.adjacency))
+        return self.evaluation.private_evaluation(users, self.plan, before)
 
     @property
     def writes_training_metrics(self) -> bool:

@@ -32,19 +32,23 @@ class PrivateEvaluation:
         noise_multiplier: σ, noise standard deviation over the clip norm.
         clip_norm: c, the largest change of one user's loss that counts, nats.
         count: Most releases of the run, known before it begins.
-        users: n, by which sums are divided: public, and no function of who was measured.
+        users: n, by which sums are divided: how many users are measured on average; public, whoever is measured.
+        population: N, held-out users, which is public; 0 stands for as many as are measured.
     """
 
     noise_multiplier: float
     clip_norm: float
     count: int
     users: int
+    population: int = 0
 
     def __post_init__(self) -> None:
         require_positive("noise_multiplier", self.noise_multiplier)
         require_positive("evaluation.clip", self.clip_norm)
         require_at_least("count", self.count, 1)
         require_at_least("users", self.users, 1)
+        object.__setattr__(self, "population", self.population or self.users)
+        require_at_least("population", self.population, self.users)
 
     @classmethod
     def calibrated(
@@ -55,13 +59,14 @@ class PrivateEvaluation:
         count: int,
         clip_norm: float,
         users: int,
+        population: int = 0,
         adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE_USER,
     ) -> Self:
         """With the least noise with which so many releases together are (epsilon, delta)-differentially private.
 
         Args:
             epsilon, delta, adjacency: The guarantee of all of them together.
-            count, clip_norm, users: As the attributes.
+            count, clip_norm, users, population: As the attributes.
 
         Raises:
             InvalidInput: For a value out of range.

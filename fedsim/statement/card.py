@@ -109,6 +109,10 @@ def _guarantee(statement: Mapping[str, Any]) -> str:
         "One user's contribution": statement["contribution_bound"]["in_words"],
         "Noise": f"{statement['mechanism']} (noise multiplier {statement['noise_multiplier']:g})",
     }
+    if (private := statement.get("private_evaluation")) is not None:
+        trained, held_out = (shown_above(private["epsilon"][split]["upper"]) for split in ("training", "held-out"))
+        rows["ε by split"] = f"{trained} for users whose text trained the model, {held_out} for held-out users"
+        rows["Evaluations"] = private["in_words"]
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 

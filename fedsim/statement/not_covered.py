@@ -4,16 +4,24 @@ from collections.abc import Mapping
 from typing import Literal
 
 from fedsim.plan import Plan
+from fedsim.privacy.held_out import PrivateEvaluation
+from fedsim.statement.splits_words import METRICS_NOT_COVERED, TEST_USERS_NOT_COVERED, VALIDATION_USERS
 
+METRICS = (
+    "Metrics of the run that were computed from private data without noise (training loss, cohort sizes, clipped "
+    "fractions, evaluations on held-out users) are not private; the guarantee is for the models of this run."
+)
+HELD_OUT_USERS = (
+    "Users held out for validation and testing are not protected by the noise: their data only enters metrics."
+)
 ALWAYS_NOT_COVERED = (
     "Choosing hyper-parameters (learning rate, clip norm, group size and the like) by looking at results on private "
     "data costs privacy that is not counted here.",
     "Models of other runs on the same users (the other arms of a comparison, the points of a sweep, runs before "
     "this one, but for those whose charges it carries on): whoever gets them too learns more, and what all of them "
     "cost together is more than this ε.",
-    "Metrics of the run that were computed from private data without noise (training loss, cohort sizes, clipped "
-    "fractions, evaluations on held-out users) are not private; the guarantee is for the models of this run.",
-    "Users held out for validation and testing are not protected by the noise: their data only enters metrics.",
+    METRICS,
+    HELD_OUT_USERS,
     "Text that the pre-trained model and its tokenizer were made from is outside the guarantee.",
     "A user is one identifier of the data set: a person with several, or a group of people, is protected less, and "
     "what other users wrote about somebody is protected as theirs.",
@@ -72,7 +80,11 @@ exact integer sums."""
 
 
 def not_covered_by(
-    plan: Plan, noise_origin: NoiseOrigin, seeds_given: tuple[str, ...], also: tuple[str, ...] = ()
+    plan: Plan,
+    noise_origin: NoiseOrigin,
+    seeds_given: tuple[str, ...],
+    also: tuple[str, ...] = (),
+    evaluation: PrivateEvaluation | None = None,
 ) -> tuple[str, ...]:
     """What the guarantee of a run does not cover.
 
@@ -82,10 +94,13 @@ def not_covered_by(
         seeds_given: Seeds that the configuration fixes ("noise", "sampling").
         also: What follows from other settings, and what the guarantees of the runs that it went on from do not cover;
             said once where it holds for both.
+        evaluation: The run's private evaluations.
     """
+    instead = {} if evaluation is None else {METRICS: METRICS_NOT_COVERED, HELD_OUT_USERS: TEST_USERS_NOT_COVERED}
     own = (
         *_of_this_run(plan, seeds_given),
-        *ALWAYS_NOT_COVERED,
+        *_of_evaluation(evaluation),
+        *(instead.get(sentence, sentence) for sentence in ALWAYS_NOT_COVERED),
         *(
             sentence
             for sentence in NOT_COVERED_BY_ORIGIN[noise_origin]
@@ -94,6 +109,15 @@ def not_covered_by(
     )
     more = [sentence for sentence in also if sentence not in own]
     return tuple(sorted((*own, *more), key=lambda sentence: sentence != REPRODUCIBLE_NOISE))  # which comes first
+
+
+def _of_evaluation(evaluation: PrivateEvaluation | None) -> list[str]:
+    if evaluation is None:
+        return []
+    return [
+        f"The number of {VALIDATION_USERS} ({evaluation.population}) is treated as public: the constant that "
+        "evaluations are divided by follows from it."
+    ]
 
 
 def _of_this_run(plan: Plan, seeds_given: tuple[str, ...]) -> list[str]:

@@ -27,12 +27,15 @@ from fedsim.privacy.events import (
     modules_of,
     to_json,
 )
+from fedsim.privacy.held_out import PrivateEvaluation
 from fedsim.privacy.ledger import merged
 from fedsim.privacy.mechanisms import MECHANISMS, Noise, Sizes
+from fedsim.privacy.splits import HELD_OUT, SPLITS, TRAINING, of_split
 from fedsim.privacy.unprotected import Unprotected
 from fedsim.sampling import SAMPLINGS
 from fedsim.statement.earlier_words import earlier_json, whole_in_words, whose_models
 from fedsim.statement.not_covered import CLASSES_FROM_DATA, NoiseOrigin, not_covered_by
+from fedsim.statement.splits_words import VALIDATION_USERS, evaluation_json, splits_in_words
 from fedsim.validation import require_at_least
 
 NEIGHBOURS = {
@@ -59,6 +62,7 @@ class PrivacyStatement:
         ledger: The ledger's file name, for the recompute command of a run that no options describe.
         post_processing: What was made of the released values before they were exported, sentences.
         earlier: The runs that it went on from.
+        evaluation: Its private evaluations; None where nothing was released of held-out users.
     """
 
     plan: Plan
@@ -72,6 +76,7 @@ class PrivacyStatement:
     ledger: str
     post_processing: tuple[str, ...] = ()
     earlier: Earlier = field(default_factory=Earlier)
+    evaluation: PrivateEvaluation | None = None
 
     def __post_init__(self) -> None:
         # The type says so already; a guarantee is worth a second look.
@@ -141,6 +146,7 @@ class PrivacyStatement:
                 "This run gives NO privacy guarantee: ε is infinite. Whoever holds its models may be able to recover "
                 f"what single users wrote; do not release them.{since} {how}{made}"
             )
+        split = "" if self.evaluation is None else splits_in_words(self.evaluation, self._evaluations, self.of_splits)
         if not self._as_planned:
             how += " Releases of other kinds were charged as well: the ledger lists them, and ε counts them all."
         before = whole_in_words(self.earlier, self.own, plan.delta, plan.adjacency)
@@ -150,7 +156,7 @@ class PrivacyStatement:
         return (
             f"{whose_models(self.earlier)} user-level differentially private with ε = {upper}, δ = {plan.delta:g}"
             f": {NEIGHBOURS[plan.adjacency]} changes the probability of any outcome by a factor of at most e^ε, up to "
-            f"δ. The ε is a certified upper bound; {exact} at least {lower}. {how}{made}"
+            f"δ. The ε is a certified upper bound; {exact} at least {lower}.{split} {how}{made}"
             f"{before} What this does not cover: {' '.join(self.not_covered)}"
         )
 
@@ -188,10 +194,37 @@ class PrivacyStatement:
             "versions": dict(self.versions),
             "recompute": self.recompute,
             "check": self.check,
-            "public_sizes": plan.public_sizes,
+            "public_sizes": plan.public_sizes | self._held_out_sizes,
+            **self._private_evaluation,
             "earlier": earlier_json(self.earlier),
             "event": to_json(self.event),
         }
+
+    @cached_property
+    def of_splits(self) -> dict[str, Bounds]:
+        """Certified bounds on ε of users of each split, earlier runs included."""
+        return {
+            split: epsilon_bounds(
+                Composed(events=(self.earlier.event, of_split(self.own, split))),
+                self.plan.delta,
+                adjacency=self.plan.adjacency,
+            )
+            for split in SPLITS
+        }
+
+    @property
+    def _evaluations(self) -> int:
+        return _count(of_split(self.own, HELD_OUT))[0]
+
+    @property
+    def _held_out_sizes(self) -> dict[str, int]:
+        return {} if self.evaluation is None else {VALIDATION_USERS: self.evaluation.population}
+
+    @property
+    def _private_evaluation(self) -> dict[str, Any]:
+        if self.evaluation is None:
+            return {}
+        return {"private_evaluation": evaluation_json(self.evaluation, self._evaluations, self.of_splits)}
 
     @cached_property
     def _noise(self) -> Noise:
@@ -205,7 +238,7 @@ class PrivacyStatement:
     @property
     def _as_planned(self) -> bool:
         """Whether all that was charged are the plan's own steps."""
-        return all(event == self.plan.step_event() for event in flatten(self.own))
+        return all(event == self.plan.step_event() for event in flatten(of_split(self.own, TRAINING)))
 
     @property
     def _earlier_unprotected(self) -> bool:
@@ -225,6 +258,7 @@ def privacy_statement(
     post_processing: tuple[str, ...] = (),
     earlier: Earlier | None = None,
     classes_from_data: bool = False,
+    evaluation: PrivateEvaluation | None = None,
 ) -> PrivacyStatement:
     """The statement of a run.
 
@@ -242,6 +276,7 @@ def privacy_statement(
             that did it. It costs nothing: ε does not follow from it.
         earlier: The runs that it went on from, as its ledger begins with them.
         classes_from_data: Whether a classifier's classes were read from the data.
+        evaluation: The run's private evaluations; None where nothing was released of held-out users.
 
     Raises:
         InvalidInput: For fewer charges than steps: then something left uncharged, and nothing can be stated.
@@ -250,7 +285,7 @@ def privacy_statement(
     earlier = Earlier() if earlier is None else earlier
     own, parts = merged((charged,)), merged((earlier.event, charged))
     unprotected = plan.noise_multiplier == 0 and steps > 0
-    single, of_blocks = _count(own)
+    single, of_blocks = _count(of_split(own, TRAINING))
     if not unprotected and single + of_blocks < steps:
         raise InvalidInput("steps", steps, f"at most the {single + of_blocks} that the ledger's charges cover")
     nothing = Bounds(lower=math.inf, upper=math.inf)
@@ -266,11 +301,13 @@ def privacy_statement(
             noise_origin,
             seeds_given,
             (*plan.assumptions, *(CLASSES_FROM_DATA,) * classes_from_data, *earlier.not_covered),
+            evaluation,
         ),
         versions=versions,
         ledger=ledger,
         post_processing=post_processing,
         earlier=earlier,
+        evaluation=evaluation,
     )
 
 

@@ -57,6 +57,18 @@ def evaluated(record: Mapping[str, Any], measured: Measurement, weights: str) ->
     return {"round": record["round"], **shown, **{name: value for name, value in record.items() if name != "round"}}
 
 
+def privately_evaluated(record: Mapping[str, Any], change: float | None, weights: str) -> dict[str, Any]:
+    """The record with what was released of held-out users.
+
+    Args:
+        record: Of the round.
+        change: Of their loss since before training, nats, with noise; None where none was left to be released.
+        weights: Which of the weights that training made were measured, in words.
+    """
+    shown = {"weights": weights, "private_change": change}
+    return {"round": record["round"], **shown, **{name: value for name, value in record.items() if name not in shown}}
+
+
 def of_training_users(statistics: Mapping[str, float], seconds: float) -> dict[str, Any]:
     """What no noise protects of a round: means over its cohort, nothing where it was empty; what it took.
 

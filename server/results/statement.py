@@ -5,6 +5,7 @@ from fedsim.gradients import ParameterLayout
 from fedsim.optimizer import WeightAverage
 from fedsim.plan import Plan
 from fedsim.privacy.earlier import Earlier, own_event
+from fedsim.privacy.held_out import PrivateEvaluation
 from fedsim.privacy.ledger import Ledger
 from fedsim.resources import Resources
 from fedsim.statement import NoiseOrigin, PrivacyStatement, privacy_statement, write_card
@@ -20,6 +21,7 @@ def statement_of(
     earlier: Earlier,
     rounds: int,
     average: WeightAverage,
+    evaluation: PrivateEvaluation | None = None,
 ) -> PrivacyStatement:
     """The statement of a run and of those that it goes on from, from plan and ledger."""
     origin: NoiseOrigin
@@ -40,6 +42,7 @@ def statement_of(
         post_processing=average.in_words,
         earlier=Earlier.in_ledger(ledger.entries, earlier.not_covered),
         classes_from_data=resources.classes_from_data,
+        evaluation=evaluation,
     )
 
 

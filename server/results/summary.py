@@ -6,6 +6,7 @@ from typing import Any
 
 from fedsim.config import RunConfig
 from fedsim.plan import Plan
+from server.private_evaluation import PrivateChanges
 from server.results.run_folder import RunFolder, write_json
 from server.training import Outcome
 
@@ -16,6 +17,7 @@ def summarise(plan: Plan, config: RunConfig, outcome: Outcome, seconds: float) -
     """The outcome of one arm, as comparison.json holds it."""
     # How long it takes tells how much text was drawn, which no noise hides.
     took = (outcome.seconds, seconds) if config.writes_training_metrics else (None, None)
+    before, after = outcome.before, outcome.after
     return {
         "algorithm": plan.name,
         "mechanism": plan.release_name,
@@ -31,15 +33,26 @@ def summarise(plan: Plan, config: RunConfig, outcome: Outcome, seconds: float) -
         "learning_rate": config.optimizer.learning_rate,
         "weights": outcome.weights,
         "gradient_evaluations": outcome.rounds * plan.gradients_per_round,
-        "test_loss_before": outcome.before.loss,
-        "test_loss_after": outcome.after.loss,
-        "test_perplexity_before": outcome.before.perplexity,
-        "test_perplexity_after": outcome.after.perplexity,
-        "test_accuracy_before": outcome.before.accuracy,
-        "test_accuracy_after": outcome.after.accuracy,
-        "test_users": len(outcome.after.users),
+        "test_loss_before": None if before is None else before.loss,
+        "test_loss_after": None if after is None else after.loss,
+        "test_perplexity_before": None if before is None else before.perplexity,
+        "test_perplexity_after": None if after is None else after.perplexity,
+        "test_accuracy_before": None if before is None else before.accuracy,
+        "test_accuracy_after": None if after is None else after.accuracy,
+        "test_users": None if after is None else len(after.users),
         "training_seconds": took[0],
         "seconds": took[1],
+    }
+
+
+def private_evaluation(changes: PrivateChanges | None) -> dict[str, Any]:
+    """What was released of held-out users, for the summary: of the final model, nats; nothing where nothing was."""
+    if changes is None:
+        return {}
+    return {
+        "private_change": changes.last,
+        "private_change_std": changes.evaluation.standard_deviation,
+        "private_change_clip": changes.evaluation.clip_norm,
     }
 
 
