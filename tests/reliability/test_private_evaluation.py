@@ -13,11 +13,14 @@ from small_runs import ROUNDS, trained
 from experiments.confirmation import confirm_folder
 from experiments.report.run import write_report
 from fedsim.config import EvaluationConfig, NoiseConfig, RunConfig
+from fedsim.models.config import ModelConfig
+from fedsim.plan import UlsPlan
 from fedsim.privacy.accountant import epsilon_bounds
-from fedsim.privacy.events import Repeated
+from fedsim.privacy.events import Gaussian, Repeated
 from fedsim.privacy.held_out import PrivateEvaluation
 from fedsim.privacy.ledger import MODEL_UPDATE, Ledger, read_entries
 from fedsim.privacy.splits import HELD_OUT, TRAINING, OfSplit
+from server.budget import Budget
 from server.evaluation import HeldOut, Measurement
 from server.identity import Seeds
 from server.private_evaluation import EVALUATION, TOLD, PrivateChanges, rows_measured, users_measured
@@ -141,6 +144,35 @@ def test_a_resumed_run_tells_the_same_numbers_and_charges_each_once(
     entries = read_entries(tmp_path / "run/ledger.jsonl")
     assert sorted(entry.round for entry in entries if entry.purpose == EVALUATION) == MEASURED
     assert confirm_folder(tmp_path / "run", (), as_json=True) == 0
+
+
+def test_what_held_out_users_paid_is_carried_on_and_charged_to_everybody(small_run, tmp_path: Path) -> None:
+    trained(small_run(tmp_path / "first", evaluation=PRIVATE))
+    model = ModelConfig(path=str(tmp_path / "first"))
+    trained(small_run(tmp_path / "next", evaluation=PRIVATE, model=model))
+    first, then = (json.loads((tmp_path / name / "privacy.json").read_text()) for name in ("first", "next"))
+    for split, before in first["private_evaluation"]["epsilon"].items():
+        both = then["private_evaluation"]["epsilon"][split]["upper"]
+        assert both > before["upper"]
+        # Who is held out now may have been trained on: that of the earlier run counts at its larger side.
+        assert both > first["epsilon"]["upper"]
+    assert confirm_folder(tmp_path / "next", (), as_json=True) == 0
+
+
+def test_evaluations_leave_the_budget_of_training_as_it_is(tmp_path: Path) -> None:
+    values: dict[str, Any] = {"num_users": 50, "sampling_probability": 0.2, "group_size": 2, "clip_norm": 1.0}
+    plan = UlsPlan(**values, noise_multiplier=1.0, steps=3, delta=1e-3)
+    limit = epsilon_bounds(plan.event(3), plan.delta).upper
+    with Ledger.open(tmp_path / "ledger.jsonl") as ledger:
+        budget = Budget(plan, ledger, limit, splits=True)
+        for round in range(3):
+            assert budget.affords(round)
+            budget.charge(round)
+            ledger.charge(
+                OfSplit(event=Gaussian(noise_multiplier=0.1), split=HELD_OUT), round=round, purpose=EVALUATION
+            )
+        assert not budget.affords(3)
+        assert budget.epsilon() > limit  # of held-out users, who are charged beyond what any run calibrates
 
 
 EVALUATION_OF_THREE = PrivateEvaluation(noise_multiplier=3.0, clip_norm=1.0, count=3, users=4)
