@@ -42,7 +42,7 @@ FIXED_WITH_FLOAT_SUMS = ("engine.sums",)
 FIXED_WITH_EXACT_SUMS = ("engine.max-tokens", "engine.cpus-per-worker")
 """What decides the last bits of an exact sum, and so must stay beside them."""
 FIXED_WITH_PRIVATE_EVALUATION = tuple(
-    f"evaluation.{name}" for name in ("private", "epsilon", "clip", "every", "max-rows")
+    f"evaluation.{name}" for name in ("private", "private-epsilon", "private-clip", "every", "max-rows")
 )
 """What decides who is measured, how often, and with how much noise: known before the run, and charged as it was."""
 PRIVATE_EVALUATION = "private_evaluation"

@@ -152,8 +152,8 @@ class PrivateChanges:
         if self.last is None:
             return (
                 "no-private-change",
-                "evaluations of models that were lost are charged and used up what evaluation.epsilon allows: of this "
-                "model no private change of the held-out loss is told.",
+                "evaluations of lost models are charged and used up what evaluation.private-epsilon allows: "
+                "of this model no private change of the held-out loss is told.",
             )
         if self.last > CERTAIN * std:
             return (

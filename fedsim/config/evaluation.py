@@ -10,7 +10,7 @@ from fedsim.privacy.events import Adjacency, Composed, Event
 from fedsim.privacy.held_out import PrivateEvaluation, evaluations_of
 from fedsim.validation import require_at_least, require_positive
 
-PRIVATE_OPTIONS = ("epsilon", "clip")
+PRIVATE_OPTIONS = ("private_epsilon", "private_clip")
 """What does nothing where evaluations are not released with noise."""
 
 
@@ -28,20 +28,20 @@ class EvaluationConfig:
     """Release how the loss of validation users changed, at every evaluation, with noise that hides each of them; its
     ε is in the statement. Each user is then measured by their own draw, on their first rows, and max-rows is what is
     measured on average. Losses without noise are written as training-metrics says."""
-    epsilon: float = 2.0
+    private_epsilon: float = 2.0
     """User-level ε of all private evaluations of the run together, at plan.delta."""
-    clip: float = 2.0
+    private_clip: float = 2.0
     """Largest change of one user's loss, in nats, that counts in a private evaluation."""
 
     def __post_init__(self) -> None:
         for name in ("every", "max_rows", "test_rows"):
             require_at_least(f"evaluation.{name.replace('_', '-')}", getattr(self, name), 1)
         for name in PRIVATE_OPTIONS:
-            value, default = getattr(self, name), getattr(EvaluationConfig, name)
-            require_positive(f"evaluation.{name}", value)
-            if not self.private and value != default:
+            option, value = f"evaluation.{name.replace('_', '-')}", getattr(self, name)
+            require_positive(option, value)
+            if not self.private and value != (default := getattr(EvaluationConfig, name)):
                 hint = "It does nothing without --evaluation.private; add that, or leave it out."
-                raise InvalidInput(f"evaluation.{name}", value, f"{default} without evaluation.private", hint)
+                raise InvalidInput(option, value, f"{default} without evaluation.private", hint)
 
     def measured(self, users: int) -> tuple[int, int]:
         """How many of so many validation users a private evaluation measures on average, and on how many rows each.
@@ -66,9 +66,11 @@ class EvaluationConfig:
             hint = "Who takes a user's place may be held out where the user was trained on, and pays for both."
             allowed = f"{Adjacency.ADD_OR_REMOVE_ONE_USER.value} with evaluation.private"
             raise InvalidInput("plan.adjacency", plan.adjacency, allowed, hint)
-        if self.epsilon > plan.epsilon:
+        if self.private_epsilon > plan.epsilon:
             hint = "The run's ε is the larger of what training users and held-out users pay."
-            raise InvalidInput("evaluation.epsilon", self.epsilon, f"at most plan.epsilon, {plan.epsilon:g}", hint)
+            raise InvalidInput(
+                "evaluation.private-epsilon", self.private_epsilon, f"at most plan.epsilon, {plan.epsilon:g}", hint
+            )
 
     def private_evaluation(self, users: int, plan: PlanConfig, before: Event) -> PrivateEvaluation | None:
         """The private evaluations of a run; None where none are asked for.
@@ -87,10 +89,10 @@ class EvaluationConfig:
             hint = "Raise --data.validation-fraction."
             raise InvalidInput("evaluation.private", True, "off without validation users", hint)
         found = PrivateEvaluation.calibrated(
-            epsilon=self.epsilon,
+            epsilon=self.private_epsilon,
             delta=plan.delta,
             count=evaluations_of(plan.rounds, self.every),
-            clip_norm=self.clip,
+            clip_norm=self.private_clip,
             users=self.measured(users)[0],
             population=users,
         )
@@ -100,5 +102,5 @@ class EvaluationConfig:
             allowed = (
                 f"so much that both together stay within plan.epsilon, {plan.epsilon:g}: they come to {whole:.3f}"
             )
-            raise InvalidInput("evaluation.epsilon", self.epsilon, allowed, hint)
+            raise InvalidInput("evaluation.private-epsilon", self.private_epsilon, allowed, hint)
         return found

@@ -44,7 +44,7 @@ class PrivateEvaluation:
 
     def __post_init__(self) -> None:
         require_positive("noise_multiplier", self.noise_multiplier)
-        require_positive("evaluation.clip", self.clip_norm)
+        require_positive("evaluation.private-clip", self.clip_norm)
         require_at_least("count", self.count, 1)
         require_at_least("users", self.users, 1)
         object.__setattr__(self, "population", self.population or self.users)

@@ -111,15 +111,18 @@ def test_as_many_users_are_measured_as_rows_are_allowed(users: int, max_rows: in
 @pytest.mark.parametrize(
     ("config", "field"),
     [
-        (lambda: EvaluationConfig(epsilon=1.0), "evaluation.epsilon"),
-        (lambda: EvaluationConfig(clip=1.0), "evaluation.clip"),
-        (lambda: EvaluationConfig(private=True, clip=0.0), "evaluation.clip"),
+        (lambda: EvaluationConfig(private_epsilon=1.0), "evaluation.private-epsilon"),
+        (lambda: EvaluationConfig(private_clip=1.0), "evaluation.private-clip"),
+        (lambda: EvaluationConfig(private=True, private_clip=0.0), "evaluation.private-clip"),
         (lambda: private(adjacency="replace-one-user"), "plan.adjacency"),
         (lambda: private(epsilon=math.inf, allow_no_privacy=True), "evaluation.private"),
         (lambda: private(noise_multiplier=0.0, allow_no_privacy=True, epsilon=math.inf), "evaluation.private"),
-        (lambda: private(epsilon=1.0), "evaluation.epsilon"),
+        (lambda: private(epsilon=1.0), "evaluation.private-epsilon"),
         (lambda: private().private_evaluation(0), "evaluation.private"),
-        (lambda: private(epsilon=2.0).private_evaluation(50, Gaussian(noise_multiplier=5.0)), "evaluation.epsilon"),
+        (
+            lambda: private(epsilon=2.0).private_evaluation(50, Gaussian(noise_multiplier=5.0)),
+            "evaluation.private-epsilon",
+        ),
     ],
 )
 def test_what_does_nothing_or_has_no_room_is_refused(config, field: str) -> None:
