@@ -1,0 +1,172 @@
+"""Private selection: of K runs, K drawn at random and kept secret, only the one of best score is released.
+
+**The law of K** is the truncated negative binomial of Papernot and Steinke (2022, arXiv 2110.03620, Definition 1) with
+η > −1 and 0 < γ < 1: P[K = k] ∝ Γ(k + η)/Γ(η)·(1 − γ)^k/k!, k ≥ 1. Its generating function f has
+f′(x) = E[K]·(γ/(1 − (1 − γ)x))^(η + 1), and f′ rises to f′(1) = E[K].
+
+**One run** draws its setting, trains, and scores itself: all of that is its outcome y, with law Q on one data set and
+Q′ on a neighbouring one. δ_Q(ε) bounds Q(E) − e^ε·Q′(E) and Q′(E) − e^ε·Q(E) for every event E.
+
+**Theorem.** Let δ_Q(ε̂) ≤ γ(e^ε̂ − 1)/(1 − γ). For every ε ≥ 0 the release is (ε + (η + 1)ε̂, E[K]·δ_Q(ε))-private.
+
+*Proof.* Ties do not matter: given the scores, outcomes are independent, so whichever rule picks among the best by
+order and coins alone, the release has the law of an outcome given that its score is the largest. Let each outcome
+carry a uniform number that is independent of all data, by which ties are broken, and which is not released; by
+post-processing it changes no δ. Now no two are equal, and F(y), the probability under Q of an outcome worse than y,
+has no jumps. The release A has P[K = k, A ∈ E] = P[K = k]·k·∫_E F^(k−1) dQ, and so dA = f′(F) dQ; on the neighbour
+dA′ = f′(F′) dQ′. For y let a = 1 − F(y) and a′ = 1 − F′(y), the probabilities of an outcome better than y, which is an
+event. So a′ ≤ e^ε̂·a + δ_Q(ε̂), and
+
+    γ + (1 − γ)a′ ≤ e^ε̂·(1 − γ)a + γ + γ(e^ε̂ − 1) = e^ε̂·(γ + (1 − γ)a).
+
+As η + 1 > 0, f′(F) = E[K]·γ^(η+1)·(γ + (1 − γ)a)^−(η+1) ≤ e^((η+1)ε̂)·f′(F′), whatever the score. For every E then
+
+    A(E) − e^(ε + (η+1)ε̂)·A′(E) ≤ ∫_E f′(F)·(dQ − e^ε dQ′) ≤ sup f′·δ_Q(ε) = E[K]·δ_Q(ε),
+
+and the same with Q and Q′ exchanged. ∎ Atoms, discrete scores and −1 < η < 0 are covered. Koskela, Redberg and Wang
+(2024, arXiv 2402.06701) bound the same by privacy profiles.
+
+**Without ε̂:** outcomes of two laws can be drawn so that they differ with probability δ_Q(0) alone; K runs so drawn
+differ with probability at most E[K]·δ_Q(0), and so δ(ε) ≤ E[K]·δ_Q(0) for every ε ≥ 0.
+
+**From below:** a score may tell nothing of the data. The release is one run then, and no better than δ_Q.
+"""
+
+import math
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal, localcontext
+from typing import ClassVar, Self
+
+import numpy as np
+from scipy.optimize import brentq
+
+from fedsim.errors import InvalidInput
+from fedsim.privacy.events import EVENTS, Event
+from fedsim.privacy.loss_cells import Floats
+from fedsim.validation import require_between
+
+GEOMETRIC = 1.0
+"""η of the geometric law. Among laws under which equally many settings are expected to do better than the one that is
+released, it costs all but the least ε, and far fewer runs than those of smaller η: these mostly draw one run alone,
+and now and then very many (docs/selection.md)."""
+LEAST_GAMMA = 1e-12
+MOST_ETA = 1e3
+ROUNDING = 1e-12
+"""Relative room for the rounding of what is computed in closed form here."""
+NODES = 257
+DIGITS = 60
+
+
+@EVENTS.register
+@dataclass(frozen=True, kw_only=True)
+class BestOf(Event):
+    """The best of K independent runs by a score that is part of each run's outcome; K and all others stay secret.
+
+    Attributes:
+        events: What one run releases, its score included: one of these, whichever setting it drew and whichever role a
+            user has in it. At each ε the worst of them counts.
+        eta: η > −1, the shape of the law of K: 1 is geometric, 0 logarithmic.
+        gamma: γ above 0 and below 1; K is the larger, the smaller it is.
+    """
+
+    kind: ClassVar[str] = "best-of"
+    events: tuple[Event, ...]
+    eta: float
+    gamma: float
+
+    def __post_init__(self) -> None:
+        if not self.events:
+            raise InvalidInput("events", self.events, "at least one")
+        if not -1 < self.eta <= MOST_ETA:
+            raise InvalidInput("eta", self.eta, f"above −1 and at most {MOST_ETA:g}")
+        if not LEAST_GAMMA <= self.gamma < 1:
+            raise InvalidInput("gamma", self.gamma, f"at least {LEAST_GAMMA:g} and below 1")
+
+    @classmethod
+    def of(cls, *events: Event, expected_runs: float, eta: float = GEOMETRIC) -> Self:
+        """The selection among so many runs in expectation.
+
+        Raises:
+            InvalidInput: For values out of range.
+        """
+        return cls(events=events, eta=float(eta), gamma=gamma_of(expected_runs, eta))
+
+    @property
+    def expected_runs(self) -> float:
+        """E[K]."""
+        return mean_runs(self.eta, self.gamma)
+
+    def added_epsilon(self, delta_above: Callable[[Floats], Floats]) -> float:
+        """(η + 1)·ε̂ of the theorem, rounded up, from upper bounds on δ_Q at rising ε.
+
+        The condition holds at log(1/γ), where it asks for no more than δ ≤ 1.
+        """
+        low, high = 0.0, -math.log(self.gamma)
+        for _ in range(2):
+            epsilons = np.linspace(low, high, NODES)
+            allowed = np.expm1(epsilons) * (self.gamma / (1 - self.gamma)) * (1 - ROUNDING)
+            met = np.flatnonzero(delta_above(epsilons) <= allowed)
+            first = int(met[0]) if len(met) else NODES - 1
+            low, high = float(epsilons[max(first - 1, 0)]), float(epsilons[first])
+        return (self.eta + 1) * high * (1 + ROUNDING)
+
+    def delta_above(self, epsilons: Floats, curve: Callable[[Floats], Floats]) -> Floats:
+        """Upper bounds on δ of the release at rising ε, from upper bounds on δ_Q, a function of rising ε."""
+        added, runs = self.added_epsilon(curve), self.expected_runs * (1 + ROUNDING)
+        at_all = runs * curve(np.zeros(1))[0]
+        beyond: Floats = np.where(epsilons >= added, runs * curve(np.maximum(epsilons - added, 0.0)), 1.0)
+        least: Floats = np.minimum(np.minimum(beyond, at_all), 1.0)
+        return least
+
+
+def mean_runs(eta: float, gamma: float) -> float:
+    """E[K] of the truncated negative binomial."""
+    log = math.log(gamma)
+    if abs(eta * log) < 1e-12:
+        return (1 - gamma) / (-log * gamma)
+    return eta * (1 - gamma) / (-gamma * math.expm1(eta * log))
+
+
+def gamma_of(expected_runs: float, eta: float) -> float:
+    """γ at which E[K] is so many runs.
+
+    Raises:
+        InvalidInput: For a number that is not above 1, or that no γ reaches.
+    """
+    if not -1 < eta <= MOST_ETA:
+        raise InvalidInput("eta", eta, f"above −1 and at most {MOST_ETA:g}")
+    least = mean_runs(eta, 1 - 1e-9)
+    require_between("expected_runs", expected_runs, least, mean_runs(eta, LEAST_GAMMA))
+    found = brentq(
+        lambda log: math.log(mean_runs(eta, math.exp(log)) / expected_runs),
+        math.log(LEAST_GAMMA),
+        math.log1p(-1e-9),
+        xtol=1e-13,
+    )
+    return float(min(max(math.exp(found), LEAST_GAMMA), 1 - 1e-9))
+
+
+def draw_runs(eta: float, gamma: float, bits: Callable[[int], int] = secrets.randbits) -> int:
+    """K, from so many random bits that its law is off by less than 10⁻⁴⁰.
+
+    Args:
+        eta, gamma: Of the law.
+        bits: Random bits as an integer; by default from the operating system.
+    """
+    with localcontext() as context:
+        context.prec = DIGITS
+        shape, stays = Decimal(eta), 1 - Decimal(gamma)
+        left = Decimal(bits(192)) / 2**192
+        # P[K = 1] = f′(0) = E[K]·γ^(η+1)
+        if eta == 0:
+            chance = stays / -Decimal(gamma).ln()
+        else:
+            chance = shape * stays * Decimal(gamma) ** shape / (1 - Decimal(gamma) ** shape)
+        runs = 1
+        while left >= chance and chance > Decimal(10) ** (5 - DIGITS):
+            left -= chance
+            chance *= stays * (runs + shape) / (runs + 1)
+            runs += 1
+        return runs
