@@ -4,12 +4,13 @@ import functools
 import math
 import operator
 from collections import Counter
-from dataclasses import replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 
 import numpy as np
 
 from fedsim.errors import InvalidInput
+from fedsim.privacy.best_of import BestOf
 from fedsim.privacy.bounds import Bounds
 from fedsim.privacy.cases import Cases, cases_of, together
 from fedsim.privacy.certify import Question, certify
@@ -30,12 +31,16 @@ from fedsim.privacy.gaussian_curve import composed_shift, gaussian_delta, gaussi
 from fedsim.privacy.gaussian_pairs import GaussianPair
 from fedsim.privacy.grid_plan import Pairs
 from fedsim.privacy.loss_cells import Floats
+from fedsim.privacy.selection import added_epsilon, delta_above, selection_in, share_of
 from fedsim.privacy.splits import OfSplit
 from fedsim.privacy.unprotected import Unprotected
 from fedsim.validation import require_at_least, require_between
 
 LEAST_DELTA = 1e-280
 """Smaller ones are refused: grids end where less than a ten-millionth of δ is left, which floats must hold."""
+COMPARED = 1e-6
+"""The smallest δ down to which one run of a selection is looked at closely for what the selection adds to its ε, which
+follows from larger ones."""
 
 
 def epsilon_bounds(
@@ -100,6 +105,9 @@ def _delta_curve(
 ) -> tuple[Floats, Floats]:
     if Unprotected() in counts:
         return np.ones_like(epsilons), np.ones_like(epsilons)
+    if (selection := selection_in(counts)) is not None:
+        run = _one_run(selection, adjacency)
+        return run.below(epsilons), delta_above(selection, epsilons, run.above)
     pairs = [(dominating_pair(one, adjacency), count) for one, count in _sorted(counts)]
     if not pairs:
         return np.zeros_like(epsilons), np.zeros_like(epsilons)
@@ -162,8 +170,64 @@ def bounds_of(counts: tuple[tuple[Event, int], ...], adjacency: Adjacency, quest
     """Bounds of events, each taken as often as its count says; their tolerance is the question's."""
     if any(event == Unprotected() for event, _ in counts):
         return Bounds(lower=math.inf, upper=math.inf) if question.delta is not None else Bounds(lower=1.0, upper=1.0)
+    if (selection := selection_in(dict(counts))) is not None:
+        return replace(_selected(selection, adjacency, question), tolerance=question.tolerance)
     found = _larger_direction([(dominating_pair(event, adjacency), count) for event, count in counts], question)
     return replace(found, tolerance=question.tolerance)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run of a selection: what users of each kind may go through in it, whichever setting it draws.
+
+    Attributes:
+        most: Cases that bound from above together.
+        least: Cases that there are.
+    """
+
+    most: tuple[tuple[tuple[Event, int], ...], ...]
+    least: tuple[tuple[tuple[Event, int], ...], ...]
+    adjacency: Adjacency
+
+    def above(self, epsilons: Floats, least_delta: float = 1e-15) -> Floats:
+        """Upper bounds on δ at many ε."""
+        return self._largest([upper for _, upper in self._curves(self.most, epsilons, least_delta)])
+
+    def below(self, epsilons: Floats, least_delta: float = 1e-15) -> Floats:
+        """Lower bounds on δ at many ε."""
+        return self._largest([lower for lower, _ in self._curves(self.least, epsilons, least_delta)])
+
+    def _curves(
+        self, cases: tuple[tuple[tuple[Event, int], ...], ...], at: Floats, least_delta: float
+    ) -> list[tuple[Floats, Floats]]:
+        return [_delta_curve(Counter(dict(case)), at, self.adjacency, least_delta) for case in cases]
+
+    @staticmethod
+    def _largest(curves: list[Floats]) -> Floats:
+        largest: Floats = np.max(curves, axis=0)
+        return largest
+
+
+def _one_run(selection: BestOf, adjacency: Adjacency) -> _Run:
+    most, least = (
+        tuple(dict.fromkeys(_sorted(case) for event in selection.events for case in cases_of(event, least=least)))
+        for least in (False, True)
+    )
+    return _Run(most, least, adjacency)
+
+
+def _selected(selection: BestOf, adjacency: Adjacency, question: Question) -> Bounds:
+    """Bounds of the best of several runs, by the theorem; from below those of one, whose score may tell nothing."""
+    run = _one_run(selection, adjacency)
+    if question.delta is None:
+        upper = float(delta_above(selection, np.array([question.epsilon or 0.0]), run.above)[0])
+    else:
+        once = replace(question, delta=share_of(selection, question.delta), threshold=np.nan)
+        require_between("delta", once.delta or 0.0, LEAST_DELTA, 1)
+        worst = max(bounds_of(case, adjacency, once).upper for case in run.most)
+        upper = worst + added_epsilon(selection, partial(run.above, least_delta=COMPARED))
+    question = replace(question, threshold=np.nan)
+    return Bounds(lower=max(bounds_of(case, adjacency, question).lower for case in run.least), upper=upper)
 
 
 def _larger_direction(pairs: Pairs, question: Question) -> Bounds:
@@ -245,7 +309,7 @@ def _require_known_groups(event: Event, adjacency: Adjacency) -> None:
         )
     if isinstance(event, Repeated):
         _require_known_groups(event.event, adjacency)
-    if isinstance(event, Composed):
+    if isinstance(event, Composed | BestOf):
         for inner in event.events:
             _require_known_groups(inner, adjacency)
 

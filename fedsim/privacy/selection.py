@@ -34,16 +34,15 @@ differ with probability at most E[K]·δ_Q(0), and so δ(ε) ≤ E[K]·δ_Q(0) f
 
 import math
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from decimal import Decimal, localcontext
-from typing import ClassVar, Self
 
 import numpy as np
 from scipy.optimize import brentq
 
 from fedsim.errors import InvalidInput
-from fedsim.privacy.events import EVENTS, Event
+from fedsim.privacy.best_of import LEAST_GAMMA, MOST_ETA, BestOf
+from fedsim.privacy.events import Event
 from fedsim.privacy.loss_cells import Floats
 from fedsim.validation import require_between
 
@@ -51,74 +50,76 @@ GEOMETRIC = 1.0
 """η of the geometric law. Among laws under which equally many settings are expected to do better than the one that is
 released, it costs all but the least ε, and far fewer runs than those of smaller η: these mostly draw one run alone,
 and now and then very many (docs/selection.md)."""
-LEAST_GAMMA = 1e-12
-MOST_ETA = 1e3
 ROUNDING = 1e-12
 """Relative room for the rounding of what is computed in closed form here."""
 NODES = 257
 DIGITS = 60
 
 
-@EVENTS.register
-@dataclass(frozen=True, kw_only=True)
-class BestOf(Event):
-    """The best of K independent runs by a score that is part of each run's outcome; K and all others stay secret.
+def best_of(*events: Event, expected_runs: float, eta: float = GEOMETRIC) -> BestOf:
+    """The selection among so many runs in expectation, each of which releases one of these events.
 
-    Attributes:
-        events: What one run releases, its score included: one of these, whichever setting it drew and whichever role a
-            user has in it. At each ε the worst of them counts.
-        eta: η > −1, the shape of the law of K: 1 is geometric, 0 logarithmic.
-        gamma: γ above 0 and below 1; K is the larger, the smaller it is.
+    Raises:
+        InvalidInput: For values out of range.
     """
+    return BestOf(events=events, eta=float(eta), gamma=gamma_of(expected_runs, eta))
 
-    kind: ClassVar[str] = "best-of"
-    events: tuple[Event, ...]
-    eta: float
-    gamma: float
 
-    def __post_init__(self) -> None:
-        if not self.events:
-            raise InvalidInput("events", self.events, "at least one")
-        if not -1 < self.eta <= MOST_ETA:
-            raise InvalidInput("eta", self.eta, f"above −1 and at most {MOST_ETA:g}")
-        if not LEAST_GAMMA <= self.gamma < 1:
-            raise InvalidInput("gamma", self.gamma, f"at least {LEAST_GAMMA:g} and below 1")
+def runs_of(selection: BestOf) -> float:
+    """E[K]."""
+    return mean_runs(selection.eta, selection.gamma)
 
-    @classmethod
-    def of(cls, *events: Event, expected_runs: float, eta: float = GEOMETRIC) -> Self:
-        """The selection among so many runs in expectation.
 
-        Raises:
-            InvalidInput: For values out of range.
-        """
-        return cls(events=events, eta=float(eta), gamma=gamma_of(expected_runs, eta))
+def share_of(selection: BestOf, delta: float) -> float:
+    """The δ of one run at which the theorem gives this δ of the release, rounded down."""
+    return delta / runs_of(selection) * (1 - ROUNDING)
 
-    @property
-    def expected_runs(self) -> float:
-        """E[K]."""
-        return mean_runs(self.eta, self.gamma)
 
-    def added_epsilon(self, delta_above: Callable[[Floats], Floats]) -> float:
-        """(η + 1)·ε̂ of the theorem, rounded up, from upper bounds on δ_Q at rising ε.
+def added_epsilon(selection: BestOf, curve: Callable[[Floats], Floats]) -> float:
+    """(η + 1)·ε̂ of the theorem, rounded up.
 
-        The condition holds at log(1/γ), where it asks for no more than δ ≤ 1.
-        """
-        low, high = 0.0, -math.log(self.gamma)
-        for _ in range(2):
-            epsilons = np.linspace(low, high, NODES)
-            allowed = np.expm1(epsilons) * (self.gamma / (1 - self.gamma)) * (1 - ROUNDING)
-            met = np.flatnonzero(delta_above(epsilons) <= allowed)
-            first = int(met[0]) if len(met) else NODES - 1
-            low, high = float(epsilons[max(first - 1, 0)]), float(epsilons[first])
-        return (self.eta + 1) * high * (1 + ROUNDING)
+    The condition holds at log(1/γ), where it asks for no more than δ ≤ 1.
 
-    def delta_above(self, epsilons: Floats, curve: Callable[[Floats], Floats]) -> Floats:
-        """Upper bounds on δ of the release at rising ε, from upper bounds on δ_Q, a function of rising ε."""
-        added, runs = self.added_epsilon(curve), self.expected_runs * (1 + ROUNDING)
-        at_all = runs * curve(np.zeros(1))[0]
-        beyond: Floats = np.where(epsilons >= added, runs * curve(np.maximum(epsilons - added, 0.0)), 1.0)
-        least: Floats = np.minimum(np.minimum(beyond, at_all), 1.0)
-        return least
+    Args:
+        selection: The selection.
+        curve: Upper bounds on δ_Q at rising ε.
+    """
+    low, high = 0.0, -math.log(selection.gamma)
+    for _ in range(2):
+        epsilons = np.linspace(low, high, NODES)
+        allowed = np.expm1(epsilons) * (selection.gamma / (1 - selection.gamma)) * (1 - ROUNDING)
+        met = np.flatnonzero(curve(epsilons) <= allowed)
+        first = int(met[0]) if len(met) else NODES - 1
+        low, high = float(epsilons[max(first - 1, 0)]), float(epsilons[first])
+    return (selection.eta + 1) * high * (1 + ROUNDING)
+
+
+def delta_above(selection: BestOf, epsilons: Floats, curve: Callable[[Floats], Floats]) -> Floats:
+    """Upper bounds on δ of the release at many ε, from upper bounds on δ_Q at many ε."""
+    added, runs = added_epsilon(selection, curve), runs_of(selection) * (1 + ROUNDING)
+    at_all = runs * curve(np.zeros(1))[0]
+    beyond: Floats = np.where(epsilons >= added, runs * curve(np.maximum(epsilons - added, 0.0)), 1.0)
+    least: Floats = np.minimum(np.minimum(beyond, at_all), 1.0)
+    return least
+
+
+def selection_in(counts: Mapping[Event, int]) -> BestOf | None:
+    """The selection that is all of what somebody went through; None where there is none in it.
+
+    Raises:
+        InvalidInput: Something else was released beside it, or it twice.
+    """
+    found = [(event, count) for event, count in counts.items() if isinstance(event, BestOf) and count]
+    if not found:
+        return None
+    if len(found) > 1 or found[0][1] > 1 or any(counts[event] for event in counts if event != found[0][0]):
+        raise InvalidInput(
+            "event",
+            BestOf.kind,
+            "all that is released about a user",
+            "A selection's bound is for the selection alone: account for each by itself, and add up ε and δ.",
+        )
+    return found[0][0]
 
 
 def mean_runs(eta: float, gamma: float) -> float:

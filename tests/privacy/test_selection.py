@@ -3,14 +3,32 @@
 import itertools
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from fedsim.errors import InvalidInput
-from fedsim.privacy.events import Gaussian, from_json, to_json
-from fedsim.privacy.selection import BestOf, draw_runs, gamma_of, mean_runs
+from fedsim.privacy.accountant import delta_bounds, delta_bounds_at, epsilon_against, epsilon_bounds, is_tight
+from fedsim.privacy.best_of import BestOf
+from fedsim.privacy.calibration import calibrate_noise_multiplier
+from fedsim.privacy.check import NotCheckable, Verdict, confirm
+from fedsim.privacy.check.selection import expected_runs
+from fedsim.privacy.events import (
+    Adjacency,
+    Composed,
+    Event,
+    Gaussian,
+    OneOf,
+    PoissonSubsampledGaussian,
+    Repeated,
+    from_json,
+    to_json,
+)
+from fedsim.privacy.gaussian_curve import gaussian_delta, gaussian_epsilon
+from fedsim.privacy.ledger import Ledger, merged, read_entries
+from fedsim.privacy.selection import added_epsilon, best_of, delta_above, draw_runs, gamma_of, mean_runs, runs_of
 
 LAWS = [(1.0, 0.05), (0.0, 0.02), (-0.5, 0.01), (2.0, 0.2), (-0.9, 0.3), (0.3, 0.7)]
 
@@ -150,8 +168,8 @@ def test_no_score_makes_the_release_tell_more_than_the_theorem_says(eta: float, 
     draw = np.random.default_rng(7)
     event = BestOf(events=(Gaussian(noise_multiplier=1.0),), eta=eta, gamma=gamma)
     for pair in pairs(draw):
-        bound = event.delta_above(EPSILONS, pair.delta)
-        added = event.added_epsilon(pair.delta) / (eta + 1)
+        bound = delta_above(event, EPSILONS, pair.delta)
+        added = added_epsilon(event, pair.delta) / (eta + 1)
         for scores in scores_of(pair, added, draw):
             found = pair.selected(scores, eta, gamma).delta(EPSILONS)
             assert (found <= bound * (1 + 1e-9) + 1e-13).all()
@@ -165,8 +183,8 @@ def test_some_score_comes_close_to_the_theorem(eta: float, gamma: float, mu: flo
     pair = gaussian_pair(mu)
     event = BestOf(events=(Gaussian(noise_multiplier=1.0),), eta=eta, gamma=gamma)
     fine = np.linspace(0, 20, 2001)
-    claimed = fine[np.flatnonzero(event.delta_above(fine, pair.delta) <= 1e-5)[0]]
-    added = event.added_epsilon(pair.delta) / (eta + 1)
+    claimed = fine[np.flatnonzero(delta_above(event, fine, pair.delta) <= 1e-5)[0]]
+    added = added_epsilon(event, pair.delta) / (eta + 1)
     needed = max(
         fine[np.flatnonzero(pair.selected(hard_scores(one, added), eta, gamma).delta(fine) <= 1e-5)[0]]
         for one in (pair, Pair(pair.other, pair.q))
@@ -196,23 +214,98 @@ def test_less_than_renyi_accounting_of_the_same(runs: float, eta: float, noise: 
     from dp_accounting.dp_event import RepeatAndSelectDpEvent
     from dp_accounting.rdp import RdpAccountant
 
-    from fedsim.privacy.gaussian_curve import gaussian_delta, gaussian_epsilon
-
-    event = BestOf.of(Gaussian(noise_multiplier=noise), expected_runs=runs, eta=eta)
-    added = event.added_epsilon(lambda at: np.array([gaussian_delta(1 / noise, float(e)).upper for e in at]))
-    ours = gaussian_epsilon(1 / noise, 1e-5 / event.expected_runs).upper + added
+    event = best_of(Gaussian(noise_multiplier=noise), expected_runs=runs, eta=eta)
+    added = added_epsilon(event, lambda at: np.array([gaussian_delta(1 / noise, float(e)).upper for e in at]))
+    ours = gaussian_epsilon(1 / noise, 1e-5 / runs_of(event)).upper + added
     peer = RdpAccountant().compose(RepeatAndSelectDpEvent(GaussianDpEvent(noise), runs, eta)).get_epsilon(1e-5)
     assert ours < peer
     assert ours > gaussian_epsilon(1 / noise, 1e-5).upper
 
 
 def test_a_selection_is_data_and_refuses_what_no_law_has() -> None:
-    event = BestOf.of(Gaussian(noise_multiplier=1.0), Gaussian(noise_multiplier=2.0), expected_runs=6.0)
+    event = best_of(Gaussian(noise_multiplier=1.0), Gaussian(noise_multiplier=2.0), expected_runs=6.0)
     assert from_json(to_json(event)) == event
-    assert event.expected_runs == pytest.approx(6.0)
+    assert runs_of(event) == pytest.approx(6.0)
     assert event.gamma == pytest.approx(1 / 6)
     for wrong in ({"events": ()}, {"eta": -1.0}, {"gamma": 0.0}, {"gamma": 1.0}, {"eta": math.nan}):
         with pytest.raises(InvalidInput):
             BestOf(**({"events": event.events, "eta": 1.0, "gamma": 0.5} | wrong))
     with pytest.raises(InvalidInput, match="expected_runs"):
-        BestOf.of(Gaussian(noise_multiplier=1.0), expected_runs=1.0)
+        best_of(Gaussian(noise_multiplier=1.0), expected_runs=1.0)
+
+
+TRAINED = Repeated(event=PoissonSubsampledGaussian(sampling_probability=0.05, noise_multiplier=0.9), count=40)
+SCORED = Repeated(event=Gaussian(noise_multiplier=1.5), count=1)
+
+
+def test_the_accountant_adds_up_what_the_theorem_says_and_the_worst_event_counts_at_each_place() -> None:
+    """Two Gaussians and a training: by hand from the curves of each."""
+    delta, runs = 1e-5, 6.0
+    event = best_of(TRAINED, SCORED, expected_runs=runs)
+    found = epsilon_bounds(event, delta)
+    parts = [epsilon_bounds(one, delta / runs) for one in (TRAINED, SCORED)]
+    grid = np.linspace(0, math.log(runs), 400)
+    lower = np.max([delta_bounds_at(one, grid)[0] for one in (TRAINED, SCORED)], axis=0)
+    least = grid[np.flatnonzero(lower <= np.expm1(grid) / (runs - 1))[0] - 1]  # γ = 1/6
+    claimed = max(one.lower for one in parts) + 2 * least
+    assert claimed <= found.upper <= claimed * 1.01
+    assert found.lower == max(epsilon_bounds(one, delta).lower for one in (TRAINED, SCORED))
+    assert not is_tight(event)
+    assert delta_bounds(event, found.upper).upper <= delta * (1 + 1e-6)
+    assert epsilon_against(event, delta, 1.0, adjacency=Adjacency.ADD_OR_REMOVE_ONE_USER, tolerance=0.1).upper > 1
+
+
+def test_users_who_score_and_users_who_train_pay_the_larger_and_not_the_sum() -> None:
+    apart = best_of(OneOf(events=(SCORED, SCORED)), expected_runs=3.0)
+    assert epsilon_bounds(apart, 1e-5) == epsilon_bounds(best_of(SCORED, expected_runs=3.0), 1e-5)
+    with pytest.raises(InvalidInput, match="adjacency"):
+        epsilon_bounds(apart, 1e-5, adjacency=Adjacency.REPLACE_ONE_USER)
+
+
+def test_delta_is_bounded_at_all_epsilons_and_falls() -> None:
+    event = best_of(SCORED, expected_runs=4.0, eta=0.0)
+    at = np.array([6.0, 0.0, 1.0, 3.0])
+    lower, upper = delta_bounds_at(event, at)
+    for place, epsilon in enumerate(at):
+        one = delta_bounds(event, float(epsilon))
+        assert (lower[place], upper[place]) == pytest.approx((one.lower, one.upper), rel=1e-2)
+        assert lower[place] <= upper[place] <= 1
+    assert upper[1] >= upper[2] >= upper[3] >= upper[0]
+
+
+@pytest.mark.parametrize("other", [[TRAINED], [best_of(SCORED, expected_runs=3.0)]])
+def test_a_selection_beside_anything_else_is_refused(other: list[Event]) -> None:
+    selection = best_of(TRAINED, expected_runs=3.0)
+    for event in (Composed(events=(selection, *other)), Repeated(event=selection, count=2)):
+        with pytest.raises(InvalidInput, match="all that is released"):
+            epsilon_bounds(merged((event,)), 1e-5)
+        with pytest.raises(InvalidInput, match="all that is released"):
+            delta_bounds_at(event, np.array([1.0]))
+        with pytest.raises(NotCheckable):
+            confirm(merged((event,)), 1e-5, (0.0, 3.0))
+    with pytest.raises(InvalidInput, match="one run"):
+        best_of(selection, expected_runs=3.0)
+
+
+@pytest.mark.parametrize(("eta", "gamma"), LAWS)
+def test_a_second_method_confirms_both_bounds_and_contradicts_less(eta: float, gamma: float, tmp_path: Path) -> None:
+    assert expected_runs(eta, gamma) == pytest.approx(mean_runs(eta, gamma), rel=1e-9)
+    event = BestOf(events=(SCORED, TRAINED), eta=eta, gamma=gamma)
+    with Ledger.open(tmp_path / "ledger.jsonl") as ledger:
+        ledger.charge(event, round=0, purpose="selection")
+    (entry,) = read_entries(tmp_path / "ledger.jsonl")
+    assert entry.event == event
+    found = epsilon_bounds(merged((entry.event,)), 1e-5)
+    assert confirm(merged((entry.event,)), 1e-5, (found.lower, found.upper)).verdict is Verdict.CONFIRMED
+    forged = confirm(event, 1e-5, (found.lower, 0.98 * found.upper))
+    assert forged.upper.verdict is Verdict.CONTRADICTED
+    assert confirm(event, 1e-5, (1.01 * found.lower, found.upper)).lower.verdict is Verdict.CONTRADICTED
+
+
+def test_noise_is_calibrated_to_the_total() -> None:
+    found = calibrate_noise_multiplier(
+        lambda noise: best_of(Gaussian(noise_multiplier=noise), expected_runs=6.0), epsilon=8.0, delta=1e-5
+    )
+    assert found.epsilon.upper <= 8.0
+    assert found.epsilon.upper > 7.99
+    assert gaussian_epsilon(1 / found.value, 1e-5).upper < 8.0

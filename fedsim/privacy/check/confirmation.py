@@ -3,12 +3,14 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 from fedsim.privacy.check.contour import CheckedDelta, Laws, delta_at
 from fedsim.privacy.check.loss_laws import loss_law
+from fedsim.privacy.check.selection import best_of_delta, selection_of
 from fedsim.privacy.events import Adjacency, Composed, Event, OfBlock, OfGroup, OneOf, Repeated
 from fedsim.privacy.splits import OfSplit
 from fedsim.validation import require_at_least, require_between
@@ -89,14 +91,14 @@ def confirm(
     require_at_least("upper", min(upper, 1e300), 0)
     start = time.perf_counter()
     cases = counted(event) if isinstance(event, Event) else event
-    laws = [[(loss_law(one, adjacency.accounted_as), count) for one, count in case.items() if count] for case in cases]
+    deltas = [_delta_of(case, adjacency) for case in cases]
     above = BoundCheck(epsilon=upper, delta=None, error=0.0, verdict=Verdict.CONFIRMED)
     if math.isfinite(upper):
-        found = _largest_delta(laws, upper)
+        found = _largest([above_of(upper) for above_of, _ in deltas])
         above = BoundCheck(epsilon=upper, delta=found.value, error=found.error, verdict=_side(delta, found, 1))
     below = BoundCheck(epsilon=lower, delta=None, error=0.0, verdict=Verdict.CONFIRMED)
     if lower > 0:
-        found = _largest_delta(laws, lower)
+        found = _largest([below_of(lower) for _, below_of in deltas])
         below = BoundCheck(epsilon=lower, delta=found.value, error=found.error, verdict=_side(delta, found, -1))
     return Confirmation(lower=below, upper=above, seconds=time.perf_counter() - start)
 
@@ -112,9 +114,26 @@ def larger_delta(laws: Laws, epsilon: float) -> CheckedDelta:
     return CheckedDelta(value, max(one.value + one.error for one in found) - value)
 
 
-def _largest_delta(cases: Sequence[Laws], epsilon: float) -> CheckedDelta:
-    """δ at ε of the users who go through most."""
-    found = [larger_delta(laws, epsilon) for laws in cases]
+DeltaAt = Callable[[float], CheckedDelta]
+
+
+def _delta_of(case: Counter[Event], adjacency: Adjacency) -> tuple[DeltaAt, DeltaAt]:
+    """δ of one case at an ε: what bounds it from above, and from below. They differ for a selection alone, whose score
+    is any part of a run's outcome: from above by the theorem, from below by a score that tells nothing."""
+    if (selection := selection_of(case)) is None:
+        laws = [(loss_law(one, adjacency.accounted_as), count) for one, count in case.items() if count]
+        alone = partial(larger_delta, laws)
+        return alone, alone
+    runs = [_delta_of(one, adjacency)[0] for event in selection.events for one in counted(event)]
+
+    def of_run(epsilon: float) -> CheckedDelta:
+        return _largest([delta(epsilon) for delta in runs])
+
+    return (lambda epsilon: best_of_delta(selection, epsilon, of_run)), of_run
+
+
+def _largest(found: Sequence[CheckedDelta]) -> CheckedDelta:
+    """δ of the users who go through most."""
     value = max(one.value for one in found)
     return CheckedDelta(value, max(one.value + one.error for one in found) - value)
 
