@@ -2,18 +2,19 @@
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from json import dumps
 from pathlib import Path
 from typing import Any, Literal
 
 from experiments.account.bands import bands_from, least_noise, most_bands, noise_left
+from experiments.account.steps import EXAMPLES, STEPS
 from experiments.account.words import PARAMETERS, as_row, dashed, finite, in_words, shown
 from experiments.confirmation import confirm_folder
+from experiments.selection.options import SelectionConfig
 from fedsim.disk import require_writable_file
 from fedsim.errors import InvalidInput
-from fedsim.plan import ALGORITHMS, Algorithm
+from fedsim.plan import Algorithm
 from fedsim.plan.bands import AUTO, candidates_for, candidates_within
 from fedsim.privacy.accountant import epsilon_bounds, is_tight
 from fedsim.privacy.bounds import Bounds
@@ -26,18 +27,13 @@ from fedsim.privacy.calibration import (
 from fedsim.privacy.comparisons import compare
 from fedsim.privacy.events import (
     Adjacency,
-    BinomialMixtureGaussian,
     Composed,
     Event,
-    FixedSizeSubsampledGaussian,
-    Gaussian,
-    PoissonSubsampledGaussian,
-    RandomAllocatedGaussian,
-    TruncatedPoissonSubsampledGaussian,
     releases,
     to_json,
 )
 from fedsim.privacy.ledger import merged, read_entries
+from fedsim.privacy.selection import best_of
 from fedsim.registry import import_module
 from fedsim.validation import require_at_least, require_between, require_positive
 
@@ -48,22 +44,6 @@ CALIBRATE: dict[str, Callable[..., Any]] = {
     "group_size": calibrate_group_size,
 }
 """What can be left out where a target is given, and what finds it."""
-
-USERS, EXAMPLES = ALGORITHMS
-STEPS: dict[tuple[str, str], tuple[Callable[..., Event], tuple[str, ...]]] = {
-    (USERS, "poisson"): (PoissonSubsampledGaussian, ("sampling_probability",)),
-    (USERS, "truncated-poisson"): (
-        TruncatedPoissonSubsampledGaussian,
-        ("sampling_probability", "population_size", "most_units"),
-    ),
-    (USERS, "fixed-size"): (FixedSizeSubsampledGaussian, ("cohort_size", "population_size")),
-    (USERS, "random-allocation"): (RandomAllocatedGaussian, ("rounds_per_block",)),
-    (USERS, "none"): (Gaussian, ()),
-    (EXAMPLES, "poisson"): (BinomialMixtureGaussian, ("sampling_probability", "group_size")),
-    (EXAMPLES, "none"): (partial(BinomialMixtureGaussian, sampling_probability=1.0), ("group_size",)),
-}
-"""What one step, or block of steps, releases by algorithm and sampling, and the options that it depends on beside the
-noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +90,9 @@ class Account:
     """The change of the data set that must stay hidden; fixed-graph is for els of examples with several owners."""
     tolerance: float = 1e-3
     """Largest relative distance of the two bounds."""
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    """With --selection.expected-runs: account for the best of so many runs of the plan by a private score, each run
+    with randomness of its own, whose number is drawn and stays secret."""
     ledger: Path | None = None
     """Account for what this ledger holds instead of for a plan."""
     check: Path | None = None
@@ -190,7 +173,10 @@ class Account:
                 apart = bands
                 values["sampling_probability"] = min(1.0, bands * values["sampling_probability"])
         steps = -(-steps // apart)
-        return releases(kind, steps, noise_multiplier=self._given("noise_multiplier"), **values)
+        run = releases(kind, steps, noise_multiplier=self._given("noise_multiplier"), **values)
+        if self.selection.expected_runs is None:
+            return run
+        return best_of(run, expected_runs=self.selection.expected_runs, eta=self.selection.eta)
 
     def _most_bands(self) -> int:
         """As many as there are groups, or users for so many."""
@@ -304,6 +290,11 @@ class Account:
             if value != getattr(Account, name) and name not in used:
                 beside = f"--sampling {self.sampling}" if self.ledger is None else "--ledger"
                 raise InvalidInput(dashed(name), value, f"left out with {beside}")
+        if self.selection.expected_runs is None and self.selection != SelectionConfig():
+            raise InvalidInput("selection.eta", self.selection.eta, "used with --selection.expected-runs")
+        if self.ledger is not None and self.selection != SelectionConfig():
+            hint = "A ledger says by itself what was selected."
+            raise InvalidInput("selection.expected-runs", self.selection.expected_runs, "left out with --ledger", hint)
         if self.ledger is None and self.modules:
             raise InvalidInput("modules", self.modules, "used with --ledger")
         if self.ledger is not None and self.target_epsilon is not None:
@@ -312,17 +303,22 @@ class Account:
             require_at_least("group-size", self.group_size, 1)
 
     def _refuse_beside_check(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name not in ("check", "modules", "json") and value != field.default:
-                raise InvalidInput(dashed(field.name), value, "left out with --check", "The folder says it all.")
+        for name, value in vars(self).items():
+            if name not in ("check", "modules", "json") and value != getattr(_UNASKED, name):
+                raise InvalidInput(dashed(name), value, "left out with --check", "The folder says it all.")
 
     def _described(self, event: Composed) -> dict[str, Any]:
         common = {"unit": "user", "adjacency": self.adjacency, "delta": self.delta}
         if self.ledger is not None:
             return common | {"ledger": str(self.ledger), "event": to_json(event)}
         values = {name: getattr(self, name) for name in self._needed()}
-        own = {"algorithm": self.algorithm, "sampling": self.sampling, "group_size": self.group_size}
+        own: dict[str, Any] = {
+            "algorithm": self.algorithm,
+            "sampling": self.sampling,
+            "group_size": self.group_size,
+        }
+        if self.selection.expected_runs is not None:
+            own["selection"] = dataclasses.asdict(self.selection)
         return common | own | values
 
     def _draw(self, event: Event, epsilon: Bounds) -> Path:
@@ -339,6 +335,9 @@ class Account:
             return f"{self.ledger}, {self.adjacency}"
         values = ", ".join(f"{dashed(name)} {shown(getattr(self, name))}" for name in self._needed())
         return f"{self.algorithm.upper()}, {self.adjacency}: {values}"
+
+
+_UNASKED = Account()
 
 
 def _as_typed(error: InvalidInput) -> InvalidInput:

@@ -25,7 +25,7 @@ def in_words(result: dict[str, Any]) -> str:
     else:
         lines = [f"user-level ε ≤ {shown_above(epsilon['upper'])} {at}", f"{least}: both bounds are certified"]
     tolerance = result["tolerance"]
-    if not tolerance["met"]:
+    if not tolerance["met"] and not result.get("selection"):
         lines.append(
             f"the tolerance of {tolerance['asked']:g} is missed: the bounds are {shown_above(tolerance['gap'])} of "
             "the upper one apart, and the true ε may be anywhere between"
@@ -36,6 +36,11 @@ def in_words(result: dict[str, Any]) -> str:
     values = [f"{dashed(name)} {shown(result[name])}" for name in PARAMETERS if result.get(name) is not None]
     if values:
         lines.append(f"{result['algorithm'].upper()}, sampling {result['sampling']}: " + ", ".join(values))
+    if selection := result.get("selection"):
+        lines.append(
+            f"of a selection: the best of {shown(selection['expected_runs'])} runs in expectation (η = "
+            f"{shown(selection['eta'])}) by a private score, whose own ε is not counted here: held-out users pay it"
+        )
     if "comparisons" in result:
         lines += ["", *_table(result["comparisons"])]
     if "plot" in result:

@@ -17,6 +17,9 @@ from rich.text import Text
 
 from experiments.face.outcomes import Swept
 from experiments.prediction import Prediction, predict
+from experiments.selection.command import PRIVATE, selection_of
+from experiments.selection.options import SelectionConfig
+from experiments.selection.runs import require_kind
 from experiments.sweep.clipping import decided, in_words, may_leave_out, needless, waves_of
 from experiments.sweep.points import ARM_TITLES, Point, SweepConfig, content_of, points_of, require_allowed
 from experiments.sweep.results import cells_of, collect, worth_repeating
@@ -45,6 +48,19 @@ class Sweep(RunConfig):
 
     sweep: SweepConfig = field(default_factory=SweepConfig)
     """What varies."""
+    select: str = "none"
+    """private: draw settings from the grid, run them, and release the best by a private score alone, at plan.epsilon
+    in total. Without it all points are compared, and choosing one costs what all of them cost together."""
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    """How many runs a private selection is among."""
+
+    def __post_init__(self) -> None:
+        require_kind(self.select)
+        if self.select == "private":
+            object.__setattr__(self, "CHOOSES", "")  # what it chooses is accounted for
+        elif self.selection != SelectionConfig():
+            raise InvalidInput("selection", self.selection, "left out without --select private")
+        super().__post_init__()
 
     def common(self) -> RunConfig:
         """The configuration that all points share."""
@@ -77,6 +93,8 @@ class Sweep(RunConfig):
         from server.callbacks import require_callbacks
 
         require_callbacks(self)
+        if self.select == "private":
+            return selection_of(self, self.sweep, self.selection).run()
         points = points_of(self.sweep, self)
         common = self.common()
         own = RunFolder(self.output or new_output_folder("sweep"))
@@ -206,7 +224,7 @@ class Sweep(RunConfig):
 
 def how_to_go_on(folder: str) -> str:
     """What to do about a sweep that was ended."""
-    if not (Path(folder) / CLAIM).exists():
+    if not any((Path(folder) / name).exists() for name in (CLAIM, PRIVATE)):
         return "nothing was begun; give the same command again"
     return f"go on with the same command and --output {folder}: points that are finished are not run again"
 

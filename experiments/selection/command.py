@@ -1,0 +1,199 @@
+"""`sweep --select private`: runs of drawn settings, of which the best by a private score is released."""
+
+import dataclasses
+import json
+import math
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.face.outcomes import Swept
+from experiments.selection.budget import SelectionBudget, budget_of
+from experiments.selection.options import SelectionConfig
+from experiments.selection.report import write_report
+from experiments.selection.runs import DrawnRun, at, drawn, require_selectable, settings_of
+from experiments.sweep.points import Point, SweepConfig, content_of, require_allowed
+from experiments.sweep.run import is_finished, run_here, run_on_ray
+from fedsim.config import RunConfig
+from fedsim.errors import Failure, InvalidInput
+from fedsim.privacy.check import charged, counted
+from fedsim.privacy.ledger import Ledger, read_entries
+from fedsim.privacy.selection import draw_runs
+from fedsim.resources import Resources
+from fedsim.terminal import say
+from server.results.run_folder import RunFolder, new_output_folder, write_json
+
+PRIVATE = "private_not_for_release"
+"""What must stay secret: how many runs there are, what they drew, and all that they leave."""
+PURPOSE = "selection"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A private selection in a folder.
+
+    Attributes:
+        common: What the runs share; plan.epsilon and plan.delta are those of the release.
+        sweep: The grid.
+        options: How many runs there are.
+    """
+
+    common: RunConfig
+    sweep: SweepConfig
+    options: SelectionConfig
+
+    def run(self) -> Swept:
+        """Run what is not finished, release the best, and write the report.
+
+        Raises:
+            InvalidInput: For what is no private selection, or another one than the folder holds.
+            Failure: No run finished, or one was charged more than was planned: nothing is released.
+        """
+        from fedsim.resources import earlier_runs, open_resources
+
+        require_selectable(self.common, self.sweep)
+        settings = settings_of(self.sweep, self.common)
+        for setting in settings:
+            require_allowed(at(setting, 0, setting.epsilon, setting.epsilon), self.common, self.sweep)
+        own = RunFolder(self.common.output or new_output_folder("selection"))
+        own.require_unused()
+        resources = open_resources(self.common)
+        if earlier_runs(self.common, resources.loaded.source).entries:
+            hint = "A selection's bound does not add up with what was released before."
+            allowed = "a model that no earlier run on private data made"
+            raise InvalidInput("model.path", self.common.model.path, allowed, hint)
+        budget = self._budget(settings, resources)
+        with own.hold:
+            own.make()
+            return self._select(settings, budget, own.path, resources)
+
+    def _budget(self, settings: Sequence[Point], resources: Resources) -> SelectionBudget:
+        from fedsim.plan import UserSizes
+
+        store = resources.store
+        sizes = UserSizes.of_users(store.split("train"))
+        return budget_of(settings, self.common, sizes, store.split("validation").num_users, self.options)
+
+    def _select(
+        self, settings: Sequence[Point], budget: SelectionBudget, folder: Path, resources: Resources | None
+    ) -> Swept:
+        """The same in the selection's own folder, which no other process works in."""
+        from experiments.selection.release import SELECTED, write_release
+        from experiments.selection.words import cost_in_words, statement_of
+
+        private, selected = folder / PRIVATE, folder / SELECTED
+        if self.sweep.nonprivate:
+            say("no run without privacy: whoever saw one would know more than the selection's ε covers")
+        say(cost_in_words(len(settings), budget, self.common.plan.delta))
+        runs = self._drawn(settings, budget, private)
+        if not selected.exists():
+            failures = self._run_all(runs, private)
+            best = _best(runs, private, budget)
+            run = json.loads((private / best.name / "privacy.json").read_text(encoding="utf-8"))
+            statement = statement_of(
+                run, settings[self._number(best, private)], settings, _score(private, best), budget
+            )
+            config = best.config(self.common, private / best.name)
+            write_release(private / best.name, selected, private / "ledger.jsonl", statement, config, resources)
+        else:
+            failures = {}
+        for path in private.glob("run-*"):
+            shutil.rmtree(path)
+        shutil.rmtree(private / "failures", ignore_errors=True)
+        statement = json.loads((selected / "privacy.json").read_text(encoding="utf-8"))
+        report = write_report(folder, statement, cost_in_words(len(settings), budget, self.common.plan.delta))
+        return Swept(folder, points=[statement["selection"]["selected"]], report=report, failures=failures)
+
+    def _drawn(self, settings: Sequence[Point], budget: SelectionBudget, private: Path) -> list[DrawnRun]:
+        """The runs: drawn and charged once, and written down before any begins."""
+        claim = {
+            "common": json.loads(json.dumps(content_of(self.common))),
+            "settings": [setting.name for setting in settings],
+            "selection": {"expected_runs": self.options.runs, "eta": self.options.eta},
+            "run_epsilon": budget.run_epsilon,
+        }
+        path = private / "drawn.json"
+        if path.exists():
+            written = json.loads(path.read_text(encoding="utf-8"))
+            changed = [name for name in claim if written["claim"].get(name) != claim[name]]
+            if changed:
+                hint = f"Its selection differs in: {', '.join(changed)}."
+                raise InvalidInput("output", str(private.parent), "a new folder", hint)
+        else:
+            private.mkdir(parents=True, exist_ok=True)
+            count = draw_runs(budget.event.eta, budget.event.gamma)
+            written = {
+                "not_for_release": "How many runs there are and what they drew must stay secret.",
+                "claim": claim,
+                "settings": drawn(len(settings), count),
+            }
+            write_json(path, written)
+        if not (private / "ledger.jsonl").exists() or not read_entries(private / "ledger.jsonl"):
+            with Ledger.open(private / "ledger.jsonl") as ledger:
+                ledger.charge(budget.event, round=0, purpose=PURPOSE)
+        return [
+            at(settings[place], number, budget.run_epsilon, budget.score_epsilon)
+            for number, place in enumerate(written["settings"])
+        ]
+
+    def _number(self, run: DrawnRun, private: Path) -> int:
+        """Which setting a run drew."""
+        written: dict[str, Any] = json.loads((private / "drawn.json").read_text(encoding="utf-8"))
+        return int(written["settings"][run.seed])
+
+    def _run_all(self, runs: Sequence[DrawnRun], private: Path) -> dict[str, str]:
+        """Run what is not finished. What failed is not run again: it counts as the worst, like any other outcome."""
+        failures = private / "failures"
+        left: list[Point] = [
+            run for run in runs if not is_finished(private, run) and not (failures / f"{run.name}.txt").exists()
+        ]
+        if left and self.common.engine.kind == "local":
+            ends = run_here(left, self.common, private, True)
+        else:
+            ends = run_on_ray(left, self.common, private, True, self.sweep.slots) if left else iter(())
+        for end in ends:
+            if end.error is not None:
+                failures.mkdir(exist_ok=True)
+                (failures / f"{end.point.name}.txt").write_text(end.error, encoding="utf-8")
+            state = "finished" if end.error is None else "FAILED, which counts as the worst score"
+            print(f"{end.point.name} {state}", file=sys.stderr, flush=True)
+        return {
+            path.stem: path.read_text(encoding="utf-8").strip().splitlines()[-1]
+            for path in sorted(failures.glob("*.txt"))
+        }
+
+
+def _score(private: Path, run: Point) -> float:
+    """The change of held-out users' loss that a run released; ∞ for one that failed, or that released no number."""
+    path = private / run.name / "summary.json"
+    if not path.exists():
+        return math.inf
+    value = json.loads(path.read_text(encoding="utf-8")).get("private_change")
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.inf
+
+
+def _best(runs: Sequence[DrawnRun], private: Path, budget: SelectionBudget) -> DrawnRun:
+    """The run of least score, the first of equal ones.
+
+    Raises:
+        Failure: None has a score, or one was charged for more than the selection counts.
+    """
+    best = min(runs, key=lambda run: _score(private, run))
+    if math.isinf(_score(private, best)):
+        raise Failure(f"no run of the selection finished, and nothing is released; see {private / 'failures'}")
+    planned = [case for event in budget.event.events for case in counted(event)]
+    for run in runs:
+        if (ledger := private / run.name / "ledger.jsonl").exists():
+            cases = charged(entry.event for entry in read_entries(ledger))
+            if not all(any(case <= other for other in planned) for case in cases):
+                raise Failure(f"{run.name} was charged for more than the selection counts: nothing is released")
+    return best
+
+
+def selection_of(sweep: RunConfig, varied: SweepConfig, options: SelectionConfig) -> Selection:
+    """The private selection that a command asks for."""
+    common = RunConfig(**{item.name: getattr(sweep, item.name) for item in dataclasses.fields(RunConfig)})
+    return Selection(common, varied, options)

@@ -1,0 +1,63 @@
+"""The folder of the model that was selected, with what the selection guarantees in place of what its run says."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedsim.config import RunConfig
+from fedsim.privacy.earlier import ADAPTERS, MARK, digest_of
+from fedsim.resources import Resources
+from server.results.run_folder import RunFolder, write_json
+from server.results.statement import write_card_of
+
+SELECTED = "selected"
+"""The folder that may be released, in the sweep's."""
+
+
+def write_release(
+    run: Path, folder: Path, ledger: Path, statement: Mapping[str, Any], config: RunConfig, resources: Resources | None
+) -> None:
+    """Write the released folder, whole or not at all: model, ledger, statement and card, and nothing else of the run.
+
+    Losses without noise, settings of where and how it ran, and whatever else a run's folder has stay out.
+
+    Args:
+        run: The selected run's folder.
+        folder: The released one.
+        ledger: What was charged.
+        statement: Of the selection.
+        config: Of the run.
+        resources: What the card is written from.
+    """
+    partial = RunFolder(folder.with_name(folder.name + ".partial"))
+    shutil.rmtree(partial.path, ignore_errors=True)
+    partial.path.mkdir(parents=True)
+    shutil.copy(ledger, partial.ledger)
+    write_json(partial.privacy, statement)
+    if (run / "model").is_dir():
+        shutil.copytree(run / "model", partial.model)
+        if resources is not None:
+            write_card_of(partial, config, resources)
+        for path in (partial.ledger, partial.privacy, partial.card):
+            if path.exists():
+                shutil.copy(path, partial.model)
+        mark(partial.model, digest_of(partial.ledger))
+    partial.path.rename(folder)
+
+
+def mark(model: Path, digest: str) -> None:
+    """Have a model's folder name the ledger that it now belongs to, where it named that of its run."""
+    config, adapters = model / "config.json", model / ADAPTERS
+    if config.exists():
+        values = json.loads(config.read_text(encoding="utf-8"))
+        if MARK in values:
+            write_json(config, values | {MARK: digest})
+    if adapters.exists():
+        from safetensors import safe_open
+        from safetensors.torch import load_file, save_file
+
+        with safe_open(adapters, framework="pt") as weights:
+            said = weights.metadata() or {}
+        save_file(load_file(adapters), adapters, metadata={**said, MARK: digest})

@@ -1,0 +1,279 @@
+"""`sweep --select private`: what it costs, what it releases, and that it goes on with what it drew."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import experiments.selection.command as command
+import fedsim.engine.local
+import server.app
+from experiments.confirmation import confirm_folder
+from experiments.run import main
+from experiments.selection.budget import SelectionBudget, budget_of
+from experiments.selection.command import PRIVATE, Selection
+from experiments.selection.options import SelectionConfig
+from experiments.selection.runs import at, require_selectable, settings_of
+from experiments.sweep.command import Sweep
+from experiments.sweep.points import SweepConfig
+from fedsim.config import EngineConfig, EvaluationConfig, PlanConfig, RunConfig
+from fedsim.errors import Failure, InvalidInput
+from fedsim.plan import UserSizes
+from fedsim.privacy.accountant import epsilon_bounds
+from fedsim.privacy.earlier import Earlier
+from fedsim.privacy.events import Adjacency
+from fedsim.privacy.ledger import Ledger, read_entries
+from fedsim.privacy.splits import HELD_OUT, TRAINING, OfSplit
+from server.results.run_folder import write_json
+
+SIZES = UserSizes.of_quantiles(4_000, {0.5: 4})
+SWEEP = SweepConfig(algorithms=("uls",), uls_group_sizes=(1, 2), learning_rates=(1e-3, 1e-2))
+COMMON = RunConfig(plan=PlanConfig(rounds=3, delta=1e-4), engine=EngineConfig(kind="local"))
+SMALL = [
+    "--data.packages", "numpy",
+    "--data.sequence-length", "32",
+    "--model.small.layers", "1",
+    "--model.small.width", "32",
+    "--model.small.heads", "2",
+    "--model.small.vocabulary-size", "512",
+    "--model.small.steps", "5",
+    "--plan.delta", "1e-3",
+    "--plan.rounds", "2",
+    "--plan.gradients-per-round", "16",
+    "--evaluation.max-rows", "20",
+    "--evaluation.test-rows", "20",
+    "--engine.kind", "local",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def budget() -> SelectionBudget:
+    return budget_of(settings_of(SWEEP, COMMON), COMMON, SIZES, 500, SelectionConfig(expected_runs=3.0))
+
+
+class Trained:
+    """Stands in for server.app.train: what a run leaves, with the least private loss for one setting."""
+
+    def __init__(self) -> None:
+        self.seeds: list[tuple[int | None, int | None]] = []
+        self.changes: dict[str, float] = {}
+        self.failing: set[str] = set()
+        self.interrupted: set[str] = set()
+        self.charged_twice = False
+
+    def __call__(self, grid: Any, config: RunConfig) -> dict[str, Any]:
+        folder = Path(str(config.output))
+        name = folder.name.removesuffix(".partial")
+        if name in self.interrupted:
+            raise KeyboardInterrupt
+        if name in self.failing:
+            raise ValueError("loss is not finite")
+        self.seeds.append((config.sampling_seed, config.noise_seed))
+        plan, evaluation = config.plan_for(SIZES), config.private_evaluation(500)
+        assert evaluation is not None
+        assert evaluation.count == 1
+        with Ledger.open(folder / "ledger.jsonl") as ledger:
+            for number in range(plan.steps * (1 + self.charged_twice)):
+                ledger.charge(OfSplit(event=plan.charge(number % plan.steps), split=TRAINING), round=number)
+            ledger.charge(OfSplit(event=evaluation.release_event, split=HELD_OUT), round=plan.steps)
+        (folder / "model").mkdir()
+        (folder / "model" / "config.json").write_text(json.dumps({"privacy_ledger": "of the run", "of": name}))
+        statement = {
+            "delta": plan.delta,
+            "adjacency": plan.adjacency.value,
+            "private": True,
+            "not_covered": ["Something."],
+            "sampling": {"in_words": "sampled"},
+            "contribution_bound": {"in_words": "clipped"},
+            "mechanism": "noise",
+            "noise_multiplier": plan.noise_multiplier,
+            "steps": plan.steps,
+        }
+        write_json(folder / "privacy.json", statement)
+        (folder / "metrics.jsonl").write_text('{"loss": 3.125}\n')
+        summary = {"private_change": self.changes.get(name, 0.5), "test_loss_after": 2.0625}
+        write_json(folder / "summary.json", summary)
+        return summary
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
+    fake = Trained()
+    monkeypatch.setattr(server.app, "train", fake)
+    monkeypatch.setattr(fedsim.engine.local, "LocalGrid", lambda *_, **__: None)
+    monkeypatch.setattr(command, "draw_runs", lambda *_: 4)
+    return fake
+
+
+def select(folder: Path, budget: SelectionBudget, common: RunConfig = COMMON) -> Any:
+    selection = Selection(common, SWEEP, SelectionConfig(expected_runs=3.0))
+    return selection._select(settings_of(SWEEP, common), budget, folder, None)
+
+
+def test_the_total_is_met_from_below_and_is_far_less_than_composition(budget: SelectionBudget) -> None:
+    total = COMMON.plan.epsilon
+    again = epsilon_bounds(budget.event, COMMON.plan.delta)
+    assert 0.99 * total < again.upper == budget.epsilon.upper <= total
+    assert budget.score_epsilon == budget.run_epsilon < total < budget.composed
+    assert len(budget.event.events) < 4, "settings that release the same are one event"
+
+
+def test_a_score_of_ones_own_choice_is_kept_and_refused_where_it_alone_is_too_much() -> None:
+    options, settings = SelectionConfig(expected_runs=3.0), settings_of(SWEEP, COMMON)
+
+    def with_score(epsilon: float) -> SelectionBudget:
+        score = EvaluationConfig(private=True, epsilon=epsilon)
+        return budget_of(settings, dataclasses.replace(COMMON, evaluation=score), SIZES, 500, options)
+
+    assert with_score(1.0).score_epsilon == 1.0
+    with pytest.raises(InvalidInput, match=r"evaluation\.epsilon"):
+        with_score(7.9)
+
+
+def test_the_best_run_alone_is_released_and_nothing_of_the_others(
+    trained: Trained, budget: SelectionBudget, tmp_path: Path
+) -> None:
+    trained.changes = {"run-0000": -0.1, "run-0001": math.nan, "run-0002": -0.3, "run-0003": -0.3}
+    swept = select(tmp_path, budget)
+    released = tmp_path / "selected"
+    assert json.loads((released / "model" / "config.json").read_text())["of"] == "run-0002"
+    (entry,) = read_entries(released / "ledger.jsonl")
+    assert entry.event == budget.event
+    statement = json.loads((released / "privacy.json").read_text())
+    assert statement["epsilon"]["upper"] == budget.epsilon.upper
+    assert statement["selection"]["private_change"] == -0.3
+    assert "selection" in statement["in_words"]
+    # No loss without noise, no other run, no number of runs.
+    everything = "".join(path.read_text() for path in released.rglob("*") if path.is_file())
+    assert "3.125" not in everything
+    assert "2.0625" not in everything
+    assert "run-0000" not in everything
+    assert not list(tmp_path.rglob("run-*"))
+    report = (tmp_path / "report.md").read_text() + swept.report.read_text()
+    assert "The selection costs ε ≤" in report
+    assert "by composition" in report
+    Earlier.of_model(str(released / "model"), adjacency=Adjacency.ADD_OR_REMOVE_ONE_USER)  # its mark is the ledger's
+    assert set(trained.seeds) == {(None, None)}, "seeds are the operating system's"
+
+
+def test_a_second_method_confirms_the_release_and_refuses_a_forged_one(
+    trained: Trained, budget: SelectionBudget, tmp_path: Path
+) -> None:
+    select(tmp_path, budget)
+    released = tmp_path / "selected"
+    assert confirm_folder(released, (), as_json=False) == 0
+    statement = json.loads((released / "privacy.json").read_text())
+    forged = f"{0.97 * budget.epsilon.upper:.4g}"
+    statement["epsilon"]["upper"] = float(forged)
+    statement["in_words"] = f"The model has ε = {forged}, δ = 0.0001: so it is."
+    write_json(released / "privacy.json", statement)
+    with pytest.raises(Failure, match="contradicted"):
+        confirm_folder(released, (), as_json=False)
+
+
+def test_an_interrupted_selection_goes_on_with_what_it_drew_and_finds_the_same_winner(
+    trained: Trained, budget: SelectionBudget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained.changes = {"run-0001": -0.2, "run-0003": -0.1}
+    trained.interrupted = {"run-0002"}
+    with pytest.raises(KeyboardInterrupt):
+        select(tmp_path, budget)
+    drawn = (tmp_path / PRIVATE / "drawn.json").read_text()
+    assert not (tmp_path / "selected").exists()
+    trained.interrupted = set()
+    monkeypatch.setattr(command, "draw_runs", lambda *_: 9)
+    select(tmp_path, budget)
+    assert (tmp_path / PRIVATE / "drawn.json").read_text() == drawn
+    assert len(trained.seeds) == 4, "finished runs are not run again"
+    assert json.loads((tmp_path / "selected" / "model" / "config.json").read_text())["of"] == "run-0001"
+    assert len(read_entries(tmp_path / PRIVATE / "ledger.jsonl")) == 1
+    before = (tmp_path / "selected" / "privacy.json").read_text()
+    select(tmp_path, budget)  # finished: only told again
+    assert len(trained.seeds) == 4
+    assert (tmp_path / "selected" / "privacy.json").read_text() == before
+    other = dataclasses.replace(COMMON, plan=dataclasses.replace(COMMON.plan, rounds=4))
+    with pytest.raises(InvalidInput, match="a new folder"):
+        select(tmp_path, budget, other)
+
+
+def test_a_run_that_failed_is_the_worst_and_is_not_run_again(
+    trained: Trained, budget: SelectionBudget, tmp_path: Path
+) -> None:
+    trained.failing = {"run-0000", "run-0001", "run-0002", "run-0003"}
+    with pytest.raises(Failure, match="no run of the selection finished"):
+        select(tmp_path / "none", budget)
+    trained.failing = set()
+    with pytest.raises(Failure, match="no run of the selection finished"):
+        select(tmp_path / "none", budget)
+    trained.failing, trained.changes = {"run-0000"}, {"run-0003": 0.4}
+    assert select(tmp_path / "some", budget).failures.keys() == {"run-0000"}
+    assert json.loads((tmp_path / "some" / "selected" / "model" / "config.json").read_text())["of"] == "run-0003"
+
+
+def test_nothing_is_released_where_a_run_was_charged_more_than_planned(
+    trained: Trained, budget: SelectionBudget, tmp_path: Path
+) -> None:
+    trained.charged_twice = True
+    with pytest.raises(Failure, match="charged for more"):
+        select(tmp_path, budget)
+    assert not (tmp_path / "selected").exists()
+
+
+def test_given_seeds_give_each_run_its_own_and_are_refused_with_release() -> None:
+    given = dataclasses.replace(COMMON, sampling_seed=1, noise_seed=2)
+    setting = settings_of(SWEEP, given)[0]
+    runs = [at(setting, number, 2.0, 2.0).config(given, Path()) for number in range(5)]
+    assert len({run.noise_seed for run in runs}) == len({run.sampling_seed for run in runs}) == 5
+    with pytest.raises(InvalidInput, match="noise-seed"):
+        Sweep(select="private", release=True, noise_seed=3)
+    assert Sweep(select="private", release=True).release
+    with pytest.raises(InvalidInput, match="release"):
+        Sweep(release=True)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "common", "name"),
+    [
+        ({"repeat": "best"}, {}, "independently of all results"),
+        ({"epsilons": (1.0, 2.0)}, {}, "the total of the release"),
+        ({"seeds": 2}, {}, "expected-runs"),
+        ({"keep_models": True}, {}, "deleted"),
+        ({}, {"plan": PlanConfig(noise_multiplier=1.0)}, "noise-multiplier"),
+        ({}, {"plan": PlanConfig(adjacency="replace-one-user")}, "adjacency"),
+        ({}, {"trackers": ("tensorboard",)}, "trackers"),
+    ],
+)
+def test_what_is_no_private_selection_is_refused_with_the_reason(
+    sweep: dict[str, Any], common: dict[str, Any], name: str
+) -> None:
+    with pytest.raises(InvalidInput, match=name):
+        require_selectable(dataclasses.replace(COMMON, **common), dataclasses.replace(SWEEP, **sweep))
+
+
+def test_adaptive_search_is_refused_with_the_reason() -> None:
+    with pytest.raises(InvalidInput, match="independently of all results"):
+        Sweep(select="adaptive")
+    with pytest.raises(InvalidInput, match="selection"):
+        Sweep(selection=SelectionConfig(expected_runs=4.0))
+    with pytest.raises(InvalidInput, match="expected_runs"):
+        SelectionConfig(expected_runs=1.0)
+
+
+def test_a_selection_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "draw_runs", lambda *_: 2)
+    grid = ["--sweep.algorithms", "uls", "--sweep.learning-rates", "1e-3", "1e-2", "--selection.expected-runs", "2"]
+    assert main(["sweep", "--select", "private", *SMALL, *grid, "--release", "--output", str(tmp_path / "s")]) == 0
+    said = capsys.readouterr().out
+    assert "selection costs ε ≤" in said
+    assert "by composition" in said
+    assert main(["account", "--check", str(tmp_path / "s" / "selected")]) == 0
+    card = (tmp_path / "s" / "selected" / "README.md").read_text()
+    assert "The selection:" in card
+    assert {path.name for path in (tmp_path / "s" / "selected").iterdir()} == {
+        "model", "ledger.jsonl", "privacy.json", "README.md",
+    }  # fmt: skip
