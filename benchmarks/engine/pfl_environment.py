@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from dataclasses import asdict
 from importlib.metadata import version
@@ -12,29 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.engine.small_task import Task
+from benchmarks.environments import environment
 from fedsim.errors import Failure
 
 PFL = "pfl[pytorch]==0.6.0"
 SCRIPT = Path(__file__).with_name("pfl_rounds.py")
 
 
-def environment(cache: Path) -> Path:
-    """The environment's Python; installs pfl-research and the same torch as here, once."""
-    folder = cache / "pfl-env"
-    python, ready = folder / "bin" / "python", folder / ".ready"
-    if not ready.exists():
-        torch = version("torch").split("+")[0]
-        print(f"  making an environment for pfl-research in {folder} (once)", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", PFL, f"torch=={torch}"], check=True)
-        ready.touch()
-    return python
-
-
 def rounds(cache: Path, task: Task, count: int, processes: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Rounds with so many processes of one thread: each one's seconds and the first process's processor seconds,
     [count, 2], and the parameters after one noiseless round."""
-    python = environment(cache)
+    torch = version("torch").split("+")[0]  # the same as here
+    python = environment(cache / "pfl-env", [PFL, f"torch=={torch}"])
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "rounds.npz"
         launcher = [str(python)]

@@ -1,0 +1,186 @@
+"""The command: one library's training for each learning rate and seed, or the table of all."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+
+from benchmarks.environments import environment
+from benchmarks.peers import lines, ours
+from benchmarks.peers.certificates import ADD_OR_REMOVE, certify, noise_for
+from benchmarks.peers.peers import OURS, PEERS, Peer
+from benchmarks.peers.sides import side
+from benchmarks.peers.sides.side import Task
+from benchmarks.peers.task import Corpus, write
+from fedsim.cache import default_cache
+from fedsim.errors import Failure, InvalidInput
+from fedsim.models.config import DEFAULT_PATH
+from fedsim.models.evaluate import evaluate
+from fedsim.resources import Resources
+from fedsim.rows import TokenRows
+
+SIDES = Path(side.__file__).parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeersBenchmark:
+    """Train as a library's documentation shows; the name "table" prints what all have left."""
+
+    name: str
+    """Which library, or table."""
+    output: Path = Path("runs/peers")
+    """Where lines are written, a file a library, and read by table."""
+    data: str | None = None
+    """Users' text: a file with the columns user_id and text. By default docstrings of installed packages."""
+    model: str = DEFAULT_PATH
+    """A model's folder, or default."""
+    task: Task = field(default_factory=Task)
+    """What is asked; the learning rate and the seed are those below."""
+    learning_rates: tuple[float, ...] = (0.003, 0.01)
+    """Each is tried; the table takes the one of least loss on validation users, for every library alike."""
+    seeds: tuple[int, ...] = (0,)
+    """Each is tried; the table shows means."""
+    cache: Path | None = None
+    """Where environments are kept; by default fedsim's cache."""
+
+    def run(self) -> None:
+        """Train and write a line for each learning rate and seed, or print the table.
+
+        Raises:
+            InvalidInput: For an unknown name.
+        """
+        if self.name == "table":
+            names = {key: peer.name for key, peer in PEERS.items()} | {key: name for key, (name, _) in OURS.items()}
+            packages = {key: peer.package for key, peer in PEERS.items()} | dict.fromkeys(OURS, "fedsim")
+            print(lines.table(lines.best(lines.read(self.output)), names, packages))
+            return
+        if self.name not in (*PEERS, *OURS):
+            raise InvalidInput("name", self.name, "table, or one of " + ", ".join((*PEERS, *OURS)))
+        corpus = Corpus(path=self.data, model=self.model)
+        resources = corpus.resources()
+        self.output.mkdir(parents=True, exist_ok=True)
+        for seed in self.seeds:
+            for rate in self.learning_rates:
+                task = replace(self.task, learning_rate=rate, seed=seed)
+                with tempfile.TemporaryDirectory(prefix="peers-") as work:
+                    line = self._line(Path(work), corpus, resources, task)
+                with (self.output / f"{self.name}.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(line.to_json() + "\n")
+                print(line.to_json(), flush=True)
+
+    def _line(self, work: Path, corpus: Corpus, resources: Resources, task: Task) -> lines.Line:
+        write(work, resources, task)
+        held_out = dict(np.load(work / "held_out.npz"))
+        before = loss(resources, held_out["test"])
+        if self.name in OURS:
+            report = ours.train(work, corpus, task, OURS[self.name][1])
+            certified: dict[str, Any] = {"user_epsilon": report["stated_epsilon"], "user_words": ADD_OR_REMOVE}
+            stated_of = "one user"
+            trained = named_parameters(work / "run" / "model")
+        else:
+            peer = PEERS[self.name]
+            report = trained_by(peer, work, self.cache or default_cache() / "benchmarks", task)
+            certificate = certify(report["mechanism"], task.delta)
+            certified = {
+                "user_epsilon": certificate.epsilon,
+                "user_words": certificate.against,
+                "group_privacy_epsilon": certificate.by_group_privacy,
+            }
+            stated_of = peer.stated_of
+            trained = dict(np.load(work / "trained.npz"))
+        took_over(resources.loaded.model, trained)
+        after = {part: loss(resources, rows) for part, rows in held_out.items()}
+        took_over(resources.loaded.model, named_parameters(work / "model"))
+        return lines.Line(
+            peer=self.name,
+            date=datetime.now(UTC).date().isoformat(),
+            task=asdict(task),
+            loss_before=before,
+            validation_loss=after["validation"],
+            test_loss=after["test"],
+            stated_of=stated_of,
+            **certified,
+            **report,
+        )
+
+
+def trained_by(peer: Peer, work: Path, cache: Path, task: Task) -> dict[str, Any]:
+    """Run a library's program in its environment on the task in a folder; its report.
+
+    Raises:
+        Failure: Where it ends with an error.
+    """
+    python = Path(sys.executable)
+    if not peer.here:
+        folder = cache / "peers" / f"{peer.package}-{version('torch')}"
+        python = environment(folder, peer.requirements, without_dependencies=peer.without_dependencies)
+    if peer.noise is not None:
+        owners = np.load(work / "train.npz")["users"]
+        noise = noise_for(peer.noise(task, owners, int(owners.max()) + 1), task.epsilon, task.delta)
+        (work / "task.json").write_text(json.dumps(asdict(replace(task, noise_multiplier=noise))), encoding="utf-8")
+    quiet = {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    flower = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    done = subprocess.run(
+        [str(python), str(SIDES / f"{peer.side}.py"), str(work)],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=work,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | quiet | flower,
+    )
+    if done.returncode:
+        raise Failure(f"{peer.name} ended with {done.returncode}: {done.stderr[-3000:]}")
+    report: dict[str, Any] = json.loads((work / "report.json").read_text(encoding="utf-8"))
+    return report
+
+
+def named_parameters(folder: Path) -> dict[str, np.ndarray]:
+    """The parameters of a saved model, by name."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
+    return {name: value.detach().numpy() for name, value in model.named_parameters()}
+
+
+def took_over(model: torch.nn.Module, named: dict[str, np.ndarray]) -> None:
+    """Write parameters into a model.
+
+    Raises:
+        Failure: Where names are not the model's own.
+    """
+    own = dict(model.named_parameters())
+    if set(own) != set(named):
+        raise Failure(f"these parameters differ in name: {', '.join(sorted(set(own) ^ set(named))[:6])}")
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(torch.from_numpy(named[name]))
+
+
+def loss(resources: Resources, rows: np.ndarray) -> float:
+    """Nats a token on rows of equal length."""
+    offsets = np.arange(len(rows) + 1, dtype=np.int64) * rows.shape[1]
+    loaded = resources.loaded
+    return evaluate(loaded.model.eval(), TokenRows(tokens=rows.ravel(), offsets=offsets), loaded.objective).loss
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(PeersBenchmark, config=(tyro.conf.PositionalRequiredArgs,)).run()
+    except (Failure, InvalidInput) as error:
+        print(f"{error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, InvalidInput) else 1)
