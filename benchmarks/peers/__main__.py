@@ -141,7 +141,7 @@ def trained_by(peer: Peer, work: Path, cache: Path, task: Task) -> dict[str, Any
         capture_output=True,
         text=True,
         cwd=work,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | quiet | flower,
+        env={**os.environ, **quiet, **flower, "PYTHONPATH": str(SIDES)},
     )
     if done.returncode:
         raise Failure(f"{peer.name} ended with {done.returncode}: {done.stderr[-3000:]}")

@@ -77,7 +77,15 @@ PEERS = {
         name="dp-transformers",
         package="dp-transformers",
         side="dp_transformers_side",
-        requirements=("opacus==1.4.0", "transformers==4.33.3", "datasets<3", TORCH, "numpy<2", "prv-accountant<0.2.0"),
+        requirements=(
+            "opacus==1.4.0",
+            "transformers==4.33.3",
+            "datasets<3",
+            "pyarrow<20",
+            TORCH,
+            "numpy<2",
+            "prv-accountant<0.2.0",
+        ),
         without_dependencies=("dp-transformers==1.0.0",),  # it asks for torch<=1.12.1, which Python 3.11 has not
         stated_of="one author",
     ),

@@ -90,6 +90,10 @@ def at_most(rows, users, group_size, seed):
     return np.sort(order[np.arange(len(order)) - first < group_size])
 
 
+HELD: dict = {}
+"""What a process of several that train opens once."""
+
+
 class Clock:
     """Seconds and this process's processor seconds from now on."""
 
