@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -44,8 +44,16 @@ class PeersBenchmark:
     """Users' text: a file with the columns user_id and text. By default docstrings of installed packages."""
     model: str = DEFAULT_PATH
     """A model's folder, or default."""
-    task: Task = field(default_factory=Task)
-    """What is asked; the learning rate and the seed are those below."""
+    epsilon: float = 8.0
+    """Asked of each library, in its own unit of privacy."""
+    delta: float = 1e-5
+    """The same δ for all."""
+    steps: int = 25
+    """Steps or rounds."""
+    gradients: int = 256
+    """Gradient evaluations of a step."""
+    group_size: int = 4
+    """Most rows of a user in a round, where a library knows users."""
     learning_rates: tuple[float, ...] = (0.003, 0.01)
     """Each is tried; the table takes the one of least loss on validation users, for every library alike."""
     seeds: tuple[int, ...] = (0,)
@@ -71,7 +79,15 @@ class PeersBenchmark:
         self.output.mkdir(parents=True, exist_ok=True)
         for seed in self.seeds:
             for rate in self.learning_rates:
-                task = replace(self.task, learning_rate=rate, seed=seed)
+                task = Task(
+                    epsilon=self.epsilon,
+                    delta=self.delta,
+                    steps=self.steps,
+                    gradients=self.gradients,
+                    group_size=self.group_size,
+                    learning_rate=rate,
+                    seed=seed,
+                )
                 with tempfile.TemporaryDirectory(prefix="peers-") as work:
                     line = self._line(Path(work), corpus, resources, task)
                 with (self.output / f"{self.name}.jsonl").open("a", encoding="utf-8") as file:

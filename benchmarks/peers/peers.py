@@ -82,6 +82,7 @@ PEERS = {
             "transformers==4.33.3",
             "datasets<3",
             "pyarrow<20",
+            "accelerate==0.23.0",
             TORCH,
             "numpy<2",
             "prv-accountant<0.2.0",

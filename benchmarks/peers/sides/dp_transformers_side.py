@@ -7,9 +7,13 @@ import tempfile
 
 import dp_transformers
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from datasets import Dataset
 from dp_transformers.dp_utils import OpacusDPTrainer, create_author_mapping
 from side import Clock, leave, load_model, load_rows, opened, versions
+
+# Released before Trainer wrapped optimizers: its callback speaks to Opacus's through the wrapper.
+AcceleratedOptimizer.signal_skip_step = lambda self, do_skip=True: self.optimizer.signal_skip_step(do_skip)
 
 
 def collate(examples):
