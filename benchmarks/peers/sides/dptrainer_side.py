@@ -1,7 +1,7 @@
 """DPTrainer (JetBrains Research) as its README fine-tunes a causal language model: a Trainer with privacy arguments.
 
-Steps are asked for as a part of an epoch: with `max_steps` and accumulated gradients it finds the noise for fewer
-steps than it takes.
+Gradients are not accumulated, as there: Trainer's loss is then a mean over the rows at hand. Where they are, it is
+divided by the rows of all accumulated batches, and a row's gradient depends on their number before it is clipped.
 """
 
 import tempfile
@@ -12,7 +12,8 @@ from dptrainer import DPTrainer, PrivacyArguments
 from side import Clock, leave, load_model, load_rows, opened, versions
 from transformers import TrainingArguments, default_data_collator
 
-PHYSICAL_BATCH = 64
+PARTS = 1.5
+"""Of a Poisson sample on average: one that is larger than expected comes in two, and Trainer takes each for a step."""
 
 
 def main():
@@ -28,9 +29,8 @@ def main():
             model=model,
             args=TrainingArguments(
                 output_dir=output,
-                num_train_epochs=task.steps / batches,
-                per_device_train_batch_size=PHYSICAL_BATCH,
-                gradient_accumulation_steps=task.gradients // PHYSICAL_BATCH,
+                num_train_epochs=PARTS * task.steps / batches,
+                per_device_train_batch_size=task.gradients,
                 learning_rate=task.learning_rate,
                 lr_scheduler_type="constant",
                 max_grad_norm=0.0,
