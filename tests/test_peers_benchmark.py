@@ -14,7 +14,7 @@ from benchmarks import environments
 from benchmarks.peers import clock, ours
 from benchmarks.peers.certificates import ADD_OR_REMOVE, EMPTYING, certify, event_of, noise_for, shown
 from benchmarks.peers.lines import OPTIONAL, Line, best, read, read_line, table
-from benchmarks.peers.peers import OURS, PEERS
+from benchmarks.peers.peers import NAMES, OURS, PACKAGES, PEERS
 from benchmarks.peers.sides.side import Task, at_most
 from benchmarks.peers.task import Corpus, drawn, rows_of
 from fedsim.errors import Failure, InvalidInput
@@ -247,3 +247,9 @@ def test_an_environment_that_cannot_be_made_leaves_nothing(tmp_path: Path, pip: 
     with pytest.raises(Failure, match="No matching distribution"):
         environments.environment(tmp_path / "env", ["missing"])
     assert not (tmp_path / "env").exists()
+
+
+def test_the_page_shows_the_table_of_the_lines_that_are_kept() -> None:
+    root = Path(__file__).resolve().parents[1]
+    printed = table(best(read(root / "docs" / "reports" / "peers")), NAMES, PACKAGES)
+    assert printed in (root / "docs" / "peers.md").read_text(encoding="utf-8")

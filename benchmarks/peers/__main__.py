@@ -18,7 +18,7 @@ import tyro
 from benchmarks.environments import environment
 from benchmarks.peers import lines, ours
 from benchmarks.peers.certificates import ADD_OR_REMOVE, certify, noise_for
-from benchmarks.peers.peers import OURS, PEERS, Peer
+from benchmarks.peers.peers import NAMES, OURS, PACKAGES, PEERS, Peer
 from benchmarks.peers.sides import side
 from benchmarks.peers.sides.side import Task
 from benchmarks.peers.task import Corpus, write
@@ -68,9 +68,7 @@ class PeersBenchmark:
             InvalidInput: For an unknown name.
         """
         if self.name == "table":
-            names = {key: peer.name for key, peer in PEERS.items()} | {key: name for key, (name, _) in OURS.items()}
-            packages = {key: peer.package for key, peer in PEERS.items()} | dict.fromkeys(OURS, "fedsim")
-            print(lines.table(lines.best(lines.read(self.output)), names, packages))
+            print(lines.table(lines.best(lines.read(self.output)), NAMES, PACKAGES))
             return
         if self.name not in (*PEERS, *OURS):
             raise InvalidInput("name", self.name, "table, or one of " + ", ".join((*PEERS, *OURS)))

@@ -127,7 +127,7 @@ HEADER = (
 
 
 def table(lines: Sequence[Line], names: dict[str, str], packages: dict[str, str]) -> str:
-    """Markdown, a row for each line, the lowest certified ε first.
+    """Markdown, a row for each line, the lowest certified ε first, of equal ones (to two places) the lowest loss.
 
     Args:
         lines: One for each row.
@@ -135,8 +135,12 @@ def table(lines: Sequence[Line], names: dict[str, str], packages: dict[str, str]
         packages: Whose version it shows, by peer.
     """
     rows = [HEADER, ("---",) * len(HEADER)]
-    ordered = sorted(lines, key=lambda line: (line.user_epsilon is None, line.user_epsilon or 0.0, line.test_loss))
-    for line in ordered:
+
+    def order(line: Line) -> tuple[float, float]:
+        epsilon = math.inf if line.user_epsilon is None else line.user_epsilon
+        return round(epsilon, 2) if epsilon < math.inf else epsilon, line.test_loss
+
+    for line in sorted(lines, key=order):
         stated = "none" if line.stated_epsilon is None else f"{shown(line.stated_epsilon)} ({line.stated_of})"
         certified = shown(line.user_epsilon)
         if line.user_epsilon is None or line.user_words != ADD_OR_REMOVE:

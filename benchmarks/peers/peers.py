@@ -108,3 +108,6 @@ PEERS = {
 }
 OURS = {"fedsim": ("fedsim, ULS", ()), "fedsim-bands": ("fedsim, ULS, bands", ("--plan.bands", "auto"))}
 """fedsim's own rows: what they are called, and what is added to the command."""
+NAMES = {key: peer.name for key, peer in PEERS.items()} | {key: name for key, (name, _) in OURS.items()}
+PACKAGES = {key: peer.package for key, peer in PEERS.items()} | dict.fromkeys(OURS, "fedsim")
+"""What the table calls each, and the package whose version it shows."""

@@ -1,7 +1,7 @@
 """Flower's FedAvg inside its strategy with clipping on the server, on its own simulation engine; a client is a user.
 
 Clients take one step of gradient descent on some of their rows. The learning rate is that step's, and updates are
-clipped to it times the clip norm. All clients weigh the same, or the noise would not be what the strategy says.
+clipped to it times the clip norm. All clients weigh the same, which its accountant asks for.
 """
 
 import json
@@ -12,7 +12,7 @@ import side
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp import Grid, NeighboringRelation, PrivacyConfig, RdpAccountant, SamplingMethod, ServerApp
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg
 from flwr.simulation import run_simulation
 from side import Clock, leave, load_model, load_rows, opened, row_losses, versions
@@ -67,11 +67,20 @@ def server_app(folder, task, users):
         while len(list(grid.get_node_ids())) < users:
             time.sleep(0.1)  # virtual nodes register one by one
         model = load_model(folder)
+        accountant = RdpAccountant(
+            PrivacyConfig(
+                target_delta=task.delta,
+                population_size=users,
+                neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE,
+                sampling_method=SamplingMethod.NO_AMPLIFICATION,  # the only one that the strategy takes
+            )
+        )
         strategy = DifferentialPrivacyServerSideFixedClipping(
             FedAvg(fraction_train=(task.cohort + 0.5) / users, fraction_evaluate=0.0),
             noise_multiplier=task.noise_multiplier,
             clipping_norm=task.clip_norm * task.learning_rate,
             num_sampled_clients=task.cohort,
+            accountant=accountant,
         )
         clock, before = Clock(), processors()
         result = strategy.start(
@@ -88,7 +97,7 @@ def server_app(folder, task, users):
             model,
             **times,
             gradients=rows * task.cohort,
-            stated_epsilon=None,
+            stated_epsilon=strategy.privacy_spent().epsilon,
             mechanism={
                 "kind": "fixed-cohort",
                 "cohort": task.cohort,
