@@ -15,6 +15,7 @@ from benchmarks.regime import __main__ as command
 from benchmarks.regime.outcomes import Results, at_25_rounds, gathered, growth, leads
 from benchmarks.regime.page import BEGIN, END, write_page
 from benchmarks.regime.rates import PILOTS, Rates
+from benchmarks.regime.scores import scored
 from benchmarks.regime.studies import FILES, MODEL, STUDIES, Study, SweepOf, sweeps_of
 from benchmarks.regime.synthetic import BOOKS, PASSAGE, WINDOW, SyntheticUsers
 from experiments.run import main
@@ -114,11 +115,33 @@ def test_leads_are_of_the_best_settings_and_grow_as_the_losses_say(results: Resu
     assert [one.uls.place.gradients for one in at_25_rounds(results)] == [64, 256, 1024, 2048]
 
 
+def test_a_predictor_is_scored_by_order_and_by_what_its_first_choice_loses(results: Results) -> None:
+    right = list(scored(results, lambda one: -one.loss))
+    assert {(one.rank, one.regret) for one in right} == {(1.0, 0.0)}
+    assert len(right) == 4 + 3  # ε at one place, and places at one ε
+    for one in scored(results, lambda one: one.loss):
+        assert one.rank == pytest.approx(-1)
+        assert one.regret == pytest.approx(max(s.loss for s in one.settings) - one.best.loss)
+        assert 0 < one.chance < one.regret
+
+
+def test_settings_with_correlated_noise_count_the_noise_that_is_left(tmp_path: Path) -> None:
+    sweep = next(sweeps_of(next(study for study in STUDIES if study.name == "irc-allocation"), RATES))
+    finished_sweep(sweep, tmp_path)
+    path = tmp_path / sweep.name / "results.json"
+    written = json.loads(path.read_text())
+    changes = {"bands": "auto", "predicted_noise_ratio": 0.5, "noise": 0.06, "bands_used": 8}
+    written["points"] += [point | changes for point in written["points"]]
+    path.write_text(json.dumps(written))
+    found = {one.bands: one.noise for one in gathered(tmp_path, STUDIES, RATES).settings}
+    assert found == {"1": pytest.approx(0.02), "auto": pytest.approx(0.01)}
+
+
 def test_the_page_gets_the_tables_between_its_marks_and_nothing_else_changes(results: Results, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
     for _ in range(2):
-        write_page(tmp_path, results, RATES, page)
+        write_page(tmp_path, results, RATES, list(scored(results, lambda one: -one.loss)), page)
     text = page.read_text(encoding="utf-8")
     assert text.startswith(f"before\n{BEGIN}\n")
     assert text.endswith(f"{END}\nafter\n")
@@ -151,6 +174,7 @@ def test_a_study_goes_on_where_it_stopped_and_says_what_failed(
         return subprocess.CompletedProcess(arguments, int(name in failing))
 
     monkeypatch.setattr(command.subprocess, "run", run)
+    monkeypatch.setattr(command, "predictor", lambda results, *folders: (results, lambda one: -one.loss))
     study = command.Regime(corpora=tmp_path / "corpora", output=output, only=("shakespeare-compute",))
     assert study.run() == 1
     assert len(ran) == len(set(ran)) == len(PILOTS) + 3

@@ -13,7 +13,9 @@ import tyro
 
 from benchmarks.regime.outcomes import gathered
 from benchmarks.regime.page import write_page
+from benchmarks.regime.predictor import predictor
 from benchmarks.regime.rates import PILOTS, Rates
+from benchmarks.regime.scores import scored
 from benchmarks.regime.studies import FILES, MODEL, STUDIES, SYNTHETIC, Study, sweeps_of
 from benchmarks.regime.synthetic import BOOKS
 from fedsim.errors import InvalidInput
@@ -58,7 +60,9 @@ class Regime:
             sweeps = sweeps_of(study, rates)
             failed |= self._all((one.name, one.arguments(self.corpora, self.output)) for one in sweeps)
         if not self.commands:
-            write_page(self.output, gathered(self.output, STUDIES, rates), rates, self.page)
+            results = gathered(self.output, STUDIES, rates)
+            scores = list(scored(*predictor(results, self.corpora, self.output)))
+            write_page(self.output, results, rates, scores, self.page)
         return int(failed)
 
     def _studies(self) -> list[Study]:

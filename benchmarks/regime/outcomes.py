@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ class Setting:
         group_size, bands, rate: The setting.
         noise_multiplier: σ.
         units: What a sum is divided by.
-        noise_ratio: Noise that is left where it is correlated over rounds, relative to independent noise.
+        noise: Standard deviation on a coordinate of a released mean, in clip norms; where noise is correlated over
+            rounds, of the independent noise that would leave as much.
         losses: Of test users, one a seed.
         validation: Mean loss of validation users, by which settings are chosen.
     """
@@ -47,7 +48,7 @@ class Setting:
     rate: float
     noise_multiplier: float
     units: float
-    noise_ratio: float
+    noise: float
     losses: tuple[float, ...]
     validation: float
 
@@ -101,7 +102,11 @@ class Results:
     seconds: float
     points: int
 
-    def of(self, **values: Any) -> "Iterator[Setting]":
+    def among(self, wanted: Callable[[Setting], bool]) -> "Results":
+        """The same with these settings alone."""
+        return replace(self, settings=tuple(filter(wanted, self.settings)))
+
+    def of(self, **values: Any) -> Iterator[Setting]:
         """Settings whose attributes are these."""
         for setting in self.settings:
             if all(getattr(setting, name) == value for name, value in values.items()):
@@ -152,10 +157,16 @@ def _settings(study: Study, place: Place, points: Sequence[dict[str, Any]]) -> I
                 rate=tried["learning_rate"],
                 noise_multiplier=own[0]["noise_multiplier"],
                 units=own[0]["noise_multiplier"] * own[0]["clip_norm"] / own[0]["noise"],
-                noise_ratio=tried["predicted_noise_ratio"],
+                noise=_independent(cell, tried)["noise"] * tried["predicted_noise_ratio"],
                 losses=tuple(point["test_loss"] for point in own),
                 validation=tried["validation_loss"],
             )
+
+
+def _independent(cell: dict[str, Any], tried: dict[str, Any]) -> dict[str, Any]:
+    """The same setting with independent noise; itself where it alone was tried."""
+    same = [one for one in cell["settings"] if one["bands"] == "1" and one["group_size"] == tried["group_size"]]
+    return same[0] if same else tried
 
 
 def _is_of(point: dict[str, Any], cell: dict[str, Any], tried: dict[str, Any]) -> bool:

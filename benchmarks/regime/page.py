@@ -7,6 +7,7 @@ from pathlib import Path
 from benchmarks.regime.figures import draw
 from benchmarks.regime.outcomes import Lead, Results, Setting, at_25_rounds, by_diversity, growth, leads
 from benchmarks.regime.rates import Rates
+from benchmarks.regime.scores import Score
 from experiments.report.markdown import table
 from experiments.sweep.points import ARM_TITLES
 
@@ -14,19 +15,24 @@ BEGIN, END = "<!-- the regime -->", "<!-- the end of the regime -->"
 """Between these lines of a page stands what the study wrote."""
 LEADS = ("corpus", "users' examples", "ε", "B", "T", "ULS", "G", "ELS", "G", "ELS − ULS", "ahead")
 SETTINGS = ("corpus", "ε", "B", "T", "", "G", "bands", "learning rate", "σ", "test loss", "± 95 %", "seeds")
+SCORES = (
+    *("corpus", "ε", "gradients in all", "settings", "rank correlation", "ranked first", "did best"),
+    *("regret, nats", "of a random choice"),
+)
 GROWTHS = ("question", "from", "to", "lead grows by", "answer")
 
 
-def write_page(output: Path, results: Results, rates: Rates, page: Path | None) -> None:
+def write_page(output: Path, results: Results, rates: Rates, scores: Sequence[Score], page: Path | None) -> None:
     """Write regime.md and the figures into the study's folder and, where a page is named, its part of that.
 
     Args:
         output: The study's folder.
         results: What is finished.
         rates: The learning rates.
+        scores: Of the planner as a predictor.
         page: A page that has BEGIN and END, each on a line; figures go to the folder figures beside it.
     """
-    text = "\n\n".join(_sections(results, rates))
+    text = "\n\n".join(_sections(results, rates, scores))
     (output / "regime.md").write_text(text + "\n", encoding="utf-8")
     draw(results, output / "figures")
     if page is not None:
@@ -37,13 +43,17 @@ def write_page(output: Path, results: Results, rates: Rates, page: Path | None) 
     print(f"{results.points} points, {results.seconds / 3600:.2f} hours of training: {output / 'regime.md'}")
 
 
-def _sections(results: Results, rates: Rates) -> Iterator[str]:
+def _sections(results: Results, rates: Rates, scores: Sequence[Score]) -> Iterator[str]:
     yield f"{results.points} points, {results.seconds / 3600:.1f} core hours of training."
     yield "Learning rates, chosen on public users:\n\n" + table(("B", "T", "ε", "learning rate"), list(rates.rows()))
     yield "The best setting of each algorithm, independent noise:\n\n" + table(
         LEADS, [_lead_row(one) for one in _all_leads(results)]
     )
     yield "Whether the lead grows:\n\n" + table(GROWTHS, list(_growth_rows(results)))
+    if scores:
+        yield "What the planner ranked first, by effective rounds:\n\n" + table(
+            SCORES, [_score_row(one) for one in scores]
+        )
     yield "Every setting:\n\n" + table(SETTINGS, [_setting_row(one) for one in results.settings])
 
 
@@ -85,6 +95,20 @@ def _growth(question: str, first: Lead, second: Lead, place: Callable[[Setting],
         f"{nats:+.3f}" + ("" if half is None else f" ± {half:.3f}"),
         answer,
     ]
+
+
+def _score_row(one: Score) -> list[str]:
+    first = one.settings[0]
+    return [
+        *(first.corpus if first.regroup == "none" else f"{first.corpus}, {first.regroup}", f"{first.epsilon:g}"),
+        *(f"{first.place.gradients * first.place.rounds:,}", str(len(one.settings)), f"{one.rank:+.2f}"),
+        *(_named(one.first), _named(one.best), f"{one.regret:.3f}", f"{one.chance:.3f}"),
+    ]
+
+
+def _named(one: Setting) -> str:
+    bands = "" if one.bands == "1" else f", bands {one.bands}"
+    return f"{ARM_TITLES[one.arm]} G = {one.group_size}, {one.place.gradients:,} × {one.place.rounds}{bands}"
 
 
 def _setting_row(one: Setting) -> Sequence[str]:

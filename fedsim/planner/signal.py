@@ -112,9 +112,24 @@ def effective_rounds(plan: Plan, signal: SignalCurve, parameters: int, noise_rat
     Raises:
         InvalidInput: For fewer than one parameter, or a negative ratio.
     """
-    require_at_least("parameters", parameters, 1)
     require_at_least("noise_ratio", noise_ratio, 0)
-    units = plan.normaliser
-    signal_square = signal(plan.rows_per_unit(plan.group_size)) ** 2
-    noise = plan.noise_std / plan.clip_norm * noise_ratio / units
-    return plan.steps * signal_square / (signal_square + (1 - signal_square) / units + parameters * noise**2)
+    share = signal(plan.rows_per_unit(plan.group_size))
+    noise = plan.noise_std / plan.clip_norm * noise_ratio / plan.normaliser
+    return worth_of_rounds(plan.steps, share, plan.normaliser, noise, parameters)
+
+
+def worth_of_rounds(rounds: int, share: float, units: float, noise: float, parameters: int) -> float:
+    """T·cos² of the formula above.
+
+    Args:
+        rounds: T.
+        share: s, above 0 and at most 1.
+        units: M, expected units of a round.
+        noise: σ/M, on one coordinate of the released mean, in clip norms.
+        parameters: d, trainable parameters.
+
+    Raises:
+        InvalidInput: For fewer than one parameter.
+    """
+    require_at_least("parameters", parameters, 1)
+    return rounds * share**2 / (share**2 + (1 - share**2) / units + parameters * noise**2)
