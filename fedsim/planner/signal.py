@@ -92,7 +92,8 @@ class SignalCurve:
 
     def _at(self, group_sizes: np.ndarray) -> np.ndarray:
         logs: np.ndarray = np.interp(np.log(group_sizes), np.log(self.group_sizes), np.log(self.shares))
-        return np.exp(logs)
+        shares: np.ndarray = np.exp(logs)
+        return shares
 
 
 ASSUMED_SIGNAL = SignalCurve.of_similarity("assumed", 0.1, 0.2)
