@@ -62,7 +62,7 @@ def budget_of(
         raise InvalidInput("plan.epsilon", total, "finite with --select private")
 
     def spent(epsilon: float) -> tuple[BestOf, Bounds, float]:
-        score = common.evaluation.epsilon if common.evaluation.private else epsilon
+        score = common.evaluation.private_epsilon if common.evaluation.private else epsilon
         events = _events(settings, common, sizes, held_out, epsilon, score)
         event = best_of(*events, expected_runs=options.runs, eta=options.eta)
         return event, epsilon_bounds(event, delta, adjacency=adjacency), score
@@ -117,7 +117,7 @@ def _require_room_for_score(
     settings: Sequence[Point], common: RunConfig, held_out: int, options: SelectionConfig
 ) -> None:
     """Refuse a score whose ε alone, selected by, is above the total."""
-    score, delta = common.evaluation.epsilon, common.plan.delta
+    score, delta = common.evaluation.private_epsilon, common.plan.delta
     run = at(settings[0], 0, max(score, common.plan.epsilon), score).config(common, _NOWHERE)
     evaluation = run.private_evaluation(held_out)
     assert evaluation is not None
@@ -125,7 +125,7 @@ def _require_room_for_score(
     alone = epsilon_bounds(event, delta, adjacency=Adjacency(common.plan.adjacency)).upper
     if alone > common.plan.epsilon:
         raise InvalidInput(
-            "evaluation.epsilon",
+            "evaluation.private-epsilon",
             score,
             f"so much that selecting by it stays within plan.epsilon, {common.plan.epsilon:g}",
             f"It alone comes to {shown_above(alone)}; leave out --evaluation.private to have it chosen.",

@@ -45,7 +45,7 @@ class DrawnRun(Point):
             for kind, seed in (("sampling", common.sampling_seed), ("noise", common.noise_seed))
         }
         score = dataclasses.replace(
-            run.evaluation, private=True, epsilon=self.score_epsilon, every=max(run.plan.rounds, 1)
+            run.evaluation, private=True, private_epsilon=self.score_epsilon, every=max(run.plan.rounds, 1)
         )
         return dataclasses.replace(
             run,
