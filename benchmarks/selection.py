@@ -44,8 +44,9 @@ def renyi(noise: float, runs: float) -> float:
 def law(runs: float, eta: float) -> np.ndarray:
     """P[K = k] from k = 1."""
     gamma, k = gamma_of(runs, eta), np.arange(1, MOST)
-    weights = np.cumprod(np.append(1.0, (1 - gamma) * (k + eta) / (k + 1)))
-    return weights / weights.sum()
+    weights: np.ndarray = np.cumprod(np.append(1.0, (1 - gamma) * (k + eta) / (k + 1)))
+    chances: np.ndarray = weights / weights.sum()
+    return chances
 
 
 def better(runs: float, eta: float) -> float:
@@ -69,11 +70,11 @@ def main() -> None:
         for eta in SHAPES:
             if better(3000.0, eta) > BETTER:
                 continue  # nearly half of the time there is one run, however many are expected
-            runs = float(brentq(lambda runs, eta=eta: better(runs, eta) - BETTER, 1.5, 3000.0, xtol=1e-3))
-            share = np.cumsum(law(runs, eta))
+            needed = float(brentq(lambda runs, eta=eta: better(runs, eta) - BETTER, 1.5, 3000.0, xtol=1e-3))
+            share = np.cumsum(law(needed, eta))
             most = int(np.searchsorted(share, 0.99)) + 1
-            laws.append({"run": epsilon, "eta": eta, "runs": runs, "total": total(noise, runs, eta), "most": most})
-            print(f"ε {epsilon:g} a run, η {eta:g}: {runs:.1f} runs, 99 % below {most}, ε {laws[-1]['total']:.2f}")
+            laws.append({"run": epsilon, "eta": eta, "runs": needed, "total": total(noise, needed, eta), "most": most})
+            print(f"ε {epsilon:g} a run, η {eta:g}: {needed:.1f} runs, 99 % below {most}, ε {laws[-1]['total']:.2f}")
     print(json.dumps({"delta": DELTA, "totals": found, "laws": laws, "better": BETTER}, allow_nan=False))
 
 
