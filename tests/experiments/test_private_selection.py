@@ -125,7 +125,7 @@ def test_a_score_of_ones_own_choice_is_kept_and_refused_where_it_alone_is_too_mu
     options, settings = SelectionConfig(expected_runs=3.0), settings_of(SWEEP, COMMON)
 
     def with_score(epsilon: float) -> SelectionBudget:
-        score = EvaluationConfig(private=True, epsilon=epsilon)
+        score = EvaluationConfig(private=True, private_epsilon=epsilon)
         return budget_of(settings, dataclasses.replace(COMMON, evaluation=score), SIZES, 500, options)
 
     assert with_score(1.0).score_epsilon == 1.0
