@@ -129,7 +129,7 @@ def test_a_score_of_ones_own_choice_is_kept_and_refused_where_it_alone_is_too_mu
         return budget_of(settings, dataclasses.replace(COMMON, evaluation=score), SIZES, 500, options)
 
     assert with_score(1.0).score_epsilon == 1.0
-    with pytest.raises(InvalidInput, match=r"evaluation\.epsilon"):
+    with pytest.raises(InvalidInput, match=r"evaluation\.private-epsilon"):
         with_score(7.9)
 
 
