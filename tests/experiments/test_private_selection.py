@@ -24,8 +24,9 @@ from fedsim.errors import Failure, InvalidInput
 from fedsim.plan import UserSizes
 from fedsim.privacy.accountant import epsilon_bounds
 from fedsim.privacy.earlier import Earlier
-from fedsim.privacy.events import Adjacency
+from fedsim.privacy.events import Adjacency, Gaussian
 from fedsim.privacy.ledger import Ledger, read_entries
+from fedsim.privacy.selection import best_of
 from fedsim.privacy.splits import HELD_OUT, TRAINING, OfSplit
 from server.results.run_folder import write_json
 
@@ -136,7 +137,7 @@ def test_a_score_of_ones_own_choice_is_kept_and_refused_where_it_alone_is_too_mu
 def test_the_best_run_alone_is_released_and_nothing_of_the_others(
     trained: Trained, budget: SelectionBudget, tmp_path: Path
 ) -> None:
-    trained.changes = {"run-0000": -0.1, "run-0001": math.nan, "run-0002": -0.3, "run-0003": -0.3}
+    trained.changes = {"run-0000": math.nan, "run-0001": -0.1, "run-0002": -0.3, "run-0003": -0.3}
     swept = select(tmp_path, budget)
     released = tmp_path / "selected"
     assert json.loads((released / "model" / "config.json").read_text())["of"] == "run-0002"
@@ -277,3 +278,16 @@ def test_a_selection_from_the_command_line(
     assert {path.name for path in (tmp_path / "s" / "selected").iterdir()} == {
         "model", "ledger.jsonl", "privacy.json", "README.md",
     }  # fmt: skip
+
+
+def test_account_of_a_selection(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = ["account", "--sampling", "none", "--noise-multiplier", "2", "--steps", "1", "--json"]
+    assert main([*plan, "--selection.expected-runs", "6"]) == 0
+    selected = json.loads(capsys.readouterr().out)
+    event = best_of(Gaussian(noise_multiplier=2.0), expected_runs=6.0)
+    assert selected["epsilon"]["upper"] == epsilon_bounds(event, 1e-5).upper
+    assert not selected["tight"]
+    assert main([*plan[:3], "--target-epsilon", "4", "--steps", "1", "--selection.expected-runs", "6", "--json"]) == 0
+    assert 3.99 < json.loads(capsys.readouterr().out)["epsilon"]["upper"] <= 4
+    assert main([*plan, "--selection.eta", "0"]) == 2
+    assert main([*plan, "--selection.expected-runs", "0.5"]) == 2
