@@ -14,7 +14,7 @@ from experiments.face.outcomes import Swept
 from experiments.selection.budget import SelectionBudget, budget_of
 from experiments.selection.options import SelectionConfig
 from experiments.selection.report import write_report
-from experiments.selection.runs import DrawnRun, at, drawn, require_selectable, settings_of
+from experiments.selection.runs import PRIVATE, DrawnRun, at, drawn, require_selectable, settings_of
 from experiments.sweep.points import Point, SweepConfig, content_of, require_allowed
 from experiments.sweep.run import is_finished, run_here, run_on_ray
 from fedsim.config import RunConfig
@@ -26,8 +26,6 @@ from fedsim.resources import Resources
 from fedsim.terminal import say
 from server.results.run_folder import RunFolder, new_output_folder, write_json
 
-PRIVATE = "private_not_for_release"
-"""What must stay secret: how many runs there are, what they drew, and all that they leave."""
 PURPOSE = "selection"
 
 

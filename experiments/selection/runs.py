@@ -17,6 +17,8 @@ ADAPTIVE = (
     "A search that looks at results to say what to try next makes runs depend on each other, and the proof needs "
     "settings that are drawn independently of all results"
 )
+PRIVATE = "private_not_for_release"
+"""What must stay secret: how many runs there are, what they drew, and all that they leave."""
 SELECTIONS = ("none", "private")
 
 

@@ -17,9 +17,8 @@ from rich.text import Text
 
 from experiments.face.outcomes import Swept
 from experiments.prediction import Prediction, predict
-from experiments.selection.command import PRIVATE, selection_of
 from experiments.selection.options import SelectionConfig
-from experiments.selection.runs import require_kind
+from experiments.selection.runs import PRIVATE, require_kind
 from experiments.sweep.clipping import decided, in_words, may_leave_out, needless, waves_of
 from experiments.sweep.points import ARM_TITLES, Point, SweepConfig, content_of, points_of, require_allowed
 from experiments.sweep.results import cells_of, collect, worth_repeating
@@ -94,6 +93,8 @@ class Sweep(RunConfig):
 
         require_callbacks(self)
         if self.select == "private":
+            from experiments.selection.command import selection_of
+
             return selection_of(self, self.sweep, self.selection).run()
         points = points_of(self.sweep, self)
         common = self.common()

@@ -14,9 +14,9 @@ import server.app
 from experiments.confirmation import confirm_folder
 from experiments.run import main
 from experiments.selection.budget import SelectionBudget, budget_of
-from experiments.selection.command import PRIVATE, Selection
+from experiments.selection.command import Selection
 from experiments.selection.options import SelectionConfig
-from experiments.selection.runs import at, require_selectable, settings_of
+from experiments.selection.runs import PRIVATE, at, require_selectable, settings_of
 from experiments.sweep.command import Sweep
 from experiments.sweep.points import SweepConfig
 from fedsim.config import EngineConfig, EvaluationConfig, PlanConfig, RunConfig
