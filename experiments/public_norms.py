@@ -1,4 +1,4 @@
-"""L(G): the typical norm of a user's mean gradient over G examples, measured on public users."""
+"""How long a user's mean gradient over G examples is, L(G), and how much of it users share, s(G), on public users."""
 
 import numpy as np
 import torch
@@ -8,10 +8,11 @@ from fedsim.data.contribution import draw_rows
 from fedsim.errors import InvalidInput
 from fedsim.gradients import clipped_sum
 from fedsim.gradients.objective import Objective
-from fedsim.planner import NormCurve
+from fedsim.planner import NormCurve, SignalCurve
 from fedsim.rows import UserView
 
-UNCLIPPED = 1e9
+LENGTH = 1e-4
+"""To which every gradient is clipped, so that directions are summed: far below any that a model learns from."""
 MOST_USERS = 24
 LARGEST_GROUP = 16
 
@@ -25,7 +26,23 @@ def measure_norms(
     users: int = MOST_USERS,
     seed: int = 0,
 ) -> NormCurve:
-    """Measure L(G) for G = 1, 2, 4, … at a model's present weights.
+    """L(G) alone; see `measure_curves`."""
+    return measure_curves(model, objective, view, largest_group=largest_group, users=users, seed=seed)[0]
+
+
+def measure_curves(
+    model: torch.nn.Module,
+    objective: Objective,
+    view: UserView,
+    *,
+    largest_group: int = LARGEST_GROUP,
+    users: int = MOST_USERS,
+    seed: int = 0,
+) -> tuple[NormCurve, SignalCurve]:
+    """Measure L(G) and s(G) for G = 1, 2, 4, … at a model's present weights.
+
+    s(G)² is the mean cosine between the mean gradients of two users, over all pairs: (‖Σu‖² − Σ‖u‖²)/(n(n − 1)) of
+    their directions u, which is unbiased.
 
     The same users answer for every group size, so that differences between group sizes are not differences between
     users: those that own the largest group size for which there are enough of them.
@@ -39,7 +56,7 @@ def measure_norms(
         seed: Which users, and which of their examples.
 
     Returns:
-        The median norm over users at each group size, relative to G = 1.
+        The median norm over users at each group size, relative to G = 1; and the shared part of their directions.
 
     Raises:
         InvalidInput: When fewer than four users own two examples.
@@ -54,9 +71,13 @@ def measure_norms(
     chosen = np.sort(np.random.default_rng(seed).permutation(chosen)[:users])
 
     sizes = [1 << i for i in range(group.bit_length())]
-    medians = []
+    medians, squares = [], []
     for size in sizes:
         indices, units = draw_rows(view, chosen, size, seed, 0)
-        norms = clipped_sum(model, view.take(indices), units, Clip(norm=UNCLIPPED), objective=objective).norms
-        medians.append(float(np.median(np.asarray(norms.detach().cpu(), dtype=np.float64))))
-    return NormCurve.measured(sizes, medians)
+        found = clipped_sum(model, view.take(indices), units, Clip(norm=LENGTH), objective=objective)
+        norms = np.asarray(found.norms.detach().cpu(), dtype=np.float64)
+        medians.append(float(np.median(norms)))
+        own = np.minimum(np.where(found.finite.cpu().numpy(), norms, 0.0) / LENGTH, 1.0)
+        total = float((found.total.double() ** 2).sum()) / LENGTH**2
+        squares.append((total - float(own @ own)) / (len(own) * (len(own) - 1)))
+    return NormCurve.measured(sizes, medians), SignalCurve.measured(sizes, squares)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from experiments import run
-from experiments.plan.command import BudgetConfig, parse_quantiles
+from experiments.plan.budget import BudgetConfig
+from experiments.plan.command import parse_quantiles
 from experiments.plan.words import change_of_mind
 from fedsim.errors import InvalidInput
 from fedsim.plan import ElsPlan, UlsPlan, UserSizes

@@ -4,9 +4,12 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from experiments.plan.allocation import allocations_to_json, print_allocations
+from experiments.plan.budget import BudgetConfig
 from experiments.plan.words import print_plan, to_json
 from fedsim.config import OptimizerConfig
 from fedsim.data.config import DataConfig
@@ -16,70 +19,25 @@ from fedsim.models.config import ModelConfig
 from fedsim.plan import ALGORITHMS, UserSizes
 from fedsim.planner import (
     ALIGNED,
+    ALIGNMENT,
+    ASSUMED_SIGNAL,
     ORTHOGONAL,
+    SIMILARITY,
     NormCurve,
+    SignalCurve,
     Target,
+    Total,
+    allocate,
     best_bands,
     calibrated_plans,
     compare,
     what_if,
 )
 from fedsim.privacy.dominating_pairs import MOST_EXAMPLES
-from fedsim.privacy.events import Adjacency
-from fedsim.validation import require_at_least, require_at_most, require_positive
+from fedsim.validation import require_at_least, require_at_most
 
 PUBLIC_USERS = DataConfig(packages=("standard-library",))
 """Users nobody needs to protect: the modules of Python's standard library, with their docstrings as examples."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BudgetConfig:
-    """Compute and guarantee, named as in the other commands."""
-
-    epsilon: float = 8.0
-    """User-level ε of the whole run."""
-    delta: float = 1e-5
-    """User-level δ."""
-    gradients_per_round: int = 256
-    """Expected gradient evaluations a round."""
-    rounds: int = 16
-    """Rounds (uls) or steps (els)."""
-    adjacency: Literal["add-or-remove-one-user", "replace-one-user"] = "add-or-remove-one-user"
-    """The change of the data set that must stay hidden."""
-    tokens: float | None = None
-    """The budget as tokens over the whole run, in place of gradients-per-round."""
-    hours: float | None = None
-    """The budget as hours of training, in place of gradients-per-round; needs tokens-per-second."""
-    tokens_per_second: float | None = None
-    """Measured training throughput."""
-    tokens_per_example: float = 64.0
-    """Mean tokens of an example, where the budget is in tokens or hours."""
-
-    def target(self) -> Target:
-        """Gradient evaluations a round from whichever budget was given."""
-        if self.tokens is not None and self.hours is not None:
-            raise InvalidInput("plan.hours", self.hours, "left out when plan.tokens is given")
-        tokens = self.tokens
-        if self.hours is not None:
-            if self.tokens_per_second is None:
-                raise InvalidInput(
-                    "plan.tokens-per-second", None, "given with plan.hours", "A run's report shows its throughput."
-                )
-            require_positive("plan.hours", self.hours)
-            require_positive("plan.tokens-per-second", self.tokens_per_second)
-            tokens = self.hours * 3600 * self.tokens_per_second
-        gradients = float(self.gradients_per_round)
-        if tokens is not None:
-            require_positive("plan.tokens", tokens)
-            require_positive("plan.tokens-per-example", self.tokens_per_example)
-            gradients = tokens / self.tokens_per_example / self.rounds
-        return Target(
-            epsilon=self.epsilon,
-            delta=self.delta,
-            gradients_per_round=gradients,
-            rounds=self.rounds,
-            adjacency=Adjacency(self.adjacency),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +56,14 @@ class PlanCommand:
     """Group sizes to look at; by default powers of two up to what the users own."""
     alignment: float | None = None
     """Assume that gradients of one user's examples have this mean cosine: 1 alike, 0 orthogonal."""
+    similarity: float | None = None
+    """With --plan.total-gradients: assume that gradients of examples of different users have this mean cosine; about
+    0.1 for a small pre-trained model on text that is new to it."""
+    trainable_parameters: int | None = None
+    """With --plan.total-gradients: parameters that are trained, where the model of --model.* is not to be loaded."""
     measure: bool = False
-    """Measure L(G), the norm of a user's mean gradient, at the model of --model.* on public users (--public.*)."""
+    """Measure at the model of --model.* on public users (--public.*) L(G), the norm of a user's mean gradient, and how
+    much of it users share."""
     data: DataConfig = field(default_factory=DataConfig)
     """The users, where they are not typed in."""
     public: DataConfig = PUBLIC_USERS
@@ -109,24 +73,43 @@ class PlanCommand:
     json: bool = False
     """Print JSON in place of the table."""
     output: Path | None = None
-    """Folder for plan.json and the plot of predicted noise against group size."""
+    """Folder for plan.json and the plot: predicted noise against group size, or effective rounds against rounds."""
 
     @classmethod
-    def preset_values(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """What a preset of a training command says about planning."""
-        budget = {key: value for key, value in values.get("plan", {}).items() if _known(key)}
+    def preset_values(cls, values: dict[str, Any], arguments: Sequence[str] = ()) -> dict[str, Any]:
+        """What a preset of a training command says about planning.
+
+        Args:
+            values: The preset's.
+            arguments: What else is on the command line: a total takes the place of the preset's rounds.
+        """
+        chosen = any(one.partition("=")[0] == "--plan.total-gradients" for one in arguments)
+        left_out = {"gradients-per-round", "rounds"} if chosen else set()
+        budget = {key: value for key, value in values.get("plan", {}).items() if _known(key) and key not in left_out}
         return {"plan": budget, **{key: values[key] for key in ("data", "model", "optimizer") if key in values}}
 
     def __post_init__(self) -> None:
         for size in self.group_sizes:
             require_at_least("group-sizes", size, 1)
             require_at_most("group-sizes", size, MOST_EXAMPLES)
+        for name in ("similarity", "trainable_parameters"):
+            if getattr(self, name) is not None and self.plan.total_gradients is None:
+                raise InvalidInput(name.replace("_", "-"), getattr(self, name), "given with plan.total-gradients")
+        for name in ("similarity", "alignment"):
+            if self.measure and self.plan.total_gradients is not None and getattr(self, name) is not None:
+                raise InvalidInput(name, getattr(self, name), "left out with measure", "It is measured.")
+        if self.trainable_parameters is not None:
+            require_at_least("trainable-parameters", self.trainable_parameters, 1)
 
     def run(self) -> int:
         """Print what is expected; 0."""
         if self.output is not None:
             require_writable(self.output)
-        target = self.plan.target()
+        total = self.plan.total()
+        return self._compare(self.plan.target()) if total is None else self._allocate(total)
+
+    def _compare(self, target: Target) -> int:
+        """At fixed gradients a round and rounds: which algorithm, with which group size."""
         sizes = self._sizes()
         plans = calibrated_plans(sizes, target, self._candidates(sizes) if self.group_sizes else None)
         curves = self._curves()
@@ -152,6 +135,37 @@ class PlanCommand:
             print(f"plot: {self.output / 'predicted_noise.png'}")
         return 0
 
+    def _allocate(self, total: Total) -> int:
+        """Of a total of gradient evaluations: which cohort, rounds, group size and bands of noise."""
+        signal = self._assumed_signal()
+        sizes = self._sizes()
+        if self.measure:
+            signal = self._measured()[1]
+        parameters = self.trainable_parameters or trainable_parameters(self._loaded.model)
+        found = allocate(sizes, total, signal, parameters, self.optimizer.workload, self.group_sizes)
+        result = allocations_to_json(sizes, total, signal, parameters, self.optimizer.name, found)
+        if self.output is not None:
+            from experiments.report.allocation_figure import plot_allocations
+
+            self.output.mkdir(parents=True, exist_ok=True)
+            (self.output / "plan.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            plot_allocations(found, sizes, self.output / "effective_rounds.png")
+        if self.json:
+            json.dump(result, sys.stdout, indent=2)
+            print()
+            return 0
+        print_allocations(result)
+        if self.output is not None:
+            print(f"plot: {self.output / 'effective_rounds.png'}")
+        return 0
+
+    def _assumed_signal(self) -> SignalCurve:
+        if self.similarity is None and self.alignment is None:
+            return ASSUMED_SIGNAL
+        similarity = SIMILARITY if self.similarity is None else self.similarity
+        alignment = max(similarity, ALIGNMENT) if self.alignment is None else self.alignment
+        return SignalCurve.of_similarity("assumed", similarity, alignment)
+
     def _candidates(self, sizes: UserSizes) -> dict[str, Sequence[int]]:
         """The group sizes typed in, and the median where that is what is recommended: where examples are kept once."""
         with_median = sorted({*self.group_sizes, min(sizes.median, MOST_EXAMPLES)})
@@ -175,8 +189,9 @@ class PlanCommand:
 
         if data.source == "store":
             return UserStore.open(str(data.path)).split("train")
-        return open_or_build(data, self._loaded().tokenizer, apart=self.model.reads_apart).split("train")
+        return open_or_build(data, self._loaded.tokenizer, apart=self.model.reads_apart).split("train")
 
+    @cached_property
     def _loaded(self) -> Any:
         from fedsim.cache import default_cache
         from fedsim.data.sources import public_texts
@@ -184,17 +199,19 @@ class PlanCommand:
 
         return load_model(self.model, public_texts=public_texts, cache=default_cache())
 
+    def _measured(self) -> tuple[NormCurve, SignalCurve]:
+        from experiments.public_norms import measure_curves
+        from fedsim.data.ingest import open_or_build
+
+        view = open_or_build(self.public, self._loaded.tokenizer, apart=self.model.reads_apart)
+        return measure_curves(self._loaded.model, self._loaded.objective, view)
+
     def _curves(self) -> list[NormCurve]:
         curves = [ALIGNED, ORTHOGONAL]
         if self.alignment is not None:
             curves.insert(0, NormCurve.of_alignment("assumed", self.alignment))
         if self.measure:
-            from experiments.public_norms import measure_norms
-            from fedsim.data.ingest import open_or_build
-
-            loaded = self._loaded()
-            view = open_or_build(self.public, loaded.tokenizer, apart=self.model.reads_apart)
-            curves.insert(0, measure_norms(loaded.model, loaded.objective, view))
+            curves.insert(0, self._measured()[0])
         return curves
 
 
@@ -212,3 +229,8 @@ def parse_quantiles(texts: tuple[str, ...]) -> dict[float, float]:
 
 def _known(key: str) -> bool:
     return key.replace("-", "_") in BudgetConfig.__dataclass_fields__
+
+
+def trainable_parameters(model: Any) -> int:
+    """d: how many numbers of a model are trained."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

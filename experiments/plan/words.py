@@ -22,14 +22,7 @@ def to_json(
 ) -> dict[str, Any]:
     """The whole answer as JSON values."""
     return {
-        "users": {
-            "num_users": sizes.num_users,
-            "median_examples": sizes.median,
-            "examples_at_90_percent": sizes.quantile(0.9),
-            "largest": int(sizes.sizes[-1]),
-            "source": sizes.source,
-            "computed_from_private_data": sizes.private,
-        },
+        "users": users_to_json(sizes),
         "target": {
             "epsilon": target.epsilon,
             "delta": target.delta,
@@ -61,6 +54,18 @@ def to_json(
             *(f"With {name}: {choice(verdict)}." for name, verdict in others.items()),
             *filter(None, [from_private_data(private_statistics(sizes))]),
         ],
+    }
+
+
+def users_to_json(sizes: UserSizes) -> dict[str, Any]:
+    """How many examples users own, as JSON values."""
+    return {
+        "num_users": sizes.num_users,
+        "median_examples": sizes.median,
+        "examples_at_90_percent": sizes.quantile(0.9),
+        "largest": int(sizes.sizes[-1]),
+        "source": sizes.source,
+        "computed_from_private_data": sizes.private,
     }
 
 

@@ -72,6 +72,6 @@ def load_preset(kind: type, name: str, arguments: Sequence[str] = ()) -> Any:
             raise InvalidInput("data.path", None, f"given with --preset {name}", f"It is for {corpus}.")
     # A preset describes a training run, with sections for some commands; planning says what of that it uses.
     if hasattr(kind, "preset_values"):
-        return from_nested(kind, kind.preset_values(values))
+        return from_nested(kind, kind.preset_values(values, arguments))
     known = {item.name for item in dataclasses.fields(kind)}
     return from_nested(kind, {key: value for key, value in values.items() if key in known or key not in SECTIONS})

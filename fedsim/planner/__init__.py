@@ -1,6 +1,7 @@
 """What to expect before training: which algorithm, which group size, how many rounds of how many units."""
 
 from fedsim.plan import UserSizes
+from fedsim.planner.allocation import Allocation, Total, allocate
 from fedsim.planner.candidates import (
     Target,
     best_bands,
@@ -9,7 +10,7 @@ from fedsim.planner.candidates import (
     draft_plan,
 )
 from fedsim.planner.norms import ALIGNED, ORTHOGONAL, NormCurve
-from fedsim.planner.signal import ASSUMED_SIGNAL, SignalCurve, effective_rounds
+from fedsim.planner.signal import ALIGNMENT, ASSUMED_SIGNAL, SIMILARITY, SignalCurve, effective_rounds
 from fedsim.planner.verdict import (
     BASELINE,
     CHALLENGER,
@@ -22,15 +23,20 @@ from fedsim.planner.verdict import (
 
 __all__ = [
     "ALIGNED",
+    "ALIGNMENT",
     "ASSUMED_SIGNAL",
     "BASELINE",
     "CHALLENGER",
     "ORTHOGONAL",
+    "SIMILARITY",
+    "Allocation",
     "NormCurve",
     "SignalCurve",
     "Target",
+    "Total",
     "UserSizes",
     "Verdict",
+    "allocate",
     "best_bands",
     "break_even_norm",
     "calibrated_plans",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.public_norms import measure_norms
+from experiments.public_norms import measure_curves, measure_norms
 from fedsim.clip import Clip
 from fedsim.data.contribution import draw_rows
 from fedsim.errors import InvalidInput
@@ -63,3 +63,19 @@ def test_the_largest_group_is_one_that_enough_users_own() -> None:
     assert measure_norms(Bigrams().eval(), CausalLanguageModel(), Users([2] * 9 + [16])).group_sizes == (1, 2)
     with pytest.raises(InvalidInput, match="public users"):
         measure_norms(Bigrams().eval(), CausalLanguageModel(), Users([1] * 20))
+
+
+def test_what_users_share_is_the_mean_cosine_between_their_gradients() -> None:
+    model, view = Bigrams().eval(), Users([8] * 10)
+    signal = measure_curves(model, CausalLanguageModel(), view, largest_group=8)[1]
+    assert signal.name == "measured"
+    for size in (1, 8):
+        directions = []
+        for user in range(10):
+            rows, units = draw_rows(view, np.array([user]), size, 0, 0)
+            one = clipped_sum(model, view.take(rows), units, Clip(norm=1e9), objective=CausalLanguageModel())
+            directions.append((one.total / one.total.norm()).double())
+        cosines = torch.stack(directions) @ torch.stack(directions).T
+        mean = float(cosines.sum() - cosines.trace()) / 90
+        assert mean > 1e-3
+        assert signal(size) ** 2 == pytest.approx(mean, rel=1e-3)
