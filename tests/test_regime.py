@@ -67,7 +67,7 @@ def finished_sweep(sweep: SweepOf, folder: Path) -> None:
 @pytest.fixture
 def results(tmp_path: Path) -> Results:
     for study in STUDIES:
-        if "shakespeare" in study.name and not study.longer:
+        if study.corpus.startswith(("shakespeare", "synthetic")) and not study.longer:
             for sweep in sweeps_of(study, RATES):
                 finished_sweep(sweep, tmp_path)
     return gathered(tmp_path, STUDIES, RATES)
@@ -79,14 +79,13 @@ def test_every_sweep_is_a_command_that_the_command_line_takes(tmp_path: Path, mo
     known: set[str] = set()
     for study in STUDIES:
         for sweep in sweeps_of(study, RATES):
-            if study.regroup == "none":
-                assert main(sweep.arguments(tmp_path, tmp_path / "runs")) == 0
-                run = read[-1]
-                assert run.plan.rounds == sweep.place.rounds
-                assert run.sweep.compute == (sweep.place.gradients,)
-                assert set(run.sweep.epsilons) <= set(study.epsilons)
-                assert run.sweep.seeds == study.seeds
-                assert not run.sweep.nonprivate
+            assert main(sweep.arguments(tmp_path, tmp_path / "runs")) == 0
+            run = read[-1]
+            assert run.plan.rounds == sweep.place.rounds
+            assert run.sweep.compute == (sweep.place.gradients,)
+            assert set(run.sweep.epsilons) <= set(study.epsilons)
+            assert run.sweep.seeds == study.seeds
+            assert not run.sweep.nonprivate
             assert sweep.name not in known
             known.add(sweep.name)
     for pilot in PILOTS:
@@ -118,7 +117,7 @@ def test_leads_are_of_the_best_settings_and_grow_as_the_losses_say(results: Resu
 def test_a_predictor_is_scored_by_order_and_by_what_its_first_choice_loses(results: Results) -> None:
     right = list(scored(results, lambda one: -one.loss))
     assert all(one.rank == pytest.approx(1) and one.regret == 0 for one in right)
-    assert len(right) == 4 + 3  # ε at one place, and places at one ε
+    assert len(right) == 4 + 3 + 2  # ε at one place, places at one ε, and two kinds of synthetic users
     for one in scored(results, lambda one: one.loss):
         assert one.rank == pytest.approx(-1)
         assert one.regret == pytest.approx(max(s.loss for s in one.settings) - one.best.loss)
@@ -147,6 +146,8 @@ def test_the_page_gets_the_tables_between_its_marks_and_nothing_else_changes(res
     assert text.endswith(f"{END}\nafter\n")
     assert "old" not in text
     assert text.count("| stronger privacy | ε = 32 | ε = 0.5 | -0.240") == 1
+    assert text.count("| more diverse users | synthetic-alike | synthetic-mixed | +0.000") == 1
+    assert len(list((tmp_path / "figures").glob("regime_*.png"))) == 4
     assert (tmp_path / "figures" / "regime_epsilon.png").stat().st_size > 1000
 
 

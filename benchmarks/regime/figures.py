@@ -6,14 +6,13 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from benchmarks.regime.outcomes import Lead, Results, Setting, at_25_rounds, by_diversity, leads
+from benchmarks.regime.studies import SYNTHETIC
 from experiments.report.figures.style import COLOURS, GREY, OTHER_COLOURS, blank, finish, save
 from experiments.sweep.points import ARM_TITLES
 
 LOSS = "loss on held-out users (nats)"
 PANELS = (9.0, 3.6)
 """Of a figure of two panels, inches."""
-KINDS = {"alike": "alike", "none": "their own", "mixed": "anybody's"}
-"""What a user's examples are, from the least diverse on."""
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
@@ -33,7 +32,7 @@ def _against_epsilon(results: Results, path: Path) -> Path | None:
     if len(found) < 2:
         return None
     figure, (left, right) = blank(1, 2, size=PANELS)
-    _outcomes(left, found, lambda setting: setting.epsilon, results.pretrained["shakespeare", "none"])
+    _outcomes(left, found, lambda setting: setting.epsilon, results.pretrained["shakespeare"])
     left.set(
         xscale="log", xlabel="user-level ε (certified)", ylabel=LOSS, title="1,098 users, 1,024 gradients a round"
     )
@@ -48,7 +47,7 @@ def _against_compute(results: Results, path: Path) -> Path | None:
     if len(found) < 2:
         return None
     figure, (left, right) = blank(1, 2, size=PANELS)
-    _outcomes(left, found, lambda setting: setting.place.gradients, results.pretrained["shakespeare", "none"])
+    _outcomes(left, found, lambda setting: setting.place.gradients, results.pretrained["shakespeare"])
     left.set(xscale="log", xlabel="gradient evaluations a round", ylabel=LOSS, title="1,098 users, ε = 2, 25 rounds")
     _leads(right, found, lambda setting: setting.place.gradients)
     right.set(xscale="log", xlabel="gradient evaluations a round", title="lead of ULS")
@@ -106,10 +105,10 @@ def _allocation(results: Results, path: Path) -> Path | None:
 
 def _diversity(results: Results, path: Path) -> Path | None:
     found = by_diversity(results)
-    if len(found) < len(KINDS):
+    if len(found) < 2:
         return None
     figure, axes = blank()
-    values = list(found.values())
+    values = found
     axes.errorbar(
         range(len(values)),
         [v.nats for v in values],
@@ -119,8 +118,12 @@ def _diversity(results: Results, path: Path) -> Path | None:
         color=COLOURS["uls"],
     )
     axes.axhline(0, color=GREY, linewidth=1)
-    axes.set_xticks(range(len(values)), list(KINDS.values()))
-    axes.set(xlabel="a user's examples", ylabel="lead of ULS (nats)", title="1,098 users, ε = 2, B = 1,024")
+    axes.set_xticks(range(len(values)), [f"{SYNTHETIC[one.uls.corpus].diversity:g}" for one in found])
+    axes.set(
+        xlabel="diversity of a user's examples",
+        ylabel="lead of ULS (nats)",
+        title="20,000 synthetic users, ε = 2, B = 1,024",
+    )
     finish(axes, legend=False)
     return save(figure, path)
 

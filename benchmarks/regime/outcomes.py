@@ -11,7 +11,7 @@ import numpy as np
 import scipy
 
 from benchmarks.regime.rates import Rates
-from benchmarks.regime.studies import AT_1024, Place, Study, sweeps_of
+from benchmarks.regime.studies import AT_1024, SYNTHETIC, Place, Study, sweeps_of
 from experiments.sweep.results import cells_of, half_width, lead
 
 CONFIDENCE = 0.95
@@ -24,7 +24,7 @@ class Setting:
 
     Attributes:
         study: The study's name.
-        corpus, regroup: Whose text, and whether it was dealt out anew.
+        corpus: Whose text.
         place: B and T.
         epsilon: User-level ε.
         arm: "uls" or "els".
@@ -39,7 +39,6 @@ class Setting:
 
     study: str
     corpus: str
-    regroup: str
     place: Place
     epsilon: float
     arm: str
@@ -92,13 +91,13 @@ class Results:
 
     Attributes:
         settings: All settings of all studies.
-        pretrained: Loss before fine-tuning, by (corpus, regroup).
+        pretrained: Loss before fine-tuning, by corpus.
         seconds: Of training, all points together.
         points: How many these are.
     """
 
     settings: tuple[Setting, ...]
-    pretrained: dict[tuple[str, str], float]
+    pretrained: dict[str, float]
     seconds: float
     points: int
 
@@ -122,7 +121,7 @@ def gathered(folder: Path, studies: Iterable[Study], rates: Rates) -> Results:
         rates: The learning rates, which name the sweeps.
     """
     settings: list[Setting] = []
-    pretrained: dict[tuple[str, str], float] = {}
+    pretrained: dict[str, float] = {}
     points: list[dict[str, Any]] = []
     for study in studies:
         for sweep in sweeps_of(study, rates):
@@ -130,7 +129,7 @@ def gathered(folder: Path, studies: Iterable[Study], rates: Rates) -> Results:
             if not path.exists():
                 continue
             results = json.loads(path.read_text(encoding="utf-8"))
-            pretrained[study.corpus, study.regroup] = results["pretrained_loss"]
+            pretrained[study.corpus] = results["pretrained_loss"]
             points += results["points"]
             settings += _settings(study, sweep.place, results["points"])
     return Results(
@@ -148,7 +147,6 @@ def _settings(study: Study, place: Place, points: Sequence[dict[str, Any]]) -> I
             yield Setting(
                 study=study.name,
                 corpus=study.corpus,
-                regroup=study.regroup,
                 place=place,
                 epsilon=cell["epsilon"],
                 arm=cell["arm"],
@@ -209,17 +207,14 @@ def _best_by_arm(settings: Iterable[Setting]) -> dict[str, Setting]:
 
 def at_25_rounds(results: Results, epsilon: float = 2.0) -> list[Lead]:
     """The leads on Shakespeare at one ε and 25 rounds, by compute: of more than one study."""
-    found = leads(results, corpus="shakespeare", regroup="none", epsilon=epsilon)
+    found = leads(results, corpus="shakespeare", epsilon=epsilon)
     return [one for one in found if one.uls.place.rounds == AT_1024.rounds]
 
 
-def by_diversity(results: Results, epsilon: float = 2.0) -> dict[str, Lead]:
-    """The lead on Shakespeare at one ε and AT_1024, by what was done to users' examples, from the least diverse on."""
-    kinds = ("alike", "none", "mixed")
-    found = {
-        kind: leads(results, corpus="shakespeare", regroup=kind, epsilon=epsilon, place=AT_1024) for kind in kinds
-    }
-    return {kind: some[0] for kind, some in found.items() if some}
+def by_diversity(results: Results, epsilon: float = 2.0) -> list[Lead]:
+    """The leads on synthetic users, from the least diverse on; at one ε and AT_1024."""
+    kinds = sorted(SYNTHETIC, key=lambda kind: SYNTHETIC[kind].diversity)
+    return [one for kind in kinds for one in leads(results, corpus=kind, epsilon=epsilon, place=AT_1024)]
 
 
 def growth(first: Lead, second: Lead) -> tuple[float, float | None]:

@@ -13,7 +13,7 @@ from experiments.sweep.points import ARM_TITLES
 
 BEGIN, END = "<!-- the regime -->", "<!-- the end of the regime -->"
 """Between these lines of a page stands what the study wrote."""
-LEADS = ("corpus", "users' examples", "ε", "B", "T", "ULS", "G", "ELS", "G", "ELS − ULS", "ahead")
+LEADS = ("corpus", "ε", "B", "T", "ULS", "G", "ELS", "G", "ELS − ULS", "ahead")
 SETTINGS = ("corpus", "ε", "B", "T", "", "G", "bands", "learning rate", "σ", "test loss", "± 95 %", "seeds")
 SCORES = (
     *("corpus", "ε", "gradients in all", "settings", "rank correlation", "ranked first", "did best"),
@@ -58,15 +58,14 @@ def _sections(results: Results, rates: Rates, scores: Sequence[Score]) -> Iterat
 
 
 def _all_leads(results: Results) -> Iterator[Lead]:
-    for corpus, regroup in results.pretrained:
-        yield from leads(results, corpus=corpus, regroup=regroup)
+    for corpus in results.pretrained:
+        yield from leads(results, corpus=corpus)
 
 
 def _lead_row(one: Lead) -> list[str]:
     uls, els = one.uls, one.els
     return [
-        *(uls.corpus, {"none": "their own"}.get(uls.regroup, uls.regroup)),
-        *(f"{uls.epsilon:g}", f"{uls.place.gradients:,}", str(uls.place.rounds)),
+        *(uls.corpus, f"{uls.epsilon:g}", f"{uls.place.gradients:,}", str(uls.place.rounds)),
         *(_loss(uls), str(uls.group_size), _loss(els), str(els.group_size)),
         f"{one.nats:+.3f}" + ("" if one.half is None else f" ± {one.half:.3f}"),
         one.decided,
@@ -80,9 +79,9 @@ def _growth_rows(results: Results) -> Iterator[list[str]]:
     by_compute = at_25_rounds(results)
     if len(by_compute) > 1:
         yield _growth("more compute", by_compute[0], by_compute[-1], lambda one: f"B = {one.place.gradients:,}")
-    kinds = by_diversity(results)
-    if kinds.keys() >= {"alike", "mixed"}:
-        yield _growth("more diverse users", kinds["alike"], kinds["mixed"], lambda one: one.regroup)
+    by_kind = by_diversity(results)
+    if len(by_kind) > 1:
+        yield _growth("more diverse users", by_kind[0], by_kind[-1], lambda one: one.corpus)
 
 
 def _growth(question: str, first: Lead, second: Lead, place: Callable[[Setting], str]) -> list[str]:
@@ -100,7 +99,7 @@ def _growth(question: str, first: Lead, second: Lead, place: Callable[[Setting],
 def _score_row(one: Score) -> list[str]:
     first = one.settings[0]
     return [
-        *(first.corpus if first.regroup == "none" else f"{first.corpus}, {first.regroup}", f"{first.epsilon:g}"),
+        *(first.corpus, f"{first.epsilon:g}"),
         *(f"{first.place.gradients * first.place.rounds:,}", str(len(one.settings)), f"{one.rank:+.2f}"),
         *(_named(one.first), _named(one.best), f"{one.regret:.3f}", f"{one.chance:.3f}"),
     ]
@@ -113,7 +112,7 @@ def _named(one: Setting) -> str:
 
 def _setting_row(one: Setting) -> Sequence[str]:
     return [
-        *(one.corpus if one.regroup == "none" else f"{one.corpus}, {one.regroup}", f"{one.epsilon:g}"),
+        *(one.corpus, f"{one.epsilon:g}"),
         *(f"{one.place.gradients:,}", str(one.place.rounds), ARM_TITLES[one.arm], str(one.group_size), one.bands),
         *(f"{one.rate:g}", f"{one.noise_multiplier:.3f}", f"{one.loss:.4f}"),
         *("–" if one.half is None else f"{one.half:.4f}", str(len(one.losses))),

@@ -41,9 +41,9 @@ def scored(results: Results, worth: Callable[[Setting], float]) -> Iterator[Scor
         results: Of the study.
         worth: What is predicted of a setting: the larger, the better.
     """
-    groups: dict[tuple[str, str, float, int], list[Setting]] = {}
+    groups: dict[tuple[str, float, int], list[Setting]] = {}
     for one in results.settings:
-        groups.setdefault((one.corpus, one.regroup, one.epsilon, _compute(one)), []).append(one)
+        groups.setdefault((one.corpus, one.epsilon, _compute(one)), []).append(one)
     for key in sorted(groups):
         if len(settings := groups[key]) >= FEWEST:
             yield score(settings, worth)

@@ -57,7 +57,6 @@ class Study:
         epsilons: User-level ε.
         uls, els: Group sizes of each; none leaves the algorithm out.
         bands: Over how many rounds noise is correlated.
-        regroup: Whether users' examples are mixed, or dealt out so that each user's are alike.
         seeds: Of the best setting of each arm.
         longer: Whether it is left out unless longer studies are asked for.
     """
@@ -70,7 +69,6 @@ class Study:
     uls: tuple[int, ...] = ()
     els: tuple[int, ...] = ()
     bands: tuple[str, ...] = ("1",)
-    regroup: Literal["none", "mixed", "alike"] = "none"
     seeds: int = 3
     longer: bool = False
 
@@ -119,26 +117,6 @@ STUDIES: tuple[Study, ...] = (
         epsilons=(0.5, 8),
         uls=(1, 4),
         els=(1, 4),
-    ),
-    Study(
-        name="shakespeare-mixed",
-        asks="Does ULS lead by more where each user's examples are as different as anybody's?",
-        corpus="shakespeare",
-        places=(AT_1024,),
-        epsilons=(2,),
-        uls=(1, 8),
-        els=(1, 4),
-        regroup="mixed",
-    ),
-    Study(
-        name="shakespeare-alike",
-        asks="And by less where each user's examples are alike?",
-        corpus="shakespeare",
-        places=(AT_1024,),
-        epsilons=(2,),
-        uls=(1, 8),
-        els=(1, 4),
-        regroup="alike",
     ),
     Study(
         name="rails-epsilon",
@@ -228,7 +206,6 @@ class SweepOf:
             *("sweep", *self._data(corpora, output)),
             *("--model.path", str(corpora / MODEL), "--plan.rounds", str(self.place.rounds)),
             *("--evaluation.every", str(self.place.rounds), "--sweep.no-nonprivate"),
-            *(("--data.regroup", study.regroup) if study.regroup != "none" else ()),
             *(word for name, values in sweep.items() if values for word in (f"--sweep.{name}", *map(_word, values))),
             *("--output", str(output / self.name)),
         ]
