@@ -50,7 +50,7 @@ def _claim(seeds: Sequence[dict[str, Any]]) -> str:
     first = seeds[0]
     if "epsilon_without_whitening" in first:
         worst = max(one["epsilon_without_whitening"] for one in seeds)
-        return f"says {first['claimed_epsilon']:g}, {first['claim_is']}: without whitening at least {worst:.1f}"
+        return f"says {first['claimed_epsilon']:g}, {first['claim_is']}: without whitening it is {worst:.1f}"
     if "claimed_epsilon" in first:
         return f"says {first['claimed_epsilon']:g}, an {first['claim_is']}"
     return "the same" if first["method"] == "gaussian" else "–"
