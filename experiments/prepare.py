@@ -12,11 +12,15 @@ from fedsim.cache import default_cache
 from fedsim.data.config import DataConfig
 from fedsim.data.doubts import in_words
 from fedsim.data.ingest import build_store, open_or_build
+from fedsim.data.likeness import diversity_of
 from fedsim.data.sources import Progress, public_texts
 from fedsim.data.store import SPLITS, UserStore
 from fedsim.errors import InvalidInput
 from fedsim.models.config import DEFAULT_PATH, ModelConfig
 from fedsim.terminal import shown
+
+MOST_MEASURED = 1 << 20
+"""Training rows up to which a summary measures how diverse users are: a few seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +90,12 @@ def _print_summary(store: UserStore) -> None:
         table.add_row(name, *(f"{count:,}" for count in (view.num_users, view.num_rows, view.num_tokens)))
     console.print(table)
     console.print("Not private: these counts, and the manifest, are of the users' own data, without noise.")
+    train = store.split("train")
+    if train.num_rows <= MOST_MEASURED and (share := diversity_of(train).share) == share:
+        told = "0 where each user's rows are the same, 1 where they are as different as anybody's"
+        console.print(
+            f"Diversity of training users, by the words of their rows: {share:.2f} ({told})", highlight=False
+        )
     quantiles = ", ".join(f"{name} {count:,}" for name, count in manifest["rows_per_user"].items())
     console.print(f"Rows per user: {quantiles}", highlight=False)
     console.print(

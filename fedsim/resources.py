@@ -67,6 +67,11 @@ class Resources:
         named = self.store.manifest["recipe"]["data"].get("label_names")
         return self.loaded.config.task == "sequence-classification" and not named
 
+    @property
+    def made_up_users(self) -> bool:
+        """Whether the users' rows were dealt out anew, so that no user is a person."""
+        return bool(self.store.manifest["recipe"]["data"].get("regroup", "none") != "none")
+
     @cached_property
     def inputs(self) -> Inputs:
         """What server and workers compare, of the same moment."""
@@ -91,7 +96,11 @@ def open_resources(config: RunConfig, progress: Progress = silent) -> Resources:
         cache=cache,
         progress=progress is not silent,
     )
-    return open_data(config.data, loaded, progress)
+    resources = open_data(config.data, loaded, progress)
+    if config.release and resources.made_up_users:  # of a prepared store nobody knew before it was opened
+        hint = "Its users are made up (--data.regroup): ε would be of no person."
+        raise InvalidInput("data.path", config.data.path, "a store of real users with --release", hint)
+    return resources
 
 
 def earlier_runs(config: RunConfig, source: Source) -> Earlier:

@@ -117,7 +117,7 @@ def test_leads_are_of_the_best_settings_and_grow_as_the_losses_say(results: Resu
 def test_a_predictor_is_scored_by_order_and_by_what_its_first_choice_loses(results: Results) -> None:
     right = list(scored(results, lambda one: -one.loss))
     assert all(one.rank == pytest.approx(1) and one.regret == 0 for one in right)
-    assert len(right) == 4 + 3 + 2  # ε at one place, places at one ε, and two kinds of synthetic users
+    assert len(right) == 4 + 3 + 4  # ε at one place, places at one ε, and four made-up kinds of users
     for one in scored(results, lambda one: one.loss):
         assert one.rank == pytest.approx(-1)
         assert one.regret == pytest.approx(max(s.loss for s in one.settings) - one.best.loss)
@@ -146,6 +146,7 @@ def test_the_page_gets_the_tables_between_its_marks_and_nothing_else_changes(res
     assert text.endswith(f"{END}\nafter\n")
     assert "old" not in text
     assert text.count("| stronger privacy | ε = 32 | ε = 0.5 | -0.240") == 1
+    assert text.count("| more diverse users | shakespeare-alike | shakespeare-mixed | +0.000") == 1
     assert text.count("| more diverse users | synthetic-alike | synthetic-mixed | +0.000") == 1
     assert len(list((tmp_path / "figures").glob("regime_*.png"))) == 4
     assert (tmp_path / "figures" / "regime_epsilon.png").stat().st_size > 1000

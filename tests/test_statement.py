@@ -153,6 +153,13 @@ def test_what_was_made_of_the_releases_is_stated_and_changes_nothing_else() -> N
     assert "A mean." in free.in_words()
 
 
+def test_made_up_users_are_said_to_be_no_persons() -> None:
+    assert not any("made up" in sentence for sentence in stated(ULS).not_covered)
+    found = [sentence for sentence in stated(ULS, made_up_users=True).not_covered if "made up" in sentence]
+    assert len(found) == 1
+    assert "must not be released" in found[0]
+
+
 def test_local_steps_are_stated() -> None:
     plan = dataclasses.replace(ULS, local_steps=3, local_learning_rate=0.05)
     assert "one update of 3 local steps (learning rate 0.05) is clipped to L2 norm 2" in stated(plan).in_words()

@@ -16,8 +16,7 @@ from benchmarks.regime.page import write_page
 from benchmarks.regime.predictor import predictor
 from benchmarks.regime.rates import PILOTS, Rates
 from benchmarks.regime.scores import scored
-from benchmarks.regime.studies import FILES, MODEL, STUDIES, SYNTHETIC, Study, sweeps_of
-from benchmarks.regime.synthetic import BOOKS
+from benchmarks.regime.studies import MODEL, STUDIES, SYNTHETIC, Study, file_of, sweeps_of
 from fedsim.errors import InvalidInput
 from server.results.run_folder import write_json
 
@@ -45,7 +44,7 @@ class Regime:
     def run(self) -> int:
         """1 where a point failed, and else 0."""
         studies = self._studies()
-        needed = {MODEL, *(BOOKS if study.corpus in SYNTHETIC else FILES[study.corpus] for study in studies)}
+        needed = {MODEL, *(file_of(study.corpus) for study in studies)}
         missing = [one for one in needed if not (self.corpora / one).exists()]
         if missing:
             raise InvalidInput("corpora", str(self.corpora), f"a folder that has {', '.join(sorted(missing))}")

@@ -6,13 +6,14 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from benchmarks.regime.outcomes import Lead, Results, Setting, at_25_rounds, by_diversity, leads
-from benchmarks.regime.studies import SYNTHETIC
 from experiments.report.figures.style import COLOURS, GREY, OTHER_COLOURS, blank, finish, save
 from experiments.sweep.points import ARM_TITLES
 
 LOSS = "loss on held-out users (nats)"
 PANELS = (9.0, 3.6)
 """Of a figure of two panels, inches."""
+KINDS = {"alike": "alike", "": "its own", "mixed": "anybody's"}
+"""What a user's examples are, by the end of a corpus's name."""
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
@@ -104,27 +105,26 @@ def _allocation(results: Results, path: Path) -> Path | None:
 
 
 def _diversity(results: Results, path: Path) -> Path | None:
-    found = by_diversity(results)
-    if len(found) < 2:
+    texts = {"shakespeare": "Shakespeare by role", "synthetic": "20,000 synthetic users"}
+    found = {title: by_diversity(results, text) for text, title in texts.items()}
+    if not any(len(some) > 1 for some in found.values()):
         return None
-    figure, axes = blank()
-    values = found
-    axes.errorbar(
-        range(len(values)),
-        [v.nats for v in values],
-        yerr=[v.half or 0 for v in values],
-        fmt="o",
-        capsize=4,
-        color=COLOURS["uls"],
-    )
-    axes.axhline(0, color=GREY, linewidth=1)
-    axes.set_xticks(range(len(values)), [f"{SYNTHETIC[one.uls.corpus].diversity:g}" for one in found])
-    axes.set(
-        xlabel="diversity of a user's examples",
-        ylabel="lead of ULS (nats)",
-        title="20,000 synthetic users, ε = 2, B = 1,024",
-    )
-    finish(axes, legend=False)
+    figure, panels = blank(1, 2, size=PANELS, sharey=True)
+    for axes, (title, some) in zip(panels, found.items(), strict=True):
+        axes.errorbar(
+            range(len(some)),
+            [one.nats for one in some],
+            yerr=[one.half or 0 for one in some],
+            fmt="o",
+            capsize=4,
+            color=COLOURS["uls"],
+        )
+        axes.axhline(0, color=GREY, linewidth=1)
+        axes.set_xticks(range(len(some)), [KINDS[one.uls.corpus.partition("-")[2]] for one in some])
+        axes.set(xlabel="a user's examples", title=f"{title}, ε = 2, B = 1,024")
+        axes.margins(x=0.3)
+        finish(axes, legend=False)
+    panels[0].set_ylabel("lead of ULS (nats)")
     return save(figure, path)
 
 

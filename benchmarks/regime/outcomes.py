@@ -11,7 +11,7 @@ import numpy as np
 import scipy
 
 from benchmarks.regime.rates import Rates
-from benchmarks.regime.studies import AT_1024, SYNTHETIC, Place, Study, sweeps_of
+from benchmarks.regime.studies import AT_1024, Place, Study, sweeps_of
 from experiments.sweep.results import cells_of, half_width, lead
 
 CONFIDENCE = 0.95
@@ -211,9 +211,15 @@ def at_25_rounds(results: Results, epsilon: float = 2.0) -> list[Lead]:
     return [one for one in found if one.uls.place.rounds == AT_1024.rounds]
 
 
-def by_diversity(results: Results, epsilon: float = 2.0) -> list[Lead]:
-    """The leads on synthetic users, from the least diverse on; at one ε and AT_1024."""
-    kinds = sorted(SYNTHETIC, key=lambda kind: SYNTHETIC[kind].diversity)
+def by_diversity(results: Results, text: str, epsilon: float = 2.0) -> list[Lead]:
+    """The leads on text of one kind, from the least diverse users on; at one ε and AT_1024.
+
+    Args:
+        results: Of the study.
+        text: "shakespeare" or "synthetic".
+        epsilon: ε.
+    """
+    kinds = (f"{text}-alike", text, f"{text}-mixed")
     return [one for kind in kinds for one in leads(results, corpus=kind, epsilon=epsilon, place=AT_1024)]
 
 

@@ -79,9 +79,10 @@ def _growth_rows(results: Results) -> Iterator[list[str]]:
     by_compute = at_25_rounds(results)
     if len(by_compute) > 1:
         yield _growth("more compute", by_compute[0], by_compute[-1], lambda one: f"B = {one.place.gradients:,}")
-    by_kind = by_diversity(results)
-    if len(by_kind) > 1:
-        yield _growth("more diverse users", by_kind[0], by_kind[-1], lambda one: one.corpus)
+    for text in ("shakespeare", "synthetic"):
+        by_kind = by_diversity(results, text)
+        if len(by_kind) > 1:
+            yield _growth("more diverse users", by_kind[0], by_kind[-1], lambda one: one.corpus)
 
 
 def _growth(question: str, first: Lead, second: Lead, place: Callable[[Setting], str]) -> list[str]:

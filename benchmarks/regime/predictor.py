@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from benchmarks.regime.outcomes import Results, Setting
-from benchmarks.regime.studies import FILES, MODEL, SYNTHETIC
+from benchmarks.regime.studies import MODEL, REGROUPED, SYNTHETIC, file_of
 from experiments.plan.command import PUBLIC_USERS
 from experiments.public_norms import measure_curves
 from fedsim.cache import default_cache
@@ -17,7 +17,7 @@ from fedsim.plan import UserSizes
 from fedsim.planner import SignalCurve
 from fedsim.planner.signal import worth_of_rounds
 
-LANGUAGE = ("shakespeare", "ubuntu-irc", *SYNTHETIC)
+LANGUAGE = ("shakespeare", "ubuntu-irc", *REGROUPED, *SYNTHETIC)
 """Corpora on which a language model is trained, as public users can be: for a classifier nothing is measured."""
 
 
@@ -36,7 +36,7 @@ def predictor(results: Results, corpora: Path, output: Path) -> tuple[Results, C
     _, signal = measure_curves(loaded.model, loaded.objective, public)
 
     def users_of(corpus: str) -> UserSizes:
-        path = output / SYNTHETIC[corpus].file if corpus in SYNTHETIC else corpora / FILES[corpus]
+        path = output / SYNTHETIC[corpus].file if corpus in SYNTHETIC else corpora / file_of(corpus)
         data = DataConfig(source="files", path=str(path), sequence_length=64)
         return UserSizes.of_users(open_or_build(data, loaded.tokenizer).split("train"))
 

@@ -6,15 +6,25 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks.regime.rates import Rates
-from benchmarks.regime.synthetic import SyntheticUsers
+from benchmarks.regime.synthetic import BOOKS, SyntheticUsers
 
-Corpus = Literal["shakespeare", "ubuntu-irc", "rails-commits", "synthetic-alike", "synthetic-mixed"]
+Corpus = Literal[
+    "shakespeare",
+    "ubuntu-irc",
+    "rails-commits",
+    "shakespeare-alike",
+    "shakespeare-mixed",
+    "synthetic-alike",
+    "synthetic-mixed",
+]
 FILES: dict[str, str] = {
     "shakespeare": "shakespeare/shakespeare.parquet",
     "ubuntu-irc": "ubuntu_irc/ubuntu_irc.parquet",
     "rails-commits": "rails_commits/rails_commits.parquet",
 }
 """Where each real corpus lies in the folder of corpora; each is a preset of the same name."""
+REGROUPED = {"shakespeare-alike": ("shakespeare", "alike"), "shakespeare-mixed": ("shakespeare", "mixed")}
+"""Real corpora whose rows are dealt out anew, and how (`--data.regroup`)."""
 SYNTHETIC: dict[str, SyntheticUsers] = {
     "synthetic-alike": SyntheticUsers(diversity=0.0),
     "synthetic-mixed": SyntheticUsers(diversity=1.0),
@@ -74,6 +84,13 @@ class Study:
 
 
 AT_1024 = Place(gradients=1024, rounds=25)
+QUESTIONS_OF_DIVERSITY: dict[Corpus, str] = {
+    "shakespeare-alike": "Is the lead of ULS smaller where each role's speeches are alike?",
+    "shakespeare-mixed": "And larger where they are as different as anybody's?",
+    "synthetic-alike": "Is ELS level for 20,000 users of whom each repeats one passage?",
+    "synthetic-mixed": "And does ULS lead for as many whose examples are anybody's?",
+}
+"""Asked with the same settings of each corpus."""
 STUDIES: tuple[Study, ...] = (
     Study(
         name="shakespeare-epsilon",
@@ -118,6 +135,10 @@ STUDIES: tuple[Study, ...] = (
         uls=(1, 4),
         els=(1, 4),
     ),
+    *(
+        Study(name=corpus, asks=asks, corpus=corpus, places=(AT_1024,), epsilons=(2,), uls=(1, 8), els=(1, 4))
+        for corpus, asks in QUESTIONS_OF_DIVERSITY.items()
+    ),
     Study(
         name="rails-epsilon",
         asks="The same for a classifier, on users of whom half own one example.",
@@ -125,24 +146,6 @@ STUDIES: tuple[Study, ...] = (
         places=(AT_1024,),
         epsilons=(0.5, 8),
         uls=(1, 4),
-        els=(1, 4),
-    ),
-    Study(
-        name="synthetic-alike",
-        asks="For 20,000 users of whom each repeats one passage, is ELS level?",
-        corpus="synthetic-alike",
-        places=(AT_1024,),
-        epsilons=(2,),
-        uls=(1, 8),
-        els=(1, 4),
-    ),
-    Study(
-        name="synthetic-mixed",
-        asks="And for as many whose examples are anybody's, does ULS lead?",
-        corpus="synthetic-mixed",
-        places=(AT_1024,),
-        epsilons=(2,),
-        uls=(1, 8),
         els=(1, 4),
     ),
     Study(
@@ -211,10 +214,18 @@ class SweepOf:
         ]
 
     def _data(self, corpora: Path, output: Path) -> list[str]:
-        corpus = self.study.corpus
+        corpus, regroup = self.study.corpus, ()
         if corpus in SYNTHETIC:
             return [*SYNTHETIC_OPTIONS, "--data.path", str(output / SYNTHETIC[corpus].file)]
-        return ["--preset", corpus, "--data.path", str(corpora / FILES[corpus])]
+        if corpus in REGROUPED:
+            corpus, kind = REGROUPED[corpus]
+            regroup = ("--data.regroup", kind)
+        return ["--preset", corpus, "--data.path", str(corpora / FILES[corpus]), *regroup]
+
+
+def file_of(corpus: str) -> str:
+    """What of the folder of corpora a corpus is made of."""
+    return BOOKS if corpus in SYNTHETIC else FILES[REGROUPED.get(corpus, (corpus, ""))[0]]
 
 
 def sweeps_of(study: Study, rates: Rates) -> Iterator[SweepOf]:

@@ -209,6 +209,9 @@ class RunConfig:
             raise InvalidInput("release", True, "given to train alone", f"{hint} Choose on public data, then train.")
         if math.isinf(self.plan.epsilon):
             raise InvalidInput("plan.epsilon", self.plan.epsilon, "finite with --release")
+        if self.data.regroup != "none":
+            hint = "Users whose rows were dealt out anew are made up: ε would be of no person."
+            raise InvalidInput("data.regroup", self.data.regroup, "none with --release", hint)
         if self.plan.noise_multiplier == 0:
             raise InvalidInput("plan.noise-multiplier", 0, "above 0 with --release")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from fedsim.errors import InvalidInput
-from fedsim.validation import require_at_least
+from fedsim.validation import require_at_least, require_probability
 
 Source = Literal["docstrings", "files", "hub", "store"]
 Recipe = Literal["stackoverflow", "cc-news", "enron"]
@@ -15,6 +15,7 @@ UserIds = Literal["as-is", "normalised"]
 Quotes = Literal["double", "none"]
 SeveralOwners = Literal["drop", "keep"]
 Replies = Literal["last", "all"]
+Regroup = Literal["none", "mixed", "alike"]
 
 MISSING_IDS = ("nan", "NaN", "NA", "N/A", "None", "NULL", "null", "<NA>", "\\N", "#N/A")
 """How pandas, R, spreadsheets and databases write a missing value into text."""
@@ -107,6 +108,12 @@ class DataConfig:
     """Share of the users held out for the final test."""
     split_seed: int = 0
     """Key of the hash that assigns users to train, validation and test."""
+    regroup: Regroup = "none"
+    """For studies of how diverse users are: deal the rows of a split out anew, as many to each user as before. mixed:
+    by lot, so that a user's are as different as anybody's. alike: by the words in them, so that a user's resemble each
+    other. The users are made up then, and ε is of no person: --release is refused."""
+    regroup_share: float = 1.0
+    """Share of the rows that regroup moves, drawn by lot under the split's seed; the others stay with their users."""
     bad_rows: Literal["skip", "refuse"] = "skip"
     """Rows of which it is not certain whose they are (no user, quotes or fields that do not match, owners that cannot
     be read), with invalid UTF-8, with empty text, of the wrong type, and conversations that the chat template
@@ -123,6 +130,7 @@ class DataConfig:
             "quotes": Quotes,
             "several_owners": SeveralOwners,
             "replies": Replies,
+            "regroup": Regroup,
         }
         for name, values in choices.items():
             value, allowed = getattr(self, name), get_args(values)
@@ -138,6 +146,7 @@ class DataConfig:
         if self.minimum_tokens > self.sequence_length:
             raise InvalidInput("data.minimum-tokens", self.minimum_tokens, f"at most {self.sequence_length}, the row")
         self._check_splits()
+        self._check_regroup()
         if not MEMORY_LIMIT.fullmatch(self.memory_limit.strip()):
             raise InvalidInput("data.memory-limit", self.memory_limit, 'a size such as "1GB" or "500MB"')
 
@@ -227,6 +236,15 @@ class DataConfig:
         if self.validation_fraction + self.test_fraction >= 1:
             total = self.validation_fraction + self.test_fraction
             raise InvalidInput("data.validation-fraction + data.test-fraction", total, "below 1")
+
+    def _check_regroup(self) -> None:
+        require_probability("data.regroup-share", self.regroup_share)
+        if self.regroup == "none" and self.regroup_share != 1:
+            hint = "It does nothing without --data.regroup; name mixed or alike, or leave it out."
+            raise InvalidInput("data.regroup-share", self.regroup_share, "1 without data.regroup", hint)
+        if self.regroup != "none" and self.several_owners == "keep":
+            hint = "Whose an example is would no longer be true."
+            raise InvalidInput("data.regroup", self.regroup, "none with --data.several-owners keep", hint)
 
 
 def known_encoding(name: str) -> str | None:

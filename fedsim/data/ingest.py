@@ -22,6 +22,7 @@ from fedsim.data.doubts import owner_columns
 from fedsim.data.encode import Framed, TextEncoder
 from fedsim.data.recipes import resolve
 from fedsim.data.records import Tally
+from fedsim.data.regroup import write_regrouped
 from fedsim.data.sources import Progress, Source, open_source, silent
 from fedsim.data.spool import Spooled, refuse_bad_rows, spool
 from fedsim.data.store import FORMAT, MANIFEST, UserStore
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 NOT_CONTENT = {"memory_limit", "bad_rows"}
 """Fields that do not change what is in a finished store."""
-LATER = {"delimiter": None, "encoding": "utf-8", "several_owners": "drop"}
+LATER = {"delimiter": None, "encoding": "utf-8", "several_owners": "drop", "regroup": "none", "regroup_share": 1.0}
 """Fields that came later, and the value with which a store is what it was without them: it keeps its key."""
 PARTIAL_FORMAT = 4
 """Of what an interrupted build leaves: that of another version is begun anew."""
@@ -67,6 +68,8 @@ def open_or_build(
     encoder = _encoder(config, tokenizer, apart)
     if config.source == "store":
         return _prepared(Path(str(config.path)), encoder)
+    if config.regroup != "none":
+        return _regrouped(config, tokenizer, None, cache, progress, apart)
     source = open_source(config, cache, progress)
     recipe = _recipe(config, source, encoder)
     return _build(config, source, encoder, recipe, cache / "stores" / recipe["key"], cache, progress)
@@ -104,9 +107,35 @@ def build_store(
         raise InvalidInput("data.source", "store", "docstrings, files or hub to build a store")
     cache = cache or default_cache()
     config = resolve(config)
+    if config.regroup != "none":
+        return _regrouped(config, tokenizer, Path(output), cache, progress, apart)
     encoder = _encoder(config, tokenizer, apart)
     source = open_source(config, cache, progress)
     return _build(config, source, encoder, _recipe(config, source, encoder), Path(output), cache, progress)
+
+
+def _regrouped(
+    config: DataConfig, tokenizer: Any, output: Path | None, cache: Path, progress: Progress, apart: bool
+) -> UserStore:
+    """The store of made-up users: from that of the real ones, which is built or found in the cache."""
+    real = open_or_build(
+        dataclasses.replace(config, regroup="none", regroup_share=1.0), tokenizer, cache, progress, apart=apart
+    )
+    dealt = {"regroup": config.regroup, "regroup_share": config.regroup_share}
+    recipe = real.manifest["recipe"]
+    text = json.dumps([recipe["key"], dealt], sort_keys=True)
+    recipe = recipe | {
+        "data": recipe["data"] | dealt,
+        "key": hashlib.blake2b(text.encode(), digest_size=12).hexdigest(),
+    }
+    output = output or cache / "stores" / recipe["key"]
+    if cache not in output.parents:
+        _finished(output, recipe["key"])
+        require_writable(output)
+    with _alone(output, cache), _room_for(output, cache, config.memory_limit):
+        if not _finished(output, recipe["key"]):
+            write_regrouped(real, config.regroup, config.regroup_share, config.split_seed, recipe, output, progress)
+    return UserStore.open(output)
 
 
 def _prepared(path: Path, encoder: TextEncoder) -> UserStore:

@@ -211,12 +211,20 @@ class UserStore:
             classes = self._columns["class"][rows].astype(np.int64)
         return TokenRows(tokens=tokens, offsets=offsets, labels=labels, classes=classes)
 
+    @property
+    def token_type(self) -> np.dtype:
+        """Integer type of the tokens on disk."""
+        return self._columns["token"].dtype
+
+    def names(self) -> pa.Table:
+        """Column "user": the users' names in the data, by number, mapped from the disk."""
+        with pa.memory_map(str(self.path / "users.arrow")) as source:
+            return pa.ipc.open_file(source).read_all().slice(self._start, self.num_users)
+
     def user_ids(self) -> list[str]:
         """The users' names in the data, by number. They stay on disk until this is called; training never does."""
-        with pa.memory_map(str(self.path / "users.arrow")) as source:
-            table = pa.ipc.open_file(source).read_all()
-            names: list[str] = table.column("user").slice(self._start, self.num_users).to_pylist()
-            return names
+        names: list[str] = self.names().column("user").to_pylist()
+        return names
 
 
 def checksum(path: Path) -> str:

@@ -50,6 +50,10 @@ CLASSES_FROM_DATA = (
     "The names of the classes, and how many there are, were read from the data and are treated as public: a label "
     "that one user alone has given would show."
 )
+MADE_UP_USERS = (
+    "The users are made up: rows of real ones were dealt out anew (--data.regroup), so that ε is of no person, and "
+    "these models must not be released."
+)
 KNOWN_SAMPLING = (
     "The sampling seed was fixed in the configuration: from whoever knows it the sampling hides nobody, and ε is "
     "larger."

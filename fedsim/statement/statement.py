@@ -34,7 +34,7 @@ from fedsim.privacy.splits import HELD_OUT, SPLITS, TRAINING, of_split
 from fedsim.privacy.unprotected import Unprotected
 from fedsim.sampling import SAMPLINGS
 from fedsim.statement.earlier_words import earlier_json, whole_in_words, whose_models
-from fedsim.statement.not_covered import CLASSES_FROM_DATA, NoiseOrigin, not_covered_by
+from fedsim.statement.not_covered import CLASSES_FROM_DATA, MADE_UP_USERS, NoiseOrigin, not_covered_by
 from fedsim.statement.splits_words import VALIDATION_USERS, evaluation_json, splits_in_words
 from fedsim.validation import require_at_least
 
@@ -258,6 +258,7 @@ def privacy_statement(
     post_processing: tuple[str, ...] = (),
     earlier: Earlier | None = None,
     classes_from_data: bool = False,
+    made_up_users: bool = False,
     evaluation: PrivateEvaluation | None = None,
 ) -> PrivacyStatement:
     """The statement of a run.
@@ -276,6 +277,7 @@ def privacy_statement(
             that did it. It costs nothing: ε does not follow from it.
         earlier: The runs that it went on from, as its ledger begins with them.
         classes_from_data: Whether a classifier's classes were read from the data.
+        made_up_users: Whether the users' rows were dealt out anew.
         evaluation: The run's private evaluations; None where nothing was released of held-out users.
 
     Raises:
@@ -300,7 +302,12 @@ def privacy_statement(
             plan,
             noise_origin,
             seeds_given,
-            (*plan.assumptions, *(CLASSES_FROM_DATA,) * classes_from_data, *earlier.not_covered),
+            (
+                *plan.assumptions,
+                *(CLASSES_FROM_DATA,) * classes_from_data,
+                *(MADE_UP_USERS,) * made_up_users,
+                *earlier.not_covered,
+            ),
             evaluation,
         ),
         versions=versions,

@@ -42,6 +42,7 @@ def statement_of(
         post_processing=average.in_words,
         earlier=Earlier.in_ledger(ledger.entries, earlier.not_covered),
         classes_from_data=resources.classes_from_data,
+        made_up_users=resources.made_up_users,
         evaluation=evaluation,
     )
 
