@@ -118,8 +118,8 @@ def _caveats(best: Plan, bests: dict[str, Allocation], sizes: UserSizes) -> list
     lines = []
     if best.steps == ROUNDS[0]:
         lines.append(
-            f"{ROUNDS[0]} rounds are the fewest that are looked at: noise is what limits. The prediction takes every "
-            "step as the first, which flatters few rounds: try the next ones of the table too."
+            f"{ROUNDS[0]} rounds are the fewest that are advised: noise is what limits, but a model that takes fewer "
+            "steps falls behind what is predicted of it. The next ones of the table may do as well."
         )
     if best.steps == ROUNDS[-1]:
         lines.append(f"{ROUNDS[-1]} rounds are the most that are looked at: noise hardly limits, more may be better.")

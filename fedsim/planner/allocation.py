@@ -22,8 +22,9 @@ from fedsim.privacy.mechanisms.banded.coefficients import optimal_coefficients
 from fedsim.privacy.mechanisms.banded.workload import Workload
 from fedsim.validation import require_at_least
 
-ROUNDS = (6, 9, 12, 18, 25, 35, 50, 70, 100, 140, 200, 280, 400, 560, 800, 1000)
-"""Numbers of rounds to look at: every second one first, then those beside the best."""
+ROUNDS = (25, 35, 50, 70, 100, 140, 200, 280, 400, 560, 800, 1000)
+"""Numbers of rounds to look at: every second one first, then those beside the best. Fewer are not: what is predicted
+takes each step as the first, and models trained in fewer than 25 fell far behind it (docs/tutorials/choosing.md)."""
 LEAST_COHORT = 8
 """Units a round, below which a round is not looked at: noise outweighs so few, whatever the rounds."""
 MOST_BANDS = 32
@@ -101,7 +102,7 @@ def allocate(
         For each algorithm the allocations that were calibrated; an algorithm without any is left out.
 
     Raises:
-        InvalidInput: When the total is more than the users can give in 1000 rounds, or less than 6 rounds need.
+        InvalidInput: When the total is more than the users can give in 1000 rounds, or less than 25 rounds need.
     """
     search = _Search(sizes, total, signal.among(sizes), parameters, workload, tuple(group_sizes))
     found = {name: search.of(name) for name in ALGORITHMS}
