@@ -1,7 +1,8 @@
 """Private evaluations of a run: who is measured, and what of it is charged, noised and told.
 
-A held-out user is measured by a draw of their own, at a public rate, on the first rows that they own. Nothing of it
-depends on who else there is, so that one user more or fewer changes the sum by that user's clipped change alone.
+A held-out user is measured by a draw of their own, at a public rate, on the first rows that they own. Draws are
+independent, so that one user more or fewer changes the law of the sum by that user's clipped change alone. They are
+made by users' places, under the run's secret sampling seed: what knowing it would tell is in the statement.
 """
 
 import hashlib
@@ -34,7 +35,7 @@ CERTAIN = 4.0
 def users_measured(users: int, expected: int, seed: int) -> np.ndarray:
     """The users who are measured in all evaluations of a run, ascending, int64.
 
-    Each joins by an independent draw, whoever else there is; everybody, where as many are expected.
+    Each joins by an independent draw; everybody, where as many are expected.
 
     Args:
         users: Held-out users, N.

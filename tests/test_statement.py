@@ -17,9 +17,12 @@ from fedsim.privacy.events import (
     Repeated,
     from_json,
 )
+from fedsim.privacy.held_out import PrivateEvaluation
 from fedsim.privacy.ledger import merged
 from fedsim.privacy.mechanisms import MECHANISMS
 from fedsim.sampling import CyclicPoisson
+from fedsim.sampling.turns import Turns
+from fedsim.statement.not_covered import KNOWN_DRAW, PSEUDO_RANDOM_DRAW, ROUNDED_LOSSES, not_covered_by
 
 # ε is the ledger's --------------------------------------------------------------------------------------------------
 
@@ -151,6 +154,25 @@ def test_what_was_made_of_the_releases_is_stated_and_changes_nothing_else() -> N
     assert all(plain.to_json()[name] == value for name, value in averaged.to_json().items() if name not in own)
     free = stated(dataclasses.replace(ULS, noise_multiplier=0.0), Composed(events=()), post_processing=("A mean.",))
     assert "A mean." in free.in_words()
+
+
+EVALUATION = PrivateEvaluation(noise_multiplier=5.0, clip_norm=2.0, count=3, users=500, population=3000)
+
+
+def test_what_private_evaluations_rest_on_is_stated() -> None:
+    def said(evaluation: PrivateEvaluation, *, amplifies: bool = True, seeds: tuple[str, ...] = ()) -> str:
+        plan = ULS if amplifies else dataclasses.replace(ULS, sampling=Turns(), sampling_probability=1.0)
+        return " ".join(not_covered_by(plan, "statistical", seeds, evaluation=evaluation))
+
+    assert "validation (3000) is treated as public: the rate at which" in said(EVALUATION)
+    assert KNOWN_DRAW in said(EVALUATION, seeds=("sampling",))
+    assert KNOWN_DRAW not in said(EVALUATION)
+    assert PSEUDO_RANDOM_DRAW in said(EVALUATION, amplifies=False)
+    assert PSEUDO_RANDOM_DRAW not in said(EVALUATION)
+    everybody = dataclasses.replace(EVALUATION, users=3000)
+    assert "the rate at which" not in said(everybody)
+    assert KNOWN_DRAW not in said(everybody, seeds=("sampling",))
+    assert all(ROUNDED_LOSSES in said(one) for one in (EVALUATION, everybody))
 
 
 def test_made_up_users_are_said_to_be_no_persons() -> None:

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fedsim.errors import Failure
 from fedsim.privacy.bounds import shown_above
 from server.results.run_folder import RunFolder
 
@@ -133,8 +134,16 @@ class Compared:
 
     @property
     def best(self) -> FineTuned:
-        """The arm with the least loss on test users. To choose by it costs privacy that no ε here counts."""
-        return min(self.arms.values(), key=lambda arm: arm.summary["test_loss_after"])
+        """The arm with the least loss on test users; where none is told, the one whose released change of the loss on
+        validation users is best. To choose by either costs privacy that no ε here counts.
+
+        Raises:
+            Failure: Some arm tells neither.
+        """
+        for told in ("test_loss_after", "private_change"):
+            if all(arm.summary.get(told) is not None for arm in self.arms.values()):
+                return min(self.arms.values(), key=lambda arm: arm.summary[told])
+        raise Failure("Some arm tells nothing of held-out users: there is nothing to compare the arms by.")
 
     def report(self) -> Path:
         """Write report.html, and say where it is."""

@@ -96,6 +96,7 @@ class Sweep(RunConfig):
             from experiments.selection.command import selection_of
 
             return selection_of(self, self.sweep, self.selection).run()
+        self._require_losses()
         points = points_of(self.sweep, self)
         common = self.common()
         own = RunFolder(self.output or new_output_folder("sweep"))
@@ -109,6 +110,17 @@ class Sweep(RunConfig):
             own.make()
             self._require_same(folder)  # again: now nobody else writes here
             return self._swept(points, common, folder)
+
+    def _require_losses(self) -> None:
+        """Refuse a sweep whose points would tell no loss to compare, or that one of its arms cannot tell privately."""
+        if not self.evaluation.private:
+            return
+        if not self.writes_training_metrics:
+            hint = "A sweep compares losses without noise; --select private chooses by released ones."
+            raise InvalidInput("training-metrics", self.training_metrics, "on with --evaluation.private", hint)
+        if self.sweep.nonprivate:
+            hint = "Fine-tuning without noise releases nothing privately."
+            raise InvalidInput("sweep.nonprivate", True, "off (--sweep.no-nonprivate) with --evaluation.private", hint)
 
     def _swept(self, points: list[Point], common: RunConfig, folder: Path) -> Swept:
         """The same in the sweep's own folder, which no other process works in."""

@@ -77,7 +77,7 @@ class PrivateEvaluation:
             return Repeated(event=Gaussian(noise_multiplier=noise_multiplier), count=count)
 
         found = calibrate_noise_multiplier(releases, epsilon=epsilon, delta=delta, adjacency=adjacency)
-        return cls(noise_multiplier=found.value, clip_norm=clip_norm, count=count, users=users)
+        return cls(noise_multiplier=found.value, clip_norm=clip_norm, count=count, users=users, population=population)
 
     @property
     def release_event(self) -> Gaussian:

@@ -63,6 +63,19 @@ KNOWN_TURNS = (
     "set: from whoever knows it ε hides what a user's data is, but not that a user was added before others, which "
     "moves their places."
 )
+PSEUDO_RANDOM_DRAW = (
+    "Who of the held-out users is measured is drawn by Philox, which is no cryptographic generator, under a key of "
+    "128 bits: that nobody predicts it is assumed."
+)
+KNOWN_DRAW = (
+    "The sampling seed was fixed in the configuration, and held-out users are drawn by their places in the data set: "
+    "from whoever knows it ε of the evaluations hides what a user's data is, but not that a user was added before "
+    "others, which moves their places."
+)
+ROUNDED_LOSSES = (
+    "Losses of held-out users are computed together with those of others, and rounded in floating point: how far one "
+    "user's presence can carry the rounding of another's loss is not counted."
+)
 NoiseOrigin = Literal["statistical", "statistical-exact", "secure", "secure-exact"]
 NOT_COVERED_BY_ORIGIN: Mapping[NoiseOrigin, tuple[str, ...]] = {
     "statistical": (FLOATING, SHARED_ROUNDING),
@@ -103,7 +116,7 @@ def not_covered_by(
     instead = {} if evaluation is None else {METRICS: METRICS_NOT_COVERED, HELD_OUT_USERS: TEST_USERS_NOT_COVERED}
     own = (
         *_of_this_run(plan, seeds_given),
-        *_of_evaluation(evaluation),
+        *_of_evaluation(evaluation, plan.sampling.amplifies, seeds_given),
         *(instead.get(sentence, sentence) for sentence in ALWAYS_NOT_COVERED),
         *(
             sentence
@@ -115,13 +128,30 @@ def not_covered_by(
     return tuple(sorted((*own, *more), key=lambda sentence: sentence != REPRODUCIBLE_NOISE))  # which comes first
 
 
-def _of_evaluation(evaluation: PrivateEvaluation | None) -> list[str]:
+def _of_evaluation(
+    evaluation: PrivateEvaluation | None, pseudo_random_said: bool, seeds_given: tuple[str, ...]
+) -> list[str]:
+    """What the guarantee of private evaluations rests on.
+
+    Args:
+        evaluation: The run's, if any.
+        pseudo_random_said: Whether PSEUDO_RANDOM_SAMPLING is said of training.
+        seeds_given: Seeds that the configuration fixes.
+    """
     if evaluation is None:
         return []
-    return [
-        f"The number of {VALIDATION_USERS} ({evaluation.population}) is treated as public: the constant that "
-        "evaluations are divided by follows from it."
+    all_measured = evaluation.users == evaluation.population
+    rate = "" if all_measured else "the rate at which each of them is drawn to be measured and "
+    sentences = [
+        f"The number of {VALIDATION_USERS} ({evaluation.population}) is treated as public: {rate}the constant that "
+        f"evaluations are divided by {'follows' if all_measured else 'follow'} from it.",
+        ROUNDED_LOSSES,
     ]
+    if not all_measured and "sampling" in seeds_given:
+        sentences.append(KNOWN_DRAW)
+    elif not all_measured and not pseudo_random_said:
+        sentences.append(PSEUDO_RANDOM_DRAW)
+    return sentences
 
 
 def _of_this_run(plan: Plan, seeds_given: tuple[str, ...]) -> list[str]:

@@ -18,7 +18,7 @@ import server.app
 from experiments.run import main
 from experiments.sweep.points import Point, SweepConfig, points_of
 from experiments.sweep.results import cells_of
-from fedsim.config import OptimizerConfig, PlanConfig, RunConfig
+from fedsim.config import EvaluationConfig, OptimizerConfig, PlanConfig, RunConfig
 from fedsim.errors import InvalidInput
 from server.precautions.stopping import Stopped
 
@@ -201,6 +201,19 @@ def test_only_the_best_of_each_arm_is_repeated_where_that_is_asked_for(training:
     cost = json.loads(next((tmp_path / "rates").rglob("results.json")).read_text(encoding="utf-8"))["privacy_cost"]
     assert cost["private_points"] == 2 * 2 * (2 + 2) + 2 * 2 * (2 + 2)
     assert cost["unclaimed"] is None, "whatever rate is chosen, it releases the same"
+
+
+def test_private_evaluations_need_losses_to_compare_and_arms_that_have_noise(
+    training: FakeTraining, tmp_path: Path
+) -> None:
+    private = EvaluationConfig(private=True)
+    with pytest.raises(InvalidInput, match=r"sweep\.no-nonprivate"):
+        small_sweep(tmp_path, evaluation=private).run()
+    noisy = SweepConfig(epsilons=(8.0,), seeds=1, nonprivate=False)
+    with pytest.raises(InvalidInput, match="select private"):
+        small_sweep(tmp_path, evaluation=private, sweep=noisy, training_metrics="off").run()
+    assert not training.trained
+    assert small_sweep(tmp_path, evaluation=private, sweep=noisy).run() == 0
 
 
 def test_a_value_that_is_not_allowed_is_found_before_anything_runs(training: FakeTraining, tmp_path: Path) -> None:

@@ -140,5 +140,8 @@ def test_earlier_runs_leave_what_they_leave() -> None:
     found = private().private_evaluation(50, before)
     assert found is not None
     assert found.users == found.population == 50
+    many = private().private_evaluation(3000, before)
+    assert many is not None
+    assert (many.users, many.population) == (EvaluationConfig().max_rows, 3000)
     assert found.count == evaluations_of(private().plan.rounds, 4)
     assert RunConfig().private_evaluation(50) is None

@@ -248,6 +248,6 @@ def test_each_user_joins_by_a_draw_of_their_own() -> None:
         sizes.append(len(drawn))
     assert np.abs(counts / 2000 - 0.25).max() < 5 * math.sqrt(0.25 * 0.75 / 2000)
     assert np.var(sizes) == pytest.approx(40 * 0.25 * 0.75, rel=0.2)  # independent: a sample of fixed size has none
-    # One user more changes nobody else's draw.
-    assert all(set(users_measured(41, 41, s)) == set(range(41)) for s in range(3))
+    joined = np.array([np.isin([3, 4], users_measured(40, 10, seed)) for seed in range(999)])
+    assert abs(np.corrcoef(joined, rowvar=False)[0, 1]) < 0.15
     np.testing.assert_array_equal(users_measured(5, 9, 0), np.arange(5))
