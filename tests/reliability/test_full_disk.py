@@ -25,7 +25,7 @@ from fedsim.privacy.earlier import Earlier, own_event
 from fedsim.privacy.events import Adjacency
 from fedsim.privacy.ledger import read_entries
 from fedsim.resources import Resources, open_resources
-from server import app, checkpoint, round
+from server import app, budget, checkpoint
 from server.checkpoint import Checkpoint, CheckpointWriter, NotKept, write
 from server.precautions import delivery, patience
 from server.precautions.delivery import Undelivered
@@ -70,7 +70,7 @@ def run(small_run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) ->
         return here
 
     monkeypatch.setattr(app, "open_resources", opened)
-    monkeypatch.setattr(round, "epsilon_bounds", functools.cache(round.epsilon_bounds))
+    monkeypatch.setattr(budget, "epsilon_bounds", functools.cache(budget.epsilon_bounds))
 
     def trained(folder: Path, **changes: Any) -> dict[str, Any]:
         config = small_run(folder, **(common | changes))
