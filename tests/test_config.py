@@ -161,7 +161,8 @@ def test_the_help_lists_every_mechanism_and_sampling_scheme(capsys) -> None:
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for registry in (MECHANISMS, SAMPLINGS):
         for name, kind in registry.items():
-            assert f"{name}: {kind.summary}" in shown
+            if ":" not in name:  # other tests import modules with kinds of their own
+                assert f"{name}: {kind.summary}" in shown
 
 
 @pytest.mark.parametrize(
