@@ -54,6 +54,7 @@ from server.sharded import ShardedRound, require_apart, require_workers_of_ours,
 from server.training import Job, Training
 
 logger = logging.getLogger(__name__)
+Begun = tuple[Plan, dict[str, Any], Earlier]
 
 app = ServerApp()
 
@@ -73,13 +74,16 @@ def main(grid: Grid, context: Context) -> None:
     train(grid, config)
 
 
-def train(grid: Grid, config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
+def train(
+    grid: Grid, config: RunConfig, callbacks: Sequence[Callback] = (), seeds: Seeds | None = None
+) -> dict[str, Any]:
     """One run from configuration to run folder, from the beginning or from where it was interrupted.
 
     Args:
         grid: Where the clients are; they were given the same configuration.
         config: What to train; config.resume names the folder of a run to go on with.
         callbacks: Told of the run, beside those that the configuration names.
+        seeds: What `Seeds.drawn` drew for a new run, of a caller who keeps them secret; None draws them here.
 
     Returns:
         The summary that is also written to summary.json.
@@ -90,7 +94,6 @@ def train(grid: Grid, config: RunConfig, callbacks: Sequence[Callback] = ()) -> 
         Stopped: When a signal asked to; the run can be resumed.
         Failure: What was charged stays charged; the run can be resumed from its last checkpoint.
     """
-    started = time.perf_counter()
     if config.engine.sums == "workers":
         require_workers_of_ours(grid)
     told = Callbacks([*callbacks, *callbacks_of(config)])
@@ -107,21 +110,23 @@ def train(grid: Grid, config: RunConfig, callbacks: Sequence[Callback] = ()) -> 
             _tidy(folder)
             return folder.read_summary()
         with told.told_of_stops():
-            summary = _train(grid, config, folder, started, told)
+            summary = _train(grid, config, folder, told, seeds)
         told.end(summary)
         return summary
 
 
-def _train(grid: Grid, config: RunConfig, folder: RunFolder, started: float, callbacks: Callbacks) -> dict[str, Any]:
+def _train(grid: Grid, config: RunConfig, folder: RunFolder, told: Callbacks, seeds: Seeds | None) -> dict[str, Any]:
+    started = time.perf_counter()
     resources = open_resources(config)
     for doubt in doubtful_owners(resources.store.manifest):
         logger.warning("%s", doubt)
-    plan, identity, earlier = (_begin if config.resume is None else _resumed)(folder, config, resources)
+    begin = partial(_begin, seeds=seeds) if config.resume is None else _resumed
+    plan, identity, earlier = begin(folder, config, resources)
     model, layout = resources.loaded.model, ParameterLayout.of(resources.loaded.model)
     latest = None if config.resume is None else newest(folder)
     with Ledger.open(folder.ledger) as ledger:
         earlier.carry_into(ledger)
-        job = _job(grid, config, plan, identity, earlier, resources, folder, ledger, latest, callbacks)
+        job = _job(grid, config, plan, identity, earlier, resources, folder, ledger, latest, told)
         training = Training(job)
         try:
             if latest is not None:
@@ -131,7 +136,7 @@ def _train(grid: Grid, config: RunConfig, folder: RunFolder, started: float, cal
             if config.resume is not None:
                 _repeatable(job.round, training.round, config)
             try_out(grid, config, resources, folder, job.round, training.round)
-            callbacks.begin(BegunRun.of(config, plan, folder.path, training.round if config.resume else None))
+            told.begin(BegunRun.of(config, plan, folder.path, training.round if config.resume else None))
             folder.keep()
             outcome = training.run()
         except (Diverged, HeldOutDiverged) as lost:
@@ -302,11 +307,11 @@ def _require_formed(config: RunConfig, plan: Plan, resources: Resources) -> None
         require_apart(Release(plan, ParameterLayout.of(resources.loaded.model).sizes, seed, exact=config.engine.exact))
 
 
-def _begin(folder: RunFolder, config: RunConfig, resources: Resources) -> tuple[Plan, dict[str, Any], Earlier]:
+def _begin(folder: RunFolder, config: RunConfig, resources: Resources, seeds: Seeds | None) -> Begun:
     """Plan and identity of a new run, and what it goes on from. They and the seeds are on disk before anything is
     charged; config.json last."""
     earlier = earlier_runs(config, resources.loaded.source)
-    seeds = Seeds.drawn(config, earlier.digest)
+    seeds = seeds or Seeds.drawn(config, earlier.digest)
     sizes = UserSizes.of_users(resources.store.split("train"))
     plan = config.plan_for(sizes, earlier.event)
     _require_formed(config, plan, resources)
@@ -331,7 +336,7 @@ def _begin(folder: RunFolder, config: RunConfig, resources: Resources) -> tuple[
     return plan, identity, earlier
 
 
-def _resumed(folder: RunFolder, config: RunConfig, resources: Resources) -> tuple[Plan, dict[str, Any], Earlier]:
+def _resumed(folder: RunFolder, config: RunConfig, resources: Resources) -> Begun:
     """The same of a run that is resumed; its plan is the one written down, not calibrated again."""
     folder.require_hope()
     config_file = folder.read_config()

@@ -16,7 +16,7 @@ from experiments.selection.options import SelectionConfig
 from experiments.selection.report import write_report
 from experiments.selection.runs import PRIVATE, DrawnRun, at, drawn, require_selectable, settings_of
 from experiments.sweep.points import Point, SweepConfig, content_of, require_allowed
-from experiments.sweep.run import is_finished, run_here, run_on_ray
+from experiments.sweep.run import is_finished, partial_of, run_here, run_on_ray
 from fedsim.config import RunConfig
 from fedsim.errors import Failure, InvalidInput
 from fedsim.privacy.check import charged, counted
@@ -24,9 +24,13 @@ from fedsim.privacy.ledger import Ledger, read_entries
 from fedsim.privacy.selection import draw_runs
 from fedsim.resources import Resources
 from fedsim.terminal import say
+from server.identity import Seeds
 from server.results.run_folder import RunFolder, new_output_folder, write_json
 
 PURPOSE = "selection"
+SEEDS = "seeds"
+"""Of each run, drawn with it, kept while the selection is unfinished: what was begun is repeated, not drawn anew."""
+UNFINISHED = "it was begun and not finished, and noise of --noise.secure cannot be repeated"
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,8 @@ class Selection:
             failures = {}
         for path in private.glob("run-*"):
             shutil.rmtree(path)
-        shutil.rmtree(private / "failures", ignore_errors=True)
+        for name in ("failures", SEEDS):
+            shutil.rmtree(private / name, ignore_errors=True)
         statement = json.loads((selected / "privacy.json").read_text(encoding="utf-8"))
         report = write_report(folder, statement, cost_in_words(len(settings), budget, self.common.plan.delta))
         return Swept(folder, points=[statement["selection"]["selected"]], report=report, failures=failures)
@@ -121,21 +126,27 @@ class Selection:
                 hint = f"Its selection differs in: {', '.join(changed)}."
                 raise InvalidInput("output", str(private.parent), "a new folder", hint)
         else:
-            private.mkdir(parents=True, exist_ok=True)
+            private.mkdir(mode=0o700, parents=True, exist_ok=True)
             count = draw_runs(budget.event.eta, budget.event.gamma)
+            places = drawn(len(settings), count)
+            self._draw_seeds(_runs(settings, places, budget), private / SEEDS)
             written = {
                 "not_for_release": "How many runs there are and what they drew must stay secret.",
                 "claim": claim,
-                "settings": drawn(len(settings), count),
+                "settings": places,
             }
             write_json(path, written)
         if not (private / "ledger.jsonl").exists() or not read_entries(private / "ledger.jsonl"):
             with Ledger.open(private / "ledger.jsonl") as ledger:
                 ledger.charge(budget.event, round=0, purpose=PURPOSE)
-        return [
-            at(settings[place], number, budget.run_epsilon, budget.score_epsilon)
-            for number, place in enumerate(written["settings"])
-        ]
+        return _runs(settings, written["settings"], budget)
+
+    def _draw_seeds(self, runs: Sequence[DrawnRun], folder: Path) -> None:
+        """Draw what each run's sampling and noise come from, all of it on disk before any run begins."""
+        shutil.rmtree(folder, ignore_errors=True)  # of runs that were never begun
+        folder.mkdir(mode=0o700)
+        for run in runs:
+            Seeds.drawn(run.config(self.common, folder)).store(folder / f"{run.name}.json")
 
     def _number(self, run: DrawnRun, private: Path) -> int:
         """Which setting a run drew."""
@@ -143,18 +154,30 @@ class Selection:
         return int(written["settings"][run.seed])
 
     def _run_all(self, runs: Sequence[DrawnRun], private: Path) -> dict[str, str]:
-        """Run what is not finished. What failed is not run again: it counts as the worst, like any other outcome."""
+        """Run what is not finished. What failed is not run again: it counts as the worst, like any other outcome.
+
+        What was begun and not finished is done again from the same seeds, so that whoever stopped it, and why, has no
+        part in what comes out. Where noise has no seed it failed.
+        """
         failures = private / "failures"
+        failures.mkdir(exist_ok=True)
+        for run in runs:
+            if self.common.noise.secure and partial_of(private, run).exists():
+                note = failures / f"{run.name}.txt"
+                if not note.exists():
+                    note.write_text(UNFINISHED, encoding="utf-8")
+                    print(f"{run.name} FAILED, which counts as the worst score: {UNFINISHED}", file=sys.stderr)
         left: list[Point] = [
             run for run in runs if not is_finished(private, run) and not (failures / f"{run.name}.txt").exists()
         ]
+        seeds = {run.name: Seeds.read(private / SEEDS / f"{run.name}.json") for run in left}
         if left and self.common.engine.kind == "local":
-            ends = run_here(left, self.common, private, True)
+            ends = run_here(left, self.common, private, True, seeds)
         else:
-            ends = run_on_ray(left, self.common, private, True, self.sweep.slots) if left else iter(())
+            slots = self.sweep.slots
+            ends = run_on_ray(left, self.common, private, True, slots, seeds, retries=0) if left else iter(())
         for end in ends:
             if end.error is not None:
-                failures.mkdir(exist_ok=True)
                 (failures / f"{end.point.name}.txt").write_text(end.error, encoding="utf-8")
             state = "finished" if end.error is None else "FAILED, which counts as the worst score"
             print(f"{end.point.name} {state}", file=sys.stderr, flush=True)
@@ -162,6 +185,13 @@ class Selection:
             path.stem: path.read_text(encoding="utf-8").strip().splitlines()[-1]
             for path in sorted(failures.glob("*.txt"))
         }
+
+
+def _runs(settings: Sequence[Point], places: Sequence[int], budget: SelectionBudget) -> list[DrawnRun]:
+    """The runs, of the places in the grid that they drew."""
+    return [
+        at(settings[place], number, budget.run_epsilon, budget.score_epsilon) for number, place in enumerate(places)
+    ]
 
 
 def _score(private: Path, run: Point) -> float:

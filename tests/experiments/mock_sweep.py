@@ -66,7 +66,7 @@ class FakeTraining:
         self.failing: set[str] = set()
         self.interrupted: set[str] = set()
 
-    def __call__(self, grid: Any, config: RunConfig) -> dict[str, Any]:
+    def __call__(self, grid: Any, config: RunConfig, **_: Any) -> dict[str, Any]:
         folder = Path(str(config.output))
         name = folder.name.removesuffix(".partial")
         assert not (folder / "leftover").exists()

@@ -7,111 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mock_selection import COMMON, SIZES, SMALL, SWEEP, Trained, select
 
 import experiments.selection.command as command
-import fedsim.engine.local
-import server.app
 from experiments.confirmation import confirm_folder
 from experiments.run import main
 from experiments.selection.budget import SelectionBudget, budget_of
-from experiments.selection.command import Selection
 from experiments.selection.options import SelectionConfig
 from experiments.selection.runs import PRIVATE, at, require_selectable, settings_of
 from experiments.sweep.command import Sweep
-from experiments.sweep.points import SweepConfig
-from fedsim.config import EngineConfig, EvaluationConfig, PlanConfig, RunConfig
+from fedsim.config import EvaluationConfig, PlanConfig
 from fedsim.errors import Failure, InvalidInput
-from fedsim.plan import UserSizes
 from fedsim.privacy.accountant import epsilon_bounds
 from fedsim.privacy.earlier import Earlier
 from fedsim.privacy.events import Adjacency, Gaussian
-from fedsim.privacy.ledger import Ledger, read_entries
+from fedsim.privacy.ledger import read_entries
 from fedsim.privacy.selection import best_of
-from fedsim.privacy.splits import HELD_OUT, TRAINING, OfSplit
 from server.results.run_folder import write_json
-
-SIZES = UserSizes.of_quantiles(4_000, {0.5: 4})
-SWEEP = SweepConfig(algorithms=("uls",), uls_group_sizes=(1, 2), learning_rates=(1e-3, 1e-2))
-COMMON = RunConfig(plan=PlanConfig(rounds=3, delta=1e-4), engine=EngineConfig(kind="local"))
-SMALL = [
-    "--data.packages", "numpy",
-    "--data.sequence-length", "32",
-    "--model.small.layers", "1",
-    "--model.small.width", "32",
-    "--model.small.heads", "2",
-    "--model.small.vocabulary-size", "512",
-    "--model.small.steps", "5",
-    "--plan.delta", "1e-3",
-    "--plan.rounds", "2",
-    "--plan.gradients-per-round", "16",
-    "--evaluation.max-rows", "20",
-    "--evaluation.test-rows", "20",
-    "--engine.kind", "local",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def budget() -> SelectionBudget:
-    return budget_of(settings_of(SWEEP, COMMON), COMMON, SIZES, 500, SelectionConfig(expected_runs=3.0))
-
-
-class Trained:
-    """Stands in for server.app.train: what a run leaves, with the least private loss for one setting."""
-
-    def __init__(self) -> None:
-        self.seeds: list[tuple[int | None, int | None]] = []
-        self.changes: dict[str, float] = {}
-        self.failing: set[str] = set()
-        self.interrupted: set[str] = set()
-        self.charged_twice = False
-
-    def __call__(self, grid: Any, config: RunConfig) -> dict[str, Any]:
-        folder = Path(str(config.output))
-        name = folder.name.removesuffix(".partial")
-        if name in self.interrupted:
-            raise KeyboardInterrupt
-        if name in self.failing:
-            raise ValueError("loss is not finite")
-        self.seeds.append((config.sampling_seed, config.noise_seed))
-        plan, evaluation = config.plan_for(SIZES), config.private_evaluation(500)
-        assert evaluation is not None
-        assert evaluation.count == 1
-        with Ledger.open(folder / "ledger.jsonl") as ledger:
-            for number in range(plan.steps * (1 + self.charged_twice)):
-                ledger.charge(OfSplit(event=plan.charge(number % plan.steps), split=TRAINING), round=number)
-            ledger.charge(OfSplit(event=evaluation.release_event, split=HELD_OUT), round=plan.steps)
-        (folder / "model").mkdir()
-        (folder / "model" / "config.json").write_text(json.dumps({"privacy_ledger": "of the run", "of": name}))
-        statement = {
-            "delta": plan.delta,
-            "adjacency": plan.adjacency.value,
-            "private": True,
-            "not_covered": ["Something."],
-            "sampling": {"in_words": "sampled"},
-            "contribution_bound": {"in_words": "clipped"},
-            "mechanism": "noise",
-            "noise_multiplier": plan.noise_multiplier,
-            "steps": plan.steps,
-        }
-        write_json(folder / "privacy.json", statement)
-        (folder / "metrics.jsonl").write_text('{"loss": 3.125}\n')
-        summary = {"private_change": self.changes.get(name, 0.5), "test_loss_after": 2.0625}
-        write_json(folder / "summary.json", summary)
-        return summary
-
-
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
-    fake = Trained()
-    monkeypatch.setattr(server.app, "train", fake)
-    monkeypatch.setattr(fedsim.engine.local, "LocalGrid", lambda *_, **__: None)
-    monkeypatch.setattr(command, "draw_runs", lambda *_: 4)
-    return fake
-
-
-def select(folder: Path, budget: SelectionBudget, common: RunConfig = COMMON) -> Any:
-    selection = Selection(common, SWEEP, SelectionConfig(expected_runs=3.0))
-    return selection._select(settings_of(SWEEP, common), budget, folder, None)
 
 
 def test_the_total_is_met_from_below_and_is_far_less_than_composition(budget: SelectionBudget) -> None:

@@ -142,7 +142,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(training: FakeTraining, t
 def test_a_sweep_that_is_asked_to_stop_begins_no_other_point(
     training: FakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stopped(grid: Any, config: RunConfig) -> None:
+    def stopped(grid: Any, config: RunConfig, **_: Any) -> None:
         raise Stopped(signal.SIGTERM, 1, str(config.output))
 
     monkeypatch.setattr(server.app, "train", stopped)

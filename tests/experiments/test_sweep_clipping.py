@@ -19,7 +19,7 @@ ASKED = SweepConfig(algorithms=("uls",), clip_norms=(0.3, 30.0, 3.0), seeds=2, n
 def clipping(training: FakeTraining, monkeypatch: pytest.MonkeyPatch) -> FakeTraining:
     """Training of which 3 clips everything, and 30 all but one unit of one round."""
 
-    def trained(grid: Any, config: RunConfig) -> dict[str, Any]:
+    def trained(grid: Any, config: RunConfig, **_: Any) -> dict[str, Any]:
         summary = training(grid, config)
         path = Path(str(config.output)) / "metrics.jsonl"
         last = json.loads(path.read_text())

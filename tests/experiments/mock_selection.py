@@ -1,0 +1,88 @@
+"""A private selection whose runs train in no time."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from experiments.selection.budget import SelectionBudget
+from experiments.selection.command import Selection
+from experiments.selection.options import SelectionConfig
+from experiments.selection.runs import settings_of
+from experiments.sweep.points import SweepConfig
+from fedsim.config import EngineConfig, PlanConfig, RunConfig
+from fedsim.plan import UserSizes
+from fedsim.privacy.ledger import Ledger
+from fedsim.privacy.splits import HELD_OUT, TRAINING, OfSplit
+from server.identity import Seeds
+from server.results.run_folder import write_json
+
+SIZES = UserSizes.of_quantiles(4_000, {0.5: 4})
+SWEEP = SweepConfig(algorithms=("uls",), uls_group_sizes=(1, 2), learning_rates=(1e-3, 1e-2))
+COMMON = RunConfig(plan=PlanConfig(rounds=3, delta=1e-4), engine=EngineConfig(kind="local"))
+SMALL = [
+    "--data.packages", "numpy",
+    "--data.sequence-length", "32",
+    "--model.small.layers", "1",
+    "--model.small.width", "32",
+    "--model.small.heads", "2",
+    "--model.small.vocabulary-size", "512",
+    "--model.small.steps", "5",
+    "--plan.delta", "1e-3",
+    "--plan.rounds", "2",
+    "--plan.gradients-per-round", "16",
+    "--evaluation.max-rows", "20",
+    "--evaluation.test-rows", "20",
+    "--engine.kind", "local",
+]  # fmt: skip
+
+
+class Trained:
+    """Stands in for server.app.train: what a run leaves, with the least private loss for one setting."""
+
+    def __init__(self) -> None:
+        self.seeds: list[tuple[int | None, int | None]] = []
+        self.begun: dict[str, list[Seeds]] = {}
+        self.changes: dict[str, float] = {}
+        self.failing: set[str] = set()
+        self.interrupted: set[str] = set()
+        self.charged_twice = False
+
+    def __call__(self, grid: Any, config: RunConfig, seeds: Seeds) -> dict[str, Any]:
+        folder = Path(str(config.output))
+        name = folder.name.removesuffix(".partial")
+        self.begun.setdefault(name, []).append(seeds)
+        if name in self.interrupted:
+            raise KeyboardInterrupt
+        if name in self.failing:
+            raise ValueError("loss is not finite")
+        self.seeds.append((config.sampling_seed, config.noise_seed))
+        plan, evaluation = config.plan_for(SIZES), config.private_evaluation(500)
+        assert evaluation is not None
+        assert evaluation.count == 1
+        with Ledger.open(folder / "ledger.jsonl") as ledger:
+            for number in range(plan.steps * (1 + self.charged_twice)):
+                ledger.charge(OfSplit(event=plan.charge(number % plan.steps), split=TRAINING), round=number)
+            ledger.charge(OfSplit(event=evaluation.release_event, split=HELD_OUT), round=plan.steps)
+        (folder / "model").mkdir()
+        (folder / "model" / "config.json").write_text(json.dumps({"privacy_ledger": "of the run", "of": name}))
+        statement = {
+            "delta": plan.delta,
+            "adjacency": plan.adjacency.value,
+            "private": True,
+            "not_covered": ["Something."],
+            "sampling": {"in_words": "sampled"},
+            "contribution_bound": {"in_words": "clipped"},
+            "mechanism": "noise",
+            "noise_multiplier": plan.noise_multiplier,
+            "steps": plan.steps,
+        }
+        write_json(folder / "privacy.json", statement)
+        (folder / "metrics.jsonl").write_text('{"loss": 3.125}\n')
+        summary = {"private_change": self.changes.get(name, 0.5), "test_loss_after": 2.0625}
+        write_json(folder / "summary.json", summary)
+        return summary
+
+
+def select(folder: Path, budget: SelectionBudget, common: RunConfig = COMMON) -> Any:
+    selection = Selection(common, SWEEP, SelectionConfig(expected_runs=3.0))
+    return selection._select(settings_of(SWEEP, common), budget, folder, None)
