@@ -30,6 +30,10 @@ from server.results.run_folder import RunFolder, new_output_folder, write_json
 PURPOSE = "selection"
 SEEDS = "seeds"
 """Of each run, drawn with it, kept while the selection is unfinished: what was begun is repeated, not drawn anew."""
+NOT_FOR_RELEASE = (
+    "What is shown of single runs from here on is not private and must not be published: their names, how many there "
+    "are, how each ends, and how long all of it takes"
+)
 UNFINISHED = "it was begun and not finished, and noise of --noise.secure cannot be repeated"
 
 
@@ -92,7 +96,7 @@ class Selection:
         say(cost_in_words(len(settings), budget, self.common.plan.delta))
         runs = self._drawn(settings, budget, private)
         if not selected.exists():
-            failures = self._run_all(runs, private)
+            self._run_all(runs, private)
             best = _best(runs, private, budget)
             run = json.loads((private / best.name / "privacy.json").read_text(encoding="utf-8"))
             statement = statement_of(
@@ -100,15 +104,14 @@ class Selection:
             )
             config = best.config(self.common, private / best.name)
             write_release(private / best.name, selected, private / "ledger.jsonl", statement, config, resources)
-        else:
-            failures = {}
         for path in private.glob("run-*"):
             shutil.rmtree(path)
-        for name in ("failures", SEEDS):
-            shutil.rmtree(private / name, ignore_errors=True)
+        shutil.rmtree(private / SEEDS, ignore_errors=True)
         statement = json.loads((selected / "privacy.json").read_text(encoding="utf-8"))
         report = write_report(folder, statement, cost_in_words(len(settings), budget, self.common.plan.delta))
-        return Swept(folder, points=[statement["selection"]["selected"]], report=report, failures=failures)
+        return Swept(
+            folder, points=[statement["selection"]["selected"]], report=report
+        )  # which runs failed is not for release
 
     def _drawn(self, settings: Sequence[Point], budget: SelectionBudget, private: Path) -> list[DrawnRun]:
         """The runs: drawn and charged once, and written down before any begins."""
@@ -153,7 +156,7 @@ class Selection:
         written: dict[str, Any] = json.loads((private / "drawn.json").read_text(encoding="utf-8"))
         return int(written["settings"][run.seed])
 
-    def _run_all(self, runs: Sequence[DrawnRun], private: Path) -> dict[str, str]:
+    def _run_all(self, runs: Sequence[DrawnRun], private: Path) -> None:
         """Run what is not finished. What failed is not run again: it counts as the worst, like any other outcome.
 
         What was begun and not finished is done again from the same seeds, so that whoever stopped it, and why, has no
@@ -170,6 +173,8 @@ class Selection:
         left: list[Point] = [
             run for run in runs if not is_finished(private, run) and not (failures / f"{run.name}.txt").exists()
         ]
+        if left:
+            say(NOT_FOR_RELEASE)
         seeds = {run.name: Seeds.read(private / SEEDS / f"{run.name}.json") for run in left}
         if left and self.common.engine.kind == "local":
             ends = run_here(left, self.common, private, True, seeds)
@@ -181,10 +186,6 @@ class Selection:
                 (failures / f"{end.point.name}.txt").write_text(end.error, encoding="utf-8")
             state = "finished" if end.error is None else "FAILED, which counts as the worst score"
             print(f"{end.point.name} {state}", file=sys.stderr, flush=True)
-        return {
-            path.stem: path.read_text(encoding="utf-8").strip().splitlines()[-1]
-            for path in sorted(failures.glob("*.txt"))
-        }
 
 
 def _runs(settings: Sequence[Point], places: Sequence[int], budget: SelectionBudget) -> list[DrawnRun]:

@@ -34,17 +34,27 @@ def write_release(
     partial = RunFolder(folder.with_name(folder.name + ".partial"))
     shutil.rmtree(partial.path, ignore_errors=True)
     partial.path.mkdir(parents=True)
-    shutil.copy(ledger, partial.ledger)
+    shutil.copyfile(ledger, partial.ledger)
     write_json(partial.privacy, statement)
     if (run / "model").is_dir():
-        shutil.copytree(run / "model", partial.model)
+        copy_of_content(run / "model", partial.model)
         if resources is not None:
             write_card_of(partial, config, resources)
         for path in (partial.ledger, partial.privacy, partial.card):
             if path.exists():
-                shutil.copy(path, partial.model)
+                shutil.copyfile(path, partial.model / path.name)
         mark(partial.model, digest_of(partial.ledger))
     partial.path.rename(folder)
+
+
+def copy_of_content(source: Path, target: Path) -> None:
+    """Copy what files hold and no more of them: when they were written tells which of the runs was released."""
+    target.mkdir()
+    for path in source.iterdir():
+        if path.is_dir():
+            copy_of_content(path, target / path.name)
+        else:
+            shutil.copyfile(path, target / path.name)
 
 
 def mark(model: Path, digest: str) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import pytest
 from mock_selection import COMMON, SIZES, SMALL, SWEEP, Trained, select
 
 import experiments.selection.command as command
+import experiments.selection.release as release
+import experiments.sweep.run
 from experiments.confirmation import confirm_folder
 from experiments.run import main
 from experiments.selection.budget import SelectionBudget, budget_of
 from experiments.selection.options import SelectionConfig
 from experiments.selection.runs import PRIVATE, at, require_selectable, settings_of
 from experiments.sweep.command import Sweep
+from experiments.sweep.points import Point
 from fedsim.config import EvaluationConfig, PlanConfig
 from fedsim.errors import Failure, InvalidInput
 from fedsim.privacy.accountant import epsilon_bounds
@@ -122,7 +126,8 @@ def test_a_run_that_failed_is_the_worst_and_is_not_run_again(
     with pytest.raises(Failure, match="no run of the selection finished"):
         select(tmp_path / "none", budget)
     trained.failing, trained.changes = {"run-0000"}, {"run-0003": 0.4}
-    assert select(tmp_path / "some", budget).failures.keys() == {"run-0000"}
+    assert not select(tmp_path / "some", budget).failures, "how many failed is not for release"
+    assert [path.name for path in (tmp_path / "some" / PRIVATE / "failures").iterdir()] == ["run-0000.txt"]
     assert json.loads((tmp_path / "some" / "selected" / "model" / "config.json").read_text())["of"] == "run-0003"
 
 
@@ -175,13 +180,49 @@ def test_adaptive_search_is_refused_with_the_reason() -> None:
         SelectionConfig(expected_runs=1.0)
 
 
+def test_the_released_files_do_not_tell_when_the_run_was_made(
+    trained: Trained, budget: SelectionBudget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = release.write_release
+
+    def written_later(run: Path, *others: Any) -> None:
+        (run / "model" / "within").mkdir()
+        (run / "model" / "within" / "more.json").write_text("{}")
+        for path in (run / "model").rglob("*"):
+            os.utime(path, (1.0, 1.0))
+        write(run, *others)
+
+    monkeypatch.setattr(release, "write_release", written_later)
+    select(tmp_path, budget)
+    assert (tmp_path / "selected" / "model" / "within" / "more.json").read_text() == "{}"
+    assert min(path.stat().st_mtime for path in (tmp_path / "selected").rglob("*")) > 1.0
+
+
+def first_fails(run_point: Any) -> Any:
+    """The same, of which the first run fails."""
+
+    def run(point: Point, *others: Any) -> None:
+        if point.seed == 0:
+            raise ValueError("loss is not finite")
+        run_point(point, *others)
+
+    return run
+
+
 def test_a_selection_from_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "draw_runs", lambda *_: 2)
     grid = ["--sweep.algorithms", "uls", "--sweep.learning-rates", "1e-3", "1e-2", "--selection.expected-runs", "2"]
+    monkeypatch.setattr(experiments.sweep.run, "run_point", first_fails(experiments.sweep.run.run_point))
     assert main(["sweep", "--select", "private", *SMALL, *grid, "--release", "--output", str(tmp_path / "s")]) == 0
-    said = capsys.readouterr().out
+    said, told = capsys.readouterr()
+    shown, before = told.index("run-0000"), " ".join(told.split()).index("is not private and must not be published")
+    assert 0 < before < shown
+    assert told.count("must not be published") == 1
+    assert "run-0000 FAILED, which counts as the worst score" in told
+    assert "run-0001 finished" in told
+    assert "run-0" not in said
     assert "selection costs ε ≤" in said
     assert "by composition" in said
     assert main(["account", "--check", str(tmp_path / "s" / "selected")]) == 0
