@@ -69,15 +69,18 @@ def budget_of(
 
     if common.evaluation.private:
         _require_room_for_score(settings, common, held_out, options)
-    epsilon, found = total / 1.5, None
+    least = common.evaluation.private_epsilon if common.evaluation.private else 0.0
+    epsilon, found = max(total / 1.5, least), None
     for _ in range(TRIES):
         event, bounds, score = spent(epsilon)
         if bounds.upper <= total and (found is None or epsilon > found[0]):
             found = epsilon, event, bounds, score
         if found is not None and found[2].upper >= (1 - CLOSE) * total:
             break
+        if epsilon == least and bounds.upper > total:
+            raise _no_room(least, total, f"Runs of at least as much come to {shown_above(bounds.upper)}")
         # What a selection costs is nearly proportional to what a run does.
-        epsilon *= (1 - CLOSE / 4) * total / bounds.upper
+        epsilon = max(epsilon * (1 - CLOSE / 4) * total / bounds.upper, least)
     if found is None:
         raise InvalidInput("plan.epsilon", total, "larger", "No noise leaves room for a selection among so many runs.")
     epsilon, event, bounds, score = found
@@ -124,9 +127,11 @@ def _require_room_for_score(
     event = best_of(evaluation.event, expected_runs=options.runs, eta=options.eta)
     alone = epsilon_bounds(event, delta, adjacency=Adjacency(common.plan.adjacency)).upper
     if alone > common.plan.epsilon:
-        raise InvalidInput(
-            "evaluation.private-epsilon",
-            score,
-            f"so much that selecting by it stays within plan.epsilon, {common.plan.epsilon:g}",
-            f"It alone comes to {shown_above(alone)}; leave out --evaluation.private to have it chosen.",
-        )
+        raise _no_room(score, common.plan.epsilon, f"It alone comes to {shown_above(alone)}")
+
+
+def _no_room(score: float, total: float, because: str) -> InvalidInput:
+    """What to say of a score that costs too much."""
+    allowed = f"so much that selecting by it stays within plan.epsilon, {total:g}"
+    hint = f"{because}; leave out --evaluation.private to have it chosen."
+    return InvalidInput("evaluation.private-epsilon", score, allowed, hint)

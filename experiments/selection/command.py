@@ -109,9 +109,8 @@ class Selection:
         shutil.rmtree(private / SEEDS, ignore_errors=True)
         statement = json.loads((selected / "privacy.json").read_text(encoding="utf-8"))
         report = write_report(folder, statement, cost_in_words(len(settings), budget, self.common.plan.delta))
-        return Swept(
-            folder, points=[statement["selection"]["selected"]], report=report
-        )  # which runs failed is not for release
+        # Which runs failed, and how many, is not for release.
+        return Swept(folder, points=[statement["selection"]["selected"]], report=report)
 
     def _drawn(self, settings: Sequence[Point], budget: SelectionBudget, private: Path) -> list[DrawnRun]:
         """The runs: drawn and charged once, and written down before any begins."""

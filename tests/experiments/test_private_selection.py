@@ -41,13 +41,20 @@ def test_the_total_is_met_from_below_and_is_far_less_than_composition(budget: Se
 def test_a_score_of_ones_own_choice_is_kept_and_refused_where_it_alone_is_too_much() -> None:
     options, settings = SelectionConfig(expected_runs=3.0), settings_of(SWEEP, COMMON)
 
-    def with_score(epsilon: float) -> SelectionBudget:
+    def with_score(epsilon: float, options: SelectionConfig = options) -> SelectionBudget:
         score = EvaluationConfig(private=True, private_epsilon=epsilon)
         return budget_of(settings, dataclasses.replace(COMMON, evaluation=score), SIZES, 500, options)
 
     assert with_score(1.0).score_epsilon == 1.0
     with pytest.raises(InvalidInput, match=r"evaluation\.private-epsilon"):
         with_score(7.9)
+    few = SelectionConfig(expected_runs=1.5)
+    large = with_score(5.6, few)  # more than two thirds of the total, and there is room
+    assert large.score_epsilon == 5.6 <= large.run_epsilon
+    assert large.epsilon.upper <= 8
+    with pytest.raises(InvalidInput, match=r"within plan\.epsilon, 8") as refused:
+        with_score(7.2, few)
+    assert "Runs of at least as much" in str(refused.value)
 
 
 def test_the_best_run_alone_is_released_and_nothing_of_the_others(
