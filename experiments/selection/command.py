@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from experiments.sweep.points import Point, SweepConfig, content_of, require_all
 from experiments.sweep.run import is_finished, partial_of, run_here, run_on_ray
 from fedsim.config import RunConfig
 from fedsim.errors import Failure, InvalidInput
+from fedsim.models.fingerprint import tokenizer_fingerprint
 from fedsim.privacy.check import charged, counted
 from fedsim.privacy.ledger import Ledger, read_entries
 from fedsim.privacy.selection import draw_runs
 from fedsim.resources import Resources
 from fedsim.terminal import say
 from server.identity import Seeds
-from server.results.run_folder import RunFolder, new_output_folder, write_json
+from server.results.run_folder import DATA, RunFolder, new_output_folder, write_json
 
 PURPOSE = "selection"
 SEEDS = "seeds"
@@ -94,7 +95,7 @@ class Selection:
         if self.sweep.nonprivate:
             say("no run without privacy: whoever saw one would know more than the selection's ε covers")
         say(cost_in_words(len(settings), budget, self.common.plan.delta))
-        runs = self._drawn(settings, budget, private)
+        runs = self._drawn(settings, budget, private, {} if resources is None else _content(resources))
         if not selected.exists():
             self._run_all(runs, private)
             best = _best(runs, private, budget)
@@ -107,23 +108,34 @@ class Selection:
         for path in private.glob("run-*"):
             shutil.rmtree(path)
         shutil.rmtree(private / SEEDS, ignore_errors=True)
+        _forget_data(private / "drawn.json")
         statement = json.loads((selected / "privacy.json").read_text(encoding="utf-8"))
         report = write_report(folder, statement, cost_in_words(len(settings), budget, self.common.plan.delta))
         # Which runs failed, and how many, is not for release.
         return Swept(folder, points=[statement["selection"]["selected"]], report=report)
 
-    def _drawn(self, settings: Sequence[Point], budget: SelectionBudget, private: Path) -> list[DrawnRun]:
-        """The runs: drawn and charged once, and written down before any begins."""
+    def _drawn(
+        self, settings: Sequence[Point], budget: SelectionBudget, private: Path, content: Mapping[str, str]
+    ) -> list[DrawnRun]:
+        """The runs: drawn and charged once, and written down before any begins.
+
+        Args:
+            settings, budget: What is drawn from, and what it costs.
+            private: Where what was drawn stays.
+            content: Of data and model, by which a selection that goes on is known.
+        """
         claim = {
             "common": json.loads(json.dumps(content_of(self.common))),
             "settings": [setting.name for setting in settings],
             "selection": {"expected_runs": self.options.runs, "eta": self.options.eta},
             "run_epsilon": budget.run_epsilon,
+            **content,
         }
         path = private / "drawn.json"
         if path.exists():
             written = json.loads(path.read_text(encoding="utf-8"))
-            changed = [name for name in claim if written["claim"].get(name) != claim[name]]
+            before = {DATA: claim.get(DATA)} | written["claim"]  # a selection that is done keeps nothing of its data
+            changed = [name for name in claim if before.get(name) != claim[name]]
             if changed:
                 hint = f"Its selection differs in: {', '.join(changed)}."
                 raise InvalidInput("output", str(private.parent), "a new folder", hint)
@@ -185,6 +197,22 @@ class Selection:
                 (failures / f"{end.point.name}.txt").write_text(end.error, encoding="utf-8")
             state = "finished" if end.error is None else "FAILED, which counts as the worst score"
             print(f"{end.point.name} {state}", file=sys.stderr, flush=True)
+
+
+def _content(resources: Resources) -> dict[str, str]:
+    """Fingerprints of data, tokenizer and weights, by their names in what a run is known by."""
+    return {
+        DATA: resources.store.fingerprint,
+        "tokenizer": tokenizer_fingerprint(resources.loaded.tokenizer),
+        "model": resources.weights,
+    }
+
+
+def _forget_data(drawn: Path) -> None:
+    """Remove the fingerprint of the data, which no noise protects, as a finished run does."""
+    written = json.loads(drawn.read_text(encoding="utf-8"))
+    if written["claim"].pop(DATA, None) is not None:
+        write_json(drawn, written)
 
 
 def _runs(settings: Sequence[Point], places: Sequence[int], budget: SelectionBudget) -> list[DrawnRun]:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from experiments.selection.budget import SelectionBudget
@@ -83,6 +84,22 @@ class Trained:
         return summary
 
 
-def select(folder: Path, budget: SelectionBudget, common: RunConfig = COMMON) -> Any:
+class Vocabulary:
+    """A tokenizer, as far as it is looked at."""
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+
+    def get_vocab(self) -> dict[str, int]:
+        return {self.word: 0}
+
+
+def opened(data: str = "d", tokenizer: str = "t", weights: str = "w") -> Any:
+    """Data and model, as far as a selection is known by them."""
+    store, loaded = SimpleNamespace(fingerprint=data), SimpleNamespace(tokenizer=Vocabulary(tokenizer))
+    return SimpleNamespace(store=store, loaded=loaded, weights=weights)
+
+
+def select(folder: Path, budget: SelectionBudget, common: RunConfig = COMMON, resources: Any = None) -> Any:
     selection = Selection(common, SWEEP, SelectionConfig(expected_runs=3.0))
-    return selection._select(settings_of(SWEEP, common), budget, folder, None)
+    return selection._select(settings_of(SWEEP, common), budget, folder, resources)

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mock_selection import COMMON, Trained, select
+from mock_selection import COMMON, Trained, opened, select
 
 import experiments.selection.command as command
+import experiments.selection.release as release
 import experiments.sweep.run
 from experiments.selection.budget import SelectionBudget
 from experiments.selection.runs import PRIVATE
 from experiments.sweep.points import Point
 from experiments.sweep.run import Finished
 from fedsim.config import EngineConfig, NoiseConfig
-from fedsim.errors import Failure
+from fedsim.errors import Failure, InvalidInput
 
 
 def test_a_run_that_was_begun_is_done_again_from_the_same_secret_seeds(
@@ -36,6 +37,27 @@ def test_a_run_that_was_begun_is_done_again_from_the_same_secret_seeds(
     assert len({seeds.sampling for seeds in everyone} | {seeds.noise for seeds in everyone}) == 8
     assert min(seeds.sampling for seeds in everyone).bit_length() > 128, "nobody guesses them"
     assert not kept.parent.exists(), "whoever has them can take the noise off what is released"
+
+
+@pytest.mark.parametrize(("changed", "name"), [("data", "data"), ("tokenizer", "tokenizer"), ("weights", "model")])
+def test_a_selection_goes_on_with_the_same_data_and_model_alone(
+    trained: Trained,
+    budget: SelectionBudget,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: str,
+    name: str,
+) -> None:
+    monkeypatch.setattr(release, "write_card_of", lambda *_: None)
+    trained.interrupted = {"run-0002"}
+    with pytest.raises(KeyboardInterrupt):
+        select(tmp_path, budget, resources=opened())
+    trained.interrupted = set()
+    with pytest.raises(InvalidInput, match=f"differs in: {name}"):
+        select(tmp_path, budget, resources=opened(**{changed: "another"}))
+    select(tmp_path, budget, resources=opened())
+    assert '"data"' not in (tmp_path / PRIVATE / "drawn.json").read_text(), "its fingerprint is of no use any more"
+    select(tmp_path, budget, resources=opened())  # finished: only told again
 
 
 def test_with_secure_noise_a_run_that_was_begun_and_not_finished_failed(
