@@ -100,9 +100,8 @@ class Selection:
             self._run_all(runs, private)
             best = _best(runs, private, budget)
             run = json.loads((private / best.name / "privacy.json").read_text(encoding="utf-8"))
-            statement = statement_of(
-                run, settings[self._number(best, private)], settings, _score(private, best), budget
-            )
+            summary = json.loads((private / best.name / "summary.json").read_text(encoding="utf-8"))
+            statement = statement_of(run, settings[self._number(best, private)], settings, summary, budget)
             config = best.config(self.common, private / best.name)
             write_release(private / best.name, selected, private / "ledger.jsonl", statement, config, resources)
         for path in private.glob("run-*"):

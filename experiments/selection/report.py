@@ -6,11 +6,12 @@ from typing import Any
 
 from experiments.report.markdown import table
 from experiments.report.page import write_page, written_later
+from experiments.selection.words import score_in_words
 from server.results.run_folder import write_json
 
 RESULTS = "results.json"
 """In the selection's folder, by the name that a sweep's results have."""
-HEADINGS = ("", "B", "G", "learning rate", "clip", "bands", "average", "held-out loss, with noise")
+HEADINGS = ("", "B", "G", "learning rate", "clip", "bands", "average", "change of held-out loss, with noise")
 
 
 def write_report(folder: Path, statement: Mapping[str, Any], cost: str) -> Path:
@@ -39,7 +40,8 @@ def write_report(folder: Path, statement: Mapping[str, Any], cost: str) -> Path:
             "selection": selection,
         }
         write_json(folder / RESULTS, results)
-        text = [cost, selection["in_words"], table(HEADINGS, [row])]
+        score = score_in_words(selection)
+        text = [cost, selection["in_words"], table(HEADINGS, [row]), score]
         (folder / "report.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
         return write_page(
             folder / "report.html",
@@ -48,6 +50,7 @@ def write_report(folder: Path, statement: Mapping[str, Any], cost: str) -> Path:
             title="A private selection",
             cost=cost,
             selection=selection["in_words"],
+            score=score,
             statement=statement["in_words"],
             headings=HEADINGS,
             rows=[row],

@@ -14,6 +14,7 @@ from fedsim.config import EngineConfig, PlanConfig, RunConfig
 from fedsim.plan import UserSizes
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.splits import HELD_OUT, TRAINING, OfSplit
+from fedsim.statement.splits_words import METRICS_NOT_COVERED
 from server.identity import Seeds
 from server.results.run_folder import write_json
 
@@ -70,7 +71,7 @@ class Trained:
             "delta": plan.delta,
             "adjacency": plan.adjacency.value,
             "private": True,
-            "not_covered": ["Something."],
+            "not_covered": ["Something.", METRICS_NOT_COVERED],
             "sampling": {"in_words": "sampled"},
             "contribution_bound": {"in_words": "clipped"},
             "mechanism": "noise",
@@ -79,7 +80,12 @@ class Trained:
         }
         write_json(folder / "privacy.json", statement)
         (folder / "metrics.jsonl").write_text('{"loss": 3.125}\n')
-        summary = {"private_change": self.changes.get(name, 0.5), "test_loss_after": 2.0625}
+        summary = {
+            "private_change": self.changes.get(name, 0.5),
+            "private_change_std": evaluation.standard_deviation,
+            "private_change_clip": evaluation.clip_norm,
+            "test_loss_after": 2.0625,
+        }
         write_json(folder / "summary.json", summary)
         return summary
 

@@ -23,6 +23,7 @@ from experiments.sweep.points import Point
 from fedsim.config import EvaluationConfig, PlanConfig
 from fedsim.errors import Failure, InvalidInput
 from fedsim.privacy.accountant import epsilon_bounds
+from fedsim.privacy.bounds import shown_above
 from fedsim.privacy.earlier import Earlier
 from fedsim.privacy.events import Adjacency, Gaussian
 from fedsim.privacy.ledger import read_entries
@@ -185,6 +186,28 @@ def test_adaptive_search_is_refused_with_the_reason() -> None:
         Sweep(selection=SelectionConfig(expected_runs=4.0))
     with pytest.raises(InvalidInput, match="expected_runs"):
         SelectionConfig(expected_runs=1.0)
+
+
+def test_the_released_score_is_told_with_its_noise_and_as_optimistic(
+    trained: Trained, budget: SelectionBudget, tmp_path: Path
+) -> None:
+    trained.changes = {"run-0001": -0.25}
+    report = select(tmp_path, budget).report
+    statement = json.loads((tmp_path / "selected" / "privacy.json").read_text())
+    evaluation = at(settings_of(SWEEP, COMMON)[0], 0, budget.run_epsilon, budget.score_epsilon)
+    planned = evaluation.config(COMMON, Path()).private_evaluation(500)
+    assert planned is not None
+    assert statement["selection"]["private_change_std"] == planned.standard_deviation
+    told = (statement["in_words"], (tmp_path / "report.md").read_text(), report.read_text())
+    for text in told:
+        assert "changed by -0.2500 nats" in text
+        assert f"standard deviation {planned.standard_deviation:.3g}" in text
+        assert "clipped to ±2 nats" in text
+        assert f"an ε of {shown_above(budget.score_epsilon)}" in text
+        assert "optimistic" in text
+    assert all("change of held-out loss" in text for text in told[1:])
+    assert any("one model and its one score" in sentence for sentence in statement["not_covered"])
+    assert not any("models of this run" in sentence for sentence in statement["not_covered"])
 
 
 def test_the_released_files_do_not_tell_when_the_run_was_made(
