@@ -15,7 +15,7 @@ from experiments.selection.budget import SelectionBudget, budget_of
 from experiments.selection.options import SelectionConfig
 from experiments.selection.report import write_report
 from experiments.selection.runs import PRIVATE, DrawnRun, at, drawn, require_selectable, settings_of
-from experiments.sweep.points import Point, SweepConfig, content_of, require_allowed
+from experiments.sweep.points import CLAIM, Point, SweepConfig, content_of, require_allowed
 from experiments.sweep.run import is_finished, partial_of, run_here, run_on_ray
 from fedsim.config import RunConfig
 from fedsim.errors import Failure, InvalidInput
@@ -67,6 +67,7 @@ class Selection:
             require_allowed(at(setting, 0, setting.epsilon, setting.epsilon), self.common, self.sweep)
         own = RunFolder(self.common.output or new_output_folder("selection"))
         own.require_unused()
+        _require_no_sweep(own.path)
         resources = open_resources(self.common)
         if earlier_runs(self.common, resources.loaded.source).entries:
             hint = "A selection's bound does not add up with what was released before."
@@ -75,6 +76,7 @@ class Selection:
         budget = self._budget(settings, resources)
         with own.hold:
             own.make()
+            _require_no_sweep(own.path)  # again: now nobody else writes here
             return self._select(settings, budget, own.path, resources)
 
     def _budget(self, settings: Sequence[Point], resources: Resources) -> SelectionBudget:
@@ -196,6 +198,13 @@ class Selection:
                 (failures / f"{end.point.name}.txt").write_text(end.error, encoding="utf-8")
             state = "finished" if end.error is None else "FAILED, which counts as the worst score"
             print(f"{end.point.name} {state}", file=sys.stderr, flush=True)
+
+
+def _require_no_sweep(folder: Path) -> None:
+    """Refuse a folder with a sweep in it, whose results and points no selection's ε covers."""
+    if (folder / CLAIM).exists():
+        hint = f"It has a sweep in it ({CLAIM}), whose results a selection would overwrite."
+        raise InvalidInput("output", str(folder), "a new folder", hint)
 
 
 def _content(resources: Resources) -> dict[str, str]:

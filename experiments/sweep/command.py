@@ -20,7 +20,7 @@ from experiments.prediction import Prediction, predict
 from experiments.selection.options import SelectionConfig
 from experiments.selection.runs import PRIVATE, require_kind
 from experiments.sweep.clipping import decided, in_words, may_leave_out, needless, waves_of
-from experiments.sweep.points import ARM_TITLES, Point, SweepConfig, content_of, points_of, require_allowed
+from experiments.sweep.points import ARM_TITLES, CLAIM, Point, SweepConfig, content_of, points_of, require_allowed
 from experiments.sweep.results import cells_of, collect, worth_repeating
 from experiments.sweep.run import Finished, is_finished, run_here, run_on_ray
 from fedsim.config import RunConfig
@@ -29,8 +29,6 @@ from fedsim.plan import ALGORITHMS
 from server.precautions.stopping import Stopped
 from server.results.run_folder import RunFolder, new_output_folder, write_json
 
-CLAIM = "sweep.json"
-"""What the points of a sweep's folder have in common."""
 HEADINGS = ("", "ε", "B", "G", "learning rate", "clip", "bands", "average", "test loss", "± 95 %", "seeds")
 NOTHING = "–"
 
@@ -164,7 +162,10 @@ class Sweep(RunConfig):
         return [p.name for p in points if not is_finished(folder, p) and needless(p, points, folder)]
 
     def _require_same(self, folder: Path) -> None:
-        """Refuse a folder whose points came from other common settings."""
+        """Refuse a folder whose points came from other common settings, or that has a private selection in it."""
+        if (folder / PRIVATE).exists():
+            hint = f"It has a private selection in it ({PRIVATE}), whose results a sweep would overwrite."
+            raise InvalidInput("output", str(folder), "a new folder", hint)
         default = content_of(RunConfig())  # what a folder of an earlier version lacks was as by default
         flat = default | content_of(self.common())
         path = folder / CLAIM

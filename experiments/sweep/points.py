@@ -17,6 +17,8 @@ from fedsim.validation import require_at_least
 UNCLIPPED = 1e6
 """Clip norm of non-private fine-tuning: above any gradient norm, so that nothing is clipped."""
 
+CLAIM = "sweep.json"
+"""What the points of a sweep's folder have in common."""
 NOT_CONTENT = ("engine.", "checkpoint.", "trackers", "callbacks", "output", "resume")
 """Settings of where and how a point is computed and who is told, not of what."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from mock_selection import COMMON, SIZES, SMALL, SWEEP, Trained, select
+from mock_sweep import FakeTraining, small_sweep
 
 import experiments.selection.command as command
 import experiments.selection.release as release
@@ -19,7 +20,7 @@ from experiments.selection.budget import SelectionBudget, budget_of
 from experiments.selection.options import SelectionConfig
 from experiments.selection.runs import PRIVATE, at, require_selectable, settings_of
 from experiments.sweep.command import Sweep
-from experiments.sweep.points import Point
+from experiments.sweep.points import CLAIM, Point
 from fedsim.config import EvaluationConfig, PlanConfig
 from fedsim.errors import Failure, InvalidInput
 from fedsim.privacy.accountant import epsilon_bounds
@@ -177,6 +178,21 @@ def test_what_is_no_private_selection_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(InvalidInput, match=name):
         require_selectable(dataclasses.replace(COMMON, **common), dataclasses.replace(SWEEP, **sweep))
+
+
+def test_a_sweep_and_a_selection_do_not_share_a_folder(
+    training: FakeTraining, trained: Trained, budget: SelectionBudget, tmp_path: Path
+) -> None:
+    select(tmp_path / "selection", budget)
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / CLAIM).write_text("{}")
+    before = (tmp_path / "selection" / "results.json").read_text()
+    with pytest.raises(InvalidInput, match=f"a new folder.*{PRIVATE}"):
+        small_sweep(tmp_path / "selection").swept()
+    with pytest.raises(InvalidInput, match=f"a new folder.*{CLAIM}"):
+        Sweep(select="private", sweep=SWEEP, engine=COMMON.engine, output=str(tmp_path / "sweep")).swept()
+    assert (tmp_path / "selection" / "results.json").read_text() == before
+    assert [path.name for path in (tmp_path / "sweep").iterdir()] == [CLAIM]
 
 
 def test_adaptive_search_is_refused_with_the_reason() -> None:
