@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.sweep.points import Point, SweepConfig, points_of
-from fedsim.config import RunConfig
+from fedsim.config import EvaluationConfig, RunConfig
 from fedsim.errors import InvalidInput
 from fedsim.privacy.adjacency import Adjacency
 from fedsim.randomness import derived_seed
@@ -83,6 +83,9 @@ def require_selectable(common: RunConfig, sweep: SweepConfig) -> None:
     if sweep.seeds != SweepConfig().seeds:
         hint = "How often a setting runs is drawn: --selection.expected-runs."
         raise InvalidInput("sweep.seeds", sweep.seeds, f"left out {beside}", hint)
+    if common.evaluation.every != EvaluationConfig().every:
+        hint = "A run is scored once, when it is done, so that all of the score's ε is in that one value."
+        raise InvalidInput("evaluation.every", common.evaluation.every, f"left out {beside}", hint)
     if sweep.keep_models:
         hint = "The bound is for the release of one model: all others are deleted."
         raise InvalidInput("sweep.keep-models", True, f"off {beside}", hint)

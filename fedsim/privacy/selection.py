@@ -54,6 +54,8 @@ ROUNDING = 1e-12
 """Relative room for the rounding of what is computed in closed form here."""
 NODES = 257
 DIGITS = 60
+NO_SHAPE = Decimal("1e-50")
+"""η so near to 0 that the law is that of 0: the two differ by less than a hundred times as much."""
 
 
 def best_of(*events: Event, expected_runs: float, eta: float = GEOMETRIC) -> BestOf:
@@ -157,11 +159,11 @@ def draw_runs(eta: float, gamma: float, bits: Callable[[int], int] = secrets.ran
         bits: Random bits as an integer; by default from the operating system.
     """
     with localcontext() as context:
-        context.prec = DIGITS
+        context.prec = 2 * DIGITS  # 1 − γ^η loses as many of them as η has zeros
         shape, stays = Decimal(eta), 1 - Decimal(gamma)
         left = Decimal(bits(192)) / 2**192
         # P[K = 1] = f′(0) = E[K]·γ^(η+1)
-        if eta == 0:
+        if abs(shape) < NO_SHAPE:
             chance = stays / -Decimal(gamma).ln()
         else:
             chance = shape * stays * Decimal(gamma) ** shape / (1 - Decimal(gamma) ** shape)

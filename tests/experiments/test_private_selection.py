@@ -168,6 +168,7 @@ def test_given_seeds_give_each_run_its_own_and_are_refused_with_release() -> Non
         ({"epsilons": (1.0, 2.0)}, {}, "the total of the release"),
         ({"seeds": 2}, {}, "expected-runs"),
         ({"keep_models": True}, {}, "deleted"),
+        ({}, {"evaluation": EvaluationConfig(every=2)}, "scored once"),
         ({}, {"plan": PlanConfig(noise_multiplier=1.0)}, "noise-multiplier"),
         ({}, {"plan": PlanConfig(adjacency="replace-one-user")}, "adjacency"),
         ({}, {"trackers": ("tensorboard",)}, "trackers"),

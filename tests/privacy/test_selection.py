@@ -83,6 +83,13 @@ def test_the_ends_of_the_random_bits_end() -> None:
         assert draw_runs(eta, gamma, lambda count: 2**count - 1) > 30
 
 
+def test_a_shape_next_to_none_draws_as_none_does() -> None:
+    draw = np.random.default_rng(5)
+    for number in (int.from_bytes(draw.bytes(24), "big") for _ in range(200)):
+        runs = {draw_runs(eta, 0.02, lambda _, bits=number: bits) for eta in (0.0, 1e-300, -1e-100, 1e-45, 1e-35)}  # type: ignore[misc]
+        assert len(runs) == 1
+
+
 class Pair:
     """Two laws on finitely many outcomes: q and other [n]."""
 
