@@ -21,7 +21,7 @@ from experiments.selection.options import SelectionConfig
 from experiments.selection.runs import PRIVATE, at, require_selectable, settings_of
 from experiments.sweep.command import Sweep
 from experiments.sweep.points import CLAIM, Point
-from fedsim.config import EvaluationConfig, PlanConfig
+from fedsim.config import EvaluationConfig, PlanConfig, RunConfig
 from fedsim.errors import Failure, InvalidInput
 from fedsim.privacy.accountant import epsilon_bounds
 from fedsim.privacy.bounds import shown_above
@@ -29,6 +29,7 @@ from fedsim.privacy.earlier import Earlier
 from fedsim.privacy.events import Adjacency, Gaussian
 from fedsim.privacy.ledger import read_entries
 from fedsim.privacy.selection import best_of
+from server.identity import Seeds
 from server.results.run_folder import write_json
 
 
@@ -261,8 +262,17 @@ def test_a_selection_from_the_command_line(
 ) -> None:
     monkeypatch.setattr(command, "draw_runs", lambda *_: 2)
     grid = ["--sweep.algorithms", "uls", "--sweep.learning-rates", "1e-3", "1e-2", "--selection.expected-runs", "2"]
+    drawn: list[Seeds] = []
+
+    def noted(config: RunConfig, earlier: str = "") -> Seeds:
+        drawn.append(draw(config, earlier))
+        return drawn[-1]
+
+    draw = Seeds.drawn
+    monkeypatch.setattr(Seeds, "drawn", noted)
     monkeypatch.setattr(experiments.sweep.run, "run_point", first_fails(experiments.sweep.run.run_point))
     assert main(["sweep", "--select", "private", *SMALL, *grid, "--release", "--output", str(tmp_path / "s")]) == 0
+    assert len(drawn) == 2, "training takes the seeds that were drawn with the run"
     said, told = capsys.readouterr()
     shown, before = told.index("run-0000"), " ".join(told.split()).index("is not private and must not be published")
     assert 0 < before < shown
