@@ -37,7 +37,7 @@ from fedsim.phases import COMPUTE, LOAD, OTHER, WORKER_SECONDS, Times
 from fedsim.plan import UlsPlan
 from fedsim.privacy.ledger import Ledger
 from fedsim.release import Release
-from server.identity import Seeds
+from fedsim.seeds import Seeds
 from server.round import Budget, Gather, Round
 
 POPULATION = 50

@@ -102,10 +102,10 @@ def main() -> int:
     from fedsim.plan import UlsPlan
     from fedsim.privacy.ledger import Ledger
     from fedsim.release import Release
+    from fedsim.seeds import Seeds
     from server.checkpoint import CheckpointWriter
     from server.dispatch import Dispatcher
     from server.evaluation import HeldOut
-    from server.identity import Seeds
     from server.results.run_folder import RunFolder
     from server.round import Budget, Round
     from server.training import Job, Training

@@ -32,6 +32,7 @@ from fedsim.privacy.earlier import MARK, Earlier, digest_of
 from fedsim.privacy.ledger import Ledger
 from fedsim.release import Release, ReleaseLog, ReleasesLost
 from fedsim.resources import Resources, computing_device, earlier_runs, open_resources
+from fedsim.seeds import Seeds
 from fedsim.statement import going_on_in_words
 from fedsim.terminal import say, speak
 from fedsim.versions import versions
@@ -40,7 +41,7 @@ from server.callbacks import BegunRun, Callback, Callbacks, callbacks_of
 from server.checkpoint import Checkpoint, CheckpointWriter
 from server.dispatch import Dispatcher
 from server.evaluation import HeldOut, HeldOutDiverged
-from server.identity import Seeds, evaluation_in, identity_of, require_same, settings_of
+from server.identity import evaluation_in, identity_of, require_same, settings_of
 from server.packing import Roster
 from server.precautions.delivery import deliver, forget, newest
 from server.precautions.patience import refusals_told

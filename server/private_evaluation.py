@@ -21,9 +21,9 @@ from fedsim.privacy.splits import HELD_OUT, OfSplit
 from fedsim.randomness import StreamNoise, stream
 from fedsim.rows import SizedUsers
 from fedsim.secure_noise import SecureNoise
+from fedsim.seeds import Seeds
 from server.budget import Charges
 from server.evaluation import Measurement
-from server.identity import Seeds
 
 EVALUATION, TOLD = "evaluation", "evaluation told"
 """Purposes of lines of the ledger: the charge of a private evaluation, and, at no charge, what it told of a model."""

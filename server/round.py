@@ -21,9 +21,9 @@ from fedsim.plan import Plan
 from fedsim.privacy.ledger import NOTHING
 from fedsim.release import CHAIN, LEFT, Chain, Kept, Release, ReleaseLog, ReleasesLost, release_norms, under
 from fedsim.rows import UserView
+from fedsim.seeds import Seeds
 from server.budget import Budget as Budget
 from server.budget import Charges as Charges
-from server.identity import Seeds
 
 OPTIMIZER, RELEASE, PARAMETERS = "optimizer/", "release/", "parameters"
 

@@ -43,7 +43,7 @@ FLOORS = (
     ("fedsim.sampling", "fedsim.models", "fedsim.engine"),
     ("fedsim.plan",),
     ("fedsim.planner", "fedsim.statement", "fedsim.release", "fedsim.config"),
-    ("fedsim.resources", "fedsim.optimizer"),
+    ("fedsim.resources", "fedsim.optimizer", "fedsim.seeds"),
     ("clients", "server"),
     ("experiments",),
 )

@@ -28,10 +28,10 @@ from fedsim.plan import ALGORITHMS, UserSizes
 from fedsim.privacy.ledger import Ledger
 from fedsim.release import Release
 from fedsim.rows import SizeCounts
+from fedsim.seeds import Seeds
 from server.alarms import Alarms
 from server.dispatch import Dispatcher
 from server.evaluation import HeldOut
-from server.identity import Seeds
 from server.round import Budget, Gather, Round
 
 BATCH, GROUP_SIZE = 1000, {"uls": 1, "els": 4}

@@ -27,8 +27,8 @@ from fedsim.privacy.audit.rates import attack_rates
 from fedsim.release import Release
 from fedsim.resources import Resources, open_resources
 from fedsim.rows import TokenRows, UserView
+from fedsim.seeds import Seeds
 from server.dispatch import Dispatcher
-from server.identity import Seeds
 from server.round import Budget, Round
 
 

@@ -25,8 +25,8 @@ from fedsim.plan import Plan
 from fedsim.privacy.events import Composed, Event
 from fedsim.privacy.ledger import MODEL_UPDATE, LedgerEntry, merged
 from fedsim.release import Release, ReleaseLog
+from fedsim.seeds import Seeds
 from server.dispatch import Dispatcher
-from server.identity import Seeds
 from server.round import Budget, Charges, Gather, Round
 
 FAR = 1000.0

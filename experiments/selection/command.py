@@ -24,8 +24,8 @@ from fedsim.privacy.check import charged, counted
 from fedsim.privacy.ledger import Ledger, read_entries
 from fedsim.privacy.selection import draw_runs
 from fedsim.resources import Resources
+from fedsim.seeds import Seeds
 from fedsim.terminal import say
-from server.identity import Seeds
 from server.results.run_folder import DATA, RunFolder, new_output_folder, write_json
 
 PURPOSE = "selection"

@@ -12,7 +12,7 @@ from experiments.sweep.points import Point
 from fedsim.config import RunConfig, to_flat
 from fedsim.engine.devices import cores_here
 from fedsim.engine.environment import Whereabouts
-from server.identity import Seeds
+from fedsim.seeds import Seeds
 from server.precautions.stopping import Stopped
 from server.results.run_folder import RunFolder, write_json
 

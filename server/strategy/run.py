@@ -15,10 +15,11 @@ from fedsim.optimizer import ServerOptimizer
 from fedsim.privacy.earlier import own_event
 from fedsim.privacy.ledger import Ledger
 from fedsim.release import Release
+from fedsim.seeds import Seeds
 from fedsim.statement import PrivacyStatement, privacy_statement
 from fedsim.versions import versions
 from server.checkpoint import Checkpoint, CheckpointWriter, read_latest
-from server.identity import Seeds, require_same
+from server.identity import require_same
 from server.results.run_folder import RunFolder, write_json
 from server.round import Budget, Gather, Round
 from server.strategy.nodes import Nodes

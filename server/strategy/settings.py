@@ -11,8 +11,8 @@ from fedsim.engine.node_messages import ArrayLayout
 from fedsim.errors import InvalidInput
 from fedsim.plan import ALL_EXAMPLES
 from fedsim.plan.nodes import NodePlan
+from fedsim.seeds import Seeds
 from fedsim.validation import require_at_least, require_between, require_positive, require_probability
-from server.identity import Seeds
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,8 @@ from fedsim.engine.work import Vector
 from fedsim.errors import Failure, InvalidInput
 from fedsim.plan.nodes import NodePlan
 from fedsim.privacy.bounds import shown_above
+from fedsim.seeds import SEED_BITS, Seeds
 from fedsim.validation import require_at_least, require_positive
-from server.identity import SEED_BITS, Seeds
 from server.results.run_folder import new_output_folder
 from server.strategy.asking import Asking, replies_to
 from server.strategy.nodes import Nodes

@@ -14,8 +14,8 @@ from fedsim.config import EngineConfig, PlanConfig, RunConfig
 from fedsim.plan import UserSizes
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.splits import HELD_OUT, TRAINING, OfSplit
+from fedsim.seeds import Seeds
 from fedsim.statement.splits_words import METRICS_NOT_COVERED
-from server.identity import Seeds
 from server.results.run_folder import write_json
 
 SIZES = UserSizes.of_quantiles(4_000, {0.5: 4})

@@ -29,7 +29,7 @@ from fedsim.privacy.earlier import Earlier
 from fedsim.privacy.events import Adjacency, Gaussian
 from fedsim.privacy.ledger import read_entries
 from fedsim.privacy.selection import best_of
-from server.identity import Seeds
+from fedsim.seeds import Seeds
 from server.results.run_folder import write_json
 
 

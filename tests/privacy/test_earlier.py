@@ -25,8 +25,8 @@ from fedsim.privacy.ledger import NOTHING, Ledger, merged, read_entries
 from fedsim.privacy.unprotected import Unprotected
 from fedsim.release import LEFT
 from fedsim.sampling import CyclicPoisson
+from fedsim.seeds import Seeds
 from fedsim.statement import REPRODUCIBLE_NOISE, privacy_statement
-from server.identity import Seeds
 from server.training import require_charged
 
 ADD_OR_REMOVE = Adjacency.ADD_OR_REMOVE_ONE_USER

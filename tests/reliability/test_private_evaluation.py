@@ -20,9 +20,9 @@ from fedsim.privacy.events import Gaussian, Repeated
 from fedsim.privacy.held_out import PrivateEvaluation
 from fedsim.privacy.ledger import MODEL_UPDATE, Ledger, read_entries
 from fedsim.privacy.splits import HELD_OUT, TRAINING, OfSplit
+from fedsim.seeds import Seeds
 from server.budget import Budget
 from server.evaluation import HeldOut, Measurement
-from server.identity import Seeds
 from server.private_evaluation import EVALUATION, TOLD, PrivateChanges, rows_measured, users_measured
 from server.training import Training
 

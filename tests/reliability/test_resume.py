@@ -22,7 +22,8 @@ from fedsim.errors import InvalidInput
 from fedsim.models.config import ModelConfig
 from fedsim.privacy.ledger import Ledger, read_entries
 from fedsim.resources import open_resources
-from server.identity import Seeds, require_same, settings_of
+from fedsim.seeds import Seeds
+from server.identity import require_same, settings_of
 from server.precautions.stopping import Stopped
 
 

@@ -16,9 +16,9 @@ from fedsim.optimizer import ServerOptimizer
 from fedsim.plan import Plan, UlsPlan
 from fedsim.privacy.ledger import Ledger
 from fedsim.release import Release
+from fedsim.seeds import Seeds
 from server.dispatch import Dispatcher
 from server.evaluation import HeldOut
-from server.identity import Seeds
 from server.results.run_folder import RunFolder
 from server.round import Budget, Round
 from server.training import Job, Training

@@ -26,7 +26,7 @@ from fedsim.randomness import StreamNoise
 from fedsim.release import Release, device_noise
 from fedsim.release.device_noise import DeviceNoise
 from fedsim.sampling import Turns
-from server.identity import Seeds
+from fedsim.seeds import Seeds
 from server.training import Training
 
 

@@ -9,7 +9,7 @@ from mock_training import PARAMETERS, training, uls_plan, unit_update
 from fedsim.privacy.ledger import read_entries
 from fedsim.randomness import StreamNoise, stream
 from fedsim.sampling import CyclicPoisson, Poisson
-from server.identity import Seeds
+from fedsim.seeds import Seeds
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from fedsim.plan import ALGORITHMS, Plan, UserSizes, plan_from_json
 from fedsim.release import Release
 from fedsim.rows import SizeCounts
 from fedsim.sampling import CyclicPoisson, Poisson, Sampling, TruncatedPoisson, Turns
-from server.identity import Seeds
+from fedsim.seeds import Seeds
 from server.round import Budget, Round
 
 USERS, BATCH, SIZE = 200_000, 100, 16

@@ -11,8 +11,8 @@ from mock_training import PARAMETERS, mock_clients, sum_of_units, training, uls_
 
 from fedsim.engine.messages import TrainRequest
 from fedsim.phases import Times
+from fedsim.seeds import Seeds
 from server.dispatch import RoundFailed
-from server.identity import Seeds
 
 
 def released(parameters: np.ndarray) -> np.ndarray:

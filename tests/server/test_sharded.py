@@ -20,8 +20,8 @@ from fedsim.optimizer import ServerOptimizer
 from fedsim.plan import UlsPlan
 from fedsim.privacy.ledger import Ledger
 from fedsim.release import Release
+from fedsim.seeds import Seeds
 from server.dispatch import Dispatcher
-from server.identity import Seeds
 from server.round import Budget, Round
 from server.sharded import Members, ShardedOptimizer, ShardedRound, StateLost, WorkerGroup
 

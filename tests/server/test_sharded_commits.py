@@ -20,7 +20,7 @@ from fedsim.errors import Failure
 from fedsim.plan import UlsPlan
 from fedsim.privacy.ledger import Ledger
 from fedsim.release import Release
-from server.identity import Seeds
+from fedsim.seeds import Seeds
 from server.round import Budget, Diverged
 from server.sharded import Members, ShardedOptimizer, ShardedRound, WorkerGroup
 from server.sharded.workers import GroupBroken

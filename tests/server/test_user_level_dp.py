@@ -39,7 +39,7 @@ from fedsim.plan.nodes import NodePlan
 from fedsim.privacy.ledger import read_entries
 from fedsim.randomness import StreamNoise, stream
 from fedsim.release import Release
-from server.identity import Seeds
+from fedsim.seeds import Seeds
 from server.round import Budget, Round
 from server.strategy import UserLevelDP
 from server.strategy.nodes import Nodes
