@@ -17,19 +17,6 @@ MOST_USERS = 24
 LARGEST_GROUP = 16
 
 
-def measure_norms(
-    model: torch.nn.Module,
-    objective: Objective,
-    view: UserView,
-    *,
-    largest_group: int = LARGEST_GROUP,
-    users: int = MOST_USERS,
-    seed: int = 0,
-) -> NormCurve:
-    """L(G) alone; see `measure_curves`."""
-    return measure_curves(model, objective, view, largest_group=largest_group, users=users, seed=seed)[0]
-
-
 def measure_curves(
     model: torch.nn.Module,
     objective: Objective,

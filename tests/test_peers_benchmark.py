@@ -1,6 +1,7 @@
 """The comparison with other libraries, without them: what is exported, certified, read again and printed."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -253,3 +254,22 @@ def test_the_page_shows_the_table_of_the_lines_that_are_kept() -> None:
     root = Path(__file__).resolve().parents[1]
     printed = table(best(read(root / "docs" / "reports" / "peers")), NAMES, PACKAGES)
     assert printed in (root / "docs" / "peers.md").read_text(encoding="utf-8")
+
+
+def cells(text: str) -> list[list[str]]:
+    """Of a table in Markdown, without its headings."""
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+def test_the_readme_shows_what_the_page_does() -> None:
+    """Each library's loss, both ε and processor seconds."""
+    root = Path(__file__).resolve().parents[1]
+    page = cells(table(best(read(root / "docs" / "reports" / "peers")), NAMES, PACKAGES))
+    kept = {row[0]: (row[2], row[3].split(" (")[0], row[4].split(" (")[0], row[-1]) for row in page}
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    shown = cells(readme.split("## Against other libraries")[1].split("\n## ")[0])
+    assert len(shown) == len(kept)
+    for name, loss, stated, certified, seconds in shown:
+        library = re.sub(r" \d+\.\d+\.\d+", "", name)
+        assert (loss, stated.split(" (")[0], certified.split(" (")[0], seconds) == kept[library], library

@@ -214,7 +214,7 @@ class Sweep(RunConfig):
     def _predict(self, common: RunConfig, points: list[Point]) -> dict[tuple[float, int], Prediction]:
         """The planner's prediction at each ε and compute, with gradient norms measured on public users if possible."""
         from experiments.plan.command import PUBLIC_USERS
-        from experiments.public_norms import measure_norms
+        from experiments.public_norms import measure_curves
         from fedsim.data.ingest import open_or_build
         from fedsim.resources import open_resources
 
@@ -224,7 +224,7 @@ class Sweep(RunConfig):
             length = max(resources.row_tokens, PUBLIC_USERS.minimum_tokens)
             public = dataclasses.replace(PUBLIC_USERS, sequence_length=length)
             view = open_or_build(public, resources.loaded.tokenizer)
-            curve = measure_norms(resources.loaded.model, resources.loaded.objective, view)
+            curve, _ = measure_curves(resources.loaded.model, resources.loaded.objective, view)
         train = resources.store.split("train")
         predictions: dict[tuple[float, int], Prediction] = {}
         for key in sorted({(p.epsilon, p.gradients_per_round) for p in points if p.arm != "nonprivate"}):
