@@ -23,6 +23,10 @@ WORKERS_A_CORE = 4
 """How far a cluster started here may pretend: to try more workers than cores is one thing, fifty on two another."""
 LOOKS_EVERY = 0.002
 """Seconds."""
+CLIENT_SERVER_FAILED = "Starting Ray client server failed"
+"""What the head of a cluster says when the process that it starts for each ray:// connection died at once."""
+CLIENT_ATTEMPTS = 3
+"""How often such a process is asked for."""
 ENDS_WITHIN = 60.0
 """Seconds that a start which nobody wants any more gets to come to its end, so that what it began can be ended too."""
 
@@ -104,10 +108,14 @@ class _Connection(threading.Thread):
         self.made, self.over = threading.Event(), threading.Event()
 
     def run(self) -> None:
-        try:
-            ray.init(logging_level=logging.ERROR, **self.arguments)
-        except BaseException as failure:
-            self.failure = failure
+        for left in reversed(range(CLIENT_ATTEMPTS)):
+            self.failure = None
+            try:
+                ray.init(logging_level=logging.ERROR, **self.arguments)
+            except BaseException as failure:
+                self.failure = failure
+            if not left or CLIENT_SERVER_FAILED not in str(self.failure):
+                break
         self.made.set()
         if self.failure is None:
             self.over.wait()
@@ -136,11 +144,16 @@ def _connect(seconds: float, **arguments: Any) -> None:
         if connection.failure is not None:
             raise connection.failure
     except ConnectionError as failure:
+        connection.end()
+        if CLIENT_SERVER_FAILED in str(failure):
+            what = f"The head at {arguments['address']} could not start a process for this connection"
+            raise ClusterDidNotStart(
+                f"{what} in {CLIENT_ATTEMPTS} attempts; its own log says why. ({failure})"
+            ) from failure
         hint = (
             "Ray answers there, but this machine could not join: run the command on a node of the cluster (`ray start "
             f"--address {arguments['address']}` makes this machine one), or give ray://host:10001. ({failure})"
         )
-        connection.end()
         raise InvalidInput("engine.address", arguments["address"], "a Ray cluster to join", hint) from failure
     except ClusterDidNotStart:
         raise

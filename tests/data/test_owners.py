@@ -197,7 +197,7 @@ def test_training_on_a_store_begins_with_what_is_doubtful(tmp_path, tokenizer, m
     store = build_store(DataConfig(source="files", path=str(folder)), tokenizer, tmp_path / "store")
     loaded = SimpleNamespace(tokenizer=tokenizer, context=None, config=ModelConfig(), model=None, objective=None)
     monkeypatch.setattr("fedsim.resources.load_model", lambda *_, **__: loaded)
-    monkeypatch.setattr(app, "_begin", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(app, "_begin", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt):
         app.train(None, RunConfig(data=DataConfig(source="store", path=str(store.path)), output=str(tmp_path / "run")))
     said = doubtful_owners(store.manifest)

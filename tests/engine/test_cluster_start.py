@@ -136,6 +136,23 @@ def test_a_start_that_takes_too_long_is_a_sentence(start: Callable[..., list[str
     never.set()
 
 
+@pytest.mark.parametrize("deaths", [0, 1, 2, 3, 9])
+def test_a_head_whose_process_for_us_died_is_asked_again(start: Callable[..., list[str]], deaths: int) -> None:
+    left = [ConnectionError("Starting Ray client server failed. See ray_client_server_23000.err")] * deaths
+
+    def rays() -> None:
+        if left:
+            raise left.pop()
+
+    if deaths < cluster.CLIENT_ATTEMPTS:
+        assert start(rays) == ["initialised"]
+    else:
+        with pytest.raises(ClusterDidNotStart, match=r"could not start a process.* in 3 attempts.*23000\.err"):
+            start(rays)
+        assert len(left) == deaths - cluster.CLIENT_ATTEMPTS
+        assert start.told == ["shut down"]  # type: ignore[attr-defined]
+
+
 def test_what_goes_wrong_in_ray_is_raised_here(start: Callable[..., list[str]]) -> None:
     def fail() -> None:
         raise ValueError("no")
