@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.regime import __main__ as command
+from benchmarks.regime.kept import Shelf
 from benchmarks.regime.outcomes import Results, at_25_rounds, gathered, growth, leads
 from benchmarks.regime.page import BEGIN, END, write_page
-from benchmarks.regime.rates import PILOTS, Rates
+from benchmarks.regime.rates import MODEL, PILOTS, Pilot, Rates
 from benchmarks.regime.scores import scored
-from benchmarks.regime.studies import FILES, MODEL, STUDIES, Study, SweepOf, sweeps_of
+from benchmarks.regime.studies import FILES, STUDIES, Study, SweepOf, sweeps_of
 from benchmarks.regime.synthetic import BOOKS, PASSAGE, WINDOW, SyntheticUsers
 from experiments.run import main
 from experiments.sweep.command import Sweep
@@ -33,6 +34,7 @@ def loss_of(arm: str, epsilon: float, group_size: int, seed: int) -> float:
 
 
 def finished_sweep(sweep: SweepOf, folder: Path) -> None:
+    """As the sweep's own command leaves it."""
     points: list[dict[str, Any]] = []
     for arm, groups in (("uls", sweep.study.uls), ("els", sweep.study.els)):
         for epsilon in sweep.study.epsilons:
@@ -64,13 +66,43 @@ def finished_sweep(sweep: SweepOf, folder: Path) -> None:
     (folder / sweep.name / "results.json").write_text(json.dumps({"pretrained_loss": 4.5, "points": points}))
 
 
+def finished_pilot(pilot: Pilot, folder: Path) -> None:
+    """With the losses that choose the learning rates of RATES."""
+    (folder / pilot.name).mkdir(parents=True)
+    points = [
+        {
+            "point": f"{epsilon}-{rate}",
+            "arm": "uls",
+            "epsilon": epsilon,
+            "gradients_per_round": pilot.gradients,
+            "group_size": 4,
+            "learning_rate": rate,
+            "clip_norm": 1.0,
+            "bands": "1",
+            "bands_used": 1,
+            "predicted_noise_ratio": 1.0,
+            "average": "none",
+            "seed": 0,
+            "validation_loss": 3.0 + (rate != RATES.at(pilot.gradients, pilot.rounds, epsilon)),
+            "test_loss": 3.0,
+            "noise": 0.02,
+            "seconds": 1.0,
+        }
+        for epsilon in pilot.epsilons
+        for rate in (0.001, 0.003, 0.01)
+    ]
+    (folder / pilot.name / "results.json").write_text(json.dumps({"pretrained_loss": 4.5, "points": points}))
+
+
 @pytest.fixture
 def results(tmp_path: Path) -> Results:
+    shelf = Shelf(tmp_path / "kept")
     for study in STUDIES:
         if study.corpus.startswith(("shakespeare", "synthetic")) and not study.longer:
             for sweep in sweeps_of(study, RATES):
                 finished_sweep(sweep, tmp_path)
-    return gathered(tmp_path, STUDIES, RATES)
+                shelf.keep(sweep, tmp_path)
+    return gathered(shelf, STUDIES, RATES)
 
 
 def test_every_sweep_is_a_command_that_the_command_line_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +121,7 @@ def test_every_sweep_is_a_command_that_the_command_line_takes(tmp_path: Path, mo
             assert sweep.name not in known
             known.add(sweep.name)
     for pilot in PILOTS:
-        assert main(pilot.arguments(tmp_path / MODEL, tmp_path)) == 0
+        assert main(pilot.arguments(tmp_path, tmp_path / "runs")) == 0
         assert read[-1].sweep.epsilons == pilot.epsilons
 
 
@@ -102,22 +134,22 @@ def test_a_rate_is_that_of_the_pilot_nearest_in_rounds_then_compute_then_epsilon
 
 def test_leads_are_of_the_best_settings_and_grow_as_the_losses_say(results: Results) -> None:
     found = leads(results, study="shakespeare-epsilon")
-    assert [one.uls.epsilon for one in found] == [0.5, 2.0, 8.0, 32.0]
+    assert [one.uls.epsilon for one in found] == [0.5, 2.0, 8.0]
     assert {one.uls.group_size for one in found} == {16}
     for one in found:
         assert one.nats == pytest.approx(0.012 - 0.2 + (0.05 - 0.01) * np.log2(one.uls.epsilon), abs=1e-9)
         assert one.decided == ("ULS" if one.nats > 0 else "ELS")
     nats, half = growth(found[0], found[-1])
-    assert nats == pytest.approx(0.04 * 6, abs=1e-9)
+    assert nats == pytest.approx(0.04 * 4, abs=1e-9)
     assert half is not None
     assert 0 < half < 0.01
-    assert [one.uls.place.gradients for one in at_25_rounds(results)] == [64, 256, 1024, 2048]
+    assert [one.uls.place.gradients for one in at_25_rounds(results)] == [64, 256, 1024]
 
 
 def test_a_predictor_is_scored_by_order_and_by_what_its_first_choice_loses(results: Results) -> None:
     right = list(scored(results, lambda one: -one.loss))
     assert all(one.rank == pytest.approx(1) and one.regret == 0 for one in right)
-    assert len(right) == 4 + 3 + 4  # ε at one place, places at one ε, and four made-up kinds of users
+    assert len(right) == 3 + 2 + 4  # ε at one place, places at one ε, and four made-up kinds of users
     for one in scored(results, lambda one: one.loss):
         assert one.rank == pytest.approx(-1)
         assert one.regret == pytest.approx(max(s.loss for s in one.settings) - one.best.loss)
@@ -132,7 +164,9 @@ def test_settings_with_correlated_noise_count_the_noise_that_is_left(tmp_path: P
     changes = {"bands": "auto", "predicted_noise_ratio": 0.5, "noise": 0.06, "bands_used": 8}
     written["points"] += [point | changes for point in written["points"]]
     path.write_text(json.dumps(written))
-    found = {one.bands: one.noise for one in gathered(tmp_path, STUDIES, RATES).settings}
+    shelf = Shelf(tmp_path / "kept")
+    shelf.keep(sweep, tmp_path)
+    found = {one.bands: one.noise for one in gathered(shelf, STUDIES, RATES).settings}
     assert found == {"1": pytest.approx(0.02), "auto": pytest.approx(0.01)}
 
 
@@ -145,7 +179,7 @@ def test_the_page_gets_the_tables_between_its_marks_and_nothing_else_changes(res
     assert text.startswith(f"before\n{BEGIN}\n")
     assert text.endswith(f"{END}\nafter\n")
     assert "old" not in text
-    assert text.count("| stronger privacy | ε = 32 | ε = 0.5 | -0.240") == 1
+    assert text.count("| stronger privacy | ε = 8 | ε = 0.5 | -0.160") == 1
     assert text.count("| more diverse users | shakespeare-alike | shakespeare-mixed | +0.000") == 1
     assert text.count("| more diverse users | synthetic-alike | synthetic-mixed | +0.000") == 1
     assert len(list((tmp_path / "figures").glob("regime_*.png"))) == 4
@@ -166,20 +200,14 @@ def test_a_study_goes_on_where_it_stopped_and_says_what_failed(
         if name in sweeps and name not in failing:
             finished_sweep(sweeps[name], output)
         elif name not in failing:
-            (output / name).mkdir(parents=True)
-            pilot = next(pilot for pilot in PILOTS if pilot.name == name)
-            cells = [
-                {"epsilon": epsilon, "best": {"learning_rate": RATES.at(pilot.gradients, pilot.rounds, epsilon)}}
-                for epsilon in pilot.epsilons
-            ]
-            (output / name / "results.json").write_text(json.dumps({"cells": cells}))
+            finished_pilot(next(pilot for pilot in PILOTS if pilot.name == name), output)
         return subprocess.CompletedProcess(arguments, int(name in failing))
 
     monkeypatch.setattr(command.subprocess, "run", run)
     monkeypatch.setattr(command, "predictor", lambda results, *folders: (results, lambda one: -one.loss))
     study = command.Regime(corpora=tmp_path / "corpora", output=output, only=("shakespeare-compute",))
     assert study.run() == 1
-    assert len(ran) == len(set(ran)) == len(PILOTS) + 3
+    assert len(ran) == len(set(ran)) == len(PILOTS) + 2
     assert "shakespeare-compute-B256-T25-lr0.003 ended with 1" in capsys.readouterr().err
     failing.clear()
     ran.clear()
@@ -187,7 +215,20 @@ def test_a_study_goes_on_where_it_stopped_and_says_what_failed(
     assert ran == ["shakespeare-compute-B256-T25-lr0.003"]
     assert study.run() == 0
     assert len(ran) == 1
-    assert (output / "regime.md").read_text(encoding="utf-8").startswith("54 points")
+    assert (output / "regime.md").read_text(encoding="utf-8").startswith("30 points")
+    elsewhere = command.Regime(
+        corpora=tmp_path / "corpora", output=tmp_path / "new", kept=output / "kept", only=("shakespeare-compute",)
+    )
+    elsewhere.output.mkdir()
+    assert elsewhere.run() == 0
+    assert len(ran) == 1
+    assert (elsewhere.output / "regime.md").read_bytes() == (output / "regime.md").read_bytes()
+    kept = output / "kept" / "shakespeare-compute-B256-T25-lr0.003.json"
+    written = json.loads(kept.read_text())
+    assert str(tmp_path) not in kept.read_text()
+    written["arguments"][-1] = "with other settings"
+    kept.write_text(json.dumps(written))
+    assert gathered(Shelf(output / "kept"), STUDIES, RATES).points == 15
 
 
 def test_commands_are_printed_and_nothing_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,27 +1,22 @@
 """The command: `python -m benchmarks.regime --corpora FOLDER --output FOLDER`."""
 
-import json
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
+from benchmarks.regime.kept import Named, Shelf
 from benchmarks.regime.outcomes import gathered
 from benchmarks.regime.page import write_page
 from benchmarks.regime.predictor import predictor
-from benchmarks.regime.rates import PILOTS, Rates
+from benchmarks.regime.rates import MODEL, PILOTS, Rates
 from benchmarks.regime.scores import scored
-from benchmarks.regime.studies import MODEL, STUDIES, SYNTHETIC, Study, file_of, sweeps_of
+from benchmarks.regime.studies import STUDIES, SYNTHETIC, Study, file_of, sweeps_of
 from fedsim.errors import InvalidInput
-from server.results.run_folder import write_json
-
-FINISHED = "finished.json"
-"""In a sweep's folder: the command that finished it, and the seconds of all attempts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +27,9 @@ class Regime:
     """The folder that has the corpora and the model, as `benchmarks/regime/studies.py` names them."""
     output: Path = Path("runs/regime")
     """Where sweeps go, one folder each. A study that was interrupted goes on with the same command."""
+    kept: Path | None = None
+    """Where the results of finished sweeps are kept, a small file each, and none is run again that is there with the
+    same settings: the study can go on from these on another machine. By default a folder in the output."""
     only: tuple[str, ...] = ()
     """Names of studies; by default all of them."""
     longer: bool = False
@@ -48,18 +46,19 @@ class Regime:
         missing = [one for one in needed if not (self.corpora / one).exists()]
         if missing:
             raise InvalidInput("corpora", str(self.corpora), f"a folder that has {', '.join(sorted(missing))}")
-        failed = self._all((pilot.name, pilot.arguments(self.corpora / MODEL, self.output)) for pilot in PILOTS)
-        if failed or (self.commands and not self._piloted()):
+        shelf = Shelf(self.kept or self.output / "kept")
+        failed = self._all(PILOTS, shelf)
+        if failed or (self.commands and any(shelf.find(pilot) is None for pilot in PILOTS)):
             return int(failed)
-        rates = Rates.read(self.output)
+        rates = Rates.read(shelf)
         for study in studies:
             print(f"\n{study.name}: {study.asks}", flush=True)
-            if study.corpus in SYNTHETIC and not self.commands:
+            sweeps = list(sweeps_of(study, rates))
+            if study.corpus in SYNTHETIC and not (self.commands or all(shelf.find(one) for one in sweeps)):
                 SYNTHETIC[study.corpus].write(self.corpora, self.output)
-            sweeps = sweeps_of(study, rates)
-            failed |= self._all((one.name, one.arguments(self.corpora, self.output)) for one in sweeps)
+            failed |= self._all(sweeps, shelf)
         if not self.commands:
-            results = gathered(self.output, STUDIES, rates)
+            results = gathered(shelf, STUDIES, rates)
             scores = list(scored(*predictor(results, self.corpora, self.output)))
             write_page(self.output, results, rates, scores, self.page)
         return int(failed)
@@ -73,27 +72,22 @@ class Regime:
             return [study for study in STUDIES if study.name in self.only]
         return [study for study in STUDIES if self.longer or not study.longer]
 
-    def _piloted(self) -> bool:
-        return all((self.output / pilot.name / FINISHED).exists() for pilot in PILOTS)
-
-    def _all(self, sweeps: Iterable[tuple[str, list[str]]]) -> bool:
+    def _all(self, sweeps: Iterable[Named], shelf: Shelf) -> bool:
         """Run those that are not finished; whether one failed."""
         failed = False
-        for name, arguments in sweeps:
-            finished = self.output / name / FINISHED
-            before = json.loads(finished.read_text(encoding="utf-8")) if finished.exists() else {"arguments": None}
-            if before["arguments"] == arguments:
+        for sweep in sweeps:
+            if shelf.find(sweep) is not None:
                 continue
+            arguments = sweep.arguments(self.corpora, self.output)
             print(f"python -m experiments.run {shlex.join(arguments)}", flush=True)
             if self.commands:
                 continue
-            began = time.perf_counter()
             done = subprocess.run([sys.executable, "-m", "experiments.run", *arguments])
             if done.returncode:
                 failed = True
-                print(f"{name} ended with {done.returncode}; the same command goes on with it", file=sys.stderr)
+                print(f"{sweep.name} ended with {done.returncode}; the same command goes on with it", file=sys.stderr)
                 continue
-            write_json(finished, {"arguments": arguments, "seconds": time.perf_counter() - began})
+            shelf.keep(sweep, self.output)
         return failed
 
 

@@ -1,15 +1,14 @@
 """What came out of the studies: each setting, the lead of ULS, and whether it grows."""
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy
 
+from benchmarks.regime.kept import Shelf
 from benchmarks.regime.rates import Rates
 from benchmarks.regime.studies import AT_1024, Place, Study, sweeps_of
 from experiments.sweep.results import cells_of, half_width, lead
@@ -112,12 +111,12 @@ class Results:
                 yield setting
 
 
-def gathered(folder: Path, studies: Iterable[Study], rates: Rates) -> Results:
+def gathered(shelf: Shelf, studies: Iterable[Study], rates: Rates) -> Results:
     """The results of every sweep that is there.
 
     Args:
-        folder: Of all sweeps.
-        studies: All studies; sweeps of theirs that have no results are left out.
+        shelf: Finished sweeps.
+        studies: All studies; sweeps of theirs that are not finished are left out.
         rates: The learning rates, which name the sweeps.
     """
     settings: list[Setting] = []
@@ -125,13 +124,12 @@ def gathered(folder: Path, studies: Iterable[Study], rates: Rates) -> Results:
     points: list[dict[str, Any]] = []
     for study in studies:
         for sweep in sweeps_of(study, rates):
-            path = folder / sweep.name / "results.json"
-            if not path.exists():
+            kept = shelf.find(sweep)
+            if kept is None:
                 continue
-            results = json.loads(path.read_text(encoding="utf-8"))
-            pretrained[study.corpus] = results["pretrained_loss"]
-            points += results["points"]
-            settings += _settings(study, sweep.place, results["points"])
+            pretrained[study.corpus] = kept.pretrained_loss
+            points += kept.points
+            settings += _settings(study, sweep.place, kept.points)
     return Results(
         settings=tuple(settings),
         pretrained=pretrained,

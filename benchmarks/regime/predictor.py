@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from benchmarks.regime.outcomes import Results, Setting
-from benchmarks.regime.studies import MODEL, REGROUPED, SYNTHETIC, file_of
+from benchmarks.regime.rates import MODEL
+from benchmarks.regime.studies import REGROUPED, SYNTHETIC, file_of
 from experiments.plan.command import PUBLIC_USERS
 from experiments.public_norms import measure_curves
 from fedsim.cache import default_cache

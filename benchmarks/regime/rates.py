@@ -5,12 +5,15 @@ the same compute and ε their runs carry about the same noise; what rate does be
 users' runs are given.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.regime.kept import Shelf
+
+MODEL = "model_stories260k"
+"""The model that is fine-tuned, in the folder of corpora."""
 RATES = (1e-3, 3e-3, 1e-2)
 """Learning rates that are tried."""
 AT_THE_END = "500"
@@ -39,10 +42,11 @@ class Pilot:
         """Its folder's."""
         return f"public-B{self.gradients}-T{self.rounds}"
 
-    def arguments(self, model: Path, output: Path) -> list[str]:
+    def arguments(self, corpora: Path, output: Path) -> list[str]:
         """Of the command line, after the program's name."""
         return [
-            *("sweep", *PUBLIC, "--model.path", str(model), "--plan.delta", "1e-5", "--plan.rounds", str(self.rounds)),
+            *("sweep", *PUBLIC, "--model.path", str(corpora / MODEL), "--plan.delta", "1e-5"),
+            *("--plan.rounds", str(self.rounds)),
             *("--optimizer.name", "adam", "--evaluation.every", AT_THE_END),
             *("--evaluation.max-rows", "300", "--evaluation.test-rows", "1000", "--sweep.no-nonprivate"),
             *("--sweep.algorithms", "uls", "--sweep.uls-group-sizes", str(GROUP_SIZE), "--sweep.seeds", "1"),
@@ -65,11 +69,13 @@ class Rates:
     best: dict[tuple[int, int, float], float]
 
     @classmethod
-    def read(cls, folder: Path) -> "Rates":
-        """From the pilots' folders in this one."""
+    def read(cls, shelf: Shelf) -> "Rates":
+        """From the pilots, which must all be finished."""
         best: dict[tuple[int, int, float], float] = {}
         for pilot in PILOTS:
-            for cell in json.loads((folder / pilot.name / "results.json").read_text(encoding="utf-8"))["cells"]:
+            kept = shelf.find(pilot)
+            assert kept is not None
+            for cell in kept.cells():
                 best[pilot.gradients, pilot.rounds, cell["epsilon"]] = cell["best"]["learning_rate"]
         return cls(best)
 

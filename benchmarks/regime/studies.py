@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.regime.rates import Rates
+from benchmarks.regime.rates import MODEL, Rates
 from benchmarks.regime.synthetic import BOOKS, SyntheticUsers
 
 Corpus = Literal[
@@ -35,8 +35,6 @@ SYNTHETIC_OPTIONS = (
     *("--evaluation.max-rows", "300", "--evaluation.test-rows", "1000"),
 )
 """As the presets of the real corpora have them."""
-MODEL = "model_stories260k"
-"""The model that is fine-tuned, in the folder of corpora."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,28 +95,30 @@ STUDIES: tuple[Study, ...] = (
         asks="Does ULS lead, by more under stronger privacy, and which group size wins?",
         corpus="shakespeare",
         places=(AT_1024,),
-        epsilons=(0.5, 2, 8, 32),
-        uls=(1, 4, 8, 16),
+        epsilons=(0.5, 2, 8),
+        uls=(1, 4, 16),
         els=(1, 4),
     ),
     Study(
         name="shakespeare-compute",
         asks="Does the lead of ULS, and the group size that wins, grow with compute?",
         corpus="shakespeare",
-        places=(Place(gradients=64, rounds=25), Place(gradients=256, rounds=25), Place(gradients=2048, rounds=25)),
+        places=(Place(gradients=64, rounds=25), Place(gradients=256, rounds=25)),
         epsilons=(2,),
-        uls=(1, 4, 8, 16),
+        uls=(1, 4, 16),
         els=(1, 4),
+    ),
+    *(
+        Study(name=corpus, asks=asks, corpus=corpus, places=(AT_1024,), epsilons=(2,), uls=(1, 8), els=(1, 4))
+        for corpus, asks in QUESTIONS_OF_DIVERSITY.items()
     ),
     Study(
         name="irc-allocation",
         asks="Which split of the same compute into cohort and rounds wins, with and without bands?",
         corpus="ubuntu-irc",
         places=(
-            Place(gradients=64, rounds=400),
             Place(gradients=128, rounds=200),
             Place(gradients=512, rounds=50),
-            AT_1024,
             Place(gradients=2048, rounds=12),
         ),
         epsilons=(8,),
@@ -127,43 +127,39 @@ STUDIES: tuple[Study, ...] = (
         seeds=2,
     ),
     Study(
-        name="irc-epsilon",
-        asks="The same as on Shakespeare, for many users with few, short messages.",
+        name="irc",
+        asks="Does ULS lead among many users with few, short messages?",
         corpus="ubuntu-irc",
         places=(AT_1024,),
-        epsilons=(0.5, 8),
+        epsilons=(2,),
         uls=(1, 4),
         els=(1, 4),
     ),
-    *(
-        Study(name=corpus, asks=asks, corpus=corpus, places=(AT_1024,), epsilons=(2,), uls=(1, 8), els=(1, 4))
-        for corpus, asks in QUESTIONS_OF_DIVERSITY.items()
-    ),
     Study(
-        name="rails-epsilon",
-        asks="The same for a classifier, on users of whom half own one example.",
+        name="rails",
+        asks="And with a classifier, among users of whom half own one example?",
         corpus="rails-commits",
         places=(AT_1024,),
-        epsilons=(0.5, 8),
+        epsilons=(2,),
         uls=(1, 4),
         els=(1, 4),
     ),
     Study(
         name="shakespeare-largest",
-        asks="And at nearly four times as many gradients a round as there are users?",
+        asks="And at twice and nearly four times as many gradients a round as there are users?",
         corpus="shakespeare",
-        places=(Place(gradients=4096, rounds=25),),
+        places=(Place(gradients=2048, rounds=25), Place(gradients=4096, rounds=25)),
         epsilons=(2,),
-        uls=(4, 8, 16),
-        els=(4,),
+        uls=(1, 4, 16),
+        els=(1, 4),
         longer=True,
     ),
     Study(
         name="shakespeare-weak",
-        asks="Where the least privacy is asked for, and where the most, is ELS ahead?",
+        asks="Is ELS ahead where the least privacy is asked for, or where the most is?",
         corpus="shakespeare",
         places=(AT_1024,),
-        epsilons=(0.25, 1, 16),
+        epsilons=(0.25, 1, 32),
         uls=(1, 4, 8, 16),
         els=(1, 4, 13),
         longer=True,
