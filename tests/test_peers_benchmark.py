@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from scipy.stats import norm
 
 from benchmarks import environments
-from benchmarks.peers import clock, ours
+from benchmarks.peers import clock, figure, ours
 from benchmarks.peers.certificates import ADD_OR_REMOVE, EMPTYING, certify, event_of, noise_for, shown
-from benchmarks.peers.lines import OPTIONAL, Line, best, read, read_line, table
+from benchmarks.peers.lines import OPTIONAL, Line, asked, best, read, read_line, table
 from benchmarks.peers.peers import NAMES, OURS, PACKAGES, PEERS
 from benchmarks.peers.sides.side import Task, at_most
 from benchmarks.peers.task import Corpus, drawn, rows_of
@@ -178,6 +179,47 @@ def test_the_learning_rate_is_chosen_by_validation_users_alone() -> None:
     assert chosen.user_epsilon == 4000.0
 
 
+def test_other_epsilons_have_lines_of_their_own_and_one_epsilon_a_table() -> None:
+    stronger = replace(
+        LINE, task=LINE.task | {"epsilon": 2.0, "learning_rate": 0.01}, validation_loss=3.9, test_loss=3.8
+    )
+    found = best([stronger, LINE])
+    assert [one.test_loss for one in found] == [3.8, LINE.test_loss]
+    assert asked(found, 2.0) == [found[0]]
+    assert asked(found, 8.0) == [found[1]]
+
+
+def test_the_figure_shows_each_library_where_it_stands_and_where_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(figure, "save", lambda made, path: drawn.append(made) or path)
+    curve = [
+        replace(
+            LINE,
+            peer=figure.CURVE,
+            stated_epsilon=e,
+            user_epsilon=e,
+            test_loss=4 - e / 10,
+            task=LINE.task | {"epsilon": e},
+        )
+        for e in (8.0, 2.0)
+    ]
+    same = replace(LINE, peer="fedsim", stated_epsilon=8.0, user_epsilon=8.0)
+    without = replace(LINE, peer="pfl", user_epsilon=None)
+    figure.draw([LINE, *curve, same, without], 8.0, tmp_path / "peers.png")
+    (axes,) = drawn[0].axes
+    points = [tuple(line.get_xydata()[0]) for line in axes.lines if len(line.get_xydata()) == 1]
+    assert points == [
+        (LINE.stated_epsilon, LINE.test_loss),
+        (LINE.user_epsilon, LINE.test_loss),
+        (8.0, LINE.test_loss),
+    ]
+    assert axes.lines[0].get_xydata().tolist() == [[2.0, 3.8], [8.0, 3.2]]
+    assert [text.get_text() for text in axes.texts if text.get_text()] == ["Opacus", "fedsim, independent noise"]
+    assert set(figure.SHORT) == set(NAMES) - {figure.CURVE}
+
+
 def test_the_table_says_what_is_certified_and_what_is_not() -> None:
     silent = replace(
         LINE,
@@ -252,7 +294,7 @@ def test_an_environment_that_cannot_be_made_leaves_nothing(tmp_path: Path, pip: 
 
 def test_the_page_shows_the_table_of_the_lines_that_are_kept() -> None:
     root = Path(__file__).resolve().parents[1]
-    printed = table(best(read(root / "docs" / "reports" / "peers")), NAMES, PACKAGES)
+    printed = table(asked(best(read(root / "docs" / "reports" / "peers")), 8.0), NAMES, PACKAGES)
     assert printed in (root / "docs" / "peers.md").read_text(encoding="utf-8")
 
 
@@ -265,7 +307,7 @@ def cells(text: str) -> list[list[str]]:
 def test_the_readme_shows_what_the_page_does() -> None:
     """Each library's loss, both ε and processor seconds."""
     root = Path(__file__).resolve().parents[1]
-    page = cells(table(best(read(root / "docs" / "reports" / "peers")), NAMES, PACKAGES))
+    page = cells(table(asked(best(read(root / "docs" / "reports" / "peers")), 8.0), NAMES, PACKAGES))
     kept = {row[0]: (row[2], row[3].split(" (")[0], row[4].split(" (")[0], row[-1]) for row in page}
     readme = (root / "README.md").read_text(encoding="utf-8")
     shown = cells(readme.split("## Against other libraries")[1].split("\n## ")[0])

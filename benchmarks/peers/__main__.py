@@ -16,7 +16,7 @@ import torch
 import tyro
 
 from benchmarks.environments import environment
-from benchmarks.peers import lines, ours
+from benchmarks.peers import figure, lines, ours
 from benchmarks.peers.certificates import ADD_OR_REMOVE, certify, noise_for
 from benchmarks.peers.peers import NAMES, OURS, PACKAGES, PEERS, Peer
 from benchmarks.peers.sides import side
@@ -34,12 +34,12 @@ SIDES = Path(side.__file__).parent
 
 @dataclass(frozen=True, kw_only=True)
 class PeersBenchmark:
-    """Train as a library's documentation shows; the name "table" prints what all have left."""
+    """Train as a library's documentation shows; the names "table" and "figure" show what all have left."""
 
     name: str
-    """Which library, or table."""
+    """Which library; or table, or figure."""
     output: Path = Path("runs/peers")
-    """Where lines are written, a file a library, and read by table."""
+    """Where lines are written, a file a library, and read by table and figure, which is drawn there too."""
     data: str | None = None
     """Users' text: a file with the columns user_id and text. By default docstrings of installed packages."""
     model: str = DEFAULT_PATH
@@ -62,16 +62,16 @@ class PeersBenchmark:
     """Where environments are kept; by default fedsim's cache."""
 
     def run(self) -> None:
-        """Train and write a line for each learning rate and seed, or print the table.
+        """Train and write a line for each learning rate and seed, or show what is there.
 
         Raises:
             InvalidInput: For an unknown name.
         """
-        if self.name == "table":
-            print(lines.table(lines.best(lines.read(self.output)), NAMES, PACKAGES))
+        if self.name in ("table", "figure"):
+            self._show(lines.best(lines.read(self.output)))
             return
         if self.name not in (*PEERS, *OURS):
-            raise InvalidInput("name", self.name, "table, or one of " + ", ".join((*PEERS, *OURS)))
+            raise InvalidInput("name", self.name, "table, figure, or one of " + ", ".join((*PEERS, *OURS)))
         corpus = Corpus(path=self.data, model=self.model)
         resources = corpus.resources()
         self.output.mkdir(parents=True, exist_ok=True)
@@ -91,6 +91,12 @@ class PeersBenchmark:
                 with (self.output / f"{self.name}.jsonl").open("a", encoding="utf-8") as file:
                     file.write(line.to_json() + "\n")
                 print(line.to_json(), flush=True)
+
+    def _show(self, found: list[lines.Line]) -> None:
+        if self.name == "figure":
+            print(figure.draw(found, self.epsilon, self.output / "peers.png"))
+            return
+        print(lines.table(lines.asked(found, self.epsilon), NAMES, PACKAGES))
 
     def _line(self, work: Path, corpus: Corpus, resources: Resources, task: Task) -> lines.Line:
         write(work, resources, task)

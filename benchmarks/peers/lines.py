@@ -92,17 +92,21 @@ def read(folder: Path) -> list[Line]:
 
 
 def best(lines: Iterable[Line]) -> list[Line]:
-    """Of each library's use the runs at the learning rate of least validation loss, seeds' means as a line."""
-    chosen = []
-    lines = list(lines)
-    for peer in dict.fromkeys(line.peer for line in lines):
-        by_rate: dict[float, list[Line]] = {}
-        for line in lines:
-            if line.peer == peer:
-                by_rate.setdefault(line.task["learning_rate"], []).append(line)
-        runs = min(by_rate.values(), key=lambda runs: np.mean([run.validation_loss for run in runs]))
-        chosen.append(_mean(runs))
-    return chosen
+    """Of each library's use, at each ε that was asked for, the runs at the learning rate of least validation loss:
+    seeds' means as a line."""
+    by_use: dict[tuple[str, float], dict[float, list[Line]]] = {}
+    for line in lines:
+        rates = by_use.setdefault((line.peer, line.task["epsilon"]), {})
+        rates.setdefault(line.task["learning_rate"], []).append(line)
+    return [
+        _mean(min(rates.values(), key=lambda runs: np.mean([run.validation_loss for run in runs])))
+        for rates in by_use.values()
+    ]
+
+
+def asked(lines: Iterable[Line], epsilon: float) -> list[Line]:
+    """Those that were asked for one ε, at which libraries are compared."""
+    return [line for line in lines if line.task["epsilon"] == epsilon]
 
 
 def _mean(runs: Sequence[Line]) -> Line:

@@ -1,20 +1,15 @@
 """What came out of the studies: each setting, the lead of ULS, and whether it grows."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import scipy
 
 from benchmarks.regime.kept import Shelf
 from benchmarks.regime.rates import Rates
 from benchmarks.regime.studies import AT_1024, Place, Study, sweeps_of
-from experiments.sweep.results import cells_of, half_width, lead
-
-CONFIDENCE = 0.95
-"""Of intervals."""
+from experiments.sweep.results import cells_of, contrast, half_width, lead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,13 +218,5 @@ def by_diversity(results: Results, text: str, epsilon: float = 2.0) -> list[Lead
 
 def growth(first: Lead, second: Lead) -> tuple[float, float | None]:
     """By how much the second lead is larger, and half of the 95 % interval of that (Welch, of four means)."""
-    difference = second.nats - first.nats
     samples = [np.array(one.losses) for pair in (first, second) for one in (pair.uls, pair.els)]
-    if min(map(len, samples)) < 2:
-        return difference, None
-    parts = [sample.var(ddof=1) / len(sample) for sample in samples]
-    total = sum(parts)
-    if total == 0:
-        return difference, 0.0
-    degrees = total**2 / sum(part**2 / (len(one) - 1) for part, one in zip(parts, samples, strict=True))
-    return difference, float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, degrees) * math.sqrt(total))
+    return contrast(samples, [1, -1, -1, 1])

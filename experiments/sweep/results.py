@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,15 +191,28 @@ def lead(uls: dict[str, Any], els: dict[str, Any]) -> tuple[float, float | None]
     (Welch).
     """
     first, second = (np.array(list(setting["losses"].values())) for setting in (uls, els))
-    difference = float(second.mean() - first.mean())
-    if min(len(first), len(second)) < 2:
-        return difference, None
-    parts = [values.var(ddof=1) / len(values) for values in (first, second)]
-    total = sum(parts)
-    if total == 0:
-        return difference, 0.0
-    degrees = total**2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (first, second), strict=True))
-    return difference, float(scipy.stats.t.ppf(0.975, degrees) * math.sqrt(total))
+    return contrast([second, first], [1, -1])
+
+
+def contrast(samples: Sequence[np.ndarray], weights: Sequence[float]) -> tuple[float, float | None]:
+    """The weighted sum of means of independent samples, and half of its 95 % interval (Welch's degrees of freedom).
+
+    Args:
+        samples: Each float64 [values].
+        weights: One a sample; 1 and −1 give a difference of means.
+
+    Returns:
+        The sum, and the half-width; None where a sample is a single value.
+    """
+    total = float(sum(weight * sample.mean() for weight, sample in zip(weights, samples, strict=True)))
+    if min(map(len, samples)) < 2:
+        return total, None
+    parts = [w**2 * sample.var(ddof=1) / len(sample) for w, sample in zip(weights, samples, strict=True)]
+    variance = sum(parts)
+    if variance == 0:
+        return total, 0.0
+    degrees = variance**2 / sum(part**2 / (len(one) - 1) for part, one in zip(parts, samples, strict=True))
+    return total, float(scipy.stats.t.ppf(0.975, degrees) * math.sqrt(variance))
 
 
 def cost_of_sweep(
