@@ -17,13 +17,14 @@ from benchmarks.regime.outcomes import Results, at_25_rounds, gathered, growth, 
 from benchmarks.regime.page import BEGIN, END, write_page
 from benchmarks.regime.rates import MODEL, PILOTS, Pilot, Rates
 from benchmarks.regime.scores import scored
-from benchmarks.regime.studies import FILES, STUDIES, Study, SweepOf, sweeps_of
+from benchmarks.regime.studies import FILES, QUESTIONS_OF_DIVERSITY, STUDIES, Study, SweepOf, sweeps_of
 from benchmarks.regime.synthetic import BOOKS, PASSAGE, WINDOW, SyntheticUsers
 from experiments.run import main
 from experiments.sweep.command import Sweep
 from fedsim.errors import InvalidInput
 
-RATES = Rates({(1024, 25, 1.0): 0.003, (1024, 25, 8.0): 0.01, (128, 200, 8.0): 0.001, (128, 25, 2.0): 0.003})
+RATES = Rates({(1024, 25, 1.0): 0.003, (1024, 25, 8.0): 0.01, (64, 100, 8.0): 0.001, (128, 25, 2.0): 0.003})
+STUDIED = ("shakespeare-epsilon", "shakespeare-compute", *QUESTIONS_OF_DIVERSITY)
 STEPS = {"uls": 0.05, "els": 0.01}
 """By how much the mock losses fall as ε doubles."""
 
@@ -98,7 +99,7 @@ def finished_pilot(pilot: Pilot, folder: Path) -> None:
 def results(tmp_path: Path) -> Results:
     shelf = Shelf(tmp_path / "kept")
     for study in STUDIES:
-        if study.corpus.startswith(("shakespeare", "synthetic")) and not study.longer:
+        if study.name in STUDIED:
             for sweep in sweeps_of(study, RATES):
                 finished_sweep(sweep, tmp_path)
                 shelf.keep(sweep, tmp_path)
@@ -128,7 +129,7 @@ def test_every_sweep_is_a_command_that_the_command_line_takes(tmp_path: Path, mo
 def test_a_rate_is_that_of_the_pilot_nearest_in_rounds_then_compute_then_epsilon() -> None:
     assert RATES.at(1024, 25, 0.5) == 0.003
     assert RATES.at(1024, 25, 32) == 0.01
-    assert RATES.at(64, 400, 0.1) == 0.001
+    assert RATES.at(64, 100, 0.1) == 0.001
     assert RATES.at(64, 25, 32) == 0.003
 
 

@@ -23,7 +23,8 @@ GROWTHS = ("question", "from", "to", "lead grows by", "answer")
 
 
 def write_page(output: Path, results: Results, rates: Rates, scores: Sequence[Score], page: Path | None) -> None:
-    """Write regime.md and the figures into the study's folder and, where a page is named, its part of that.
+    """Write regime.md and the figures into the study's folder and, where a page is named, its part of that: all but
+    the table of every setting, which fills pages.
 
     Args:
         output: The study's folder.
@@ -33,18 +34,20 @@ def write_page(output: Path, results: Results, rates: Rates, scores: Sequence[Sc
         page: A page that has BEGIN and END, each on a line; figures go to the folder figures beside it.
     """
     text = "\n\n".join(_sections(results, rates, scores))
-    (output / "regime.md").write_text(text + "\n", encoding="utf-8")
+    every = "Every setting:\n\n" + table(SETTINGS, [_setting_row(one) for one in results.settings])
+    (output / "regime.md").write_text(f"{text}\n\n{every}\n", encoding="utf-8")
     draw(results, output / "figures")
     if page is not None:
         own = page.read_text(encoding="utf-8")
         inside = re.compile(f"(?<={re.escape(BEGIN)}\n).*?(?={re.escape(END)})", re.DOTALL)
         page.write_text(inside.sub(lambda _: f"\n{text}\n\n", own), encoding="utf-8")
         draw(results, page.parent / "figures")
-    print(f"{results.points} points, {results.seconds / 3600:.2f} hours of training: {output / 'regime.md'}")
+    print(f"{results.points} points, {results.seconds / 3600:.2f} hours one after another: {output / 'regime.md'}")
 
 
 def _sections(results: Results, rates: Rates, scores: Sequence[Score]) -> Iterator[str]:
-    yield f"{results.points} points, {results.seconds / 3600:.1f} core hours of training."
+    hours = results.seconds / 3600
+    yield f"{results.points} points, which took {hours:.1f} hours, one after another; two run at a time."
     yield "Learning rates, chosen on public users:\n\n" + table(("B", "T", "ε", "learning rate"), list(rates.rows()))
     yield "The best setting of each algorithm, independent noise:\n\n" + table(
         LEADS, [_lead_row(one) for one in _all_leads(results)]
@@ -54,7 +57,6 @@ def _sections(results: Results, rates: Rates, scores: Sequence[Score]) -> Iterat
         yield "What the planner ranked first, by effective rounds:\n\n" + table(
             SCORES, [_score_row(one) for one in scores]
         )
-    yield "Every setting:\n\n" + table(SETTINGS, [_setting_row(one) for one in results.settings])
 
 
 def _all_leads(results: Results) -> Iterator[Lead]:

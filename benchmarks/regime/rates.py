@@ -57,7 +57,7 @@ class Pilot:
 
 PILOTS = (
     Pilot(gradients=1024, rounds=25, epsilons=(1, 8)),
-    Pilot(gradients=128, rounds=200, epsilons=(8,)),
+    Pilot(gradients=64, rounds=100, epsilons=(8,)),
     Pilot(gradients=128, rounds=25, epsilons=(2,)),
 )
 

@@ -109,7 +109,16 @@ STUDIES: tuple[Study, ...] = (
         els=(1, 4),
     ),
     *(
-        Study(name=corpus, asks=asks, corpus=corpus, places=(AT_1024,), epsilons=(2,), uls=(1, 8), els=(1, 4))
+        Study(
+            name=corpus,
+            asks=asks,
+            corpus=corpus,
+            places=(AT_1024,),
+            epsilons=(2,),
+            uls=(1, 8),
+            els=(1, 4),
+            longer=corpus in SYNTHETIC,
+        )
         for corpus, asks in QUESTIONS_OF_DIVERSITY.items()
     ),
     Study(
@@ -117,14 +126,13 @@ STUDIES: tuple[Study, ...] = (
         asks="Which split of the same compute into cohort and rounds wins, with and without bands?",
         corpus="ubuntu-irc",
         places=(
-            Place(gradients=128, rounds=200),
-            Place(gradients=512, rounds=50),
-            Place(gradients=2048, rounds=12),
+            Place(gradients=64, rounds=100),
+            Place(gradients=128, rounds=50),
+            Place(gradients=256, rounds=25),
         ),
         epsilons=(8,),
         uls=(1,),
         bands=("1", "auto"),
-        seeds=2,
     ),
     Study(
         name="irc",
