@@ -197,6 +197,15 @@ def test_the_command_refuses_groups_of_no_example(capsys) -> None:
     assert "group-size" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("total", [(), ("--plan.total-gradients", "1000")])
+def test_a_delta_that_permits_publishing_a_user_is_refused_as_in_training(
+    total: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["plan", "--num-users", "100", "--user-sizes", "4", "--plan.delta", "0.01", *total]
+    assert run.main(command) == 2
+    assert "below one over the number of training users, 0.01" in capsys.readouterr().err
+
+
 def test_users_of_more_examples_than_are_accounted_for_are_planned_with_as_many_as_are(capsys) -> None:
     arguments = ["plan", "--num-users", "200", "--user-sizes", "2000000", "--plan.gradients-per-round", "64"]
     assert run.main([*arguments, "--plan.rounds", "2", "--group-sizes", "4", "--json"]) == 0

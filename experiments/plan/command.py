@@ -17,6 +17,7 @@ from fedsim.disk import require_writable
 from fedsim.errors import InvalidInput
 from fedsim.models.config import ModelConfig
 from fedsim.plan import ALGORITHMS, UserSizes
+from fedsim.plan.limits import require_delta_for
 from fedsim.planner import (
     ALIGNED,
     ALIGNMENT,
@@ -172,6 +173,11 @@ class PlanCommand:
         return {name: self.group_sizes if kind.redraws else with_median for name, kind in ALGORITHMS.items()}
 
     def _sizes(self) -> UserSizes:
+        sizes = self._users()
+        require_delta_for(self.plan.delta, sizes.num_users)
+        return sizes
+
+    def _users(self) -> UserSizes:
         if self.num_users is not None:
             return UserSizes.of_quantiles(self.num_users, parse_quantiles(self.user_sizes or ("1",)))
         if self.user_sizes:

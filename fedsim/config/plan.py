@@ -11,7 +11,7 @@ from fedsim.errors import InvalidInput
 from fedsim.plan import ALGORITHMS, Algorithm, Plan, Selection, UserSizes, Weighting, plan_kind
 from fedsim.plan.bands import AUTO, BandsForecast, best, forecasts_for, wanted_bands, with_bands
 from fedsim.plan.fixed_graph import require_independent
-from fedsim.plan.limits import require_turns
+from fedsim.plan.limits import require_delta_for, require_turns
 from fedsim.privacy.dominating_pairs import MOST_EXAMPLES
 from fedsim.privacy.events import Adjacency, Event
 from fedsim.privacy.ledger import NOTHING
@@ -244,13 +244,7 @@ class PlanConfig:
         """
         if sizes.num_users == 0 or sizes.kept(1) == 0:
             raise InvalidInput("data", f"{sizes.num_users} training users", "at least one user with enough text")
-        if self.delta >= 1 / sizes.num_users:
-            raise InvalidInput(
-                "plan.delta",
-                self.delta,
-                f"below one over the number of training users, {1 / sizes.num_users:.3g}",
-                "A larger δ permits publishing one user's data outright.",
-            )
+        require_delta_for(self.delta, sizes.num_users)
         draft = self.draft(sizes)
         banded = self._banded(draft, Workload.prefix_sums(self.rounds) if workload is None else workload, before)
         given = self.noise_multiplier is not None

@@ -105,3 +105,18 @@ def require_turns(sampling: Sampling, buffers: int, bands: int, *, plain: bool, 
         raise InvalidInput("plan.buffers", buffers, f"0 with {bands} bands", "Choose one of both.")
     if not plain:
         raise InvalidInput("plan.buffers", buffers, f"0 with {mechanism}", PLAIN)
+
+
+def require_delta_for(delta: float, num_users: int) -> None:
+    """Refuse a δ that keeps nobody's promise among so many users.
+
+    Raises:
+        InvalidInput: Says below what it must be.
+    """
+    if delta >= 1 / num_users:
+        raise InvalidInput(
+            "plan.delta",
+            delta,
+            f"below one over the number of training users, {1 / num_users:.3g}",
+            "A larger δ permits publishing one user's data outright.",
+        )
