@@ -298,6 +298,17 @@ def test_the_page_shows_the_table_of_the_lines_that_are_kept() -> None:
     assert printed in (root / "docs" / "peers.md").read_text(encoding="utf-8")
 
 
+def test_the_page_shows_the_curve_of_the_lines_that_are_kept() -> None:
+    root = Path(__file__).resolve().parents[1]
+    kept = [one for one in best(read(root / "docs" / "reports" / "peers")) if one.peer == figure.CURVE]
+    kept.sort(key=lambda one: one.user_epsilon or 0.0)
+    page = (root / "docs" / "peers.md").read_text(encoding="utf-8")
+    assert f"ε | {' | '.join(f'{one.user_epsilon:.2f}' for one in kept)} |" in page
+    assert f"loss | {' | '.join(f'{one.test_loss:.3f}' for one in kept)} |" in page
+    opacus = next(one for one in read(root / "docs" / "reports" / "peers") if one.peer == "opacus")
+    assert kept[-1].test_loss < opacus.test_loss
+
+
 def cells(text: str) -> list[list[str]]:
     """Of a table in Markdown, without its headings."""
     rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("|")]

@@ -24,7 +24,7 @@ SHORT = {
 PLACES = {
     "opacus": (-6, -13, "right"),
     "dptrainer": (-6, 8, "right"),
-    "opacus-users": (-7, 6, "right"),
+    "opacus-users": (-20, -24, "right"),
     "dp-transformers": (7, -11, "left"),
     "fedsim": (7, 6, "left"),
     "flower": (7, -14, "left"),
