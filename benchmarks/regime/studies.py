@@ -81,7 +81,7 @@ class Study:
     longer: bool = False
 
 
-AT_1024 = Place(gradients=1024, rounds=25)
+AT_256, AT_1024 = Place(gradients=256, rounds=25), Place(gradients=1024, rounds=25)
 QUESTIONS_OF_DIVERSITY: dict[Corpus, str] = {
     "shakespeare-alike": "Is the lead of ULS smaller where each role's speeches are alike?",
     "shakespeare-mixed": "And larger where they are as different as anybody's?",
@@ -103,9 +103,40 @@ STUDIES: tuple[Study, ...] = (
         name="shakespeare-compute",
         asks="Does the lead of ULS, and the group size that wins, grow with compute?",
         corpus="shakespeare",
-        places=(Place(gradients=64, rounds=25), Place(gradients=256, rounds=25)),
+        places=(Place(gradients=64, rounds=25), AT_256),
         epsilons=(2,),
         uls=(1, 4, 16),
+        els=(1, 4),
+    ),
+    Study(
+        name="irc-allocation",
+        asks="Which split of the same compute into cohort and rounds wins, with and without bands?",
+        corpus="ubuntu-irc",
+        places=(
+            Place(gradients=64, rounds=100),
+            Place(gradients=128, rounds=50),
+            AT_256,
+        ),
+        epsilons=(8,),
+        uls=(1,),
+        bands=("1", "auto"),
+    ),
+    Study(
+        name="irc",
+        asks="Does ULS lead among many users with few, short messages?",
+        corpus="ubuntu-irc",
+        places=(AT_256,),
+        epsilons=(2,),
+        uls=(1, 4),
+        els=(1, 4),
+    ),
+    Study(
+        name="rails",
+        asks="And with a classifier, among users of whom half own one example?",
+        corpus="rails-commits",
+        places=(AT_256,),
+        epsilons=(2,),
+        uls=(1, 4),
         els=(1, 4),
     ),
     *(
@@ -120,37 +151,6 @@ STUDIES: tuple[Study, ...] = (
             longer=corpus in SYNTHETIC,
         )
         for corpus, asks in QUESTIONS_OF_DIVERSITY.items()
-    ),
-    Study(
-        name="irc-allocation",
-        asks="Which split of the same compute into cohort and rounds wins, with and without bands?",
-        corpus="ubuntu-irc",
-        places=(
-            Place(gradients=64, rounds=100),
-            Place(gradients=128, rounds=50),
-            Place(gradients=256, rounds=25),
-        ),
-        epsilons=(8,),
-        uls=(1,),
-        bands=("1", "auto"),
-    ),
-    Study(
-        name="irc",
-        asks="Does ULS lead among many users with few, short messages?",
-        corpus="ubuntu-irc",
-        places=(AT_1024,),
-        epsilons=(2,),
-        uls=(1, 4),
-        els=(1, 4),
-    ),
-    Study(
-        name="rails",
-        asks="And with a classifier, among users of whom half own one example?",
-        corpus="rails-commits",
-        places=(AT_1024,),
-        epsilons=(2,),
-        uls=(1, 4),
-        els=(1, 4),
     ),
     Study(
         name="shakespeare-largest",
