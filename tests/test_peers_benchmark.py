@@ -303,10 +303,14 @@ def test_the_page_shows_the_curve_of_the_lines_that_are_kept() -> None:
     kept = [one for one in best(read(root / "docs" / "reports" / "peers")) if one.peer == figure.CURVE]
     kept.sort(key=lambda one: one.user_epsilon or 0.0)
     page = (root / "docs" / "peers.md").read_text(encoding="utf-8")
-    assert f"ε | {' | '.join(f'{one.user_epsilon:.2f}' for one in kept)} |" in page
+    assert f"ε | {' | '.join(shown(one.user_epsilon) for one in kept)} |" in page
     assert f"loss | {' | '.join(f'{one.test_loss:.3f}' for one in kept)} |" in page
-    opacus = next(one for one in read(root / "docs" / "reports" / "peers") if one.peer == "opacus")
-    assert kept[-1].test_loss < opacus.test_loss
+    events = [one.mechanism["event"]["events"][0] for one in kept]
+    bands = [len(event["events"]) if event["kind"] == "one-of" else 1 for event in events]
+    assert f"bands chosen | {' | '.join(map(str, bands))} |" in page
+    others = {one.peer: one for one in best(read(root / "docs" / "reports" / "peers"))}
+    assert all(kept[-1].test_loss < others[name].test_loss for name in ("opacus", "dptrainer"))
+    assert min(others[name].user_epsilon for name in ("opacus", "dptrainer")) > 24 * kept[-1].user_epsilon
 
 
 def cells(text: str) -> list[list[str]]:

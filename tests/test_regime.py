@@ -23,7 +23,16 @@ from experiments.run import main
 from experiments.sweep.command import Sweep
 from fedsim.errors import InvalidInput
 
-RATES = Rates({(1024, 25, 1.0): 0.003, (1024, 25, 8.0): 0.01, (64, 100, 8.0): 0.001, (128, 25, 2.0): 0.003})
+RATES = Rates(
+    {
+        (1024, 25, 1.0): 0.003,
+        (1024, 25, 8.0): 0.01,
+        (256, 25, 2.0): 0.003,
+        (256, 25, 8.0): 0.003,
+        (128, 50, 8.0): 0.003,
+        (64, 100, 8.0): 0.001,
+    }
+)
 STUDIED = ("shakespeare-epsilon", "shakespeare-compute", *QUESTIONS_OF_DIVERSITY)
 STEPS = {"uls": 0.05, "els": 0.01}
 """By how much the mock losses fall as ε doubles."""
@@ -97,7 +106,7 @@ def finished_pilot(pilot: Pilot, folder: Path) -> None:
 
 @pytest.fixture
 def results(tmp_path: Path) -> Results:
-    shelf = Shelf(tmp_path / "kept")
+    shelf = Shelf(tmp_path / "kept", tmp_path)
     for study in STUDIES:
         if study.name in STUDIED:
             for sweep in sweeps_of(study, RATES):
@@ -131,6 +140,7 @@ def test_a_rate_is_that_of_the_pilot_nearest_in_rounds_then_compute_then_epsilon
     assert RATES.at(1024, 25, 32) == 0.01
     assert RATES.at(64, 100, 0.1) == 0.001
     assert RATES.at(64, 25, 32) == 0.003
+    assert RATES.at(128, 50, 8) == 0.003
 
 
 def test_leads_are_of_the_best_settings_and_grow_as_the_losses_say(results: Results) -> None:
@@ -165,7 +175,7 @@ def test_settings_with_correlated_noise_count_the_noise_that_is_left(tmp_path: P
     changes = {"bands": "auto", "predicted_noise_ratio": 0.5, "noise": 0.06, "bands_used": 8}
     written["points"] += [point | changes for point in written["points"]]
     path.write_text(json.dumps(written))
-    shelf = Shelf(tmp_path / "kept")
+    shelf = Shelf(tmp_path / "kept", tmp_path)
     shelf.keep(sweep, tmp_path)
     found = {one.bands: one.noise for one in gathered(shelf, STUDIES, RATES).settings}
     assert found == {"1": pytest.approx(0.02), "auto": pytest.approx(0.01)}
@@ -224,12 +234,17 @@ def test_a_study_goes_on_where_it_stopped_and_says_what_failed(
     assert elsewhere.run() == 0
     assert len(ran) == 1
     assert (elsewhere.output / "regime.md").read_bytes() == (output / "regime.md").read_bytes()
+    shelf = Shelf(output / "kept", tmp_path / "corpora")
+    assert gathered(shelf, STUDIES, RATES).points == 30
     kept = output / "kept" / "shakespeare-compute-B256-T25-lr0.003.json"
     written = json.loads(kept.read_text())
     assert str(tmp_path) not in kept.read_text()
     written["arguments"][-1] = "with other settings"
     kept.write_text(json.dumps(written))
-    assert gathered(Shelf(output / "kept"), STUDIES, RATES).points == 15
+    assert gathered(shelf, STUDIES, RATES).points == 15
+    (tmp_path / "other" / MODEL).mkdir(parents=True)
+    (tmp_path / "other" / MODEL / "config.json").write_text("{}")
+    assert gathered(Shelf(output / "kept", tmp_path / "other"), STUDIES, RATES).points == 0
 
 
 def test_commands_are_printed_and_nothing_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
+from benchmarks.peers.certificates import ADD_OR_REMOVE
 from benchmarks.peers.lines import Line, asked
 from experiments.report.figures.style import COLOURS, GREY, blank, finish, save
 
@@ -50,10 +51,11 @@ def draw(lines: Sequence[Line], epsilon: float, path: Path) -> Path:
             _rival(axes, one)
     axes.axvline(epsilon, color=GREY, linestyle=":", linewidth=1)
     axes.plot([], [], "o", color=GREY, fillstyle="none", label="ε that the library states")
-    axes.plot([], [], "o", color=GREY, label="ε certified for a user")
+    axes.plot([], [], "o", color=GREY, label="ε certified for adding or removing a user")
+    axes.plot([], [], "o", color=GREY, fillstyle="left", label="ε certified for emptying a user's rows")
     axes.set(
         xscale="log",
-        xlabel=f"ε at δ = {certified[0].task['delta']:g} (each library was asked for ε = {epsilon:g})",
+        xlabel=f"ε at δ = {lines[0].task['delta']:g} (the other libraries were asked for {epsilon:g})",
         ylabel="loss on held-out users (nats)",
         xlim=(0.3, 20_000),
     )
@@ -70,7 +72,7 @@ def _curve(axes: Axes, own: Sequence[Line]) -> None:
         [one.test_loss for one in own],
         "o-",
         color=COLOURS["uls"],
-        label="fedsim, noise correlated over rounds",
+        label="fedsim, bands chosen by the planner",
     )
 
 
@@ -85,7 +87,7 @@ def _rival(axes: Axes, one: Line) -> None:
             (one.stated_epsilon, y),
             arrowprops={"arrowstyle": "->", "color": colour, "shrinkA": 4, "shrinkB": 4},
         )
-    axes.plot([x], [y], "o", color=colour)
+    axes.plot([x], [y], "o", color=colour, fillstyle="full" if one.user_words == ADD_OR_REMOVE else "left")
     right, up, end = PLACES.get(one.peer, (7, -3, "left"))
     axes.annotate(
         SHORT[one.peer], (x, y), xytext=(right, up), textcoords="offset points", ha=end, fontsize=8, color=colour

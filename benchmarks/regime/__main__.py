@@ -46,7 +46,7 @@ class Regime:
         missing = [one for one in needed if not (self.corpora / one).exists()]
         if missing:
             raise InvalidInput("corpora", str(self.corpora), f"a folder that has {', '.join(sorted(missing))}")
-        shelf = Shelf(self.kept or self.output / "kept")
+        shelf = Shelf(self.kept or self.output / "kept", self.corpora)
         failed = self._all(PILOTS, shelf)
         if failed or (self.commands and any(shelf.find(pilot) is None for pilot in PILOTS)):
             return int(failed)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.regime.kept import Shelf
+from benchmarks.regime.kept import Kept, Shelf
 from benchmarks.regime.rates import Rates
 from benchmarks.regime.studies import AT_1024, Place, Study, sweeps_of
 from experiments.sweep.results import cells_of, contrast, half_width, lead
@@ -88,12 +88,16 @@ class Results:
         pretrained: Loss before fine-tuning, by corpus.
         seconds: Of training, all points together.
         points: How many these are.
+        dates: When sweeps were finished.
+        versions: Of the packages that they ran on, each once.
     """
 
     settings: tuple[Setting, ...]
     pretrained: dict[str, float]
     seconds: float
     points: int
+    dates: tuple[str, ...]
+    versions: tuple[str, ...]
 
     def among(self, wanted: Callable[[Setting], bool]) -> "Results":
         """The same with these settings alone."""
@@ -117,11 +121,13 @@ def gathered(shelf: Shelf, studies: Iterable[Study], rates: Rates) -> Results:
     settings: list[Setting] = []
     pretrained: dict[str, float] = {}
     points: list[dict[str, Any]] = []
+    found: list[Kept] = []
     for study in studies:
         for sweep in sweeps_of(study, rates):
             kept = shelf.find(sweep)
             if kept is None:
                 continue
+            found.append(kept)
             pretrained[study.corpus] = kept.pretrained_loss
             points += kept.points
             settings += _settings(study, sweep.place, kept.points)
@@ -130,6 +136,10 @@ def gathered(shelf: Shelf, studies: Iterable[Study], rates: Rates) -> Results:
         pretrained=pretrained,
         seconds=sum(point["seconds"] for point in points),
         points=len(points),
+        dates=tuple(sorted({kept.date for kept in found})),
+        versions=tuple(
+            sorted({f"{name} {kept.versions[name]}" for kept in found for name in ("torch", "transformers")})
+        ),
     )
 
 

@@ -47,7 +47,9 @@ def write_page(output: Path, results: Results, rates: Rates, scores: Sequence[Sc
 
 def _sections(results: Results, rates: Rates, scores: Sequence[Score]) -> Iterator[str]:
     hours = results.seconds / 3600
-    yield f"{results.points} points, which took {hours:.1f} hours, one after another; two run at a time."
+    days = " to ".join(dict.fromkeys((results.dates[0], results.dates[-1])))
+    of = ", ".join(results.versions)
+    yield f"{results.points} points, which took {hours:.1f} hours one after another; {days}; {of}."
     yield "Learning rates, chosen on public users:\n\n" + table(("B", "T", "ε", "learning rate"), list(rates.rows()))
     yield "The best setting of each algorithm, independent noise:\n\n" + table(
         LEADS, [_lead_row(one) for one in _all_leads(results)]

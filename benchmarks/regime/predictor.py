@@ -37,7 +37,7 @@ def predictor(results: Results, corpora: Path, output: Path) -> tuple[Results, C
     _, signal = measure_curves(loaded.model, loaded.objective, public)
 
     def users_of(corpus: str) -> UserSizes:
-        path = output / SYNTHETIC[corpus].file if corpus in SYNTHETIC else corpora / file_of(corpus)
+        path = SYNTHETIC[corpus].write(corpora, output) if corpus in SYNTHETIC else corpora / file_of(corpus)
         data = DataConfig(source="files", path=str(path), sequence_length=64)
         return UserSizes.of_users(open_or_build(data, loaded.tokenizer).split("train"))
 

@@ -42,6 +42,11 @@ class Pilot:
         """Its folder's."""
         return f"public-B{self.gradients}-T{self.rounds}"
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Of the folder of corpora."""
+        return (MODEL,)
+
     def arguments(self, corpora: Path, output: Path) -> list[str]:
         """Of the command line, after the program's name."""
         return [
@@ -57,8 +62,9 @@ class Pilot:
 
 PILOTS = (
     Pilot(gradients=1024, rounds=25, epsilons=(1, 8)),
+    Pilot(gradients=256, rounds=25, epsilons=(2, 8)),
+    Pilot(gradients=128, rounds=50, epsilons=(8,)),
     Pilot(gradients=64, rounds=100, epsilons=(8,)),
-    Pilot(gradients=128, rounds=25, epsilons=(2,)),
 )
 
 

@@ -194,6 +194,11 @@ class SweepOf:
         """Its folder's."""
         return f"{self.study.name}-{self.place}-lr{self.rate:g}"
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Of the folder of corpora."""
+        return MODEL, file_of(self.study.corpus)
+
     def arguments(self, corpora: Path, output: Path) -> list[str]:
         """Of the command line, after the program's name."""
         study = self.study

@@ -185,7 +185,7 @@ def half_width(values: np.ndarray) -> float | None:
 
 
 def lead(uls: dict[str, Any], els: dict[str, Any]) -> tuple[float, float | None]:
-    """ELS loss minus ULS loss over the seeds both have, and the half-width of its 95 % interval.
+    """Mean ELS loss minus mean ULS loss over the seeds of each, and the half-width of its 95 % interval.
 
     Seeds of equal number share nothing but that (`Point.config`), so the interval treats the two as independent
     (Welch).

@@ -109,6 +109,8 @@ class _Connection(threading.Thread):
 
     def run(self) -> None:
         for left in reversed(range(CLIENT_ATTEMPTS)):
+            if self.over.is_set():  # nobody waits for it any more
+                break
             self.failure = None
             try:
                 ray.init(logging_level=logging.ERROR, **self.arguments)
@@ -146,10 +148,9 @@ def _connect(seconds: float, **arguments: Any) -> None:
     except ConnectionError as failure:
         connection.end()
         if CLIENT_SERVER_FAILED in str(failure):
+            said = next(line for line in str(failure).splitlines() if CLIENT_SERVER_FAILED in line).strip()
             what = f"The head at {arguments['address']} could not start a process for this connection"
-            raise ClusterDidNotStart(
-                f"{what} in {CLIENT_ATTEMPTS} attempts; its own log says why. ({failure})"
-            ) from failure
+            raise ClusterDidNotStart(f"{what} in {CLIENT_ATTEMPTS} attempts. ({said})") from failure
         hint = (
             "Ray answers there, but this machine could not join: run the command on a node of the cluster (`ray start "
             f"--address {arguments['address']}` makes this machine one), or give ray://host:10001. ({failure})"

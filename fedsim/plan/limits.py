@@ -108,12 +108,12 @@ def require_turns(sampling: Sampling, buffers: int, bands: int, *, plain: bool, 
 
 
 def require_delta_for(delta: float, num_users: int) -> None:
-    """Refuse a δ that keeps nobody's promise among so many users.
+    """Refuse a δ of one over the number of training users or more; of no users, which others refuse, nothing is said.
 
     Raises:
         InvalidInput: Says below what it must be.
     """
-    if delta >= 1 / num_users:
+    if num_users and delta >= 1 / num_users:
         raise InvalidInput(
             "plan.delta",
             delta,

@@ -153,6 +153,18 @@ def test_a_head_whose_process_for_us_died_is_asked_again(start: Callable[..., li
         assert start.told == ["shut down"]  # type: ignore[attr-defined]
 
 
+def test_any_other_failure_to_join_is_not_tried_again(start: Callable[..., list[str]]) -> None:
+    tried: list[int] = []
+
+    def rays() -> None:
+        tried.append(1)
+        raise ConnectionError("refused")
+
+    with pytest.raises(InvalidInput, match="could not join"):
+        start(rays)
+    assert len(tried) == 1
+
+
 def test_what_goes_wrong_in_ray_is_raised_here(start: Callable[..., list[str]]) -> None:
     def fail() -> None:
         raise ValueError("no")
