@@ -2,16 +2,17 @@
 
 python -m benchmarks.tuned shakespeare --corpora FOLDER
 
-Each selection draws how many runs it makes and which settings they have, and releases one model, whose statement
-`account --check` confirms. Beside it stand runs that spend the whole ε on one setting: the defaults, and each of the
-grid, which is what a guess gets on average. All are measured on the same rows of the same test users. `table` prints
-what all have left.
+Each selection draws how many runs it makes and which settings they have, and releases one model. Beside it stand runs
+that spend the whole ε on one setting, each setting of the grid among them, and runs that spend the selection's
+computation as well. `account --check` confirms the statement of each. All are measured on the same rows of the same
+test users, who take no part in any choice. `table` shows what all have left.
 """
 
 import json
+import math
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -21,21 +22,23 @@ from typing import Any
 import numpy as np
 import tyro
 
-from benchmarks.regime.rates import MODEL
+from benchmarks.regime.rates import MODEL, RATES
 from benchmarks.regime.studies import FILES
 from experiments.report.markdown import table
-from experiments.sweep.results import contrast, half_width
+from experiments.sweep.results import contrast
 from fedsim.errors import Failure, InvalidInput
 from fedsim.versions import versions
 
-GROUP_SIZES, RATES = (1, 4), (1e-3, 3e-3, 1e-2)
-"""The grid."""
+GROUP_SIZES = (1, 4)
+"""With RATES the grid."""
+DEFAULT, PUBLIC = (1, 1e-3), (1, 3e-3)
+"""What an untuned run has if nothing is said; and with the learning rate that `benchmarks.regime` finds on public
+users."""
 DATA = ("--data.source", "files", "--data.sequence-length", "64")
 ROWS = 2000
 """Most rows of test users, drawn once."""
-SELECTED, DEFAULTS, GUESSED = "selected", "defaults", "guessed"
-TITLES = {SELECTED: "private selection", DEFAULTS: "one run, the defaults", GUESSED: "one run, a guess of the grid"}
-HEADINGS = ("corpus", "", "models", "test loss", "± 95 %", "worst", "this less the selection's")
+SELECTED, UNTUNED, LARGER = "selected", "untuned", "larger"
+HEADINGS = ("corpus", "", "models", "gradients each", "ε", "test loss", "± 95 %", "this less the selection's")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +47,13 @@ class Outcome:
 
     Attributes:
         corpus: Whose text.
-        kind: SELECTED, DEFAULTS or GUESSED.
+        kind: SELECTED, UNTUNED or LARGER: with as many gradients a round as a selection's runs take together.
         arguments: Of the command that made it, without folders.
-        epsilon: Certified, in total, at δ = 1e-5.
-        loss: Of test users, nats a token.
-        setting: Group size and learning rate.
+        gradients: Gradient evaluations, expected; of a selection, of all its runs.
+        epsilon: Certified, in total.
+        loss: Of test users, nats a token; infinite where training did not end in a model.
+        group_size: G.
+        rate: The learning rate.
         date: When.
         versions: Of the packages.
     """
@@ -56,16 +61,22 @@ class Outcome:
     corpus: str
     kind: str
     arguments: list[str]
+    gradients: float
     epsilon: float
     loss: float
-    setting: str
+    group_size: int
+    rate: float
     date: str
     versions: dict[str, str]
+
+    @property
+    def setting(self) -> tuple[int, float]:
+        return self.group_size, self.rate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """Make selections and untuned runs of a corpus, or print the table."""
+    """Make selections and untuned runs of a corpus, or print the table. What is there already is not made again."""
 
     corpus: str
     """shakespeare or ubuntu-irc, or table."""
@@ -75,18 +86,18 @@ class Tuned:
     """Where a line a model is added, in a file a corpus, and read by table."""
     epsilon: float = 8.0
     """User-level ε in total, at δ = 1e-5."""
-    gradients: int = 256
+    gradients: int = 128
     """Gradient evaluations a round."""
     rounds: int = 25
     """Rounds of every run."""
     expected_runs: float = 4.0
     """Of a selection, on average."""
-    selections: int = 4
+    selections: int = 3
     """How many are made."""
-    defaults: int = 4
-    """Untuned runs with the defaults."""
-    guesses: int = 1
-    """Untuned runs with each setting of the grid."""
+    untuned: int = 2
+    """Runs with each setting of the grid; one more with DEFAULT and PUBLIC."""
+    larger: int = 2
+    """Runs with PUBLIC that take as many gradients as a selection does on average."""
 
     def run(self) -> None:
         """Add lines, or print the table.
@@ -110,31 +121,44 @@ class Tuned:
             print(json.dumps(asdict(outcome)), flush=True)
 
     def _outcomes(self) -> Iterator[Outcome]:
-        untuned = [(DEFAULTS, self._train())] * self.defaults
-        for group_size in GROUP_SIZES:
-            for rate in RATES:
-                setting = ["--plan.group-size", str(group_size), "--optimizer.learning-rate", f"{rate:g}"]
-                untuned += [(GUESSED, self._train() + setting)] * self.guesses
+        there = [one.arguments for one in read(self.output) if one.corpus == self.corpus]
+        wanted = []
+        for kind, arguments in self._wanted():
+            if arguments in there:
+                there.remove(arguments)
+            else:
+                wanted.append((kind, arguments))
         with ThreadPoolExecutor(2) as both:
-            yield from both.map(lambda one: self._outcome(*one), untuned)
-        for _ in range(self.selections):
-            yield self._outcome(SELECTED, self._sweep())
+            yield from both.map(lambda one: self._outcome(*one), wanted)
 
-    def _train(self) -> list[str]:
-        return ["train", *self._common(), "--evaluation.every", str(self.rounds), "--engine.kind", "local"]
+    def _wanted(self) -> Iterator[tuple[str, list[str]]]:
+        for setting in ((group_size, rate) for group_size in GROUP_SIZES for rate in RATES):
+            for _ in range(self.untuned + (setting in (DEFAULT, PUBLIC))):
+                yield UNTUNED, self._train(setting, self.gradients)
+        for _ in range(self.larger):
+            yield LARGER, self._train(PUBLIC, round(self.gradients * self.expected_runs))
+        for _ in range(self.selections):
+            yield SELECTED, self._sweep()
+
+    def _train(self, setting: tuple[int, float], gradients: int) -> list[str]:
+        group_size, rate = setting
+        return [
+            *("train", *self._common(gradients), "--evaluation.every", str(self.rounds)),
+            *("--plan.group-size", str(group_size), "--optimizer.learning-rate", f"{rate:g}"),
+        ]
 
     def _sweep(self) -> list[str]:
         return [
-            *("sweep", "--select", "private", *self._common()),
+            *("sweep", "--select", "private", *self._common(self.gradients)),
             *("--selection.expected-runs", f"{self.expected_runs:g}", "--sweep.algorithms", "uls"),
             *("--sweep.uls-group-sizes", *map(str, GROUP_SIZES)),
             *("--sweep.learning-rates", *(f"{rate:g}" for rate in RATES)),
         ]
 
-    def _common(self) -> list[str]:
-        plan = {"epsilon": self.epsilon, "delta": 1e-5, "rounds": self.rounds, "gradients-per-round": self.gradients}
+    def _common(self, gradients: int) -> list[str]:
+        plan = {"epsilon": self.epsilon, "delta": 1e-5, "rounds": self.rounds, "gradients-per-round": gradients}
         return [
-            *("--evaluation.test-rows", "1"),
+            *("--engine.kind", "local", "--evaluation.test-rows", "1"),
             *(word for name, value in plan.items() for word in (f"--plan.{name}", f"{value:g}")),
         ]
 
@@ -147,25 +171,26 @@ class Tuned:
         _call(["account", "--check", str(made)])
         measured = json.loads(_call(["evaluate", str(made / "model"), *data, "--max-rows", str(ROWS), "--json"]))
         statement = json.loads((made / "privacy.json").read_text(encoding="utf-8"))
+        gradients = float(arguments[arguments.index("--plan.gradients-per-round") + 1]) * self.rounds
         return Outcome(
             corpus=self.corpus,
             kind=kind,
             arguments=arguments,
+            gradients=gradients * (self.expected_runs if kind == SELECTED else 1.0),
             epsilon=statement["epsilon"]["upper"],
-            loss=measured["loss"],
-            setting=_setting(made, statement),
+            loss=math.inf if measured["loss"] is None else measured["loss"],
+            group_size=statement["contribution_bound"]["group_size"],
+            rate=_rate(made, statement),
             date=datetime.now(UTC).date().isoformat(),
             versions={name: value for name, value in versions().items() if name != "platform"},
         )
 
 
-def _setting(made: Path, statement: dict[str, Any]) -> str:
+def _rate(made: Path, statement: dict[str, Any]) -> float:
     if "selection" in statement:
-        rate = statement["selection"]["selected"]["learning_rate"]
-    else:
-        config = json.loads((made / "config.json").read_text(encoding="utf-8"))
-        rate = config["config"]["optimizer.learning-rate"]
-    return f"G = {statement['contribution_bound']['group_size']}, {rate:g}"
+        return float(statement["selection"]["selected"]["learning_rate"])
+    config = json.loads((made / "config.json").read_text(encoding="utf-8"))
+    return float(config["config"]["optimizer.learning-rate"])
 
 
 def read(folder: Path) -> Iterator[Outcome]:
@@ -175,21 +200,54 @@ def read(folder: Path) -> Iterator[Outcome]:
             yield Outcome(**json.loads(line))
 
 
-def comparison(outcomes: list[Outcome]) -> str:
-    """The table: mean losses, and by how much the selection's is lower."""
+def comparison(outcomes: Sequence[Outcome]) -> str:
+    """The table: mean losses, and by how much the selection's is lower; of the kinds that there are."""
     rows = []
     for corpus in sorted({one.corpus for one in outcomes}):
-        losses = {
-            kind: np.array([one.loss for one in outcomes if (one.corpus, one.kind) == (corpus, kind)])
-            for kind in TITLES
-        }
-        for kind, title in TITLES.items():
-            own, half = losses[kind], half_width(losses[kind])
-            nats, width = contrast([own, losses[SELECTED]], [1, -1])
-            lead = "" if kind == SELECTED else f"{nats:+.3f}" + ("" if width is None else f" ± {width:.3f}")
-            spread = "–" if half is None else f"{half:.3f}"
-            rows.append([corpus, title, str(len(own)), f"{own.mean():.3f}", spread, f"{own.max():.3f}", lead])
+        own = [one for one in outcomes if one.corpus == corpus]
+        selected = _losses([one for one in own if one.kind == SELECTED])
+        for title, strata in _groups(own):
+            models = [one for stratum in strata for one in stratum]
+            samples, shares = [_losses(stratum) for stratum in strata], [1 / len(strata)] * len(strata)
+            loss, half = contrast(samples, shares)
+            lead = ""
+            if models[0].kind != SELECTED and len(selected):
+                lead = _interval(*contrast([*samples, selected], [*shares, -1.0]), "+.3f")
+            rows.append(
+                [
+                    *(corpus, title, str(len(models)), f"{models[0].gradients:,.0f}"),
+                    *(f"{max(one.epsilon for one in models):.3f}", f"{loss:.3f}"),
+                    *("–" if half is None else f"{half:.3f}", lead),
+                ]
+            )
     return table(HEADINGS, rows)
+
+
+def _groups(own: Sequence[Outcome]) -> Iterator[tuple[str, list[list[Outcome]]]]:
+    """Rows of the table: a title, and the models by setting, which count alike however many each has."""
+    by_kind = {kind: [one for one in own if one.kind == kind] for kind in (SELECTED, UNTUNED, LARGER)}
+    by_setting: dict[tuple[int, float], list[Outcome]] = {}
+    for one in by_kind[UNTUNED]:
+        by_setting.setdefault(one.setting, []).append(one)
+    if by_kind[SELECTED]:
+        chosen = sorted(one.setting for one in by_kind[SELECTED])
+        yield "private selection: " + "; ".join(f"G = {g}, {rate:g}" for g, rate in chosen), [by_kind[SELECTED]]
+    titles = {DEFAULT: "one run, the defaults", PUBLIC: "one run, the rate of public users"}
+    for setting, title in titles.items():
+        if setting in by_setting:
+            yield f"{title}: G = {setting[0]}, {setting[1]:g}", [by_setting[setting]]
+    if by_setting:
+        yield "one run, a guess: any of the grid", list(by_setting.values())
+    if by_kind[LARGER]:
+        yield f"one run, all computation: G = {PUBLIC[0]}, {PUBLIC[1]:g}", [by_kind[LARGER]]
+
+
+def _losses(outcomes: Sequence[Outcome]) -> np.ndarray:
+    return np.array([one.loss for one in outcomes])
+
+
+def _interval(value: float, half: float | None, form: str) -> str:
+    return format(value, form) + ("" if half is None else f" ± {half:.3f}")
 
 
 def _call(arguments: list[str]) -> str:
