@@ -1,9 +1,9 @@
 """The study in words: tables and figures, between two marks of a page."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.marked import replace_between_marks
 from benchmarks.regime.figures import draw
 from benchmarks.regime.outcomes import Lead, Results, Setting, at_25_rounds, by_diversity, growth, leads
 from benchmarks.regime.rates import Rates
@@ -38,9 +38,7 @@ def write_page(output: Path, results: Results, rates: Rates, scores: Sequence[Sc
     (output / "regime.md").write_text(f"{text}\n\n{every}\n", encoding="utf-8")
     draw(results, output / "figures")
     if page is not None:
-        own = page.read_text(encoding="utf-8")
-        inside = re.compile(f"(?<={re.escape(BEGIN)}\n).*?(?={re.escape(END)})", re.DOTALL)
-        page.write_text(inside.sub(lambda _: f"\n{text}\n\n", own), encoding="utf-8")
+        replace_between_marks(page, BEGIN, END, text)
         draw(results, page.parent / "figures")
     print(f"{results.points} points, {results.seconds / 3600:.2f} hours one after another: {output / 'regime.md'}")
 
