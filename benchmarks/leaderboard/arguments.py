@@ -18,6 +18,11 @@ OWN = (
     *("model.trainable", "model.export"),
 )
 """Options that a row sets: algorithm, privacy, optimizer, which weights are trained."""
+SAID = (
+    *("plan.algorithm", "plan.epsilon", "plan.delta", "plan.rounds", "plan.gradients-per-round", "plan.clip-norm"),
+    *("optimizer.name", "optimizer.learning-rate"),
+)
+"""Those of them that are written down although they are what is so by default."""
 ELSEWHERE = (
     *("engine.", "evaluation.", "checkpoint.", "output", "resume", "trackers", "callbacks", "training-metrics"),
     *("model.path", "model.threads", "model.checkpointing", "data.path", "data.memory-limit", "noise.lost-releases"),
@@ -39,7 +44,7 @@ def arguments_of(config: RunConfig, task: Task) -> tuple[str, ...]:
     for name, value in flat.items():
         fixed = task.options.get(name, default.get(name))
         if name.startswith(OWN):
-            found += [] if value == default.get(name) else _argument(name, value)
+            found += _argument(name, value) if name in SAID or value != default.get(name) else []
         elif value != fixed and not name.startswith(ELSEWHERE):
             raise InvalidInput(name, value, f"{fixed!r}, as in the task {task.name}")
     if config.evaluation.private:

@@ -24,6 +24,8 @@ from server.identity import stored_config
 
 DECIMALS = 4
 """Of a stated ε, rounded up."""
+DECIDING = ("python", "fedsim", "numpy", "torch", "transformers")
+"""Versions that a loss may depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +105,8 @@ def entry_of(folders: Sequence[Path], said: Submission) -> Entry:
         Failure: What would be written does not stand: names each fault.
     """
     task = task_named(said.task)
+    if not folders:
+        raise InvalidInput("folders", [], "at least one run's folder")
     trained = [Trained.of_folder(folder, said.event, task) for folder in folders]
     first = trained[0]
     arguments = None if said.words else _arguments(trained, task)
@@ -137,7 +141,7 @@ def entry_of(folders: Sequence[Path], said: Submission) -> Entry:
         event=first.event,
         content=task.figures.content,
         runs=tuple(_run(one, opened) for one in trained),
-        versions={name: said for name, said in versions().items() if name != "platform"},
+        versions={name: versions()[name] for name in DECIDING},
         **here,
     )
     if faults := check(entry).faults:
