@@ -120,10 +120,10 @@ def entry_of(folders: Sequence[Path], said: Submission) -> Entry:
         given = {"data": first.config.data.path, "model": first.config.model.path}
         files = Files(**given) if task.fetched else Files()
     opened = Opened.of(task, files)
-    here = {"weights": opened.resources.weights, "base_loss": opened.base_loss}
+    weights, base_loss = opened.resources.weights, opened.base_loss
     for one in trained:
-        if one.weights is not None and one.weights != here["weights"]:
-            allowed = f"{here['weights'][:12]}, the base model of {task.name}"
+        if one.weights is not None and one.weights != weights:
+            allowed = f"{weights[:12]}, the base model of {task.name}"
             raise InvalidInput("model", f"weights {one.weights[:12]} before training", allowed)
     entry = Entry(
         task=task.name,
@@ -142,7 +142,8 @@ def entry_of(folders: Sequence[Path], said: Submission) -> Entry:
         content=task.figures.content,
         runs=tuple(_run(one, opened) for one in trained),
         versions={name: versions()[name] for name in DECIDING},
-        **here,
+        weights=weights,
+        base_loss=base_loss,
     )
     if faults := check(entry).faults:
         raise Failure(f"this is no entry: {'; '.join(faults)}.")

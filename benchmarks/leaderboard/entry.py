@@ -4,11 +4,10 @@ import json
 import math
 import re
 import types
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import date as Date
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 from scipy.stats import t as student
@@ -139,9 +138,9 @@ def read_entry(path: Path) -> Entry:
         raise InvalidInput("entry", str(path), "a file of JSON", f"{error}.") from None
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
         raise InvalidInput("entry", str(path), f"an entry of the format {FORMAT}")
-    values = _typed(Entry, values, path.name)
-    runs = tuple(Run(**_typed(Run, run, path.name)) for run in values.pop("runs"))
-    return Entry(**values, runs=runs)
+    if isinstance(values.get("runs"), list):
+        values["runs"] = [Run(**_typed(Run, run, path.name)) for run in values["runs"]]
+    return Entry(**_typed(Entry, values, path.name))
 
 
 def _typed(kind: type, values: Any, place: str) -> dict[str, Any]:
@@ -150,23 +149,22 @@ def _typed(kind: type, values: Any, place: str) -> dict[str, Any]:
     if not isinstance(values, dict) or set(values) != set(hints):
         given = sorted(set(values) ^ set(hints)) if isinstance(values, dict) else values
         raise InvalidInput(place, given, f"an object with the fields {', '.join(hints)}, and no others")
-    typed = {}
-    for item in fields(kind):
-        value, hint = values[item.name], hints[item.name]
-        value = tuple(value) if isinstance(value, list) else value
-        value = float(value) if hint is float and type(value) is int else value
-        allowed = [getattr(option, "__origin__", option) for option in _options(hint)]
-        kinds = tuple(type(None) if one is None else str if one is Literal else one for one in allowed)
-        strings = isinstance(value, tuple) and item.name == "arguments"
-        if not isinstance(value, kinds) or isinstance(value, bool) or (strings and not _all_strings(value)):
-            raise InvalidInput(f"{place}: {item.name}", value, f"of the type {hint}")
-        typed[item.name] = value
+    typed = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    for name, value in typed.items():
+        if not _is(value, hints[name]):
+            raise InvalidInput(f"{place}: {name}", value, f"of the type {hints[name]}")
     return typed
 
 
-def _options(hint: Any) -> Sequence[Any]:
-    return get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-
-
-def _all_strings(values: tuple[Any, ...]) -> bool:
-    return all(isinstance(value, str) for value in values)
+def _is(value: Any, hint: Any) -> bool:
+    """Whether a value that JSON held is of an annotated type; of a Literal any string, which the class looks at."""
+    origin, options = get_origin(hint), get_args(hint)
+    if origin is types.UnionType:
+        return any(_is(value, option) for option in options)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_is(one, options[0]) for one in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(options[1] is Any or _is(one, options[1]) for one in value.values())
+    if origin is Literal:
+        return isinstance(value, str)
+    return type(value) is hint or (hint is float and type(value) is int)

@@ -121,7 +121,7 @@ class Task:
         Raises:
             InvalidInput: Files are missing that the task needs, or given where it needs none.
         """
-        where = {}
+        where: dict[str, str] = {}
         for name, path in asdict(files).items():
             if self.fetched and not path:
                 raise InvalidInput(name, path, f"where this task's {name} lies: {getattr(self, WORDS[name])}")
