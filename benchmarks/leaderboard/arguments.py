@@ -90,10 +90,11 @@ def _changed(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def planned_event(arguments: Sequence[str], task: Task) -> Event:
-    """What a run with these arguments releases of the task's training users: so many, who own so much.
+    """What a run with these arguments releases of the task's training users, so many, who own so much: as its ledger
+    has it, round by round.
 
     Raises:
         InvalidInput: As config_of; or there is no such plan for so many users.
     """
     plan = config_of(arguments, task).plan_for(task.sizes)
-    return merged((plan.event(plan.steps),))
+    return merged(plan.charge(round) for round in range(plan.steps))
