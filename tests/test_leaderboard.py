@@ -7,55 +7,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from leaderboard_task import SHAPE, TASK, WHO, made_in, trained
 
 from benchmarks.leaderboard import __main__ as command
 from benchmarks.leaderboard import reproduce as reproducing
 from benchmarks.leaderboard import tasks
 from benchmarks.leaderboard.arguments import arguments_of, config_of
 from benchmarks.leaderboard.check import check
-from benchmarks.leaderboard.enter import Submission, entry_of, keep
+from benchmarks.leaderboard.enter import entry_of, keep
 from benchmarks.leaderboard.entry import FOLDER, Entry, Run, read_entry
 from benchmarks.leaderboard.reproduce import faults, reproduce
 from benchmarks.leaderboard.table import BEGIN, END, tables
-from benchmarks.leaderboard.tasks import Files, Opened, Task, content_of, keep_figures
+from benchmarks.leaderboard.tasks import Files, Opened, content_of, keep_figures
 from benchmarks.marked import between_marks
 from experiments.run import main
 from fedsim.errors import Failure, InvalidInput
-from fedsim.models.config import SmallModelConfig
 from fedsim.models.small import small_model_folder
 from fedsim.privacy.accountant import epsilon_bounds
 from fedsim.privacy.events import Gaussian, PoissonSubsampledGaussian, Repeated, from_json, to_json
 from fedsim.privacy.selection import best_of
 from fedsim.resources import open_resources
 
-TASK = Task(
-    name="tiny",
-    text="posts of 60 writers",
-    base="a model of one layer",
-    options={"data.source": "files", "data.user-column": "author", "data.sequence-length": 16},
-    fetched=True,
-    delta=1e-3,
-    most_rows=20,
-)
-SHAPE = SmallModelConfig(layers=1, width=16, heads=2, context=32, vocabulary_size=300, steps=2, batch_rows=2)
-WHO = Submission(task="tiny", title="ULS", who="somebody", link="https://example.org/uls", chosen="beforehand")
-
-
-def text_of(user: int, post: int) -> str:
-    return f"Post {post} of writer {user}: once upon a time there was a fox that jumped over a lazy dog."
-
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Files]:
     """Text and base model of the task, whose figures stand beside those of the others in a file of its own."""
     folder = tmp_path_factory.mktemp("leaderboard")
-    with (folder / "posts.jsonl").open("w", encoding="utf-8") as file:
-        for user in range(60):
-            for post in range(4):
-                file.write(json.dumps({"author": f"user {user}", "text": text_of(user, post)}) + "\n")
-    public = [text_of(user, 9) for user in range(20)]
-    model = small_model_folder(SHAPE, texts=lambda: public, cache=folder, progress=False)
-    found = Files(data=str(folder / "posts.jsonl"), model=str(model))
+    found = made_in(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDSIM_CACHE", str(folder / "cache"))
         (folder / "figures.json").write_text(tasks.FIGURES.read_text(encoding="utf-8"), encoding="utf-8")
@@ -63,23 +41,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Files]:
         patch.setitem(tasks.TASKS, TASK.name, TASK)
         keep_figures(TASK.name, Opened(TASK, open_resources(TASK.config(found))).found())
         yield found
-
-
-def trained(output: Path, files: Files, *more: str) -> Path:
-    flags = {
-        **TASK.options,
-        "data.path": files.data,
-        "model.path": files.model,
-        "plan.delta": TASK.delta,
-        "plan.gradients-per-round": 16,
-        "plan.rounds": 2,
-        "engine.kind": "local",
-        "evaluation.max-rows": 5,
-        "evaluation.test-rows": 5,
-    }
-    given = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-    assert main(["train", *given, "--output", str(output), *more]) == 0
-    return output
 
 
 @pytest.fixture(scope="module")
