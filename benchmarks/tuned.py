@@ -94,8 +94,8 @@ class Tuned:
     """Of a selection, on average."""
     selections: int = 3
     """How many are made."""
-    untuned: int = 2
-    """Runs with each setting of the grid; one more with DEFAULT and PUBLIC."""
+    untuned: int = 1
+    """Runs with each setting of the grid; two more with DEFAULT and PUBLIC."""
     larger: int = 2
     """Runs with PUBLIC that take as many gradients as a selection does on average."""
 
@@ -133,7 +133,7 @@ class Tuned:
 
     def _wanted(self) -> Iterator[tuple[str, list[str]]]:
         for setting in ((group_size, rate) for group_size in GROUP_SIZES for rate in RATES):
-            for _ in range(self.untuned + (setting in (DEFAULT, PUBLIC))):
+            for _ in range(self.untuned + 2 * (setting in (DEFAULT, PUBLIC))):
                 yield UNTUNED, self._train(setting, self.gradients)
         for _ in range(self.larger):
             yield LARGER, self._train(PUBLIC, round(self.gradients * self.expected_runs))
