@@ -33,7 +33,7 @@ def write_page(output: Path, results: Results, rates: Rates, scores: Sequence[Sc
         scores: Of the planner as a predictor.
         page: A page that has BEGIN and END, each on a line; figures go to the folder figures beside it.
     """
-    text = "\n\n".join(_sections(results, rates, scores))
+    text = "\n\n".join(sections(results, rates, scores))
     every = "Every setting:\n\n" + table(SETTINGS, [_setting_row(one) for one in results.settings])
     (output / "regime.md").write_text(f"{text}\n\n{every}\n", encoding="utf-8")
     draw(results, output / "figures")
@@ -43,7 +43,8 @@ def write_page(output: Path, results: Results, rates: Rates, scores: Sequence[Sc
     print(f"{results.points} points, {results.seconds / 3600:.2f} hours one after another: {output / 'regime.md'}")
 
 
-def _sections(results: Results, rates: Rates, scores: Sequence[Score]) -> Iterator[str]:
+def sections(results: Results, rates: Rates, scores: Sequence[Score]) -> Iterator[str]:
+    """What the page gets: a sentence on all points, and the tables."""
     hours = results.seconds / 3600
     days = " to ".join(dict.fromkeys((results.dates[0], results.dates[-1])))
     of = ", ".join(results.versions)
