@@ -25,7 +25,7 @@ FIGURES = Path(__file__).with_name("figures.json")
 ROWS_AT_ONCE = 1 << 16
 MADE_ALIKE = 0.02
 """Nats by which the loss of a base model that everybody makes may differ: the same recipe on another processor rounds
-otherwise, and 500 steps of pre-training make other last digits of it, and another hash."""
+otherwise, and 500 steps of pre-training make other last digits of it, and another hash. Chosen, not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
