@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.marked import between_marks
 from benchmarks.regime import __main__ as command
 from benchmarks.regime.kept import Shelf
 from benchmarks.regime.outcomes import Results, at_25_rounds, gathered, growth, leads
-from benchmarks.regime.page import BEGIN, END, write_page
+from benchmarks.regime.page import BEGIN, END, sections, write_page
 from benchmarks.regime.rates import MODEL, PILOTS, Pilot, Rates
 from benchmarks.regime.scores import scored
 from benchmarks.regime.studies import FILES, QUESTIONS_OF_DIVERSITY, STUDIES, Study, SweepOf, sweeps_of
@@ -289,3 +290,32 @@ def test_synthetic_users_repeat_their_passage_or_write_anybodys(tmp_path: Path) 
     assert spreads[0.0].max() < PASSAGE
     assert np.median(spreads[0.5]) > PASSAGE
     assert np.median(spreads[1.0]) > np.median(spreads[0.5])
+
+
+def test_the_page_shows_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tables, and what the claims quote of them, wherever the corpora are."""
+    docs = Path(__file__).resolve().parents[1] / "docs"
+
+    def said(shelf: Shelf, sweep: SweepOf | Pilot) -> dict[str, str]:
+        return dict(json.loads((shelf.folder / f"{sweep.name}.json").read_text(encoding="utf-8"))["content"])
+
+    monkeypatch.setattr(Shelf, "_content", said)
+    shelf = Shelf(docs / "reports" / "regime", docs)
+    rates = Rates.read(shelf)
+    results = gathered(shelf, STUDIES, rates)
+    page = (docs / "results.md").read_text(encoding="utf-8")
+    shown = between_marks(docs / "results.md", BEGIN, END)
+    for section in sections(results, rates, []):
+        assert section in shown
+    by_epsilon, by_compute = leads(results, study="shakespeare-epsilon"), at_25_rounds(results)
+    claims = page.partition("## The planner")[0]
+    for one in (by_epsilon[0], by_epsilon[-1], *by_compute):
+        assert interval(one.nats, one.half) in claims
+    for first, last in ((by_epsilon[-1], by_epsilon[0]), (by_compute[0], by_compute[-1])):
+        assert interval(*growth(first, last)) in claims
+    assert [one.uls.group_size for one in by_compute] == [1, 1, 4]
+    assert [one.uls.group_size for one in by_epsilon] == [16, 4, 4]
+
+
+def interval(nats: float, half: float | None) -> str:
+    return f"{nats:.3f} ± {half:.3f}"

@@ -106,11 +106,13 @@ def _allocation(results: Results, path: Path) -> Path | None:
 
 def _diversity(results: Results, path: Path) -> Path | None:
     texts = {"shakespeare": "Shakespeare by role", "synthetic": "20,000 synthetic users"}
-    found = {title: by_diversity(results, text) for text, title in texts.items()}
-    if not any(len(some) > 1 for some in found.values()):
+    by_title = {title: by_diversity(results, text) for text, title in texts.items()}
+    found = {title: some for title, some in by_title.items() if len(some) > 1}
+    if not found:
         return None
-    figure, panels = blank(1, 2, size=PANELS, sharey=True)
-    for axes, (title, some) in zip(panels, found.items(), strict=True):
+    width = PANELS[0] * len(found) / len(texts)
+    figure, panels = blank(1, len(found), size=(width, PANELS[1]), sharey=True, squeeze=False)
+    for axes, (title, some) in zip(panels[0], found.items(), strict=True):
         axes.errorbar(
             range(len(some)),
             [one.nats for one in some],
@@ -124,7 +126,7 @@ def _diversity(results: Results, path: Path) -> Path | None:
         axes.set(xlabel="a user's examples", title=f"{title}, ε = 2, B = 1,024")
         axes.margins(x=0.3)
         finish(axes, legend=False)
-    panels[0].set_ylabel("lead of ULS (nats)")
+    panels[0][0].set_ylabel("lead of ULS (nats)")
     return save(figure, path)
 
 
