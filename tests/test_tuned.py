@@ -122,3 +122,16 @@ def test_what_is_missing_or_unknown_is_named(tmp_path: Path) -> None:
         Tuned(corpus="none").run()
     with pytest.raises(InvalidInput, match="model_stories260k"):
         Tuned(corpus="shakespeare", corpora=tmp_path).run()
+
+
+def test_the_page_holds_what_is_kept() -> None:
+    docs = Path(__file__).resolve().parents[1] / "docs"
+    kept = list(read(docs / "reports" / "tuned"))
+    assert {one.corpus for one in kept} == {"shakespeare", "ubuntu-irc"}
+    assert all(one.epsilon <= 8 for one in kept)
+    for corpus in ("shakespeare", "ubuntu-irc"):
+        wanted = [arguments for _, arguments in Tuned(corpus=corpus)._wanted()]
+        assert sorted(wanted) == sorted(one.arguments for one in kept if one.corpus == corpus)
+    page = (docs / "selection.md").read_text(encoding="utf-8")
+    assert comparison(kept) in page
+    assert comparison([replace(kept[0], loss=kept[0].loss + 0.1), *kept[1:]]) not in page
