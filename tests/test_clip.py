@@ -34,7 +34,7 @@ def whitened(clip: Clip, update: np.ndarray) -> np.ndarray:
     return update / each
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(values=st.lists(st.floats(-1e3, 1e3), min_size=8, max_size=8))
 @pytest.mark.parametrize("clip", clips(), ids=lambda clip: clip.in_words())
 def test_an_update_brought_within_reach_keeps_every_bound(clip: Clip, values: list[float]) -> None:

@@ -19,7 +19,7 @@ numbers = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     update=st.lists(numbers, min_size=SIZE, max_size=SIZE),
     exponents=st.tuples(st.floats(-6, 6), st.floats(-6, 6)),

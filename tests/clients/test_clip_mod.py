@@ -119,7 +119,7 @@ CLIPS = (
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(update=hnp.arrays(np.float64, 7, elements=values), clip=st.sampled_from(CLIPS))
 def test_the_clip_on_the_host_keeps_every_limit(update: np.ndarray, clip: Clip) -> None:
     sizes = {"a": 3, "b": 4}

@@ -68,7 +68,7 @@ CONVERSATIONS = st.lists(
     [(TURNS, "<|end|>"), (MARKED, "<|end|>"), (PROMPTED, "<|end|>"), (ENDLESS, "")],
     ids=["turns", "marked", "prompted", "endless"],
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(CONVERSATIONS)
 @example([("assistant", "    indented\n\n        code  "), ("user", "  "), ("assistant", "")])
 def test_exactly_what_the_assistant_said_is_scored(template, end, talk) -> None:
@@ -85,7 +85,7 @@ def test_exactly_what_the_assistant_said_is_scored(template, end, talk) -> None:
     assert scored(tokenizer, messages, "all") == "".join(said)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(CONVERSATIONS)
 def test_marks_of_a_template_are_read_as_transformers_reads_them(talk) -> None:
     tokenizer = tokenizer_with(MARKED)

@@ -10,7 +10,7 @@ TEXTS = ["a", "ä", " ", "", "\n", "\ud800", "7.0", "1e+300", " b", "1.0E7"]
 VALUES = st.sampled_from([*TEXTS, None, 0, 7, True, 1.0, 1.5, 2.0**60, float("nan"), [], b"x", MALFORMED])
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(VALUES, VALUES), min_size=1, max_size=6))
 def test_many_at_once_are_judged_as_one_by_one(rows) -> None:
     columns = {"u": [row[0] for row in rows], "t": [row[1] for row in rows]}

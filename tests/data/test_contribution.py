@@ -21,7 +21,7 @@ class View:
         self.row_lengths = np.array(lengths if lengths is not None else [1] * sum(counts), dtype=np.int32)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(0, 12), min_size=1, max_size=30),
     st.integers(1, 15),
@@ -37,7 +37,7 @@ def test_bounding_keeps_as_many_as_allowed_of_every_user(counts, group_size, see
     assert rows.tolist() == bounded_rows(view, group_size, seed, selection).tolist()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(0, 12), min_size=2, max_size=30),
     st.integers(1, 15),

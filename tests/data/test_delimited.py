@@ -52,7 +52,7 @@ fields = (st.text(st.sampled_from('ab ,\t"\n;é\x00\r'), max_size=9) | st.text(m
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(fields, fields, fields).map(list), max_size=30), DIALECTS)
 def test_what_the_csv_module_writes_is_read_as_it_was_written(rows, dialect) -> None:
     content = written(["user", "note", "text"], rows, dialect)
@@ -85,7 +85,7 @@ pieces = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(
     st.lists(st.tuples(st.integers(0, 2), pieces), min_size=1, max_size=24),
     st.sampled_from(HEADERS),
@@ -207,7 +207,7 @@ def test_a_record_whose_every_line_could_be_one_says_so(header, content) -> None
     assert not any(isinstance(row, Joined) for row in rows)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(fields, fields).map(list) | st.none(), max_size=30), DIALECTS)
 def test_lines_with_nothing_on_them_are_passed_over(rows, dialect) -> None:
     end = dialect["lineterminator"]

@@ -72,7 +72,7 @@ def rows(encoder: TextEncoder, texts: list[str], length: int, long_texts: str, p
     return rows_of(examples, length, long_texts, 1, encoder.frame)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.sampled_from(sorted(FAMILIES)), st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(4, 40))
 def test_truncated_texts_are_those_of_the_tokenizer_itself(family, sizes, length) -> None:
     tokenizer = tokenizer_of(family)
@@ -82,7 +82,7 @@ def test_truncated_texts_are_those_of_the_tokenizer_itself(family, sizes, length
     assert split(found.tokens, found.lengths) == [tokenizer.encode(text).ids for text in texts]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.sampled_from(sorted(FAMILIES)),
     st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=5),
@@ -98,7 +98,7 @@ def test_truncated_pairs_are_those_of_the_tokenizer_itself(family, sizes, length
     assert (found.prefixes < found.lengths).all()
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.sampled_from(sorted(FAMILIES)),
     st.lists(st.tuples(st.integers(0, 40), st.integers(1, 60)), min_size=1, max_size=5),

@@ -51,7 +51,7 @@ values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.lists(values, max_size=5), st.sampled_from([1, 5, 1 << 18]), st.sampled_from([None, 1]))
 def test_items_are_cut_where_the_grammar_cuts_them(tmp_path_factory, items, block, indent) -> None:
     path = tmp_path_factory.mktemp("list") / "d.json"
@@ -66,7 +66,7 @@ TEXTS = st.text('"{}[],: \\xu', max_size=12)
 DAMAGE = st.sampled_from(['"', "{", "}", "[", "]", ",", "\\", ""])
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(st.data(), st.lists(st.tuples(st.sampled_from(NAMES), TEXTS), min_size=2, max_size=6))
 def test_no_damage_gives_anybody_anothers_text(tmp_path_factory, data, rows) -> None:
     """One character too many, too few or wrong: what is read before the file is refused is each one's own."""

@@ -31,7 +31,7 @@ def owners_of_rows(sets: OwnerSets, offsets: np.ndarray) -> list[frozenset[int]]
     return [members[place] for place in np.repeat(np.arange(len(members)), np.diff(offsets))]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(SETS, st.data(), st.integers(1, 5), st.sampled_from(["random", "first"]))
 def test_nobody_has_too_many_and_nothing_more_could_be_chosen(sets, data, group_size, selection) -> None:
     rows = data.draw(st.lists(st.integers(0, 6), min_size=len(sets), max_size=len(sets)))
@@ -55,7 +55,7 @@ def test_nobody_has_too_many_and_nothing_more_could_be_chosen(sets, data, group_
         assert before[list(owners[row])].max() == group_size
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(SETS, st.data(), st.integers(1, 4))
 def test_the_choice_is_that_of_the_plain_rule(sets, data, group_size) -> None:
     """One example after the other, those of fewest owners first, in the order of the data."""
@@ -94,7 +94,7 @@ def test_a_name_tells_its_owners(owners) -> None:
     assert owners_in(joint_name(owners)) == sorted(owners)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 1000), st.floats(0, 0.6), st.floats(0, 0.39))
 def test_owners_are_in_the_splits_that_a_store_has_them_in(tmp_path_factory, seed, validation, test) -> None:
     folder = tmp_path_factory.mktemp("splits")
@@ -214,7 +214,7 @@ def test_owners_who_may_be_one_person_are_pointed_out(tmp_path, tokenizer) -> No
     assert store.manifest["joint_users"] == {"users": 1, "examples": ["bob;eve"]}
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(SETS, st.data(), st.integers(1, 4), st.sampled_from(["random", "first"]))
 def test_how_many_rows_one_has_moves_no_row_of_those_who_share_none(sets, data, group_size, selection) -> None:
     """It follows from the lengths of their texts."""

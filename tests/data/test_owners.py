@@ -99,7 +99,7 @@ people = st.sampled_from(["ann", "bob", "7", "bob, Jr", 'c"d'])
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet", "hub"])
 def test_every_format_leaves_the_same_rows(kind, tmp_path_factory) -> None:
-    @settings(deadline=None, max_examples=5 if kind == "hub" else 25)
+    @settings(max_examples=5 if kind == "hub" else 25)
     @given(st.lists(st.tuples(people, st.lists(people, min_size=1, max_size=3)), min_size=1, max_size=8))
     def check(rows) -> None:
         path = tmp_path_factory.mktemp("data") / f"train.{'parquet' if kind == 'hub' else kind}"

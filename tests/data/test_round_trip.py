@@ -57,7 +57,7 @@ def require_the_same(path: Path, table: list[tuple[str, str]], source: str = "fi
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("kind", ["csv", "tsv"])
 def test_the_csv_modules_tables(kind, end, tmp_path) -> None:
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(
         TABLES,
         st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]),
@@ -79,7 +79,7 @@ def test_the_csv_modules_tables(kind, end, tmp_path) -> None:
 
 @pytest.mark.parametrize("kind", ["csv", "tsv"])
 def test_pandas_tables_of_text(kind, tmp_path) -> None:
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(TABLES)
     def check(table) -> None:
         path = tmp_path / f"data.{kind}.gz"
@@ -94,7 +94,7 @@ def test_pandas_tables_of_text(kind, tmp_path) -> None:
 def test_tables_without_quotes(kind, tmp_path) -> None:
     delimiter = "\t" if kind == "tsv" else ","
 
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(TABLES)
     def check(table) -> None:
         table = [
@@ -111,7 +111,7 @@ def test_tables_without_quotes(kind, tmp_path) -> None:
 
 @pytest.mark.parametrize("end", ENDS)
 def test_json_lines(end, tmp_path) -> None:
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(TABLES, st.booleans(), st.booleans(), st.sampled_from(["\n", "\r\n"]))
     def check(table, escaped, mark, line_end) -> None:
         lines = (
@@ -126,7 +126,7 @@ def test_json_lines(end, tmp_path) -> None:
 
 @pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
 def test_parquet(compression, tmp_path) -> None:
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(TABLES, st.sampled_from([pa.string(), pa.large_string(), pa.string_view(), pa.binary()]), st.booleans())
     def check(table, type_, dictionary) -> None:
         users = pa.array([user for user, _ in table], pa.string())
@@ -141,7 +141,7 @@ def test_parquet(compression, tmp_path) -> None:
 
 @pytest.mark.parametrize("layout", ["saved", "parquet"])
 def test_data_sets_of_the_hub(layout, tmp_path_factory) -> None:
-    @settings(deadline=None, max_examples=6)
+    @settings(max_examples=6)
     @given(TABLES)
     def check(table) -> None:
         folder = tmp_path_factory.mktemp("hub") / "data"

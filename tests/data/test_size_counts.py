@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsim.data import write
@@ -102,7 +102,6 @@ def test_counts_of_other_users_are_refused(wrong: dict[str, int], tmp_path: Path
         SizeCounts.of(rewrite(tmp_path / "store", users_by_rows={"train": wrong}).split("train"))
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=80), st.floats(0, 1), st.integers(1, 70))
 def test_counts_tell_what_all_users_sizes_tell(owned: list[int], level: float, group_size: int) -> None:
     counts = SizeCounts.counted(np.array(owned))

@@ -61,7 +61,7 @@ def test_an_encoding_that_is_named(tmp_path, encoding, name) -> None:
     assert read(tmp_path / name, encoding=encoding) == ({user: [text] for user, text in ROWS}, {})
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.text("ué😀b", min_size=1), st.text("x,é😀\"'", min_size=1)), min_size=1, max_size=30),
     st.sampled_from(["utf-16", "utf-32-be", "gb18030", "utf-8-sig"]),

@@ -136,7 +136,7 @@ def test_the_role_is_named() -> None:
         canonical_id(None, "label")
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.integers(-(2**53) + 1, 2**53 - 1))
 def test_a_number_is_one_id_in_every_notation(number) -> None:
     notations = [number, float(number), str(number), f"{number}.0", repr(float(number)), f"{number:.3f}", f" {number}"]
@@ -146,7 +146,7 @@ def test_a_number_is_one_id_in_every_notation(number) -> None:
     assert {canonical_id(value) for value in notations} == {str(number)}
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.text(max_size=20) | st.from_regex(r"0[0-9]{1,9}", fullmatch=True) | st.integers(0, 2**70).map(str))
 def test_an_id_is_its_own_id_and_only_numbers_change(text) -> None:
     try:
@@ -240,7 +240,7 @@ def written(folder, kind: str, ids: list[int | None]) -> DataConfig:
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_the_same_person_is_one_user_through_every_format(kind, tmp_path_factory) -> None:
-    @settings(deadline=None, max_examples=4 if kind.startswith("hub") else 15)
+    @settings(max_examples=4 if kind.startswith("hub") else 15)
     @given(st.lists(IDS | st.none(), min_size=2, max_size=6))
     def check(ids) -> None:
         texts, bad = read_texts(written(tmp_path_factory.mktemp("data") / "it", kind, ids))

@@ -32,7 +32,7 @@ def exact_square(values: np.ndarray, resolution: float) -> Fraction:
     return sum((Fraction(int(v)) ** 2 for v in values), Fraction(0)) * Fraction(resolution) ** 2
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(update=vectors, bound=bounds, max_units=st.integers(1, 2**20))
 def test_norm_never_exceeds_the_bound_in_exact_arithmetic(update: np.ndarray, bound: float, max_units: int) -> None:
     resolution = resolution_for(Clip(norm=bound), max_units)
@@ -40,7 +40,7 @@ def test_norm_never_exceeds_the_bound_in_exact_arithmetic(update: np.ndarray, bo
     assert exact_square(steps, resolution) <= Fraction(bound) ** 2
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(update=vectors, bound=bounds, max_units=st.integers(1, 2**20))
 def test_truncation_moves_toward_zero_by_less_than_a_step(update: np.ndarray, bound: float, max_units: int) -> None:
     short = (clip32(update, bound) * np.float32(0.99)).astype(np.float32)
@@ -118,7 +118,7 @@ SCALES = {"a": 0.3, "b": 1.7}
 BLOCKS = (ClipBlock(parameters=("a",), share=0.6), ClipBlock(parameters=("b",), share=0.8))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(update=hnp.arrays(np.float32, 8, elements=st.floats(-1e3, 1e3, width=32)), bound=st.floats(1e-3, 1e3))
 @pytest.mark.parametrize("given_clip", [{}, {"scales": SCALES}, {"order": 1}, {"blocks": BLOCKS}])
 @pytest.mark.parametrize("where", [np.asarray, torch.from_numpy])

@@ -70,7 +70,7 @@ class Mixture(torch.nn.Module):
         return self.mix(self.warp(self.norm(self.tables(input_ids))))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**31),
     width=st.integers(1, 12),

@@ -89,7 +89,7 @@ def test_one_unit_alone_never_exceeds_the_clip(name: str, autocast: torch.dtype 
         assert float(update.double().norm()) <= 0.37
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(norm=st.floats(0, 1e17), clip_norm=st.floats(1e-12, 1e12))
 def test_factors_never_scale_above_the_clip(norm: float, clip_norm: float) -> None:
     clip = ModelClip(Clip(norm=clip_norm), ParameterLayout.of(torch.nn.Linear(1, 1)))
@@ -141,7 +141,7 @@ def test_scales_whiten_the_norm_and_leave_the_sum_unscaled(norm_order: int) -> N
     torch.testing.assert_close(found.total, expected, rtol=1e-4, atol=1e-7)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**32), factor=st.floats(1e-6, 1))
 def test_scaling_bfloat16_activations_loses_nothing(seed: int, factor: float) -> None:
     generator = torch.Generator().manual_seed(seed)

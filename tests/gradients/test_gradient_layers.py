@@ -12,7 +12,7 @@ WIDTHS = st.integers(1, 24)
 RAGGED = {"seed": st.integers(0, 10**6), "units": st.integers(1, 6), "longest": st.integers(2, 20)}
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(width=WIDTHS, out=WIDTHS, bias=st.booleans(), **RAGGED)
 def test_linear(width: int, out: int, bias: bool, seed: int, units: int, longest: int) -> None:
     layer = torch.nn.Linear(width, out, bias=bias)
@@ -20,7 +20,7 @@ def test_linear(width: int, out: int, bias: bool, seed: int, units: int, longest
     check_nonempty(Around(layer, width, out), seed, units, longest)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(width=WIDTHS, out=WIDTHS, **RAGGED)
 def test_conv1d(width: int, out: int, seed: int, units: int, longest: int) -> None:
     from transformers.pytorch_utils import Conv1D
@@ -31,7 +31,7 @@ def test_conv1d(width: int, out: int, seed: int, units: int, longest: int) -> No
     check_nonempty(Around(layer, width, out), seed, units, longest)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(width=st.integers(2, 24), **RAGGED)
 def test_layer_norm(width: int, seed: int, units: int, longest: int) -> None:
     layer = torch.nn.LayerNorm(width)
@@ -51,7 +51,7 @@ def test_rms_norms_of_torch_and_transformers() -> None:
         check(Around(layer, 9), dtypes=[torch.float32] if type(layer) is GemmaRMSNorm else [*TOLERANCE])
 
 
-@settings(max_examples=16, deadline=None)
+@settings(max_examples=16)
 @given(width=WIDTHS, tied=st.booleans(), padding_idx=st.sampled_from([None, 0, 3]), **RAGGED)
 def test_embeddings(width, tied, padding_idx, seed, units, longest) -> None:
     torch.manual_seed(seed)

@@ -47,7 +47,7 @@ def alike(n: int, width: int, kind: str, generator: torch.Generator) -> torch.Te
 KINDS = st.sampled_from(["random", "same", "constant", "one coordinate", "repeated"])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @example(
     seed=1, n=1, sizes=(3, 50), kinds=("random", "random"), cancelled=1.5, tied=True, words=1, scale=1e-9
 )  # a clip far below SMALLEST_LIMIT
@@ -135,7 +135,7 @@ def test_a_vocabulary_of_gpt2_at_width_32_held(kind: str) -> None:
     assert 1 - 2 * CLIP_MARGIN < reach(made) <= 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     values=st.one_of(st.integers(1, 5000), st.sampled_from([65_536, 1_000_003])),
     units=st.integers(1, 3),
@@ -189,7 +189,7 @@ def test_a_clip_to_almost_nothing_is_no_shorter_than_what_it_clips(norm: float) 
         assert float(found.total.double().norm()) > 1.99 * clip.bound
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**31),
     norm=st.sampled_from([1e-4, 0.1, 3.0]),

@@ -200,7 +200,7 @@ def test_sinks_compete_with_scores() -> None:
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(lengths=LENGTHS)
 def test_places_lead_there_and_back(lengths: list[int]) -> None:
     rows = PackedRows(np.array(lengths), CPU)
@@ -216,7 +216,7 @@ def test_places_lead_there_and_back(lengths: list[int]) -> None:
         start += number * length
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(lengths=LENGTHS, most=st.integers(1, 30), width=st.integers(1, 5), times=st.integers(1, 3))
 def test_segments_bucket_and_cut_every_vector_once(lengths: list[int], most: int, width: int, times: int) -> None:
     segments = Segments(np.sort(lengths), CPU).times(times)

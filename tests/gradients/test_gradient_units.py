@@ -63,7 +63,7 @@ def test_a_unit_is_the_weighted_mean_over_its_examples_or_tokens(weighting: str)
     assert unit[3] == pytest.approx(float(mean.detach()))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), budget=st.integers(1, 120), units=st.integers(1, 12))
 def test_every_row_is_in_one_micro_batch_that_fits(seed: int, budget: int, units: int) -> None:
     rows, ids = ragged(seed, units=units, most=8)
@@ -83,7 +83,7 @@ def test_every_row_is_in_one_micro_batch_that_fits(seed: int, budget: int, units
         assert all(len(p) == 1 or len(p) * made.lengths[p].max() <= budget for p in parts)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), budget=st.integers(1, 120), units=st.integers(1, 12))
 def test_every_packed_row_is_in_one_micro_batch_that_fits(seed: int, budget: int, units: int) -> None:
     rows, ids = ragged(seed, units=units, most=8)
@@ -97,7 +97,7 @@ def test_every_packed_row_is_in_one_micro_batch_that_fits(seed: int, budget: int
         assert all(len(p) == 1 or made.packed_lengths[p].sum() <= budget for p in parts)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), longest=st.sampled_from([8, SHORT_ROW, 4 * SHORT_ROW]), gpu=st.booleans())
 def test_packed_rows_hold_what_predicts_and_nothing_else_of_short_ones(seed: int, longest: int, gpu: bool) -> None:
     """Every label that a row has is asked for, behind the tokens of the same row that come before it."""

@@ -88,7 +88,7 @@ def test_a_model_whose_tokens_cost_more_than_estimated_gets_smaller_ones(memory:
     assert token_budget(model, CUDA, None) == largest_power(SHARE * memory.total / 2**24)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(free=st.integers(0, 2**38), each=st.floats(1, 2**40), held=st.integers(0, 2**36))
 def test_a_budget_is_the_largest_power_of_two_that_fits(free: int, each: float, held: int) -> None:
     """What is in use is not free; what torch holds and nobody uses is."""

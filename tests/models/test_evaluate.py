@@ -80,7 +80,7 @@ def test_a_classifier_counts_rows(classifier) -> None:
     assert found.correct == sum(int(logits.argmax()) == c for logits, c in zip(alone, rows.classes, strict=True))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(count=st.integers(1, 30), max_tokens=st.integers(1, 400), cut=st.integers(0, 30), seed=st.integers(0, 99))
 def test_neither_batches_nor_parts_change_the_sums(causal, classifier, count, max_tokens, cut, seed) -> None:
     rows = random_rows(count, seed)

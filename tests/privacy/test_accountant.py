@@ -168,7 +168,7 @@ def test_order_and_grouping_do_not_matter() -> None:
     assert first.lower > max(epsilon_bounds(event, 1e-6).upper for event in events)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     group_size=st.integers(1, 40),
     probability=st.floats(1e-3, 0.5),

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsim.privacy import composition
@@ -22,7 +22,6 @@ def whole(spectra):
     return np.exp(log_size - relative) * np.exp(1j * phase), bound, doubt
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 3), st.sampled_from([1, 30, 10**4]), st.sampled_from([1, 7, 64, 200]))
 def test_no_frequency_counts_for_less(seed: int, measures: int, count: int, at_once: int) -> None:
     generator = np.random.default_rng(seed)

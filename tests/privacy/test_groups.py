@@ -122,7 +122,7 @@ CHARGES = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(charges=CHARGES)
 def test_nobody_goes_through_more_than_is_counted_and_somebody_through_as_much_as_the_least(
     charges: list[Event],

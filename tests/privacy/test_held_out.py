@@ -40,7 +40,7 @@ CHANGES = st.floats(allow_nan=True, allow_infinity=True)
 CLIPS = st.floats(1e-3, 50.0)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(others=st.lists(CHANGES, max_size=8), one=CHANGES, another=CHANGES, clip=CLIPS, users=st.integers(1, 9))
 def test_a_user_moves_the_sum_by_the_clip_norm_at_most_whoever_else_there_is(
     others: list[float], one: float, another: float, clip: float, users: int

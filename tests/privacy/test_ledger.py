@@ -65,7 +65,7 @@ def written(path: Path, *charges: Event) -> bytes:
     return path.read_bytes()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(events, max_size=6))
 def test_replay_gives_the_same_entries(charges: list[Event]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -148,7 +148,7 @@ def test_a_file_cut_off_at_any_byte_loses_at_most_the_line_it_cuts(tmp_path: Pat
         assert data[: max([0, *(end for end in ends if end <= size)])] in path.read_bytes()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_any_changed_byte_is_refused_with_its_line(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder, QUICK:

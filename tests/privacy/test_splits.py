@@ -62,7 +62,7 @@ def test_what_came_before_is_charged_to_both() -> None:
     assert counted(own_event(entries)) == counted(merged(charges(20, 40)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lines=st.lists(
         st.tuples(

@@ -21,7 +21,7 @@ weights = st.lists(st.floats(1e-12, 1.0), min_size=1, max_size=6)
 noises = st.floats(0.05, 50.0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(weights, noises, st.floats(-290, -0.01), st.sampled_from([1, 12, gaussian_pairs.CHUNK]))
 def test_the_tail_begins_where_no_more_is_left_and_just_there(
     shares: list[float], noise: float, power: float, chunk: int

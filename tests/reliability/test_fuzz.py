@@ -201,7 +201,7 @@ def run_for(make: Callable[[Path], Callable[..., None]], folder: Path, seconds: 
     """Run a fuzzer with new examples until the time is up; returns how many it ran."""
     end, number = time.monotonic() + seconds, 0
     first = int(os.environ.get("FEDSIM_FUZZ_SEED", "0"))
-    chosen = settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    chosen = settings(max_examples=EXAMPLES, database=None, suppress_health_check=list(HealthCheck))
     while time.monotonic() < end:
         place = folder / str(number)
         place.mkdir()

@@ -73,7 +73,7 @@ def test_more_digits_decide_as_float64_does_where_it_can(monkeypatch: pytest.Mon
     assert len(calls) > 400
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.integers(0, 15), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers(1, 2**26), st.integers(0, 32)
 )

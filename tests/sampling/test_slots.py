@@ -82,7 +82,7 @@ def rounds_of(plan: ElsPlan, users: Users, rounds: int, seed: int = 1) -> np.nda
 SELECTIONS = ("random", "longest", "first", "chunk")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=30),
     st.integers(1, 5),

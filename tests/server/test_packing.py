@@ -1,7 +1,7 @@
 """Packing units onto workers."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from server.packing import Speeds, chunks, pack
@@ -9,7 +9,6 @@ from server.packing import Speeds, chunks, pack
 costs_of_units = st.lists(st.floats(0, 1e6), max_size=60).map(np.array)
 
 
-@settings(deadline=None)
 @given(costs=costs_of_units, speeds=st.lists(st.floats(0.1, 10), min_size=1, max_size=7).map(np.array))
 def test_every_unit_once_and_in_order(costs: np.ndarray, speeds: np.ndarray) -> None:
     parts = pack(costs, speeds)
@@ -18,7 +17,6 @@ def test_every_unit_once_and_in_order(costs: np.ndarray, speeds: np.ndarray) -> 
     assert all((np.diff(part) > 0).all() for part in parts)
 
 
-@settings(deadline=None)
 @given(costs=costs_of_units, workers=st.integers(1, 7))
 def test_finishing_time_is_near_the_least_possible(costs: np.ndarray, workers: int) -> None:
     finish = max(costs[part].sum() for part in pack(costs, np.ones(workers)))

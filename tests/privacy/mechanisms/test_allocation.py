@@ -41,7 +41,7 @@ def test_block_means_are_means_over_the_blocks_values() -> None:
         blocks.means(flat[1:])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(scales=st.lists(st.floats(1e-6, 1e6), min_size=5, max_size=5), bound=st.floats(1.0, 100.0))
 def test_normalised_scales_keep_the_noise_energy_and_the_bound(scales: list[float], bound: float) -> None:
     blocks = Blocks.by_matrix(SIZES)
