@@ -5,6 +5,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from small_flags import TINY
+
 from experiments.selection.budget import SelectionBudget
 from experiments.selection.command import Selection
 from experiments.selection.options import SelectionConfig
@@ -21,21 +23,7 @@ from server.results.run_folder import write_json
 SIZES = UserSizes.of_quantiles(4_000, {0.5: 4})
 SWEEP = SweepConfig(algorithms=("uls",), uls_group_sizes=(1, 2), learning_rates=(1e-3, 1e-2))
 COMMON = RunConfig(plan=PlanConfig(rounds=3, delta=1e-4), engine=EngineConfig(kind="local"))
-SMALL = [
-    "--data.packages", "numpy",
-    "--data.sequence-length", "32",
-    "--model.small.layers", "1",
-    "--model.small.width", "32",
-    "--model.small.heads", "2",
-    "--model.small.vocabulary-size", "512",
-    "--model.small.steps", "5",
-    "--plan.delta", "1e-3",
-    "--plan.rounds", "2",
-    "--plan.gradients-per-round", "16",
-    "--evaluation.max-rows", "20",
-    "--evaluation.test-rows", "20",
-    "--engine.kind", "local",
-]  # fmt: skip
+SMALL = [*TINY, "--plan.gradients-per-round", "16", "--engine.kind", "local"]
 
 
 class Trained:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from mock_sweep import FakeTraining, point, row, small_sweep
+from small_flags import TINY
 
 import server.app
 from experiments.run import main
@@ -22,20 +23,7 @@ from fedsim.config import EvaluationConfig, OptimizerConfig, PlanConfig, RunConf
 from fedsim.errors import InvalidInput
 from server.precautions.stopping import Stopped
 
-SMALL = [
-    "--data.packages", "numpy",
-    "--data.sequence-length", "32",
-    "--model.small.layers", "1",
-    "--model.small.width", "32",
-    "--model.small.heads", "2",
-    "--model.small.vocabulary-size", "512",
-    "--model.small.steps", "5",
-    "--plan.delta", "1e-3",
-    "--plan.rounds", "2",
-    "--evaluation.every", "2",
-    "--evaluation.max-rows", "20",
-    "--evaluation.test-rows", "20",
-]  # fmt: skip
+SMALL = [*TINY, "--evaluation.every", "2"]
 
 
 def test_points_are_all_combinations_seed_by_seed() -> None:
