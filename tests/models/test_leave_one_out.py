@@ -20,7 +20,7 @@ CUT = 20
 """Tokens of a micro-batch that splits the first and the third user's rows and leaves every user alone."""
 
 FLOAT32_INSIDE = ("gpt_neo", "gptj", "mpt", "mamba", "gemma", "gemma2", "gemma3_text", "cohere")
-"""Families that compute some things in float32 whatever they are given."""
+"""Families that compute some things in float32 whatever they are given: the order of their sums shows up to 1e-6."""
 
 CLASSIFYING = ("gpt2", "llama", "mixtral", "bloom", "opt", "gemma3_text")
 CASES = [
@@ -74,13 +74,14 @@ def test_removing_a_user_removes_what_it_added_and_nothing_else(
     assert norms.min() > 0
     clip = Clip(norm=float(norms.min()) / 2)
     # Sums of three vectors of norm C in float64 are off by some 2⁻⁵² of it, whole networks by a hundred times that.
-    # A clipped user is aimed 2⁻¹⁶ below C, so what moves the sum is within C by more than any rounding here.
-    rounding = (1e-6 if family in FLOAT32_INSIDE else 1e-12) * clip.norm
+    # A clipped user is aimed 2⁻¹⁶ = 1.5e-5 below C, so what moves the sum is within C by more than any rounding here.
+    relative = 1e-5 if family in FLOAT32_INSIDE else 1e-12
+    rounding = relative * clip.norm
     whole = total(clip)
     for other in (total(clip, max_tokens=CUT), total(clip, ids, CUT, "reference")):
         assert float((other.total - whole.total).norm()) <= rounding
-        torch.testing.assert_close(other.norms, whole.norms, rtol=1e-6, atol=0)
-        torch.testing.assert_close(other.losses, whole.losses, rtol=1e-6, atol=0)
+        torch.testing.assert_close(other.norms, whole.norms, rtol=relative, atol=0)
+        torch.testing.assert_close(other.losses, whole.losses, rtol=relative, atol=0)
     units = clipped_units(loaded.model, rows, ids, clip, objective=loaded.objective)
     each = [update for _, update, _, _ in units]
     for user in range(len(LENGTHS)):
@@ -89,5 +90,5 @@ def test_removing_a_user_removes_what_it_added_and_nothing_else(
         assert float(moved.norm()) <= clip.norm * (1 + 1e-12)
         assert float((moved - each[user]).norm()) <= rounding
         others = [u for u in range(len(left.norms)) if u != user]
-        torch.testing.assert_close(left.norms[others], whole.norms[others], rtol=1e-6, atol=0)
-        torch.testing.assert_close(left.losses[others], whole.losses[others], rtol=1e-6, atol=0)
+        torch.testing.assert_close(left.norms[others], whole.norms[others], rtol=relative, atol=0)
+        torch.testing.assert_close(left.losses[others], whole.losses[others], rtol=relative, atol=0)
