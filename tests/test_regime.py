@@ -14,7 +14,7 @@ import pytest
 from benchmarks.marked import between_marks
 from benchmarks.regime import __main__ as command
 from benchmarks.regime.kept import Shelf
-from benchmarks.regime.outcomes import Results, at_25_rounds, gathered, growth, leads
+from benchmarks.regime.outcomes import Results, Took, at_25_rounds, gathered, growth, leads
 from benchmarks.regime.page import BEGIN, END, sections, write_page
 from benchmarks.regime.rates import MODEL, PILOTS, Pilot, Rates
 from benchmarks.regime.scores import scored
@@ -35,6 +35,7 @@ RATES = Rates(
     }
 )
 STUDIED = ("shakespeare-epsilon", "shakespeare-compute", *QUESTIONS_OF_DIVERSITY)
+PILOT_POINTS = sum(3 * len(pilot.epsilons) for pilot in PILOTS)
 STEPS = {"uls": 0.05, "els": 0.01}
 """By how much the mock losses fall as ε doubles."""
 
@@ -191,6 +192,8 @@ def test_the_page_gets_the_tables_between_its_marks_and_nothing_else_changes(res
     assert text.startswith(f"before\n{BEGIN}\n")
     assert text.endswith(f"{END}\nafter\n")
     assert "old" not in text
+    assert "\n75 points took 0.0 hours" in text
+    assert "of longer studies 48 points took 0.0 hours" in text
     assert text.count("| stronger privacy | ε = 8 | ε = 0.5 | -0.160") == 1
     assert text.count("| more diverse users | shakespeare-alike | shakespeare-mixed | +0.000") == 1
     assert text.count("| more diverse users | synthetic-alike | synthetic-mixed | +0.000") == 1
@@ -227,7 +230,7 @@ def test_a_study_goes_on_where_it_stopped_and_says_what_failed(
     assert ran == ["shakespeare-compute-B256-T25-lr0.003"]
     assert study.run() == 0
     assert len(ran) == 1
-    assert (output / "regime.md").read_text(encoding="utf-8").startswith("30 points")
+    assert (output / "regime.md").read_text(encoding="utf-8").startswith(f"{30 + PILOT_POINTS} points took")
     elsewhere = command.Regime(
         corpora=tmp_path / "corpora", output=tmp_path / "new", kept=output / "kept", only=("shakespeare-compute",)
     )
@@ -236,16 +239,16 @@ def test_a_study_goes_on_where_it_stopped_and_says_what_failed(
     assert len(ran) == 1
     assert (elsewhere.output / "regime.md").read_bytes() == (output / "regime.md").read_bytes()
     shelf = Shelf(output / "kept", tmp_path / "corpora")
-    assert gathered(shelf, STUDIES, RATES).points == 30
+    assert gathered(shelf, STUDIES, RATES).took == Took(30 + PILOT_POINTS, 30.0 + PILOT_POINTS)
     kept = output / "kept" / "shakespeare-compute-B256-T25-lr0.003.json"
     written = json.loads(kept.read_text())
     assert str(tmp_path) not in kept.read_text()
     written["arguments"][-1] = "with other settings"
     kept.write_text(json.dumps(written))
-    assert gathered(shelf, STUDIES, RATES).points == 15
+    assert gathered(shelf, STUDIES, RATES).took.points == 15 + PILOT_POINTS
     (tmp_path / "other" / MODEL).mkdir(parents=True)
     (tmp_path / "other" / MODEL / "config.json").write_text("{}")
-    assert gathered(Shelf(output / "kept", tmp_path / "other"), STUDIES, RATES).points == 0
+    assert gathered(Shelf(output / "kept", tmp_path / "other"), STUDIES, RATES).took.points == 0
 
 
 def test_commands_are_printed_and_nothing_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.regime.kept import Kept, Shelf
-from benchmarks.regime.rates import Rates
+from benchmarks.regime.rates import PILOTS, Rates
 from benchmarks.regime.studies import AT_1024, Place, Study, sweeps_of
 from experiments.sweep.results import cells_of, contrast, half_width, lead
 
@@ -79,6 +79,27 @@ class Lead:
         return "ULS" if self.nats > 0 else "ELS"
 
 
+@dataclass(frozen=True)
+class Took:
+    """How long points took.
+
+    Attributes:
+        points: How many.
+        seconds: Of all of them, one after another; a sweep runs one on each core.
+    """
+
+    points: int
+    seconds: float
+
+    @classmethod
+    def of(cls, points: Sequence[dict[str, Any]]) -> "Took":
+        """Of points as sweeps list them."""
+        return cls(len(points), sum(point["seconds"] for point in points))
+
+    def __str__(self) -> str:
+        return f"{self.points} points took {self.seconds / 3600:.1f} hours"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Results:
     """What is finished.
@@ -86,16 +107,16 @@ class Results:
     Attributes:
         settings: All settings of all studies.
         pretrained: Loss before fine-tuning, by corpus.
-        seconds: Of training, all points together.
-        points: How many these are.
+        took: Points of the pilots and of the studies that run unless others are asked for.
+        longer: Points of the longer studies.
         dates: When sweeps were finished.
         versions: Of the packages that they ran on, each once.
     """
 
     settings: tuple[Setting, ...]
     pretrained: dict[str, float]
-    seconds: float
-    points: int
+    took: Took
+    longer: Took
     dates: tuple[str, ...]
     versions: tuple[str, ...]
 
@@ -120,8 +141,9 @@ def gathered(shelf: Shelf, studies: Iterable[Study], rates: Rates) -> Results:
     """
     settings: list[Setting] = []
     pretrained: dict[str, float] = {}
-    points: list[dict[str, Any]] = []
-    found: list[Kept] = []
+    found: list[Kept] = [kept for pilot in PILOTS if (kept := shelf.find(pilot)) is not None]
+    points = [point for kept in found for point in kept.points]
+    longer: list[dict[str, Any]] = []
     for study in studies:
         for sweep in sweeps_of(study, rates):
             kept = shelf.find(sweep)
@@ -129,13 +151,13 @@ def gathered(shelf: Shelf, studies: Iterable[Study], rates: Rates) -> Results:
                 continue
             found.append(kept)
             pretrained[study.corpus] = kept.pretrained_loss
-            points += kept.points
+            (longer if study.longer else points).extend(kept.points)
             settings += _settings(study, sweep.place, kept.points)
     return Results(
         settings=tuple(settings),
         pretrained=pretrained,
-        seconds=sum(point["seconds"] for point in points),
-        points=len(points),
+        took=Took.of(points),
+        longer=Took.of(longer),
         dates=tuple(sorted({kept.date for kept in found})),
         versions=tuple(
             sorted({f"{name} {kept.versions[name]}" for kept in found for name in ("torch", "transformers")})

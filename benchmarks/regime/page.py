@@ -40,15 +40,14 @@ def write_page(output: Path, results: Results, rates: Rates, scores: Sequence[Sc
     if page is not None:
         replace_between_marks(page, BEGIN, END, text)
         draw(results, page.parent / "figures")
-    print(f"{results.points} points, {results.seconds / 3600:.2f} hours one after another: {output / 'regime.md'}")
+    print(f"{_duration(results)}: {output / 'regime.md'}")
 
 
 def sections(results: Results, rates: Rates, scores: Sequence[Score]) -> Iterator[str]:
     """What the page gets: a sentence on all points, and the tables."""
-    hours = results.seconds / 3600
     days = " to ".join(dict.fromkeys((results.dates[0], results.dates[-1])))
     of = ", ".join(results.versions)
-    yield f"{results.points} points, which took {hours:.1f} hours one after another; {days}; {of}."
+    yield f"{_duration(results)}; {days}; {of}."
     yield "Learning rates, chosen on public users:\n\n" + table(("B", "T", "ε", "learning rate"), list(rates.rows()))
     yield "The best setting of each algorithm, independent noise:\n\n" + table(
         LEADS, [_lead_row(one) for one in _all_leads(results)]
@@ -58,6 +57,11 @@ def sections(results: Results, rates: Rates, scores: Sequence[Score]) -> Iterato
         yield "What the planner ranked first, by effective rounds:\n\n" + table(
             SCORES, [_score_row(one) for one in scores]
         )
+
+
+def _duration(results: Results) -> str:
+    said = f"{results.took} one after another, and a sweep runs one on each core"
+    return said + (f"; of longer studies {results.longer}" if results.longer.points else "")
 
 
 def _all_leads(results: Results) -> Iterator[Lead]:

@@ -148,7 +148,7 @@ STUDIES: tuple[Study, ...] = (
             epsilons=(2,),
             uls=(1, 8),
             els=(1, 4),
-            longer=corpus in SYNTHETIC,
+            longer=True,
         )
         for corpus, asks in QUESTIONS_OF_DIVERSITY.items()
     ),
