@@ -14,7 +14,7 @@ import pytest
 from benchmarks.marked import between_marks
 from benchmarks.regime import __main__ as command
 from benchmarks.regime.kept import Shelf
-from benchmarks.regime.outcomes import Results, Took, at_25_rounds, gathered, growth, leads
+from benchmarks.regime.outcomes import Results, Took, at_25_rounds, by_diversity, gathered, growth, leads
 from benchmarks.regime.page import BEGIN, END, sections, write_page
 from benchmarks.regime.rates import MODEL, PILOTS, Pilot, Rates
 from benchmarks.regime.scores import scored
@@ -22,6 +22,7 @@ from benchmarks.regime.studies import FILES, QUESTIONS_OF_DIVERSITY, STUDIES, St
 from benchmarks.regime.synthetic import BOOKS, PASSAGE, WINDOW, SyntheticUsers
 from experiments.run import main
 from experiments.sweep.command import Sweep
+from experiments.sweep.results import contrast
 from fedsim.errors import InvalidInput
 
 RATES = Rates(
@@ -169,6 +170,13 @@ def test_a_predictor_is_scored_by_order_and_by_what_its_first_choice_loses(resul
         assert 0 < one.chance < one.regret
 
 
+def test_settings_that_are_predicted_the_same_are_ranked_first_together(results: Results) -> None:
+    for one in scored(results, lambda one: -one.noise - 1.0 * (one.group_size > 1)):
+        single = [s for s in one.settings if s.group_size == 1]
+        assert {s.arm for s in one.first} == {s.arm for s in single} == {"uls", "els"}
+        assert one.regret == pytest.approx(np.mean([s.loss for s in single]) - one.best.loss)
+
+
 def test_settings_with_correlated_noise_count_the_noise_that_is_left(tmp_path: Path) -> None:
     sweep = next(sweeps_of(next(study for study in STUDIES if study.name == "irc-allocation"), RATES))
     finished_sweep(sweep, tmp_path)
@@ -192,8 +200,8 @@ def test_the_page_gets_the_tables_between_its_marks_and_nothing_else_changes(res
     assert text.startswith(f"before\n{BEGIN}\n")
     assert text.endswith(f"{END}\nafter\n")
     assert "old" not in text
-    assert "\n75 points took 0.0 hours" in text
-    assert "of longer studies 48 points took 0.0 hours" in text
+    assert "\n75 points ran for 0.0 hours" in text
+    assert "; 48 points ran for 0.0 hours more in longer studies" in text
     assert text.count("| stronger privacy | ε = 8 | ε = 0.5 | -0.160") == 1
     assert text.count("| more diverse users | shakespeare-alike | shakespeare-mixed | +0.000") == 1
     assert text.count("| more diverse users | synthetic-alike | synthetic-mixed | +0.000") == 1
@@ -230,7 +238,7 @@ def test_a_study_goes_on_where_it_stopped_and_says_what_failed(
     assert ran == ["shakespeare-compute-B256-T25-lr0.003"]
     assert study.run() == 0
     assert len(ran) == 1
-    assert (output / "regime.md").read_text(encoding="utf-8").startswith(f"{30 + PILOT_POINTS} points took")
+    assert (output / "regime.md").read_text(encoding="utf-8").startswith(f"{30 + PILOT_POINTS} points ran for")
     elsewhere = command.Regime(
         corpora=tmp_path / "corpora", output=tmp_path / "new", kept=output / "kept", only=("shakespeare-compute",)
     )
@@ -312,12 +320,24 @@ def test_the_page_shows_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         assert section in shown
     by_epsilon, by_compute = leads(results, study="shakespeare-epsilon"), at_25_rounds(results)
     claims = page.partition("## The planner")[0]
+    by_kind = by_diversity(results, "shakespeare")
     for one in (by_epsilon[0], by_epsilon[-1], *by_compute):
         assert interval(one.nats, one.half) in claims
-    for first, last in ((by_epsilon[-1], by_epsilon[0]), (by_compute[0], by_compute[-1])):
-        assert interval(*growth(first, last)) in claims
+    for found in (by_epsilon[::-1], by_compute, by_kind):
+        assert interval(*growth(found[0], found[-1])) in claims
+    words = page.partition("## The paper's regime")[2].partition(BEGIN)[0]
+    for one in by_kind:
+        assert interval(one.nats, one.half) in words
+    for gained in gains_of_bands(results):
+        assert interval(*gained) in words
     assert [one.uls.group_size for one in by_compute] == [1, 1, 4]
     assert [one.uls.group_size for one in by_epsilon] == [16, 4, 4]
+
+
+def gains_of_bands(results: Results) -> list[tuple[float, float | None]]:
+    """By how much correlated noise lowers the loss, by rounds."""
+    found = {(one.place.rounds, one.bands): np.array(one.losses) for one in results.of(study="irc-allocation")}
+    return [contrast([found[rounds, "1"], found[rounds, "auto"]], [1, -1]) for rounds in (25, 50, 100)]
 
 
 def interval(nats: float, half: float | None) -> str:

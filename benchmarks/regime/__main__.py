@@ -33,7 +33,7 @@ class Regime:
     only: tuple[str, ...] = ()
     """Names of studies; by default all of them."""
     longer: bool = False
-    """Also those that take longer than all the others together."""
+    """Also the studies that are marked so: of users who are made up, of the largest compute, and of other ε."""
     page: Path | None = None
     """A page whose part between the study's marks is written anew, with its figures beside it."""
     commands: bool = False

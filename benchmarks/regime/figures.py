@@ -96,9 +96,10 @@ def _allocation(results: Results, path: Path) -> Path | None:
             capsize=3,
             label=names[bands],
         )
-    axes.set(xscale="log", xlabel="rounds, at the same compute in all", ylabel=LOSS, title="ε = 8, G = 1")
-    rounds = sorted({s.place.rounds for s in settings})
-    axes.set_xticks(rounds, [str(value) for value in rounds])
+    title = "Ubuntu IRC, ε = 8, G = 1, 6,400 gradients"
+    axes.set(xscale="log", xlabel="rounds (learning rate of public users)", ylabel=LOSS, title=title)
+    rates = {s.place.rounds: s.rate for s in settings}
+    axes.set_xticks(list(rates), [f"{rounds}\n({rate:g})" for rounds, rate in rates.items()])
     axes.minorticks_off()
     finish(axes)
     return save(figure, path)

@@ -97,7 +97,7 @@ class Took:
         return cls(len(points), sum(point["seconds"] for point in points))
 
     def __str__(self) -> str:
-        return f"{self.points} points took {self.seconds / 3600:.1f} hours"
+        return f"{self.points} points ran for {self.seconds / 3600:.1f} hours"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,8 +60,8 @@ def sections(results: Results, rates: Rates, scores: Sequence[Score]) -> Iterato
 
 
 def _duration(results: Results) -> str:
-    said = f"{results.took} one after another, and a sweep runs one on each core"
-    return said + (f"; of longer studies {results.longer}" if results.longer.points else "")
+    said = f"{results.took} added up, pilots among them, and a sweep runs one on each core"
+    return said + (f"; {results.longer} more in longer studies" if results.longer.points else "")
 
 
 def _all_leads(results: Results) -> Iterator[Lead]:
@@ -109,7 +109,7 @@ def _score_row(one: Score) -> list[str]:
     return [
         *(first.corpus, f"{first.epsilon:g}"),
         *(f"{first.place.gradients * first.place.rounds:,}", str(len(one.settings)), f"{one.rank:+.2f}"),
-        *(_named(one.first), _named(one.best), f"{one.regret:.3f}", f"{one.chance:.3f}"),
+        *(" or ".join(map(_named, one.first)), _named(one.best), f"{one.regret:.3f}", f"{one.chance:.3f}"),
     ]
 
 

@@ -1,8 +1,8 @@
 """Learning rates, chosen on public users before any private user is looked at.
 
-The modules of Python's standard library are users nobody needs to protect, about as many as Shakespeare has roles. At
-the same compute and ε their runs carry about the same noise; what rate does best for them is the one that the private
-users' runs are given.
+The modules of Python's standard library are users nobody needs to protect, about as many as Shakespeare has roles. The
+rate that does best for them, with ULS and one seed, is the one that private users' runs are given, whatever algorithm
+and group size these have, and though there is less noise among more users at the same compute and ε.
 """
 
 import math

@@ -11,6 +11,8 @@ from benchmarks.regime.outcomes import Results, Setting
 
 FEWEST = 3
 """Settings of which an order can be right or wrong."""
+ALIKE = 1e-9
+"""Relative difference of two predictions below which neither is ahead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,15 +22,16 @@ class Score:
     Attributes:
         settings: What was ranked: of one corpus, both algorithms.
         rank: Spearman's correlation between what was predicted and what came out: 1 where the order is right.
-        first: The setting that was ranked first.
+        first: The setting that was ranked first; several where they are predicted the same. With single examples ULS
+            and ELS have the same noise, and that ULS draws a user's example anew each time is not predicted.
         best: The one that did best.
-        regret: Loss of the one ranked first, less that of the best, nats.
+        regret: Mean loss of what was ranked first, less that of the best, nats.
         chance: The same of a setting taken at random.
     """
 
     settings: tuple[Setting, ...]
     rank: float
-    first: Setting
+    first: tuple[Setting, ...]
     best: Setting
     regret: float
     chance: float
@@ -53,12 +56,13 @@ def score(settings: list[Setting], worth: Callable[[Setting], float]) -> Score:
     """How well these settings are ranked."""
     losses = np.array([one.loss for one in settings])
     predicted = np.array([worth(one) for one in settings])
+    first = np.flatnonzero(np.isclose(predicted, predicted.max(), rtol=ALIKE, atol=0))
     return Score(
         settings=tuple(settings),
         rank=float(scipy.stats.spearmanr(predicted, -losses).statistic),
-        first=settings[int(predicted.argmax())],
+        first=tuple(settings[place] for place in first),
         best=settings[int(losses.argmin())],
-        regret=float(losses[predicted.argmax()] - losses.min()),
+        regret=float(losses[first].mean() - losses.min()),
         chance=float(losses.mean() - losses.min()),
     )
 
