@@ -11,7 +11,7 @@ from benchmarks.regime.outcomes import Results, Setting
 
 FEWEST = 3
 """Settings of which an order can be right or wrong."""
-ALIKE = 1e-9
+TIE = 1e-9
 """Relative difference of two predictions below which neither is ahead."""
 
 
@@ -56,7 +56,7 @@ def score(settings: list[Setting], worth: Callable[[Setting], float]) -> Score:
     """How well these settings are ranked."""
     losses = np.array([one.loss for one in settings])
     predicted = np.array([worth(one) for one in settings])
-    first = np.flatnonzero(np.isclose(predicted, predicted.max(), rtol=ALIKE, atol=0))
+    first = np.flatnonzero(np.isclose(predicted, predicted.max(), rtol=TIE, atol=0))
     return Score(
         settings=tuple(settings),
         rank=float(scipy.stats.spearmanr(predicted, -losses).statistic),
