@@ -33,7 +33,8 @@ class Regime:
     only: tuple[str, ...] = ()
     """Names of studies; by default all of them."""
     longer: bool = False
-    """Also the studies that are marked so: of users who are made up, of the largest compute, and of other ε."""
+    """Also the studies that are marked so: of how compute is split, of regrouped and made-up users, of the largest
+    compute, and of other ε."""
     page: Path | None = None
     """A page whose part between the study's marks is written anew, with its figures beside it."""
     commands: bool = False
@@ -47,8 +48,9 @@ class Regime:
         if missing:
             raise InvalidInput("corpora", str(self.corpora), f"a folder that has {', '.join(sorted(missing))}")
         shelf = Shelf(self.kept or self.output / "kept", self.corpora)
-        failed = self._all(PILOTS, shelf)
-        if failed or (self.commands and any(shelf.find(pilot) is None for pilot in PILOTS)):
+        pilots = [one for one in PILOTS if not one.longer or any(study.longer for study in studies)]
+        failed = self._all(pilots, shelf)
+        if failed or (self.commands and any(shelf.find(pilot) is None for pilot in pilots)):
             return int(failed)
         rates = Rates.read(shelf)
         for study in studies:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.regime.kept import Kept, Shelf
+from benchmarks.regime.kept import Kept, Named, Shelf
 from benchmarks.regime.rates import PILOTS, Rates
 from benchmarks.regime.studies import AT_1024, Place, Study, sweeps_of
 from experiments.sweep.results import cells_of, contrast, half_width, lead
@@ -107,8 +107,8 @@ class Results:
     Attributes:
         settings: All settings of all studies.
         pretrained: Loss before fine-tuning, by corpus.
-        took: Points of the pilots and of the studies that run unless others are asked for.
-        longer: Points of the longer studies.
+        took: Points of the studies that run unless others are asked for, and of their pilots.
+        longer: Points of the longer studies, and of theirs.
         dates: When sweeps were finished.
         versions: Of the packages that they ran on, each once.
     """
@@ -141,23 +141,29 @@ def gathered(shelf: Shelf, studies: Iterable[Study], rates: Rates) -> Results:
     """
     settings: list[Setting] = []
     pretrained: dict[str, float] = {}
-    found: list[Kept] = [kept for pilot in PILOTS if (kept := shelf.find(pilot)) is not None]
-    points = [point for kept in found for point in kept.points]
-    longer: list[dict[str, Any]] = []
+    found: list[Kept] = []
+    points: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+
+    def find(sweep: Named, longer: bool) -> Kept | None:
+        kept = shelf.find(sweep)
+        if kept is not None:
+            found.append(kept)
+            points[longer] += kept.points
+        return kept
+
+    for pilot in PILOTS:
+        find(pilot, pilot.longer)
     for study in studies:
         for sweep in sweeps_of(study, rates):
-            kept = shelf.find(sweep)
-            if kept is None:
-                continue
-            found.append(kept)
-            pretrained[study.corpus] = kept.pretrained_loss
-            (longer if study.longer else points).extend(kept.points)
-            settings += _settings(study, sweep.place, kept.points)
+            kept = find(sweep, study.longer)
+            if kept is not None:
+                pretrained[study.corpus] = kept.pretrained_loss
+                settings += _settings(study, sweep.place, kept.points)
     return Results(
         settings=tuple(settings),
         pretrained=pretrained,
-        took=Took.of(points),
-        longer=Took.of(longer),
+        took=Took.of(points[False]),
+        longer=Took.of(points[True]),
         dates=tuple(sorted({kept.date for kept in found})),
         versions=tuple(
             sorted({f"{name} {kept.versions[name]}" for kept in found for name in ("torch", "transformers")})

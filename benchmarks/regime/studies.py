@@ -120,6 +120,7 @@ STUDIES: tuple[Study, ...] = (
         epsilons=(8,),
         uls=(1,),
         bands=("1", "auto"),
+        longer=True,
     ),
     Study(
         name="irc",
