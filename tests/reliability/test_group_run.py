@@ -5,10 +5,12 @@ import dataclasses
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from small_runs import ROUNDS, trained
 
@@ -21,31 +23,29 @@ EXACT = EngineConfig(kind="local", workers=1, exact=True, max_tokens=64)
 GROUP = dataclasses.replace(EXACT, kind="ray", devices_per_worker=2)
 KILLED_AFTER = (2, 5)
 """Rounds after which a member is killed: the next round's message finds its group broken."""
+PATIENCE = 60.0
+"""Seconds."""
 
 
 def members() -> list[int]:
-    """Processes of groups that are led by this process's Ray workers."""
-    parents = {}
-    for place in Path("/proc").iterdir():
-        if place.name.isdigit():
-            with contextlib.suppress(OSError):
-                parents[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
-    found = []
-    for process, parent in parents.items():
-        with contextlib.suppress(OSError):
-            spawned = b"spawn_main" in Path(f"/proc/{process}/cmdline").read_bytes()
-            led = b"ResidentActor" in Path(f"/proc/{parent}/cmdline").read_bytes()
-            if spawned and led and _is_below(process, os.getpid(), parents):
-                found.append(process)
-    return sorted(found)
+    """Processes of groups that are led by this process's Ray workers: a group that is being started is waited for."""
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        below = _below()
+        found = [process for process, (parent, words) in below.items() if parent in below and "spawn_main" in words]
+        if len(found) >= GROUP.devices_per_worker:
+            return sorted(found)
+        time.sleep(0.1)
+    raise AssertionError(f"no member of a group is below {os.getpid()}, but {below}")
 
 
-def _is_below(process: int, above: int, parents: dict[int, int]) -> bool:
-    while process > 1:
-        process = parents.get(process, 0)
-        if process == above:
-            return True
-    return False
+def _below() -> dict[int, tuple[int, str]]:
+    """The processes that this one started, and those that they did: the parent of each, and its command."""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            found[process.pid] = process.ppid(), " ".join(process.cmdline())
+    return found
 
 
 class Kills(Callback):
