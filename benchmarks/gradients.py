@@ -213,7 +213,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--micro-batches", default="16,32,64,256" if cuda else "4,8,16,32", help="rows, for the rivals"
     )
-    parser.add_argument("--max-tokens", type=int, help="tokens of our micro-batches; chosen by device by default")
+    parser.add_argument("--max-tokens", type=int, help="of our micro-batches; chosen by device and model by default")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, for a shared machine")
     parser.add_argument("--opacus", choices=["auto", "present", "off"], default="auto", help="auto installs it")

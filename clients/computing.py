@@ -17,7 +17,8 @@ class Computing:
         compiled: Whether its passes are compiled; None: as `clipped_sum` chooses.
         exact: Whether sums are exact, so that every worker must compute the same bits, whatever its memory.
         threads: CPU threads, which are fixed where sums are exact.
-        max_tokens: Tokens of a micro-batch; None chooses by the device, or where sums are exact MICRO_BATCH_TOKENS.
+        max_tokens: Tokens of a micro-batch; None chooses by device and model, or where sums are exact
+            MICRO_BATCH_TOKENS.
         row_tokens: Tokens of the longest row.
     """
 

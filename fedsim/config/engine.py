@@ -39,7 +39,7 @@ class EngineConfig:
     attempts: int = 3
     """How often a user's update is asked for, of another worker each time, before the round fails."""
     max_tokens: int = 0
-    """Tokens of one micro-batch; 0 chooses from the device, or with exact 1,024 on any."""
+    """Tokens of one micro-batch; 0 chooses by device and model, or with exact 1,024 for any."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """bfloat16 runs the model in mixed precision, norms and sums stay float32; auto does on a GPU alone."""
     compile: Literal["auto", "on", "off"] = "auto"

@@ -64,8 +64,8 @@ def clipped_sum(
             mean over its labels. Rows that score no label are left out of either mean.
         weights: Non-negative relative weight of each row within its unit, float [rows]; None means equal.
         method: "fast": many units in one pass. "reference": one after the other by plain autograd.
-        max_tokens: Tokens of one micro-batch, padding included where rows are padded; None chooses by device and
-            memory.
+        max_tokens: Tokens of one micro-batch, padding included where rows are padded; None chooses by device,
+            memory and model.
         autocast: torch.bfloat16 to run the model in mixed precision; norms and sums stay float32. None: as it is.
         local_steps: Steps that each unit takes from θ, one unit after the other; losses are those at θ. None: none.
         compiled: Whether the fast path's pass is compiled (`torch.compile`), where the model allows it. None: of a

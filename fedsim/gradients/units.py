@@ -121,8 +121,11 @@ def make_units(
     )
 
 
-CPU_TOKENS = 1024
-"""On a CPU larger micro-batches fall out of its caches and gain nothing."""
+CPU_TOKENS = 1024, 4096
+"""Tokens of a CPU's micro-batches: of most models, and of the smallest, whose operations take hardly longer than it
+takes to start them."""
+CPU_BYTES = 2**29
+"""What the larger of these may take, by `token_bytes`."""
 GPU_TOKENS = 32768
 SHARE = 0.6
 """Of a GPU's free memory that a pass may take."""
@@ -137,8 +140,9 @@ def token_budget(
 ) -> int:
     """Tokens that one micro-batch may hold, padding included where rows are padded.
 
-    On a GPU the choice is SHARE of the free memory by what the model's passes have taken so far (`measured_pass`), and
-    before the first by an estimate; should it still be too much, the fast path halves it and goes on.
+    On a CPU the choice is one of CPU_TOKENS. On a GPU it is SHARE of the free memory by what the model's passes have
+    taken so far (`measured_pass`), and before the first by an estimate; should it still be too much, the fast path
+    halves it and goes on.
 
     Raises:
         InvalidInput: max_tokens below 1.
@@ -148,7 +152,8 @@ def token_budget(
             raise InvalidInput("max_tokens", max_tokens, "at least 1, or None to choose by device")
         return max_tokens
     if device.type != "cuda":
-        return CPU_TOKENS
+        usual, larger = CPU_TOKENS
+        return larger if larger * token_bytes(model, autocast) <= CPU_BYTES else usual
     free, _ = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     _, measured = _measured.get(model, {}).get(autocast, (0, 0.0))
@@ -163,7 +168,7 @@ def token_bytes(model: torch.nn.Module, autocast: torch.dtype | None) -> int:
     shapes = (getattr(getattr(p, "quant_state", None), "shape", p.shape) for p in model.parameters())
     widths = sum(sum(shape) for shape in shapes if len(shape) == 2)
     # Inputs, outputs and their gradients, and about as much again in functions without parameters.
-    return 4 * (2 if keeps_half(model, autocast) else 4) * widths
+    return 4 * (2 if keeps_half(model, autocast) else 4) * max(1, widths)
 
 
 @contextmanager

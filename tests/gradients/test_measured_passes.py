@@ -88,6 +88,19 @@ def test_a_model_whose_tokens_cost_more_than_estimated_gets_smaller_ones(memory:
     assert token_budget(model, CUDA, None) == largest_power(SHARE * memory.total / 2**24)
 
 
+@pytest.mark.parametrize(("width", "tokens"), [(8, 4096), (4096, 4096), (4097, 1024), (2**20, 1024)])
+def test_on_a_cpu_micro_batches_of_small_models_are_larger(width: int, tokens: int) -> None:
+    model = torch.nn.Linear(width, width, device="meta")
+    assert token_budget(model, torch.device("cpu"), None) == tokens
+    assert token_budget(model.half(), torch.device("cpu"), None) == (4096 if width <= 8192 else 1024)
+
+
+def test_a_model_without_matrices_has_a_budget(memory: Memory) -> None:
+    model = torch.nn.LayerNorm(8)
+    assert token_budget(model, torch.device("cpu"), None) == 4096
+    assert token_budget(model, CUDA, None) == GPU_TOKENS
+
+
 @settings(max_examples=200)
 @given(free=st.integers(0, 2**38), each=st.floats(1, 2**40), held=st.integers(0, 2**36))
 def test_a_budget_is_the_largest_power_of_two_that_fits(free: int, each: float, held: int) -> None:
