@@ -202,7 +202,7 @@ def test_the_page_gets_the_tables_between_its_marks_and_nothing_else_changes(res
     assert text.endswith(f"{END}\nafter\n")
     assert "old" not in text
     assert "\n75 points ran for 0.0 hours" in text
-    assert "; 48 points ran for 0.0 hours more in longer studies" in text
+    assert "; 48 points ran for 0.0 hours more in longer studies and their pilots" in text
     assert text.count("| stronger privacy | ε = 8 | ε = 0.5 | -0.160") == 1
     assert text.count("| more diverse users | shakespeare-alike | shakespeare-mixed | +0.000") == 1
     assert text.count("| more diverse users | synthetic-alike | synthetic-mixed | +0.000") == 1

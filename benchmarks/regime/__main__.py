@@ -48,7 +48,8 @@ class Regime:
         if missing:
             raise InvalidInput("corpora", str(self.corpora), f"a folder that has {', '.join(sorted(missing))}")
         shelf = Shelf(self.kept or self.output / "kept", self.corpora)
-        pilots = [one for one in PILOTS if not one.longer or any(study.longer for study in studies)]
+        asked = {place.rounds for study in studies for place in study.places}
+        pilots = [one for one in PILOTS if not one.longer or one.rounds in asked]
         failed = self._all(pilots, shelf)
         if failed or (self.commands and any(shelf.find(pilot) is None for pilot in pilots)):
             return int(failed)

@@ -61,7 +61,7 @@ def sections(results: Results, rates: Rates, scores: Sequence[Score]) -> Iterato
 
 def _duration(results: Results) -> str:
     said = f"{results.took} added up, pilots among them, and a sweep runs one on each core"
-    return said + (f"; {results.longer} more in longer studies" if results.longer.points else "")
+    return said + (f"; {results.longer} more in longer studies and their pilots" if results.longer.points else "")
 
 
 def _all_leads(results: Results) -> Iterator[Lead]:
