@@ -12,6 +12,8 @@ WORKERS ?= $(if $(findstring .py,$(ARGS)),0,auto)
 export FLWR_TELEMETRY_ENABLED := 0
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
+# Where an environment forbids compiled files, each of the many processes that tests start would compile our modules.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test lint docs docs-check clean
 

@@ -18,8 +18,10 @@ from fedsim.privacy.events import Event
 
 def selection_of(case: Counter[Event]) -> BestOf | None:
     """The selection that is all of a case; None where the case holds none, or something else beside it."""
-    found = [event for event in case.elements() if isinstance(event, BestOf)] if len(case) == 1 else []
-    return found[0] if len(found) == 1 else None
+    if len(case) != 1:
+        return None
+    ((event, count),) = case.items()
+    return event if isinstance(event, BestOf) and count == 1 else None
 
 
 def expected_runs(eta: float, gamma: float) -> float:
