@@ -96,10 +96,10 @@ class Alarms:
             self.sound(
                 "clips-everyone",
                 f"the clip norm {self.plan.clip_norm:g} clipped all of {units:.0f} units {NOT_PRIVATE}, so each "
-                "counts by its direction alone. Often that is well. Another clip norm that clips all of them scales "
-                "sum and noise alike: with --optimizer.name adam it changes nothing, with the others it does what "
-                "another --optimizer.learning-rate does. One that leaves some whole can be found privately by "
-                "--plan.clip-quantile.",
+                "counts by its direction alone. That is common, and no fault where the loss falls. Another clip norm "
+                "that clips all of them scales sum and noise alike: with --optimizer.name adam it changes nothing, "
+                "with the others it does what another --optimizer.learning-rate does. One that leaves some whole can "
+                "be found privately by --plan.clip-quantile.",
             )
         elif clipped == 0:
             self.sound(

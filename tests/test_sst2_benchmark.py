@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.sst2 import rows as trained_rows
-from benchmarks.sst2.__main__ import Sst2Benchmark
+from benchmarks.sst2.__main__ import Sst2Benchmark, main
 from benchmarks.sst2.claims import (
     ESTIMATE,
     GUARANTEE,
@@ -29,6 +32,7 @@ from fedsim.errors import InvalidInput
 from fedsim.models.tokenizer import train_tokenizer
 from fedsim.privacy.accountant import epsilon_bounds
 from fedsim.privacy.mechanisms.laplace.scalar import scalar_delta
+from server.precautions.stopping import Stopped
 
 
 @pytest.fixture
@@ -98,6 +102,23 @@ def test_every_method_is_trained_and_what_its_epsilon_is_worth_stands_beside(
 def test_data_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"sst2_train\.parquet"):
         Sst2Benchmark(data=tmp_path, output=tmp_path / "out").run()
+
+
+@pytest.mark.parametrize("in_a_round", [True, False])
+def test_one_that_is_ended_says_how_to_go_on(
+    in_a_round: bool, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(*_: object) -> None:
+        if in_a_round:
+            raise Stopped(signal.SIGTERM, 1, "run")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("benchmarks.sst2.__main__.measured", ended)
+    monkeypatch.setattr(sys, "argv", ["sst2", "--data", str(data), "--output", str(tmp_path / "out")])
+    assert main() == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == (
+        f"ended; the same command goes on behind the rows finished in {tmp_path / 'out'}\n"
+    )
 
 
 def test_a_table_that_is_cut_short_has_all_methods() -> None:

@@ -6,6 +6,8 @@ Rows that are finished in the output folder are not run again.
 """
 
 import json
+import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,9 @@ import tyro
 from benchmarks.sst2.claims import NONE, scalar_law, vector_delta
 from benchmarks.sst2.rows import Settings, finished, measured, rows, write_lines
 from benchmarks.sst2.table import markdown
+from experiments.command_line.signals import Terminated, ending_by_signals
 from fedsim.errors import InvalidInput
+from server.precautions.stopping import Stopped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +89,22 @@ class Sst2Benchmark:
                 yield told | {"delta": delta, "error": error, "worth": worth}
 
 
-def main() -> None:
+def main() -> int:
+    """0 done, 2 bad input, 128 + n ended by signal n."""
+    benchmark = tyro.cli(Sst2Benchmark)
     try:
-        raise SystemExit(tyro.cli(Sst2Benchmark).run())
+        with ending_by_signals():
+            return benchmark.run()
     except InvalidInput as error:
-        print(error)
-        raise SystemExit(2) from None
+        print(error, file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        code = stopped.exit_code
+    except KeyboardInterrupt as ended:
+        code = 128 + (ended.number if isinstance(ended, Terminated) else signal.SIGINT)
+    print(f"ended; the same command goes on behind the rows finished in {benchmark.output}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

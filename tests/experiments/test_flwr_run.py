@@ -26,18 +26,12 @@ def stranger() -> Iterator[Stranger]:
         yield started
 
 
-@pytest.mark.parametrize("named", [True, False])
-def test_flwr_run_trains_with_the_same_apps_and_on_nobody_elses_ray(
-    tmp_path: Path, stranger: Stranger, named: bool
-) -> None:
-    """Whether RAY_ADDRESS names it, or Ray itself would find what `ray start` began here."""
+def test_flwr_run_trains_with_the_same_apps_and_on_nobody_elses_ray(tmp_path: Path, stranger: Stranger) -> None:
+    """RAY_ADDRESS names it, and without that Ray itself would find what `ray start` began here."""
     output, settings = tmp_path / "out", tmp_path / "run.toml"
     settings.write_text(as_toml(SMALL) + f'plan.rounds = 2\nevaluation.every = 1\noutput = "{output}"\n{WATCHED}')
     with own_superlink(tmp_path) as environment:
-        environment |= {"RAY_TMPDIR": stranger.environment["RAY_TMPDIR"]}
-        environment.pop("RAY_ADDRESS", None)
-        if named:
-            environment["RAY_ADDRESS"] = stranger.address
+        environment |= {"RAY_TMPDIR": stranger.environment["RAY_TMPDIR"], "RAY_ADDRESS": stranger.address}
         said = flwr_run(ROOT, environment, "--run-config", str(settings))
     assert stranger.joined() == 0
     assert (output / "summary.json").exists(), said
