@@ -17,11 +17,16 @@ from page_blocks import ROOT, Block
 
 NUMBER = r"[-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?"
 _PYTHON = """#!/usr/bin/env bash
-if [ "$1 $2" = "-m experiments.run" ] && [ -f "$FEDSIM_DOCS_SMALLER/$3" ]; then
-    exec {python} "$@" $(cat "$FEDSIM_DOCS_SMALLER/$3")
+if [ "$1 $2" != "-m experiments.run" ]; then
+    exec {python} "$@"
 fi
-exec {python} "$@"
+if [ -f "$FEDSIM_DOCS_SMALLER/$3" ]; then
+    set -- "$@" $(cat "$FEDSIM_DOCS_SMALLER/$3")
+fi
+exec {python} {warm} "$@"
 """
+SETTINGS = {"HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+"""What of a reader's environment the libraries look at."""
 _PARTED = "@@ block {} @@"
 
 
@@ -31,10 +36,12 @@ class Reader:
 
     Attributes:
         folder: Where, outside the repository; it is made.
+        warm: What stands behind Python's name where a command of fedsim is to be run.
         finished: Trains the run whose folder hidden code finds as $FINISHED_RUN, when it is first asked for.
     """
 
     folder: Path
+    warm: Sequence[str]
     finished: Callable[[], Path]
     names: dict[str, Any] = field(default_factory=lambda: {"__name__": "page"})
     printed: str = ""
@@ -101,7 +108,7 @@ class Reader:
         for line in block.marks.get("smaller", ()):
             command, _, options = line.partition(" ")
             (smaller / command).write_text(options, encoding="utf-8")
-        wrapped = {"python": _PYTHON.format(python=shlex.quote(sys.executable))}
+        wrapped = {"python": _PYTHON.format(python=shlex.quote(sys.executable), warm=shlex.join(self.warm))}
         wrapped["fedsim"] = f'#!/usr/bin/env bash\nexec {shlex.quote(str(programs))}/python -m experiments.run "$@"\n'
         for name, text in wrapped.items():
             (programs / name).write_text(text, encoding="utf-8")
@@ -110,8 +117,7 @@ class Reader:
             **os.environ,
             "PATH": os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]),
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(self.folder)]),
-            "HF_HUB_OFFLINE": "1",
-            "COLUMNS": "120",
+            **SETTINGS,
             "FEDSIM_DOCS_SMALLER": str(smaller),
             **({"FINISHED_RUN": str(self.finished())} if asks_for_a_run else {}),
         }

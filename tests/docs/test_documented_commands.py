@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from page_blocks import ROOT, Block, blocks, pages
-from page_runs import Reader, first_missing
+from page_runs import SETTINGS, Reader, first_missing
+from warm_python import warm_python
 
 from fedsim.models.config import SmallModelConfig
 
@@ -55,27 +56,37 @@ def test_every_command_stands_in_a_block(page: Path) -> None:
     assert not re.findall(r"^ {4,}(?:\w+=\S+ )*(?:python|fedsim|make|ray|flwr|pip) .*$", outside, re.MULTILINE)
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+@pytest.fixture(scope="module")
+def warm() -> Iterator[list[str]]:
+    """What stands behind Python's name where a command of fedsim is to be run."""
+    with warm_python({**os.environ, **SETTINGS, "PYTHONPATH": str(ROOT)}) as words:
+        yield words
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, warm: list[str]) -> Callable[[], Path]:
     """A small finished run, trained when it is first asked for."""
     folder = tmp_path_factory.mktemp("finished") / "run"
 
     def train() -> Path:
         if not folder.exists():
-            command = [sys.executable, "-m", "experiments.run", *SMALL_RUN, "--output", str(folder)]
-            subprocess.run(command, cwd=folder.parent, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+            command = [sys.executable, *warm, "-m", "experiments.run", *SMALL_RUN, "--output", str(folder)]
+            environment = {**os.environ, **SETTINGS, "PYTHONPATH": str(ROOT)}
+            subprocess.run(command, cwd=folder.parent, env=environment, check=True)
         return folder
 
     return train
 
 
 @pytest.fixture
-def reader(tmp_path: Path, finished: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
+def reader(
+    tmp_path: Path, warm: list[str], finished: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Reader]:
     folder = tmp_path / "page"
     monkeypatch.setattr(sys, "path", [*sys.path, str(folder)])
     # Blocks in Python are run in this process, where no page promises that the default model writes well.
     monkeypatch.setitem(SmallModelConfig.__init__.__kwdefaults__, "steps", 3)
-    yield Reader(folder=folder, finished=finished)
+    yield Reader(folder=folder, warm=warm, finished=finished)
     shutil.rmtree(folder, ignore_errors=True)
 
 

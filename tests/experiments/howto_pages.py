@@ -6,12 +6,15 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from warm_python import COMMAND, warm_python
+
 ROOT = Path(__file__).resolve().parents[2]
+Fedsim = Callable[[list[str], Path], "subprocess.CompletedProcess[str]"]
 AUDIT = [
     "--trials", "60",
     "--canaries", "64",
@@ -66,9 +69,11 @@ def command(page: str, name: str) -> list[str]:
     return found
 
 
-def fedsim(arguments: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":
-    """What the command line does in a folder outside the repository."""
-    return python(["-m", "experiments.run", *arguments], folder)
+@contextmanager
+def warm_fedsim() -> Iterator[Fedsim]:
+    """What the command line does in a folder outside the repository, with given arguments."""
+    with warm_python({**os.environ, "PYTHONPATH": str(ROOT)}) as words:
+        yield lambda arguments, folder: python([*words, *COMMAND, *arguments], folder)
 
 
 def python(arguments: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":

@@ -8,7 +8,7 @@ from pathlib import Path
 import howto_pages
 import numpy as np
 import pytest
-from howto_pages import AUDIT, code, command, fedsim, python, read, unboxed, written
+from howto_pages import AUDIT, Fedsim, code, command, python, read, unboxed, written
 from small_flags import LOCAL, SMALL
 
 from experiments.audit.canaries import CanaryUsers
@@ -25,6 +25,12 @@ PAGE, NAME = "howto-mechanism", "per_layer:per-layer-clip"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds the page's code."""
     return written(PAGE, "per_layer", tmp_path_factory.mktemp("mechanism"))
+
+
+@pytest.fixture(scope="module")
+def fedsim() -> Iterator[Fedsim]:
+    with howto_pages.warm_fedsim() as run:
+        yield run
 
 
 @pytest.fixture
@@ -46,7 +52,7 @@ def plan_by(mechanism: Mechanism) -> UlsPlan:
     )
 
 
-def test_training_on_two_ray_workers_states_what_was_done(folder: Path) -> None:
+def test_training_on_two_ray_workers_states_what_was_done(folder: Path, fedsim: Fedsim) -> None:
     arguments = command(PAGE, "train")
     assert arguments[arguments.index("--engine.workers") + 1] == "2"
     done = fedsim([*arguments, *SMALL, "--plan.rounds", "2", "--output", "run"], folder)
@@ -62,7 +68,7 @@ def test_training_on_two_ray_workers_states_what_was_done(folder: Path) -> None:
     assert json.loads(again.stdout)["epsilon"] == stated["epsilon"]
 
 
-def test_comparing_leaves_two_arms_and_a_report(folder: Path) -> None:
+def test_comparing_leaves_two_arms_and_a_report(folder: Path, fedsim: Fedsim) -> None:
     arguments = ["--plan.rounds", "2", "--output", "comparison"]
     done = fedsim([*command(PAGE, "compare"), *SMALL, *LOCAL, *arguments], folder)
     assert done.returncode == 0, done.stderr
@@ -76,7 +82,7 @@ def test_comparing_leaves_two_arms_and_a_report(folder: Path) -> None:
     assert "per-layer-clip" in (comparison / "report.html").read_text(encoding="utf-8")
 
 
-def test_its_audit_passes(folder: Path) -> None:
+def test_its_audit_passes(folder: Path, fedsim: Fedsim) -> None:
     done = fedsim([*command(PAGE, "audit"), *AUDIT], folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "BROKEN" not in done.stdout

@@ -9,7 +9,7 @@ from typing import Any
 import howto_pages
 import numpy as np
 import pytest
-from howto_pages import AUDIT, command, fedsim, read, written
+from howto_pages import AUDIT, Fedsim, command, read, written
 from small_flags import LOCAL, SMALL
 
 from fedsim.config import PlanConfig
@@ -29,13 +29,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return written(PAGE, "fixed_size", tmp_path_factory.mktemp("sampling"))
 
 
+@pytest.fixture(scope="module")
+def fedsim() -> Iterator[Fedsim]:
+    with howto_pages.warm_fedsim() as run:
+        yield run
+
+
 @pytest.fixture
 def importable(folder: Path) -> Iterator[None]:
     with howto_pages.importable(folder, SAMPLINGS._classes, NAME):
         yield
 
 
-def test_training_on_two_ray_workers_states_what_was_done(folder: Path) -> None:
+def test_training_on_two_ray_workers_states_what_was_done(folder: Path, fedsim: Fedsim) -> None:
     # Three examples a user: 64 gradients are no whole number of users.
     more = ["--plan.group-size", "3", "--plan.rounds", "2", "--evaluation.every", "1", "--output", "run"]
     done = fedsim([*command(PAGE, "train"), *SMALL, *more], folder)
@@ -53,7 +59,7 @@ def test_training_on_two_ray_workers_states_what_was_done(folder: Path) -> None:
     assert json.loads(again.stdout)["epsilon"] == stated["epsilon"]
 
 
-def test_comparing_leaves_two_arms_and_a_report(folder: Path) -> None:
+def test_comparing_leaves_two_arms_and_a_report(folder: Path, fedsim: Fedsim) -> None:
     arguments = ["--plan.rounds", "2", "--output", "comparison"]
     done = fedsim([*command(PAGE, "compare"), *SMALL, *LOCAL, *arguments], folder)
     assert done.returncode == 0, done.stderr
@@ -63,7 +69,7 @@ def test_comparing_leaves_two_arms_and_a_report(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_its_audit_passes(folder: Path) -> None:
+def test_its_audit_passes(folder: Path, fedsim: Fedsim) -> None:
     done = fedsim([*command(PAGE, "audit"), *AUDIT], folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "BROKEN" not in done.stdout
