@@ -25,8 +25,8 @@ if [ -f "$FEDSIM_DOCS_SMALLER/$3" ]; then
 fi
 exec {python} {warm} "$@"
 """
-SETTINGS = {"HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
-"""What of a reader's environment the libraries look at."""
+READERS = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "120", "PYTHONPATH": str(ROOT)}
+"""A reader's environment: as it was before libraries that are imported here have added to it."""
 _PARTED = "@@ block {} @@"
 
 
@@ -114,10 +114,9 @@ class Reader:
             (programs / name).write_text(text, encoding="utf-8")
             (programs / name).chmod(0o755)
         return {
-            **os.environ,
+            **READERS,
             "PATH": os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]),
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(self.folder)]),
-            **SETTINGS,
             "FEDSIM_DOCS_SMALLER": str(smaller),
             **({"FINISHED_RUN": str(self.finished())} if asks_for_a_run else {}),
         }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from page_blocks import ROOT, Block, blocks, pages
-from page_runs import SETTINGS, Reader, first_missing
+from page_runs import READERS, Reader, first_missing
 from warm_python import warm_python
 
 from fedsim.models.config import SmallModelConfig
@@ -59,7 +59,7 @@ def test_every_command_stands_in_a_block(page: Path) -> None:
 @pytest.fixture(scope="module")
 def warm() -> Iterator[list[str]]:
     """What stands behind Python's name where a command of fedsim is to be run."""
-    with warm_python({**os.environ, **SETTINGS, "PYTHONPATH": str(ROOT)}) as words:
+    with warm_python(READERS) as words:
         yield words
 
 
@@ -71,8 +71,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, warm: list[str]) -> Calla
     def train() -> Path:
         if not folder.exists():
             command = [sys.executable, *warm, "-m", "experiments.run", *SMALL_RUN, "--output", str(folder)]
-            environment = {**os.environ, **SETTINGS, "PYTHONPATH": str(ROOT)}
-            subprocess.run(command, cwd=folder.parent, env=environment, check=True)
+            subprocess.run(command, cwd=folder.parent, env=READERS, check=True)
         return folder
 
     return train
