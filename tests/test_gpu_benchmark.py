@@ -234,8 +234,14 @@ def test_a_name_that_no_cell_has_is_refused(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_no_clip_check_fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every shape, half as wide and long, in float32 and in bfloat16. What is known is told on the way."""
-    halves = tuple(replace(size, width=size.width // 2, length=size.length // 2) for size in checks.SHAPES)
+    """Every shape, smaller and its gradients formed in the same ways, in float32 and in bfloat16.
+
+    What is known is told on the way.
+    """
+    halves = tuple(
+        replace(size, width=size.width // 2, length=size.length // 2, vocabulary=size.vocabulary // 4)
+        for size in checks.SHAPES
+    )
     monkeypatch.setattr(checks, "SHAPES", halves)
     monkeypatch.setattr(checks, "TOLD_EVERY", 3)
     checks.clips(CPU, findings(), 8)
