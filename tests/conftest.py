@@ -1,5 +1,6 @@
 """Lies here so that pytest puts this folder on the import path: tests of every room share mock_clients.py."""
 
+import gc
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,11 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     # Each worker its share of the cores, as has what it starts. Numerical libraries read this when they are first
     # loaded; without it each would have as many threads in every worker as there are cores, waiting for one another.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: each full collection of garbage would look at all of it again."""
+    gc.freeze()
 
 
 @pytest.fixture
