@@ -47,6 +47,27 @@ def test_an_update_brought_within_reach_keeps_every_bound(clip: Clip, values: li
         assert np.linalg.norm(whitened(clip, update)[inside], clip.order) <= limit * (1 + 1e-12)
 
 
+@settings(max_examples=50)
+@given(
+    values=st.lists(st.floats(-1, 1), min_size=8, max_size=8).filter(lambda values: max(map(abs, values)) > 0.1),
+    reach=st.sampled_from([0.5, 1.0, 1 + 1e-6, 1.01, 1.5, 2.5]) | st.floats(0.1, 5),
+)
+@pytest.mark.parametrize("clip", clips(), ids=lambda clip: clip.in_words())
+def test_a_block_beyond_its_limit_is_brought_to_it_and_no_other_changes(
+    clip: Clip, values: list[float], reach: float
+) -> None:
+    update = np.array(values)
+    update *= reach / clip.reach(update, SIZES)
+    clipped = clip.applied(update, SIZES)
+    assert clipped.dtype == np.float32
+    assert clip.reach(clipped.astype(np.float64), SIZES) <= 1
+    for index, limit in enumerate(clip.limits):
+        inside = np.repeat([place == index for place in clip.block_of(tuple(SIZES))], list(SIZES.values()))
+        norm = float(np.linalg.norm(whitened(clip, update)[inside], clip.order))
+        kept = min(1.0, limit / norm) if norm > 0 else 1.0
+        np.testing.assert_allclose(clipped[inside], kept * update[inside], rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("clip", clips(), ids=lambda clip: clip.in_words())
 def test_the_extreme_update_uses_up_every_limit(clip: Clip) -> None:
     extreme = clip.extreme(SIZES)
