@@ -1,13 +1,19 @@
 """Products of transforms: formed in pieces, where a float holds any of them, they are what one piece would give."""
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.privacy import composition
+from fedsim.privacy import certify, composition
+from fedsim.privacy.accountant import delta_bounds
 from fedsim.privacy.composition import _product
-from fedsim.privacy.tilting import EPS
+from fedsim.privacy.dominating_pairs import mixture_pair
+from fedsim.privacy.events import Adjacency, PoissonSubsampledGaussian, Repeated
+from fedsim.privacy.tilting import EPS, Window
 
 
 def whole(spectra):
@@ -43,3 +49,28 @@ def test_what_is_not_a_number_makes_no_bound_smaller() -> None:
     for found in _product([(spectrum, 1e-14, 100)]):
         assert np.isnan(found[4])
         assert not found[[0, 8]].any()
+
+
+def test_what_a_window_leaves_out_is_charged(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = PoissonSubsampledGaussian(sampling_probability=0.1, noise_multiplier=1.0)
+    event, epsilon = Repeated(event=step, count=50), 2.0
+    truth = delta_bounds(event, epsilon)
+    find_window = certify.find_window
+
+    def narrower(*asked: Any, **more: Any) -> Window:
+        window = find_window(*asked, **more)
+        middle, half = (window.low + window.high) / 2, 0.6 * window.width / 2
+        return dataclasses.replace(window, low=middle - half, high=middle + half)
+
+    monkeypatch.setattr(certify, "find_window", narrower)
+    found = delta_bounds(event, epsilon, tolerance=0.5)
+    assert found.lower <= truth.lower
+    assert found.upper >= truth.upper
+    assert found.upper > 1.01 * truth.upper  # so much was left out that forgetting it would show
+
+
+def test_weights_too_small_to_keep_are_charged_as_losses_of_infinity() -> None:
+    log_weights = np.array([np.log1p(-np.exp(-240.0)), -240.0, -250.0])
+    pair = mixture_pair(np.arange(3.0), log_weights, 1.0, Adjacency.ADD_OR_REMOVE_ONE_USER)
+    assert pair.left_out >= np.exp(-240.0) > 0
+    assert (pair.cells(np.array([0.0, 0.5, 1.0])).p_error >= pair.left_out).all()
