@@ -272,6 +272,8 @@ def test_neither_earlier_runs_nor_notes_stand_for_the_charge_of_a_round(tmp_path
             require_charged(ledger, rounds=1, entries=2)
         ledger.charge(ULS.step_event(), round=0)
         require_charged(ledger, rounds=1, entries=3)
+        with pytest.raises(InvalidInput, match="Put the ledger back"):  # a checkpoint saw one charge more
+            require_charged(ledger, rounds=1, entries=4)
 
 
 def test_the_same_seeds_draw_anew_in_a_run_that_goes_on(tmp_path: Path) -> None:
