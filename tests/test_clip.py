@@ -1,5 +1,8 @@
 """A clip carries its own bound: what it says holds for everything that was brought within it."""
 
+import dataclasses
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -45,6 +48,19 @@ def test_an_update_brought_within_reach_keeps_every_bound(clip: Clip, values: li
     for index, limit in enumerate(clip.limits):
         inside = np.repeat([place == index for place in clip.block_of(tuple(SIZES))], list(SIZES.values()))
         assert np.linalg.norm(whitened(clip, update)[inside], clip.order) <= limit * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_a_reach_is_never_less_than_in_exact_arithmetic(order: int) -> None:
+    generator = np.random.default_rng(4)
+    sizes, clip = {"a": 5, "b": 4}, Clip(norm=0.7, order=order)
+    by_parameter = dataclasses.replace(clip, scales={"a": 1.0, "b": 1.0})
+    for _ in range(60):
+        update = generator.standard_normal(9)
+        exact = sum(abs(Fraction(value)) ** order for value in update)
+        for reach in (clip.reach(update, sizes), by_parameter.reach(update, sizes)):
+            assert (Fraction(reach) * Fraction(clip.norm)) ** order >= exact
+            assert reach <= float(exact) ** (1 / order) / clip.norm * (1 + 1e-13)
 
 
 @settings(max_examples=50)

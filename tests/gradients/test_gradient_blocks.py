@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fedsim.clip import Clip, ClipBlock
 from fedsim.errors import InvalidInput
 from fedsim.gradients import CausalLanguageModel, ParameterLayout, clipped_sum, clipped_units
+from fedsim.gradients.clipping import ModelClip
 from fedsim.rows import TokenRows
 
 OBJECTIVE = CausalLanguageModel()
@@ -252,3 +253,18 @@ def test_the_check_on_first_use_does_not_depend_on_the_clip(caplog) -> None:
         expected = clipped_sum(model, rows, ids, clip, objective=OBJECTIVE, method="reference")
         assert_same(clipped_sum(model, rows, ids, clip, objective=OBJECTIVE), expected, 1e-5)
         assert "layer.layer.weight" in caplog.text
+
+
+@pytest.mark.parametrize("value", [0.01, 5.0, math.nan, math.inf])
+def test_an_update_on_the_host_is_clipped_as_any_other(value: float) -> None:
+    layout = ParameterLayout.of(torch.nn.Linear(3, 2))
+    blocks = tuple(ClipBlock(parameters=(name,), share=0.5) for name in layout.names)
+    update = torch.linspace(-1, 1, 8)
+    update[2] = value
+    for clip in (Clip(norm=0.7), Clip(norm=0.7, blocks=blocks)):
+        model_clip, expected = ModelClip(clip, layout), update.clone()
+        norm = model_clip.clip_(expected)
+        views = {name: view.clone() for name, view in layout.views(update).items()}
+        assert model_clip.clip_views_(views, torch.device("cpu")) == pytest.approx(float(norm), nan_ok=True)
+        assert torch.equal(torch.cat([view.flatten() for view in views.values()]), expected)
+        assert torch.isfinite(expected).all()

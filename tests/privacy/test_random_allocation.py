@@ -22,12 +22,14 @@ from fedsim.privacy.events import (
     Composed,
     Event,
     Gaussian,
+    OfBlock,
     PoissonSubsampledGaussian,
     RandomAllocatedGaussian,
     Repeated,
     from_json,
     to_json,
 )
+from fedsim.privacy.merged import merged
 from fedsim.privacy.ratio_sums import RatioLaw, add, finer, single, trimmed
 
 REPLACE = Adjacency.REPLACE_ONE_USER
@@ -261,3 +263,10 @@ def test_account_refuses_what_does_not_go_together(values: dict[str, object], fi
         account(**values)
     with pytest.raises(InvalidInput, match="sampling"):
         Account(algorithm="els", sampling="random-allocation", noise_multiplier=1.0, steps=10, group_size=2).result()
+
+
+def test_rounds_of_one_block_are_charged_once_and_each_block_anew() -> None:
+    event = RandomAllocatedGaussian(rounds_per_block=3, noise_multiplier=1.0)
+    charges = [OfBlock(event=event, block=round // 3) for round in range(8)]
+    assert merged(charges) == Composed(events=(Repeated(event=event, count=3),))
+    assert merged(charges[:3]) == Composed(events=(Repeated(event=event, count=1),))
