@@ -95,6 +95,15 @@ def test_what_is_released_from_exact_sums_lies_on_the_grid_of_the_sum() -> None:
     assert abs(np.corrcoef(np.mod(total, 2.0**-40), np.mod(noise, 2.0**-40))[0, 1]) < 0.02
 
 
+def test_what_is_released_lies_on_the_grid_of_the_noise_whatever_the_sum() -> None:
+    total = np.random.default_rng(0).standard_normal(2_000)  # with digits that no grid of noise has
+    source, std = SecureNoise(), 2.0**20
+    step = source.grid_step(std)
+    assert np.any(np.mod(total, step))
+    source.add_normal(total, std)
+    assert not np.any(np.mod(total, step))
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("std", [1e-6, 1.0, 2.5, 1e9])
 def test_float_sums_get_noise_of_the_asked_deviation(dtype: type, std: float) -> None:
