@@ -23,7 +23,7 @@ from fedsim.privacy.mechanisms.banded.blt import BufferedToeplitz
 from fedsim.privacy.mechanisms.banded.coefficients import norm_above
 from fedsim.privacy.mechanisms.banded.workload import Workload
 from fedsim.release import Release
-from fedsim.sampling import CyclicPoisson, Poisson, Turns
+from fedsim.sampling import CyclicPoisson, Poisson, RandomAllocation, Sampling, Turns
 from fedsim.statement import KNOWN_SAMPLING, KNOWN_TURNS, PSEUDO_RANDOM_SAMPLING, privacy_statement
 
 ROUNDS = 6
@@ -76,6 +76,25 @@ def test_everybody_takes_part_in_one_round_of_each_cycle_with_all_there_is(make)
     assert plan.normaliser == pytest.approx(counts.sum(axis=1)[:3].mean())
     np.testing.assert_array_equal(counts, took_part(plan, 300, 9, attempt=2))
     assert (counts != took_part(plan, 300, 9, seed=4)).any()
+
+
+@pytest.mark.parametrize("sampling", [Turns(), CyclicPoisson(groups=3), Poisson(), RandomAllocation()])
+def test_a_run_is_accounted_as_what_its_rounds_are_charged(sampling: Sampling) -> None:
+    plan = uls(3.7, users=300, sampling=sampling, sampling_probability=0.9 / 4)
+    for rounds in range(1, 10):
+        charged = merged(plan.charge(round) for round in range(rounds))
+        together = epsilon_bounds(charged, plan.delta)
+        assert epsilon_bounds(plan.event(rounds), plan.delta).upper == pytest.approx(together.upper, rel=1e-3)
+
+
+@pytest.mark.parametrize("make", [uls, els])
+@pytest.mark.parametrize("sampling", [Turns(), CyclicPoisson(groups=3), CyclicPoisson(groups=4)])
+def test_a_user_keeps_its_turn_whatever_runs_again(sampling: Sampling, make) -> None:
+    plan = make(3.7, users=300, sampling=sampling, sampling_probability=0.9 / 4)
+    apart = plan.scheme.separation
+    there = sum(took_part(plan, 300, 3 * apart, attempt=attempt) for attempt in range(4)) > 0
+    by_turn = np.stack([there[turn::apart].any(axis=0) for turn in range(apart)])
+    assert (by_turn.sum(axis=0) == 1).all()
 
 
 @pytest.mark.parametrize(
