@@ -2,28 +2,33 @@
 
 import dataclasses
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from experiments.audit.canaries import CanaryUsers, sizes_of
-from experiments.audit.chains import one_turn, over_turns
+from experiments.audit.canaries import CanaryUsers, OwnBlocks, sizes_of
+from experiments.audit.chains import one_turn
+from experiments.audit.odds import log_odds
 from experiments.audit.rig import FAR, OnlyRound, Rig, Seen, state_of
 from experiments.audit.turns import in_every_turn, turns
 from fedsim.plan import Plan
 from fedsim.privacy.audit.claim import Claim, epsilon_free
-from fedsim.privacy.audit.one_run import guess, one_run_epsilon, one_run_gaussian_epsilon
+from fedsim.privacy.audit.one_run import guess_by_odds, one_run_epsilon
 from fedsim.privacy.audit.rates import attack_rates
 from fedsim.privacy.audit.result import AuditFinding
+from fedsim.privacy.events import Event
 
 COORDINATES = 8
 MOST_ROWS = 4
+FEWEST = 8
+"""Canaries of a kind, in or out, that rates are measured of."""
 CANARY = 1
 """Token of a canary's row; 0 is that of a row without a gradient."""
 
 
-def attacks(plan: Plan, *, trials: int, canaries: int, confidence: float, seed: int) -> list[AuditFinding]:
+def attacks(
+    plan: Plan, *, trials: int, canaries: int, confidence: float, seed: int, parameters: int | None = None
+) -> list[AuditFinding]:
     """The canary attacks on a plan.
 
     Args:
@@ -32,6 +37,7 @@ def attacks(plan: Plan, *, trials: int, canaries: int, confidence: float, seed: 
         canaries: Canaries of the one-run audit, at most as many as the population holds.
         confidence: Of each lower bound.
         seed: Seed of coins, sampling and noise.
+        parameters: Size of the one-run audit's model; by default one for each canary.
     """
     everybody = always_sampled(plan)
     plan = dataclasses.replace(plan, sampling=plan.scheme)
@@ -44,7 +50,7 @@ def attacks(plan: Plan, *, trials: int, canaries: int, confidence: float, seed: 
         findings.append(
             many_runs("the count that moves the clip norm", everybody, trials, confidence, seed, of_the_count)
         )
-    return [*findings, one_run(plan, canaries, confidence, seed)]
+    return [*findings, *one_run(plan, canaries, confidence, seed, parameters=parameters)]
 
 
 def always_sampled(plan: Plan) -> Plan:
@@ -129,12 +135,7 @@ def many_runs(
             found.append(score(plan, _one_trial(rig, round, turn, 2 * trial + (not inside)), direction))
         scores[inside] = np.array(found)
     rates = attack_rates(scores[True], scores[False], confidence=confidence)
-    claim = Claim(
-        make_event=lambda noise: dataclasses.replace(plan, noise_multiplier=noise).step_event(),
-        noise_multiplier=plan.noise_multiplier,
-        delta=plan.delta,
-        adjacency=plan.adjacency,
-    )
+    claim = claim_of(plan)
     return AuditFinding(
         attack=name,
         epsilon_lower=claim.epsilon_from(rates),
@@ -145,6 +146,16 @@ def many_runs(
         contradicts=claim.contradicted_by(rates),
         trials=2 * trials,
     )
+
+
+def claim_of(plan: Plan, *, whole: bool = False) -> Claim:
+    """What is certified of one round, or of the whole run, in the family of other noise multipliers."""
+
+    def event(noise: float) -> Event:
+        other = dataclasses.replace(plan, noise_multiplier=noise)
+        return other.event() if whole else other.step_event()
+
+    return Claim(make_event=event, noise_multiplier=plan.noise_multiplier, delta=plan.delta, adjacency=plan.adjacency)
 
 
 def _one_trial(rig: Rig, round: OnlyRound, turn: int, place: int) -> Seen:
@@ -164,53 +175,82 @@ def worst_canary(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
     return (FAR * canary).astype(np.float32), canary / scales**2 / plan.clip_norm
 
 
-def one_run(plan: Plan, canaries: int, confidence: float, seed: int) -> AuditFinding:
-    """A whole run under audit at once: many canary users, each in or out by a fair coin."""
+def one_run(
+    plan: Plan, canaries: int, confidence: float, seed: int, *, parameters: int | None = None
+) -> list[AuditFinding]:
+    """A whole run under audit at once: many canary users, each in or out by a fair coin.
+
+    The first bounds need nothing of how canaries hang together. Where every unit joins by itself, and noise is drawn
+    for each value, canaries with parameters of their own are as many runs with one each, and the second bounds are
+    those of many runs: they see more, and at any sampling probability.
+
+    Args:
+        plan: The plan.
+        canaries: How many, at most as many as the population holds.
+        confidence: Of each bound.
+        seed: Seed of coins, sampling and noise.
+        parameters: Least size of the model, which is divided among them; by default one each.
+    """
     canaries = min(canaries, plan.population // plan.units_per_user(rows_each(plan)))
     coins = np.random.default_rng(seed).random(canaries) < 0.5
-    guesses = guess(one_run_scores(plan, coins, seed), coins, min(canaries, max(2, canaries // 4)))
-    certified = plan.epsilon().upper
+    size = 1 if parameters is None else math.ceil(parameters / canaries)
+    scores = one_run_scores(plan, coins, seed, size)
+    guesses = guess_by_odds(scores, coins, guesses_of(canaries))
+    claim = claim_of(plan, whole=True)
     free = one_run_epsilon(guesses, plan.delta, confidence=confidence)
-    gaussian = plan.step_event() == plan.sampled_event()
-    return AuditFinding(
-        attack="one run, many canaries",
-        epsilon_lower=one_run_gaussian_epsilon(guesses, plan.delta, confidence=confidence) if gaussian else free,
-        epsilon_lower_free=free,
-        epsilon_certified=certified,
-        delta=plan.delta,
-        confidence=confidence,
-        contradicts=free > certified,
-        trials=canaries,
-    )
+
+    def finding(name: str, lower: float, free: float, contradicts: bool) -> AuditFinding:
+        return AuditFinding(
+            attack=f"one run, {name}",
+            epsilon_lower=lower,
+            epsilon_lower_free=free,
+            epsilon_certified=claim.epsilon,
+            delta=plan.delta,
+            confidence=confidence,
+            contradicts=contradicts,
+            trials=canaries,
+        )
+
+    lower = claim.epsilon_from_guesses(guesses, confidence=confidence)
+    impossible = claim.contradicted_by_guesses(guesses, confidence=confidence) or free > claim.epsilon
+    findings = [finding("many canaries", lower, free, impossible)]
+    if plan.scheme.permits_empty_places() and min(coins.sum(), canaries - coins.sum()) >= FEWEST:
+        rates = attack_rates(scores[coins], scores[~coins], confidence=confidence)
+        bounds = claim.epsilon_from(rates), epsilon_free(rates, plan.delta)
+        findings.append(finding("each canary by itself", *bounds, claim.contradicted_by(rates)))
+    return findings
 
 
-def one_run_scores(plan: Plan, coins: np.ndarray, seed: int) -> np.ndarray:
-    """Scores of the canaries after all the plan's steps, float64 [m]; larger means more likely in.
+def guesses_of(canaries: int) -> int:
+    """How many coins to guess of so many: the fewer, the surer each; 4√m found most at 500 to 200,000 canaries."""
+    return min(canaries, math.ceil(4 * math.sqrt(canaries)))
 
-    Canary u updates coordinate u alone, far beyond the clip; its score is the sum of what was released there, in
-    units of the noise; where users take turns, of what tells of its turns.
+
+def one_run_scores(plan: Plan, coins: np.ndarray, seed: int, size: int = 1) -> np.ndarray:
+    """Log odds of the canaries after all the plan's steps, float64 [m]; larger means more likely in.
+
+    Canary u updates parameters of its own, far beyond the clip; what was released there tells of it alone.
 
     Args:
         plan: The plan; its population must hold all canaries.
         coins: bool [m]; whether each takes part in the run at all.
         seed: Seed of sampling and noise.
+        size: Parameters of each canary.
     """
     canaries = len(coins)
-    updates = np.vstack([np.zeros(canaries), FAR * plan.clip_norm * np.eye(canaries)]).astype(np.float32)
+    # In L1 what lies on one parameter is hidden worst, in L2 it makes no difference.
+    update = np.full(size, size**-0.5) if plan.mechanism.norm_order == 2 else np.eye(size)[0]
     rig = Rig(
-        plan, users_of(plan, 1 + np.arange(canaries)), updates, sampling_seed=seed, noise_seed=seed + 1, workers=1
+        plan,
+        users_of(plan, 1 + np.arange(canaries)),
+        OwnBlocks(canaries, FAR * plan.clip_norm * update),
+        sampling_seed=seed,
+        noise_seed=seed + 1,
+        workers=1,
     )
     round = rig.round(units_of(plan, np.flatnonzero(coins)))
-    each = rig.units_of_noise(round) / plan.clip_norm
-    released = _whole_run(rig, round)
-    correlation = plan.correlation
-    if correlation is not None or plan.scheme.separation > 1:
-        turn = turns(plan, rig.users, seed)[:canaries]
-        c = np.ones(1) if correlation is None else correlation.coefficients_of(plan.steps)
-        return over_turns(c, plan.scheme.separation, plan.steps, turn, released)
-    deque(released, maxlen=0)
-    scores: np.ndarray = -round.parameters.astype(np.float64) / each
-    return scores
+    rows = (row.reshape(canaries, size) @ update for row in _whole_run(rig, round))
+    return log_odds(plan, turns(plan, rig.users, seed)[:canaries], plan.units_per_user(rows_each(plan)), rows)
 
 
 def _whole_run(rig: Rig, round: OnlyRound) -> Iterator[np.ndarray]:

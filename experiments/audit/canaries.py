@@ -64,12 +64,49 @@ class PrescribedUpdates(torch.nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens [R] to losses [R]."""
-        losses = [block(getattr(self, f"part_{index}")[tokens])[:, 0] for index, block in enumerate(self.blocks)]
+        # One position a row: the fast path is of layers that are given rows of positions.
+        parts = [getattr(self, f"part_{index}")[tokens][:, None] for index in range(len(self.blocks))]
+        losses = [block(part)[:, 0, 0] for block, part in zip(self.blocks, parts, strict=True)]
+        return torch.stack(losses).sum(dim=0)
+
+
+class OwnBlocks(torch.nn.Module):
+    """A model in which each token but 0 has parameters of its own, and the same prescribed gradient on them.
+
+    A million parameters take no more than that, for nothing holds every token's update; on token 0 it has no gradient.
+
+    Args:
+        tokens: Tokens that have parameters.
+        update: The gradient on a token's own parameters, float32 [size of its block].
+    """
+
+    def __init__(self, tokens: int, update: np.ndarray) -> None:
+        super().__init__()
+        counts = list(sizes_of(tokens).values())
+        self.register_buffer("update", torch.from_numpy(np.asarray(update, dtype=np.float32)))
+        self.blocks = torch.nn.ModuleList(torch.nn.Embedding(count, len(update)) for count in counts)
+        self._counts = counts
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens [R] to losses [R]."""
+        losses, place = [], tokens - 1
+        for count, block in zip(self._counts, self.blocks, strict=True):
+            there = (place >= 0) & (place < count)
+            values = block(place.clamp(0, count - 1)[:, None])[:, 0]
+            losses.append(there * (values @ self.get_buffer("update")))
+            place = place - count
         return torch.stack(losses).sum(dim=0)
 
 
 class PrescribedLoss:
-    """The model's output is the loss; each row scores one label."""
+    """The model's output is the loss, up to a factor; each row scores one label.
+
+    Args:
+        factor: What the output is multiplied by.
+    """
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self._factor = factor
 
     def label_counts(self, rows: TokenRows) -> np.ndarray:
         """One a row."""
@@ -81,6 +118,6 @@ class PrescribedLoss:
         return Batch(input_ids=ids, attention_mask=None, labels=ids)
 
     def row_losses(self, model: torch.nn.Module, batch: Batch) -> RowLosses:
-        """What the model returns."""
+        """What the model returns, times the factor."""
         ones = torch.ones(len(batch.input_ids), dtype=torch.int64, device=batch.input_ids.device)
-        return RowLosses(loss_sum=model(batch.input_ids[:, 0]), label_count=ones, correct=ones)
+        return RowLosses(loss_sum=self._factor * model(batch.input_ids[:, 0]), label_count=ones, correct=ones)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -22,6 +23,8 @@ FROM_USERS = (
     "not private: computed from training users without noise, and charged to no ledger. It is evidence for those who "
     "may see the users' data, and must not leave with the model."
 )
+ATTACK_WIDTH = 22
+"""Letters of an attack's name that the table keeps on a line, where a terminal has 80."""
 NOT_CHARGED = "(not private: it trains on the private users once more, which no ledger charges)"
 
 
@@ -47,7 +50,9 @@ class Audit:
     trials: int = 3000
     """Rounds with and rounds without the canary, each."""
     canaries: int = 500
-    """Canaries of the one-run audit."""
+    """Canaries of the one-run audit, at most as many as there are users."""
+    parameters: int | None = None
+    """Least size of the one-run audit's model, which its canaries divide among them; by default one parameter each."""
     users: int = 500
     """Training and held-out users that the model of a run is attacked with, each at most."""
     repetitions: tuple[int, ...] = ()
@@ -68,6 +73,8 @@ class Audit:
         require_at_least("trials", self.trials, 32)
         require_at_least("canaries", self.canaries, 16)
         require_at_least("users", self.users, 32)
+        if self.parameters is not None:
+            require_at_least("parameters", self.parameters, 1)
         require_at_least("num-users", self.num_users, 2)
         require_between("confidence", self.confidence, 0, 1)
 
@@ -96,7 +103,12 @@ class Audit:
             print_promises(kept)
             try:
                 findings = attacks(
-                    plan, trials=self.trials, canaries=self.canaries, confidence=self.confidence, seed=seed
+                    plan,
+                    trials=self.trials,
+                    canaries=self.canaries,
+                    confidence=self.confidence,
+                    seed=seed,
+                    parameters=self.parameters,
                 )
                 print_findings(findings)
             except (Failure, InvalidInput) as failure:
@@ -178,16 +190,20 @@ def print_promises(kept: list[Promise]) -> None:
 
 def print_findings(findings: list[AuditFinding]) -> None:
     """The table on the terminal."""
-    table = Table(title="Audit: lower bounds on ε from attacks (evidence, no proof)", title_justify="left")
-    for heading in ("attack", "ε ≥, this mechanism", "ε ≥, any mechanism", "certified ε ≤", "δ", "trials", "verdict"):
-        table.add_column(heading, justify="left" if heading in ("attack", "verdict") else "right")
+    if not findings:
+        return
+    title = f"Audit: lower bounds on ε at δ = {findings[0].delta:g} from attacks (evidence, no proof)"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("attack", min_width=ATTACK_WIDTH)
+    for heading in ("this\nmechanism", "any\nmechanism", "certified", "trials"):
+        table.add_column(heading, justify="right")
+    table.add_column("verdict", no_wrap=True)
     for finding in findings:
         table.add_row(
             finding.attack,
             f"{finding.epsilon_lower:.2f}",
             f"{finding.epsilon_lower_free:.2f}",
             f"{finding.epsilon_certified:.2f}",
-            f"{finding.delta:g}",
             f"{finding.trials:,}",
             "BROKEN" if finding.contradicts else "passed",
         )

@@ -4,15 +4,19 @@ Users' updates are prescribed; sampling, contribution bounding, clipping, summin
 optimizer are the code that trains. What an adversary sees of a round is what it does to the parameters.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
 
+import server.dispatch
 from clients.answers import app_of
 from clients.computing import Computing
 from clients.worker import Worker
@@ -92,6 +96,20 @@ class FaultyGrid(LocalGrid):
         return error_reply(message, ErrorCode.MESSAGE_UNAVAILABLE, "its reply is late") if fails else reply
 
 
+@contextlib.contextmanager
+def unsaid_failures() -> Iterator[None]:
+    """No warning of each message that is computed anew because its worker was made to fail."""
+
+    def unsaid(record: logging.LogRecord) -> bool:
+        return record.levelno != logging.WARNING
+
+    server.dispatch.log.addFilter(unsaid)
+    try:
+        yield
+    finally:
+        server.dispatch.log.removeFilter(unsaid)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Seen:
     """What a round shows.
@@ -111,7 +129,8 @@ class Rig:
     Args:
         plan: The plan; its population is the users'.
         users: The users.
-        updates: Update of each token, float32 [tokens, P]: its gradient, or the way of all local steps.
+        updates: Update of each token, float32 [tokens, P]: its gradient, or the way of all local steps; or a model
+            that has them.
         sampling_seed: Seed of the sampling.
         noise_seed: Seed of the noise; None draws it securely.
         exact: Whether sums are exact.
@@ -123,7 +142,7 @@ class Rig:
         self,
         plan: Plan,
         users: CanaryUsers,
-        updates: np.ndarray,
+        updates: np.ndarray | torch.nn.Module,
         *,
         sampling_seed: int,
         noise_seed: int | None,
@@ -132,10 +151,11 @@ class Rig:
         grid: type[LocalGrid] = LocalGrid,
     ) -> None:
         self.plan, self.users = plan, users
-        if plan.local_descent is not None:  # so that the whole way of all local steps is the update prescribed
-            steps, learning_rate = plan.local_descent
-            updates = (updates / (steps * learning_rate)).astype(np.float32)
-        worker = Worker(PrescribedUpdates(updates).eval(), PrescribedLoss(), users, Computing(exact=exact))
+        model = PrescribedUpdates(updates) if isinstance(updates, np.ndarray) else updates
+        # So that the whole way of all local steps is the update prescribed.
+        steps, learning_rate = plan.local_descent or (1, 1.0)
+        loss = PrescribedLoss(1 / (steps * learning_rate))
+        worker = Worker(model.eval(), loss, users, Computing(exact=exact))
         self.gather: Gather = Dispatcher(grid(app_of(lambda _: worker), workers=workers)).gather
         self.sizes: Mapping[str, int] = worker.layout.sizes
         self._seeds = Seeds(sampling=sampling_seed, noise=noise_seed)

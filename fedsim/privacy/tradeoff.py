@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -51,6 +52,29 @@ class PrivacyCurve:
         flat = (left - type_one) / growth
         best: Floats = np.maximum(steep, flat).max(axis=0)
         return np.maximum(best - ROUNDING, 0.0)
+
+    def least_type_one(self, power: float) -> float:
+        """Least type I error of any test of this power: `tradeoff` read the other way round.
+
+        The two data sets may be exchanged, so it is f(1 − power); this says it without taking a small power from 1.
+
+        Args:
+            power: One less the type II error, in [0, 1].
+        """
+        flat, steep = (power - self.upper) * self._decay, 1 - self.upper - self._growth * (1 - power)
+        return float(max(0.0, (1 - ROUNDING) * flat.max(), steep.max() - ROUNDING))
+
+    @cached_property
+    def _growth(self) -> Floats:
+        """e^ε at each point, where that is a float: 1 less any float below 1 makes as much of e^700 as of more."""
+        growth: Floats = np.exp(np.minimum(self.epsilons, 700.0))
+        return growth
+
+    @cached_property
+    def _decay(self) -> Floats:
+        """e^{−ε} at each point."""
+        decay: Floats = np.exp(-self.epsilons)
+        return decay
 
 
 def privacy_curve(

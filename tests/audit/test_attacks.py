@@ -19,7 +19,7 @@ from experiments.audit.attacks import (
     worst_canary,
 )
 from experiments.audit.canaries import CanaryUsers
-from experiments.audit.chains import fresh, one_turn, over_turns
+from experiments.audit.chains import fresh, one_turn, over_turns, strength
 from experiments.audit.rig import Rig, state_of
 from experiments.audit.turns import turns
 from fedsim.clip import Clip
@@ -124,9 +124,11 @@ def test_one_run_with_many_canaries_sees_whether_there_is_noise(broken: bool, mo
     plan = uls(num_users=200, sampling_probability=0.2, steps=8, noise_multiplier=4.0)
     if broken:
         monkeypatch.setattr(GaussianNoise, "add", lambda self, total, clip, source: None)
-    found = one_run(plan, 200, 0.95, 3)
-    assert found.contradicts is broken
-    assert (found.epsilon_lower > found.epsilon_certified) is broken
+    together, alone = one_run(plan, 200, 0.95, 3)
+    assert together.contradicts is broken
+    assert alone.contradicts is broken
+    assert (together.epsilon_lower > together.epsilon_certified) is broken
+    assert (together.epsilon_lower_free > together.epsilon_certified) is broken
 
 
 @pytest.mark.parametrize("algorithm", ["uls", "els"])
@@ -134,9 +136,12 @@ def test_one_runs_canaries_are_users_in_or_out(algorithm: str, monkeypatch: pyte
     monkeypatch.setattr(GaussianNoise, "add", lambda self, total, clip, source: None)
     plan = dataclasses.replace(planned(algorithm=algorithm), sampling_probability=1.0, steps=2)
     coins = np.random.default_rng(0).random(40) < 0.5
-    scores = one_run_scores(plan, coins, 1) * plan.normaliser
     each = 3 if isinstance(plan, ElsPlan) else 1
-    np.testing.assert_allclose(scores, np.where(coins, 2 * each * plan.clip_norm, 0.0), rtol=1e-4, atol=1e-6)
+    # Two rounds that show `each` units more than nothing, or nothing.
+    odds = each**2 / plan.noise_multiplier**2
+    for size in (1, 3):
+        found = one_run_scores(plan, coins, 1, size)
+        np.testing.assert_allclose(found, np.where(coins, odds, -odds), rtol=1e-4)
 
 
 def test_the_scalar_laplace_claim_on_an_l2_clip_is_contradicted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,8 +240,8 @@ def test_canaries_of_one_run_are_seen_in_their_turns(algorithm: str, monkeypatch
     c = np.array(plan.noise_coefficients)
     # Of the last two rounds of all, fewer rows tell.
     seen = np.array([sum((c[: 7 - t] ** 2).sum() for t in range(first, 7, 3)) for first in turn])
-    scores = one_run_scores(plan, coins, 1) / plan.units_per_user(3)
-    np.testing.assert_allclose(scores, np.where(coins, seen, 0.0), rtol=1e-4, atol=1e-5)
+    odds = seen / 2 * (plan.units_per_user(3) / plan.noise_multiplier / strength(plan)) ** 2
+    np.testing.assert_allclose(one_run_scores(plan, coins, 1), np.where(coins, odds, -odds), rtol=1e-4)
 
 
 def test_a_user_of_several_examples_has_one_turn() -> None:

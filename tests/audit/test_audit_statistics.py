@@ -10,10 +10,10 @@ from fedsim.privacy.audit.membership import attack_area
 from fedsim.privacy.audit.one_run import (
     Guesses,
     guess,
+    guess_by_odds,
     one_run_epsilon,
-    one_run_gaussian_epsilon,
-    one_run_gaussian_shift,
     one_run_p_value,
+    one_run_permits,
 )
 from fedsim.privacy.audit.rates import attack_rates, clopper_pearson
 from fedsim.privacy.audit.result import AuditFinding
@@ -24,6 +24,7 @@ from fedsim.privacy.events import (
     Repeated,
 )
 from fedsim.privacy.mechanisms.laplace.event import RandomisedScaleLaplace
+from fedsim.privacy.tradeoff import privacy_curve
 
 
 def test_clopper_pearson_covers_at_its_confidence() -> None:
@@ -82,19 +83,56 @@ def test_gaussian_many_run_bounds_hold_and_reach_sixty_percent_at_epsilon_four()
     assert np.median(bounds) >= 0.6 * claim.epsilon
 
 
-@pytest.mark.parametrize("mu", [0.0, 1.0, 2.0])
-def test_one_run_bounds_hold_for_independent_gaussian_canaries(mu: float) -> None:
+@pytest.mark.parametrize(("q", "canaries"), [(1.0, 300), (0.2, 2000)])
+def test_one_run_bounds_hold_and_have_teeth(q: float, canaries: int) -> None:
+    sigma = 0.6
+
+    def event(noise: float) -> PoissonSubsampledGaussian:
+        return PoissonSubsampledGaussian(sampling_probability=q, noise_multiplier=noise)
+
+    claim = Claim(make_event=event, noise_multiplier=sigma, delta=1e-5)
+    curve, twice_the_noise = privacy_curve(event(sigma)), privacy_curve(event(2.5 * sigma))
     generator = np.random.default_rng(9)
-    wrong, shifts = 0, []
-    for _ in range(40):
-        coins = generator.random(200) < 0.5
-        guesses = guess(generator.standard_normal(200) + mu * coins, coins, 60)
-        shift = one_run_gaussian_shift(guesses, confidence=0.95)
-        wrong += shift > mu
-        shifts.append(shift)
-    assert wrong <= 6
-    if mu == 2.0:
-        assert np.median(shifts) > 0.6
+    wrong, seen, free = 0, 0, []
+    for _ in range(60):
+        coins = generator.random(canaries) < 0.5
+        values = sigma * generator.standard_normal(canaries) + coins * (generator.random(canaries) < q)
+        guesses = guess_by_odds(np.log1p(q * np.expm1((values - 0.5) / sigma**2)), coins, 60)
+        wrong += not one_run_permits(guesses, curve)
+        seen += not one_run_permits(guesses, twice_the_noise)
+        free.append(one_run_epsilon(guesses, claim.delta))
+    assert wrong <= 9  # 10 would be a one-in-a-thousand accident at 95 % confidence
+    assert seen >= 30
+    assert max(free) <= claim.epsilon
+
+
+@pytest.mark.parametrize("mu", [0.7, 2.0])
+def test_one_run_of_a_gaussian_is_its_closed_form(mu: float) -> None:
+    curve = privacy_curve(Gaussian(noise_multiplier=1 / mu))
+
+    def possible(guesses: Guesses, level: float) -> bool:
+        r, v, total = guesses.made, guesses.correct, guesses.made / guesses.canaries
+        right, wrong = level * total * v / r, level * total * (r - v) / r
+        for i in range(v - 1, -1, -1):
+            grown = max(wrong, float(stats.norm.cdf(stats.norm.ppf(min(right, 1.0)) - mu)))
+            right, wrong = right + i / (r - i) * (grown - wrong), grown
+            if right + wrong > total:
+                return False
+        return True
+
+    for made in (20, 60):
+        permitted = [one_run_permits(Guesses(canaries=90, made=made, correct=v), curve) for v in range(made + 1)]
+        closed = [possible(Guesses(canaries=90, made=made, correct=v), 0.05) for v in range(made + 1)]
+        assert permitted[0]
+        assert permitted[-1] is (mu == 2.0)  # at μ = 2 so few canaries can all be told
+        # The certified curve lies a little below the closed form, which is on the safe side.
+        assert sum(closed) <= sum(permitted) <= sum(closed) + 1
+        assert permitted == sorted(permitted, reverse=True)
+
+
+def test_guesses_by_odds_are_of_the_surest() -> None:
+    odds, coins = np.array([0.1, -3.0, 2.0, -0.2, 1.0]), np.array([True, False, False, True, True])
+    assert guess_by_odds(odds, coins, 3) == Guesses(canaries=5, made=3, correct=2)
 
 
 def test_one_run_p_value_is_the_binomial_tail_without_delta_and_grows_with_it() -> None:
@@ -105,7 +143,10 @@ def test_one_run_p_value_is_the_binomial_tail_without_delta_and_grows_with_it() 
     assert values == sorted(values)
     assert one_run_epsilon(guesses, 1e-5) > 0.3
     assert one_run_epsilon(Guesses(canaries=100, made=40, correct=20), 1e-5) == 0.0
-    assert one_run_gaussian_epsilon(Guesses(canaries=100, made=100, correct=99), 1e-5) > 3
+    claim = Claim(make_event=lambda noise: Gaussian(noise_multiplier=noise), noise_multiplier=1.0, delta=1e-5)
+    sure = Guesses(canaries=100, made=100, correct=99)
+    assert 3 < claim.epsilon_from_guesses(sure, confidence=0.95) < 20
+    assert claim.epsilon_from_guesses(Guesses(canaries=100, made=40, correct=20), confidence=0.95) == 0.0
 
 
 def test_guesses_abstain_in_the_middle() -> None:

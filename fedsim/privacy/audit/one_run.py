@@ -11,7 +11,7 @@ import numpy as np
 import scipy
 
 from fedsim.errors import InvalidInput
-from fedsim.privacy.gaussian_curve import gaussian_epsilon
+from fedsim.privacy.tradeoff import PrivacyCurve
 from fedsim.validation import require_between
 
 
@@ -50,6 +50,18 @@ def guess(scores: np.ndarray, coins: np.ndarray, made: int) -> Guesses:
     return Guesses(canaries=len(scores), made=made, correct=right)
 
 
+def guess_by_odds(log_odds: np.ndarray, coins: np.ndarray, made: int) -> Guesses:
+    """Guess the coins of which the log odds say most, each way that they say; abstain on the others.
+
+    Args:
+        log_odds: float [m]; above 0 means rather in, below rather out.
+        coins: bool [m]; what is to be guessed.
+        made: How many guesses to make; must not depend on the coins.
+    """
+    surest = np.argsort(-np.abs(log_odds), kind="stable")[:made]
+    return Guesses(canaries=len(coins), made=made, correct=int((coins[surest] == (log_odds[surest] > 0)).sum()))
+
+
 def one_run_p_value(guesses: Guesses, epsilon: float, delta: float) -> float:
     """Upper bound on the probability of so many correct guesses under (ε, δ)-DP.
 
@@ -73,36 +85,28 @@ def one_run_epsilon(guesses: Guesses, delta: float, *, confidence: float = 0.95)
     return _largest(lambda epsilon: one_run_p_value(guesses, epsilon, delta) <= 1 - confidence, 50.0)
 
 
-def one_run_gaussian_shift(guesses: Guesses, *, confidence: float = 0.95) -> float:
-    """The largest μ that the guesses rule out, for a mechanism that is μ-Gaussian-DP or not.
+def one_run_permits(guesses: Guesses, curve: PrivacyCurve, *, confidence: float = 0.95) -> bool:
+    """Whether so many right guesses are possible, more than one time in 1/(1 − confidence), under a guarantee.
 
-    Mahloujifar, Melis and Chaudhuri 2024, "Auditing f-Differential Privacy in One Run": along the number of correct
-    guesses, the trade-off function bounds how probability may pile up.
+    Mahloujifar, Melis and Chaudhuri 2024, "Auditing f-Differential Privacy in One Run": let p_i be the probability of
+    exactly i right guesses of r, each of m coins as likely guessed. A step down from i right guesses to i − 1 is a
+    test of the coin that was guessed right, and the trade-off function bounds how fast the probability may fall. If
+    all the mass needed exceeds r/m, it was impossible. No independence of the canaries is needed.
+
+    Args:
+        guesses: How the auditor did.
+        curve: The guarantee; its trade-off function is a lower bound, which errs towards "possible".
+        confidence: Of the answer "no".
     """
     require_between("confidence", confidence, 0, 1)
-    return _largest(lambda mu: mu > 0 and not _possible(guesses, mu, 1 - confidence), 50.0)
-
-
-def one_run_gaussian_epsilon(guesses: Guesses, delta: float, *, confidence: float = 0.95) -> float:
-    """ε at delta of the μ of one_run_gaussian_shift: a lower bound for mechanisms with a Gaussian trade-off."""
-    mu = one_run_gaussian_shift(guesses, confidence=confidence)
-    return gaussian_epsilon(mu, delta).lower if mu > 0 else 0.0
-
-
-def _possible(guesses: Guesses, mu: float, level: float) -> bool:
-    """Whether Pr[at least `correct` of `made`] ≥ level is possible under μ-Gaussian-DP.
-
-    With p_i = Pr[exactly i correct], the i-th step bounds the mass of correct guesses below it by the trade-off
-    function of what lies above; if all the mass needed exceeds made/canaries, it was impossible.
-    """
-    r, v = guesses.made, guesses.correct
+    r, v, level = guesses.made, guesses.correct, 1 - confidence
     total = r / guesses.canaries
-    heavy, light = level * total * v / r, level * total * (r - v) / r
+    right, wrong = level * total * v / r, level * total * (r - v) / r
     for i in range(v - 1, -1, -1):
-        grown = max(light, float(scipy.stats.norm.cdf(scipy.stats.norm.ppf(min(heavy, 1.0)) - mu)))
-        heavy += i / (r - i) * (grown - light)
-        light = grown
-        if heavy + light > total:
+        grown = max(wrong, curve.least_type_one(min(right, 1.0)))
+        right += i / (r - i) * (grown - wrong)
+        wrong = grown
+        if right + wrong > total:
             return False
     return True
 
