@@ -1,0 +1,124 @@
+"""How many changes that break a guarantee the tests notice: `python -m benchmarks.mutants`.
+
+Each change of the catalogue is put into a copy of the tree, and the tests that should notice it are run there until one
+fails. Before that all these tests pass on the copy as it is. Survivors are listed with the reason; ends with a line of
+JSON, and with exit code 1 where one survives that should not.
+"""
+
+import json
+import sys
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from benchmarks.mutants.catalogue import Mutant, mutants
+from benchmarks.mutants.trial import FAILED, PASSED, copy_tree, outcome, warm_context
+from fedsim.errors import InvalidInput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutants:
+    """Break the guarantee in each way of the catalogue, and see whether a test notices."""
+
+    short: bool = False
+    """The short list alone."""
+    only: tuple[str, ...] = ()
+    """Rooms, or words of what a change breaks; by default all."""
+    processes: int = 2
+    """Changes tried at the same time."""
+    seconds: float = 600.0
+    """How long the tests of one change may take."""
+    logs: Path | None = None
+    """Folder for what pytest printed about each change; by default what is printed is not kept."""
+
+    def run(self) -> int:
+        """1 where a change survives that should not, or tests fail without one."""
+        chosen = self._chosen()
+        with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+            logs = self.logs or Path(folder) / "logs"
+            logs.mkdir(parents=True, exist_ok=True)
+            trees = [copy_tree(_made(Path(folder) / str(place))) for place in range(self.processes)]
+            bench = Bench(trees, logs, self.seconds)
+            if (broken := bench.baseline(sorted({test for one in chosen for test in one.noticed_by}))) is not None:
+                print(f"without any change the tests fail:\n{broken}", file=sys.stderr)
+                return 1
+            with ThreadPoolExecutor(self.processes) as pool:
+                killed = list(pool.map(bench.noticed, enumerate(chosen)))
+        survivors = [one for one, noticed in zip(chosen, killed, strict=True) if not noticed]
+        for one in survivors:
+            print(f"survives: {one.name} ({one.file})" + (f": {one.survives}" if one.survives else ""))
+        told = {"mutants": len(chosen), "killed": sum(killed), "score": round(sum(killed) / len(chosen), 4)}
+        print(json.dumps({"benchmark": "mutants", "short": self.short, **told}))
+        return int(any(not one.survives for one in survivors))
+
+    def _chosen(self) -> list[Mutant]:
+        found = [one for one in mutants() if one.short or not self.short]
+        if self.only:
+            found = [one for one in found if any(word in one.name for word in self.only)]
+        if not found:
+            raise InvalidInput("only", self.only, "rooms or words of the catalogue")
+        return found
+
+
+class Bench:
+    """Trees that are changed and put right again, each by one thread at a time.
+
+    Args:
+        trees: Copies of the tree.
+        logs: Where what pytest prints goes.
+        seconds: Limit of one trial.
+    """
+
+    def __init__(self, trees: list[Path], logs: Path, seconds: float) -> None:
+        self._free, self._logs, self._seconds = list(trees), logs, seconds
+        self._lock, self._context = threading.Lock(), warm_context()
+
+    def baseline(self, tests: list[str]) -> str | None:
+        """What pytest printed where one of these tests fails without a change."""
+        log = self._logs / "unchanged.txt"
+        code, seconds = outcome(self._context, self._free[0], tests, log, 20 * self._seconds)
+        print(f"{len(tests)} files or tests without a change: {seconds:.0f} s", flush=True)
+        return None if code == PASSED else log.read_text(encoding="utf-8")[-4000:]
+
+    def noticed(self, numbered: tuple[int, Mutant]) -> bool:
+        """Whether a test fails with the change, or runs without end."""
+        number, mutant = numbered
+        with self._lock:
+            tree = self._free.pop()
+        path = tree / mutant.file
+        before = path.read_text(encoding="utf-8")
+        try:
+            path.write_text(mutant.changed(tree), encoding="utf-8")
+            log = self._logs / f"{number:03d}.txt"
+            code, seconds = outcome(self._context, tree, mutant.noticed_by, log, self._seconds)
+        finally:
+            path.write_text(before, encoding="utf-8")
+            with self._lock:
+                self._free.append(tree)
+        killed = code in (FAILED, None) or (code is not None and code < 0)
+        if code not in (PASSED, FAILED, None) and not killed:
+            raise RuntimeError(f"{mutant.name}: pytest ended with {code}\n{log.read_text(encoding='utf-8')[-2000:]}")
+        print(f"{'killed  ' if killed else 'SURVIVED'} {seconds:5.1f} s  {mutant.name}", flush=True)
+        return killed
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+def main() -> int:
+    """The command line."""
+    try:
+        return tyro.cli(Mutants, prog="python -m benchmarks.mutants").run()
+    except InvalidInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
