@@ -1,14 +1,16 @@
 """How many changes that break a guarantee the tests notice: `python -m benchmarks.mutants`.
 
 Each change of the catalogue is put into a copy of the tree, and the tests that should notice it are run there until one
-fails. Before that all these tests pass on the copy as it is. Survivors are listed with the reason; ends with a line of
-JSON, and with exit code 1 where one survives that should not.
+fails. A test that failed is run again without any change, and must pass. Survivors are listed with the reason; ends with
+a line of JSON, and with exit code 1 where one survives that should not.
 """
 
+import contextlib
 import json
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from pathlib import Path
 import tyro
 
 from benchmarks.mutants.catalogue import Mutant, mutants
-from benchmarks.mutants.trial import FAILED, PASSED, copy_tree, outcome, warm_context
+from benchmarks.mutants.trial import FAILED, PASSED, copy_tree, failed_tests, outcome, warm_context
 from fedsim.errors import InvalidInput
 
 
@@ -43,12 +45,14 @@ class Mutants:
             logs.mkdir(parents=True, exist_ok=True)
             trees = [copy_tree(_made(Path(folder) / str(place))) for place in range(self.processes)]
             bench = Bench(trees, logs, self.seconds)
-            if (broken := bench.baseline(sorted({test for one in chosen for test in one.noticed_by}))) is not None:
-                print(f"without any change the tests fail:\n{broken}", file=sys.stderr)
-                return 1
             with ThreadPoolExecutor(self.processes) as pool:
-                killed = list(pool.map(bench.noticed, enumerate(chosen)))
-        survivors = [one for one, noticed in zip(chosen, killed, strict=True) if not noticed]
+                noticed = list(pool.map(bench.noticed, enumerate(chosen)))
+                broken = list(pool.map(bench.unchanged, _shared_out(noticed, self.processes)))
+        if found := [text for text in broken if text is not None]:
+            print("without any change the tests fail:\n" + "\n".join(found), file=sys.stderr)
+            return 1
+        killed = [bool(tests) for tests in noticed]
+        survivors = [one for one, tests in zip(chosen, noticed, strict=True) if not tests]
         for one in survivors:
             print(f"survives: {one.name} ({one.file})" + (f": {one.survives}" if one.survives else ""))
         told = {"mutants": len(chosen), "killed": sum(killed), "score": round(sum(killed) / len(chosen), 4)}
@@ -77,33 +81,53 @@ class Bench:
         self._free, self._logs, self._seconds = list(trees), logs, seconds
         self._lock, self._context = threading.Lock(), warm_context()
 
-    def baseline(self, tests: list[str]) -> str | None:
-        """What pytest printed where one of these tests fails without a change."""
-        log = self._logs / "unchanged.txt"
-        code, seconds = outcome(self._context, self._free[0], tests, log, 20 * self._seconds)
-        print(f"{len(tests)} files or tests without a change: {seconds:.0f} s", flush=True)
-        return None if code == PASSED else log.read_text(encoding="utf-8")[-4000:]
-
-    def noticed(self, numbered: tuple[int, Mutant]) -> bool:
-        """Whether a test fails with the change, or runs without end."""
+    def noticed(self, numbered: tuple[int, Mutant]) -> tuple[str, ...]:
+        """The test that fails with the change, or all of them where they run without end; none where none does."""
         number, mutant = numbered
-        with self._lock:
-            tree = self._free.pop()
-        path = tree / mutant.file
-        before = path.read_text(encoding="utf-8")
-        try:
-            path.write_text(mutant.changed(tree), encoding="utf-8")
-            log = self._logs / f"{number:03d}.txt"
-            code, seconds = outcome(self._context, tree, mutant.noticed_by, log, self._seconds)
-        finally:
-            path.write_text(before, encoding="utf-8")
-            with self._lock:
-                self._free.append(tree)
+        log = self._logs / f"{number:03d}.txt"
+        with self._a_tree() as tree:
+            path = tree / mutant.file
+            before = path.read_text(encoding="utf-8")
+            try:
+                path.write_text(mutant.changed(tree), encoding="utf-8")
+                code, seconds = outcome(self._context, tree, mutant.noticed_by, log, self._seconds)
+            finally:
+                path.write_text(before, encoding="utf-8")
         killed = code in (FAILED, None) or (code is not None and code < 0)
-        if code not in (PASSED, FAILED, None) and not killed:
+        if code != PASSED and not killed:
             raise RuntimeError(f"{mutant.name}: pytest ended with {code}\n{log.read_text(encoding='utf-8')[-2000:]}")
         print(f"{'killed  ' if killed else 'SURVIVED'} {seconds:5.1f} s  {mutant.name}", flush=True)
-        return killed
+        return (failed_tests(log) or mutant.noticed_by) if killed else ()
+
+    def unchanged(self, tests: list[str]) -> str | None:
+        """What pytest printed where one of these tests fails without a change."""
+        if not tests:
+            return None
+        with self._a_tree() as tree:
+            log = self._logs / f"unchanged-{tree.parent.name}.txt"
+            code, seconds = outcome(self._context, tree, tests, log, len(tests) * self._seconds)
+        print(f"{len(tests)} tests that noticed something, without a change: {seconds:.0f} s", flush=True)
+        return None if code == PASSED else log.read_text(encoding="utf-8")[-4000:]
+
+    @contextlib.contextmanager
+    def _a_tree(self) -> Iterator[Path]:
+        with self._lock:
+            tree = self._free.pop()
+        try:
+            yield tree
+        finally:
+            with self._lock:
+                self._free.append(tree)
+
+
+def _shared_out(noticed: list[tuple[str, ...]], processes: int) -> list[list[str]]:
+    """The tests that noticed something, each once, by file, a share for each process."""
+    tests = sorted({test for found in noticed for test in found})
+    files = sorted({test.partition("::")[0] for test in tests})
+    return [
+        [test for test in tests if files.index(test.partition("::")[0]) % processes == place]
+        for place in range(processes)
+    ]
 
 
 def _made(folder: Path) -> Path:

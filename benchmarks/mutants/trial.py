@@ -60,6 +60,13 @@ def outcome(
     return process.exitcode, time.perf_counter() - started
 
 
+def failed_tests(log: Path) -> tuple[str, ...]:
+    """The tests that pytest names as failed, as it takes them; none where its output holds no such line."""
+    lines = log.read_text(encoding="utf-8").splitlines()
+    named = [line.split(" ", 1)[1].split(" - ")[0] for line in lines if line.startswith(("FAILED ", "ERROR "))]
+    return tuple(named)
+
+
 def _run(tree: str, tests: tuple[str, ...], log: str) -> None:
     """In a process of its own: the project's modules are the tree's."""
     os.chdir(tree)
