@@ -15,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Where an environment forbids compiled files, each of the many processes that tests start would compile our modules.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test lint docs docs-check clean
+.PHONY: run test lint mutants docs docs-check clean
 
 run: $(STAMP)
 	$(BIN)/python -m experiments.run $(ARGS)
@@ -28,6 +28,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Changes that break the guarantee, one at a time: the short list, each against the tests that should notice it.
+mutants: $(STAMP)
+	$(BIN)/python -m benchmarks.mutants --short $(ARGS)
 
 # The site, in build/site; a link that leads nowhere is an error.
 docs: $(STAMP)
