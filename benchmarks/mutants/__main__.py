@@ -1,8 +1,8 @@
 """How many changes that break a guarantee the tests notice: `python -m benchmarks.mutants`.
 
 Each change of the catalogue is put into a copy of the tree, and the tests that should notice it are run there until
-one fails. A test that failed is run again without any change, and must pass. Survivors are listed with the reason; ends
-with a line of JSON, and with exit code 1 where one survives that should not.
+one fails. A test that failed is run again without any change, and must pass. Survivors are listed with the reason;
+ends with a line of JSON, and with exit code 1 where one survives that should not.
 """
 
 import contextlib
