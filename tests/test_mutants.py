@@ -28,7 +28,9 @@ def test_each_change_can_be_made_and_is_one() -> None:
         assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse((ROOT / one.file).read_text(encoding="utf-8")))
         assert one.noticed_by
         for test in one.noticed_by:
-            assert (ROOT / test.partition("::")[0]).exists(), one.name
+            path, _, name = test.partition("::")
+            assert (ROOT / path).exists(), one.name
+            assert not name or f"def {name.partition('[')[0]}(" in (ROOT / path).read_text(encoding="utf-8"), one.name
 
 
 def test_text_that_is_gone_is_named() -> None:
