@@ -41,7 +41,7 @@ def noises(plan: Plan, seed: int) -> list[str]:
 
 
 def _noises(plan: Plan, seed: int, noise_seed: int | None) -> list[str]:
-    rig, round = _nobody(plan, 1, NOISE_VALUES, seed, noise_seed)
+    rig, round = nobody(plan, 1, NOISE_VALUES, seed, noise_seed)
     broken: list[str] = []
     draws = _of_chains(rig, round, broken) if plan.correlation is not None else _of_rounds(rig, round)
     if any(np.count_nonzero(draw) < 0.99 * len(draw) for draw in draws):
@@ -61,7 +61,7 @@ def _noises(plan: Plan, seed: int, noise_seed: int | None) -> list[str]:
             broken += next(filter(None, faults), [])
             begin += size
     elif law is not None:
-        rig, round = _nobody(plan, 1, 2, seed, noise_seed)
+        rig, round = nobody(plan, 1, 2, seed, noise_seed)
         start = _warmed_up(rig, round)
         numbers = range(WARM_UP, WARM_UP + SINGLE_ROUNDS)
         ones = [_whitened_noise(rig, round, start, number, number)[0] for number in numbers]
@@ -105,7 +105,7 @@ def _next_noise(rig: Rig, round: OnlyRound, number: int) -> np.ndarray:
     return noise
 
 
-def _nobody(plan: Plan, users: int, size: int, seed: int, noise_seed: int | None) -> tuple[Rig, OnlyRound]:
+def nobody(plan: Plan, users: int, size: int, seed: int, noise_seed: int | None) -> tuple[Rig, OnlyRound]:
     """Rounds of so many users' plan, of which none is there."""
     sampled = CanaryUsers(np.ones(users, dtype=np.int64), np.zeros(users))
     alone = dataclasses.replace(plan, sampling_probability=in_every_turn(plan)).on(sampled)

@@ -12,14 +12,20 @@ import numpy as np
 from experiments.audit.canaries import CanaryUsers
 from experiments.audit.charges import charges
 from experiments.audit.contributions import contributions
+from experiments.audit.extremes import extremes
 from experiments.audit.laws import counts, law_known, noises
+from experiments.audit.resumptions import resumptions, travels
 from experiments.audit.rig import FAR, USERS, WARM_UP, Rig
 from experiments.audit.samples import samples
 from experiments.audit.turns import in_every_turn
+from experiments.audit.words import words
 from fedsim.errors import Failure, InvalidInput
 from fedsim.plan import Plan
 from fedsim.privacy.audit.result import Promise
 from fedsim.release import Release
+
+Check = Callable[[Plan, int], list[str]]
+"""(plan, seed) → what is wrong, in words."""
 
 
 def promises(plan: Plan, seed: int) -> list[Promise]:
@@ -34,20 +40,30 @@ def promises(plan: Plan, seed: int) -> list[Promise]:
     apart = plan.scheme.separation
     in_turn = f", and no user in two rounds less than {apart} apart" if apart > 1 else ""
     again = ", and not again where a release is repeated" if plan.correlation is not None else ""
-    checks: dict[str, Callable[[Plan, int], list[str]]] = {
+    checks: dict[str, Check] = {
         "a user puts in no more than clip and group size allow, if sampled, whoever else is there": contributions,
+        "a user or a unit that is left out moves the sum by its clip at most, whatever its update": extremes,
         f"units are sampled as often as accounted, anew in every round and whenever one runs again{in_turn}": samples,
         f"every sum gets noise of its own, {law}": noises,
         "what a round does depends on earlier ones through what they released alone": states,
+        "a run that goes on from a checkpoint releases what it would have, and no noise twice": resumptions,
+        "a plan that is read back from its text is the same, and releases the same": travels,
+        "the statement says of clip and noise what is done": words,
         f"a round is charged, on disk, before anybody is asked{again}": charges,
     }
     if plan.clip_rule is not None:
         checks["the count that moves the clip norm is of halves, and gets the noise that is accounted"] = counts
-    return [Promise(what=what, broken=_faults(check, plan, seed)) for what, check in checks.items()]
+    return [Promise(what=what, broken=faults(check, plan, seed)) for what, check in checks.items()]
 
 
-def _faults(check: Callable[[Plan, int], list[str]], plan: Plan, seed: int) -> tuple[str, ...]:
-    """Each fault once; canaries that make a round fail are a fault too."""
+def faults(check: Check, plan: Plan, seed: int) -> tuple[str, ...]:
+    """Each fault of a plan once; canaries that make a round fail are a fault too.
+
+    Args:
+        check: One of those above.
+        plan: The plan.
+        seed: Seed of sampling and noise.
+    """
     try:
         return tuple(dict.fromkeys(check(plan, seed)))
     except (Failure, InvalidInput) as failure:

@@ -11,6 +11,7 @@ import torch
 from builds import ELS, QUANTILE, build, mechanism
 
 import clients.worker
+import fedsim.gradients.clipping
 import fedsim.plan.els
 import fedsim.plan.uls
 import server.dispatch
@@ -72,6 +73,12 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(clients.worker, "clipped_sum", all_but_one)
     _unchecked(patch)
+
+
+@build("an update that is not finite counts", "a round could not be run", attacked=False)
+def _(patch: pytest.MonkeyPatch) -> None:
+    everything = lambda norms: torch.ones_like(norms, dtype=torch.bool)  # noqa: E731
+    patch.setattr(fedsim.gradients.clipping, "is_finite", everything)
 
 
 def _rows_alone(model: Any, rows: Any, units: np.ndarray, clip: Clip, **common: Any) -> ClippedSum:

@@ -11,6 +11,7 @@ from builds import BANDS, BROKEN, BUFFERS, ELS, QUANTILE, TURNS, mechanism
 
 import experiments.audit.attacks
 import experiments.audit.command
+import experiments.audit.promises
 from experiments.run import main
 
 SMALL = (
@@ -28,18 +29,29 @@ def audited(output: Path, seed: int, options: tuple[str, ...]) -> tuple[int, str
     return code, "\n".join(faults + contradicted)
 
 
+EXTREME = ("an update that is not finite counts",)
+"""What the look at users with unusual updates is for; it takes time, and says nothing more of other builds."""
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_build_is_caught_for_what_it_breaks(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     BROKEN[name].break_it(monkeypatch)
+    if name not in EXTREME:
+        monkeypatch.setattr(experiments.audit.promises, "extremes", lambda *_: [])
     if not BROKEN[name].attacked:
         monkeypatch.setattr(experiments.audit.attacks, "attacks", lambda *_, **__: [])
     code, found = audited(tmp_path / "audit.json", 1, BROKEN[name].options)
     assert (code, BROKEN[name].found in found) == (1, True), found
 
 
-CORRECT = [(options, 1) for options in sorted({broken.options for broken in BROKEN.values()})]
+# Plans that differ by their mechanism alone are looked at in test_mechanism_properties.py.
+CORRECT = [
+    (options, 1)
+    for options in sorted({broken.options for broken in BROKEN.values()})
+    if options[:1] != mechanism("")[:1] or len(options) > 2
+]
 OTHERS = [
     ((), 2),
     ((), 3),

@@ -9,13 +9,14 @@ import howto_pages
 import numpy as np
 import pytest
 from howto_pages import AUDIT, Fedsim, code, command, python, read, unboxed, written
+from mechanism_properties import MechanismProperties
 from small_flags import LOCAL, SMALL
 
 from experiments.audit.canaries import CanaryUsers
 from experiments.audit.rig import FAR, Rig
 from experiments.run import main
 from fedsim.errors import InvalidInput
-from fedsim.plan import UlsPlan, plan_from_json
+from fedsim.plan import UlsPlan
 from fedsim.privacy.mechanisms import MECHANISMS, Mechanism
 
 PAGE, NAME = "howto-mechanism", "per_layer:per-layer-clip"
@@ -104,10 +105,14 @@ def test_every_layer_of_a_far_update_comes_to_its_share() -> None:
 
 
 @pytest.mark.usefixtures("importable")
-def test_its_option_travels_and_nonsense_is_refused() -> None:
+class TestItsProperties(MechanismProperties):
+    name = NAME
+    options = ("by=matrix",)
+
+
+@pytest.mark.usefixtures("importable")
+def test_its_option_is_heeded_and_nonsense_is_refused() -> None:
     mechanism = MECHANISMS.build(NAME, ["by=matrix"])
-    plan = plan_by(mechanism)
-    assert plan_from_json(plan.to_json()) == plan
     sizes = {"h.0.a.weight": 4, "h.0.a.bias": 2, "h.0.b.weight": 3, "out.weight": 5}
     clips = [MECHANISMS.build(NAME, [f"by={by}"]).noise(None, 0.0, sizes).clip(1.0) for by in ("layer", "matrix")]
     assert [len(clip.blocks) for clip in clips] == [2, 3]
