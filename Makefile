@@ -15,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Where an environment forbids compiled files, each of the many processes that tests start would compile our modules.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test lint mutants docs docs-check clean
+.PHONY: run test lint mutants fuzz docs docs-check clean
 
 run: $(STAMP)
 	$(BIN)/python -m experiments.run $(ARGS)
@@ -41,6 +41,12 @@ docs: $(STAMP)
 MINUTES ?= 10
 docs-check: $(STAMP)
 	FEDSIM_DOCS_MINUTES=$(MINUTES) $(BIN)/python -m pytest tests/docs --timeout 0
+
+# Every fuzzer, all at the same time, for so long: once a release. What they find is added to tests/reliability/fuzz_corpus.
+SECONDS ?= 600
+fuzz: $(STAMP)
+	FEDSIM_FUZZ_SECONDS=$(SECONDS) FEDSIM_FUZZ_SEED=$$(date +%s) FEDSIM_FUZZ_KEEP=1 \
+		$(BIN)/python -m pytest tests/reliability/test_fuzz.py -s --timeout 0
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -212,9 +212,16 @@ def evaluate(
 def _reply(message: Message) -> EvaluateReply:
     if message.has_error():
         raise EvaluationFailed(f"evaluation on worker {message.metadata.src_node_id}: {message.error.reason}")
-    reply = EvaluateReply.from_record(message.content)
-    if not len(reply.rows) == len(reply.loss_sum) == len(reply.label_count) == len(reply.correct):
-        raise EvaluationFailed(f"evaluation on worker {message.metadata.src_node_id}: its arrays differ in length")
+    worker = f"evaluation on worker {message.metadata.src_node_id}"
+    try:
+        reply = EvaluateReply.from_record(message.content)
+    except Exception as failure:  # whatever reading it raises, as of training replies
+        raise EvaluationFailed(f"{worker}: it is no reply ({type(failure).__name__}: {failure})") from failure
+    measured = (reply.rows, reply.loss_sum, reply.label_count, reply.correct)
+    if [(array.ndim, array.dtype.kind) for array in measured] != [(1, "i"), (1, "f"), (1, "i"), (1, "i")]:
+        raise EvaluationFailed(f"{worker}: its arrays are of other types or shapes")
+    if len({len(array) for array in measured}) > 1:
+        raise EvaluationFailed(f"{worker}: its arrays differ in length")
     return reply
 
 

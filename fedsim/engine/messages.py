@@ -83,6 +83,8 @@ class TrainRequest(Work):
     @classmethod
     def from_record(cls, record: RecordDict) -> Self:
         request = scalars(record, "request")
+        if not isinstance(request["resolution"], float):  # True is 1.0 to float(), and another grid
+            raise TypeError(f"the resolution is {request['resolution']!r}, no float")
         units = arrays(record, "units")
         shared = ArrayRecord() if KEPT in record else arrays(record, "parameters")
         return cls(
@@ -91,7 +93,7 @@ class TrainRequest(Work):
             units=units["units"].numpy(),
             parameters=KeptParameters(**scalars(record, KEPT)) if KEPT in record else held(shared["flat"]),  # type: ignore[arg-type]
             shared=shared,
-            resolution=float(request["resolution"]),  # type: ignore[arg-type]
+            resolution=float(request["resolution"]),
             next_units=units["next_units"].numpy(),
             plan=str(request["plan"]),
             sampling_seed=int(str(request["sampling_seed"]), 16),
@@ -172,5 +174,6 @@ def refusal_record(refusal: InputsDiffer) -> RecordDict:
 
 
 def refusal_in(record: RecordDict) -> str | None:
-    """Why the worker refused; None for any other reply."""
-    return str(scalars(record, REFUSAL)["reason"]) if REFUSAL in record else None
+    """Why the worker refused; None for any other reply, and for what is laid out like none."""
+    refusal = record.get(REFUSAL)
+    return str(refusal["reason"]) if isinstance(refusal, ConfigRecord) and "reason" in refusal else None
