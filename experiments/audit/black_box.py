@@ -11,25 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from clients.answers import app_of
-from clients.computing import Computing
-from clients.worker import Worker
-from experiments.audit.rig import Listed
+from experiments.audit.training import JoinedUsers, train_in_place
 from fedsim.config import RunConfig
-from fedsim.engine.local import LocalGrid
-from fedsim.gradients import ParameterLayout
 from fedsim.models.evaluate import evaluate_rows
-from fedsim.optimizer import ServerOptimizer
 from fedsim.plan import Plan, UserSizes
 from fedsim.privacy.audit.claim import epsilon_free
 from fedsim.privacy.audit.membership import AttackArea, attack_area
 from fedsim.privacy.audit.rates import attack_rates
-from fedsim.release import Release
 from fedsim.resources import Resources, open_resources
-from fedsim.rows import TokenRows, UserView
-from fedsim.seeds import Seeds
-from server.dispatch import Dispatcher
-from server.round import Budget, Round
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,48 +50,6 @@ class Repetition:
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         return {**dataclasses.asdict(self), "kind": "evidence", "private": False, "in_words": self.in_words()}
-
-
-class JoinedUsers:
-    """The training users, and after them copies of others. Every split is all of them.
-
-    Args:
-        users: The training users.
-        others: Where the others are.
-        copies: Whom of the others each copy is of, int [copies].
-    """
-
-    def __init__(self, users: UserView, others: UserView, copies: np.ndarray) -> None:
-        firsts, ends = others.user_offsets[copies], others.user_offsets[copies + 1]
-        owned = ends - firsts
-        self.user_offsets = np.concatenate([users.user_offsets, users.num_rows + np.cumsum(owned)])
-        self._users, self._others = users, others
-        within = np.arange(owned.sum()) - np.repeat(np.cumsum(owned) - owned, owned)
-        self._copied_rows = np.repeat(firsts, owned) + within
-        self.row_lengths = np.concatenate([users.row_lengths, others.row_lengths[self._copied_rows]])
-
-    @property
-    def num_users(self) -> int:
-        """Training users and copies."""
-        return len(self.user_offsets) - 1
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of all of them."""
-        return int(self.user_offsets[-1])
-
-    def take(self, row_indices: np.ndarray, /) -> TokenRows:
-        """Rows by number."""
-        own = row_indices < self._users.num_rows
-        copied = self._others.take(self._copied_rows[row_indices[~own] - self._users.num_rows])
-        both = TokenRows.joined([self._users.take(row_indices[own]), copied])
-        place = np.empty(len(row_indices), dtype=np.int64)
-        place[own], place[~own] = np.arange(own.sum()), own.sum() + np.arange((~own).sum())
-        return both.take(place)
-
-    def split(self, name: str) -> "JoinedUsers":
-        """All users, whatever the split's name."""
-        return self
 
 
 def black_box_canaries(
@@ -139,27 +86,16 @@ def black_box_canaries(
 
 def _train(config: RunConfig, plan: Plan, resources: Resources, copies: np.ndarray, seed: int) -> None:
     """Train the resources' model in place on its training users and copies of test users."""
-    model, store = resources.loaded.model, resources.store
-    layout = ParameterLayout.of(model)
-    users = JoinedUsers(store.split("train"), store.split("test"), copies)
-    grown = plan.on(users)
-    worker = Worker(model, resources.loaded.objective, users, Computing.of(config, resources.row_tokens))
-    parameters = np.array(layout.flatten(model).cpu(), dtype=np.float32)
-    optimizer = config.optimizer_for(plan, UserSizes.of_users(store.split("train")))
-    round = Round(
-        grown,
-        users,
-        Seeds(sampling=seed, noise=seed + 1),
-        Budget(grown, Listed(), np.inf),
-        Release(grown, layout.sizes, seed + 1, exact=config.engine.exact),
-        ServerOptimizer(parameters, optimizer, grown.steps),
-        exact=config.engine.exact,
+    train = resources.store.split("train")
+    train_in_place(
+        config,
+        plan,
+        resources.loaded,
+        JoinedUsers(train, resources.store.split("test"), copies),
+        optimizer=config.optimizer_for(plan, UserSizes.of_users(train)),
         row_tokens=resources.row_tokens,
+        seed=seed,
     )
-    dispatcher = Dispatcher(LocalGrid(app_of(lambda _: worker)))
-    for number in range(grown.steps):
-        round.run(number, dispatcher.gather)
-    layout.load(model, round.optimizer.result)
 
 
 def _user_losses(resources: Resources, users: np.ndarray) -> np.ndarray:

@@ -10,9 +10,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedsim.config import PlanConfig, RunConfig
+from fedsim.config import OptimizerConfig, PlanConfig, RunConfig
 from fedsim.disk import require_writable_file
 from fedsim.errors import Failure, InvalidInput
+from fedsim.models.config import ModelConfig
 from fedsim.plan import Plan, UserSizes, plan_from_values
 from fedsim.privacy.audit.result import AuditFinding, Promise
 from fedsim.privacy.events import Adjacency
@@ -25,6 +26,8 @@ FROM_USERS = (
 )
 ATTACK_WIDTH = 22
 """Letters of an attack's name that the table keeps on a line, where a terminal has 80."""
+LEAST_TEXT = 32
+"""Text canaries of whom anything can be said."""
 NOT_CHARGED = "(not private: it trains on the private users once more, which no ledger charges)"
 
 
@@ -53,6 +56,16 @@ class Audit:
     """Canaries of the one-run audit, at most as many as there are users."""
     parameters: int | None = None
     """Least size of the one-run audit's model, which its canaries divide among them; by default one parameter each."""
+    text_canaries: int = 0
+    """Made-up users, each in training or not by its own coin, whom one training run's final model is to tell from each
+    other: 2000, say. Without --run-folder they are the only users of the plan (everybody is in each round where
+    --plan.gradients-per-round is their number times the group size), and this is the only attack. With it they join
+    the folder's training users, in a run of its configuration, which reads these again and charges no ledger."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """What text canaries are put into where there is no run; by default a model made for them, of a million trained
+    parameters."""
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(name="sgd", learning_rate=0.1))
+    """What trains it: small steps, so that losses tell what was released."""
     users: int = 500
     """Training and held-out users that the model of a run is attacked with, each at most."""
     repetitions: tuple[int, ...] = ()
@@ -72,6 +85,7 @@ class Audit:
     def __post_init__(self) -> None:
         require_at_least("trials", self.trials, 32)
         require_at_least("canaries", self.canaries, 16)
+        require_at_least("text-canaries", self.text_canaries, LEAST_TEXT if self.text_canaries else 0)
         require_at_least("users", self.users, 32)
         if self.parameters is not None:
             require_at_least("parameters", self.parameters, 1)
@@ -91,6 +105,8 @@ class Audit:
         if self.run_folder is None and self.repetitions:
             raise InvalidInput("repetitions", self.repetitions, "used with --run-folder")
         folder = None if self.run_folder is None else _finished(self.run_folder)
+        if folder is None and self.text_canaries:
+            return self._text_alone(seed)
         users = None if folder is None else self._users_file(folder)
         plan = self._pretend_plan() if folder is None else _plan_of(folder)
         if plan.adjacency is Adjacency.FIXED_GRAPH:
@@ -126,19 +142,44 @@ class Audit:
             write_json(Path(output), report)
         if folder is not None and users is not None:
             _attach(folder, report)  # the rest takes longer and may fail: what canaries found is written by then
-            self._attack_model(folder, plan, users, seed)
+            findings += self._attack_model(folder, plan, users, seed)
             _write_report(folder)
         broken = any(finding.contradicts for finding in findings) or not all(promise.kept for promise in kept)
         return int(broken)
 
     def _pretend_plan(self) -> Plan:
-        sizes = UserSizes.of_quantiles(self.num_users, {0.5: self.plan.examples_per_user})
+        sizes = UserSizes.of_quantiles(self.text_canaries or self.num_users, {0.5: self.plan.examples_per_user})
         return self.plan.for_users(sizes)
 
-    def _attack_model(self, folder: RunFolder, plan: Plan, path: Path, seed: int) -> None:
+    def _text_alone(self, seed: int) -> int:
+        """Text canaries as the plan's only users; returns 1 if they contradict its guarantee."""
+        from experiments.audit.text_canaries import text_canaries
+        from experiments.audit.text_model import model_for_text
+
+        learner, vocabulary, row_tokens = model_for_text(self.model)
+        found = text_canaries(
+            RunConfig(plan=self.plan),
+            self._pretend_plan(),
+            learner,
+            vocabulary,
+            canaries=self.text_canaries,
+            optimizer=self.optimizer,
+            confidence=self.confidence,
+            seed=seed,
+            row_tokens=row_tokens,
+        )
+        print_findings([found.finding])
+        print(found.in_words())
+        if self.output is not None:
+            Path(self.output).parent.mkdir(parents=True, exist_ok=True)
+            write_json(Path(self.output), found.to_json())
+        return int(found.finding.contradicts)
+
+    def _attack_model(self, folder: RunFolder, plan: Plan, path: Path, seed: int) -> list[AuditFinding]:
         """Attack the run's model with its own users, and write what came out to a file apart."""
         from experiments.audit.black_box import black_box_canaries
         from experiments.audit.membership import infer_users
+        from experiments.audit.text_model import text_canaries_among_users
 
         config = _config_of(folder)
         common: dict[str, Any] = {"confidence": self.confidence, "seed": seed}
@@ -148,8 +189,13 @@ class Audit:
             print(f"Training again, with each canary {repetitions} times {NOT_CHARGED}", flush=True)
             found.append(black_box_canaries(config, plan, canaries=self.canaries, repetitions=repetitions, **common))
             print(found[-1].in_words())
+        if self.text_canaries:
+            print(f"Training again, with text canaries {NOT_CHARGED}", flush=True)
+            found.append(text_canaries_among_users(config, plan, canaries=self.text_canaries, **common))
+            print(found[-1].in_words())
         write_json(path, {"private": False, "in_words": FROM_USERS, "black_box": [one.to_json() for one in found]})
         print(f"{path}: {FROM_USERS}")
+        return [found[-1].finding] if self.text_canaries and plan.noise_multiplier > 0 else []
 
     def _users_file(self, folder: RunFolder) -> Path:
         """Where findings about the run's own users go.
