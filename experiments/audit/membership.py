@@ -15,7 +15,7 @@ from fedsim.models.evaluate import evaluate_rows
 from fedsim.models.load import load_model
 from fedsim.models.quiet import quiet_transformers
 from fedsim.privacy.audit.claim import epsilon_free
-from fedsim.privacy.audit.membership import AttackArea, attack_area
+from fedsim.privacy.audit.membership import AttackArea, TruePositives, attack_area, true_positives
 from fedsim.privacy.audit.rates import attack_rates
 from fedsim.resources import open_resources
 from server.alarms import NOT_PRIVATE
@@ -31,21 +31,23 @@ class UserInference:
 
     Attributes:
         area: Area under the curve of members against held-out users.
+        found: Members found while few held-out users are accused.
         epsilon_lower: Lower bound on ε at delta, whatever the mechanism; over users of the data, not a worst case.
         users: How many of each kind were scored.
     """
 
     area: AttackArea
+    found: TruePositives
     epsilon_lower: float
     users: tuple[int, int]
 
     def in_words(self) -> str:
         """One sentence."""
-        found = self.area
+        area = self.area
         return (
             f"User inference by loss, {self.users[0]} training against {self.users[1]} held-out users: "
-            f"AUC {found.area:.3f} ({found.lower:.3f} to {found.upper:.3f}; 0.5 is guessing), ε at least "
-            f"{self.epsilon_lower:.2f} at {found.confidence:.0%} confidence. "
+            f"AUC {area.area:.3f} ({area.lower:.3f} to {area.upper:.3f}; 0.5 is guessing), {self.found.in_words()}, "
+            f"ε at least {self.epsilon_lower:.2f} at {area.confidence:.0%} confidence. "
             f"It is evidence about these users and this attack, no proof {NOT_PRIVATE}."
         )
 
@@ -93,6 +95,7 @@ def infer_users(
     shuffled = [generator.permutation(side) for side in gains]
     return UserInference(
         area=attack_area(inside, outside, confidence=confidence),
+        found=true_positives(inside, outside, confidence=confidence),
         epsilon_lower=epsilon_free(attack_rates(*shuffled, confidence=confidence), delta),
         users=(len(inside), len(outside)),
     )
