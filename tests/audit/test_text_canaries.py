@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import clients.worker
+from experiments.audit import command, membership, text_model
 from experiments.audit import text_canaries as audited
-from experiments.audit import text_model
 from experiments.audit.canaries import CanaryUsers
 from experiments.audit.text_canaries import TextFinding, TextUsers, text_canaries
 from experiments.audit.text_model import TextModel, text_canaries_among_users
@@ -23,6 +23,7 @@ from fedsim.plan import UserSizes
 from fedsim.privacy.audit.membership import true_positives
 from fedsim.privacy.mechanisms import GaussianNoise
 from fedsim.rows import TokenRows
+from server.results.run_folder import RunFolder
 
 GROUP_SIZE = {"uls": 1, "els": 2}
 SLOW_SGD = OptimizerConfig(name="sgd", learning_rate=0.05)
@@ -228,3 +229,23 @@ def test_true_positives_lie_in_their_interval_as_often_as_it_says(outside: int) 
     assert true_positives(np.arange(10) + 100.0, np.arange(1000.0), false_positive=0.01).rate == 0.0
     few = true_positives(np.arange(10) + 1000.0, np.arange(50.0))
     assert (few.rate, few.lower, few.upper) == (1.0, 0.0, 1.0)
+
+
+def test_what_canaries_among_a_runs_users_show_stands_in_the_file_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(words: str) -> SimpleNamespace:
+        return SimpleNamespace(in_words=lambda: words, to_json=lambda: {"in_words": words}, finding=words)
+
+    monkeypatch.setattr(command, "_config_of", lambda folder: RunConfig())
+    monkeypatch.setattr(membership, "infer_users", lambda *_, **__: said("users"))
+    monkeypatch.setattr(text_model, "text_canaries_among_users", lambda *_, canaries, **__: said(f"texts {canaries}"))
+    plan = planned("uls", 64, 4).for_users(UserSizes.of_quantiles(64, {0.5: 1}))
+    path = tmp_path / "apart.json"
+    folder = RunFolder(tmp_path)
+    assert command.Audit(text_canaries=40)._attack_model(folder, plan, path, 1) == ["texts 40"]
+    assert [one["in_words"] for one in json.loads(path.read_text())["black_box"]] == ["users", "texts 40"]
+    assert "Training again, with text canaries (not private" in capsys.readouterr().out
+    assert command.Audit()._attack_model(folder, plan, path, 1) == []
+    without = dataclasses.replace(plan, noise_multiplier=0.0)
+    assert command.Audit(text_canaries=40)._attack_model(folder, without, path, 1) == []
