@@ -112,6 +112,15 @@ def test_rows_fetched_ahead_are_the_ones_that_would_be_drawn(worker: Worker) -> 
     np.testing.assert_array_equal(worker.train(ask(worker, plan, following, round=4)).total, expected)
 
 
+@pytest.mark.parametrize("changes", [{"units": np.arange(9, 14)}, {"sampling_seed": 6}, {"round": 5}])
+def test_rows_fetched_ahead_are_not_taken_for_others(worker: Worker, changes: dict) -> None:
+    plan, announced = plan_of(worker, "uls"), np.arange(4, 9)
+    asked = {"units": announced, "round": 4} | changes
+    expected = worker.train(ask(worker, plan, **asked)).total
+    worker.train(ask(worker, plan, np.arange(4), next_units=announced))
+    np.testing.assert_array_equal(worker.train(ask(worker, plan, **asked)).total, expected)
+
+
 def test_sums_are_what_the_parameters_were(worker: Worker) -> None:
     """A tensor for a tensor, which then need not leave the device."""
     plan, units = plan_of(worker, "uls"), np.arange(3)
