@@ -90,8 +90,8 @@ class MechanismProperties:
     @classmethod
     def together(cls) -> tuple[str, ...]:
         """Plans of all mechanisms whose tests stand beside this one's: one process answers for all."""
-        beside = [kind for kind in MechanismProperties.__subclasses__() if kind.__module__ == cls.__module__]
-        return tuple(plan.to_json() for kind in beside if kind.name for plan in kind.plans())
+        beside = {kind for kind in MechanismProperties.__subclasses__() if kind.__module__ == cls.__module__} | {cls}
+        return tuple(sorted(plan.to_json() for kind in beside if kind.name for plan in kind.plans()))
 
 
 @functools.cache

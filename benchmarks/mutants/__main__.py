@@ -82,7 +82,7 @@ class Bench:
         self._lock, self._context = threading.Lock(), warm_context()
 
     def noticed(self, numbered: tuple[int, Mutant]) -> tuple[str, ...]:
-        """The test that fails with the change, or all of them where they run without end; none where none does."""
+        """The test that fails with the change; none where none does, or where they run out of time or are ended."""
         number, mutant = numbered
         log = self._logs / f"{number:03d}.txt"
         with self._a_tree() as tree:
@@ -93,11 +93,12 @@ class Bench:
                 code, seconds = outcome(self._context, tree, mutant.noticed_by, log, self._seconds)
             finally:
                 path.write_text(before, encoding="utf-8")
-        killed = code in (FAILED, None) or (code is not None and code < 0)
-        if code != PASSED and not killed:
+        failed = failed_tests(log) if code == FAILED else ()
+        if not failed and code not in (PASSED, None):
             raise RuntimeError(f"{mutant.name}: pytest ended with {code}\n{log.read_text(encoding='utf-8')[-2000:]}")
-        print(f"{'killed  ' if killed else 'SURVIVED'} {seconds:5.1f} s  {mutant.name}", flush=True)
-        return (failed_tests(log) or mutant.noticed_by) if killed else ()
+        how = "killed  " if failed else "SURVIVED" if code == PASSED else "TOO LONG"
+        print(f"{how} {seconds:5.1f} s  {mutant.name}", flush=True)
+        return failed
 
     def unchanged(self, tests: list[str]) -> str | None:
         """What pytest printed where one of these tests fails without a change."""

@@ -5,6 +5,7 @@ import importlib
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -54,7 +55,8 @@ def outcome(
     process.start()
     process.join(seconds)
     if process.exitcode is None:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):  # with all that it started
+            os.killpg(process.pid, signal.SIGKILL)
         process.join()
         return None, time.perf_counter() - started
     return process.exitcode, time.perf_counter() - started
@@ -69,6 +71,9 @@ def failed_tests(log: Path) -> tuple[str, ...]:
 
 def _run(tree: str, tests: tuple[str, ...], log: str) -> None:
     """In a process of its own: the project's modules are the tree's."""
+    os.setsid()
+    # A change may keep a file's length, and compiled code is told from older by that and the second.
+    sys.dont_write_bytecode, os.environ["PYTHONDONTWRITEBYTECODE"] = True, "1"
     os.chdir(tree)
     for name in [name for name in sys.modules if name.partition(".")[0] in ROOMS]:
         del sys.modules[name]

@@ -18,7 +18,8 @@ from fedsim.privacy.audit.rates import attack_rates
 from fedsim.privacy.audit.result import AuditFinding
 from fedsim.privacy.events import Event
 
-COORDINATES = 8
+COORDINATES, BLOCKS = 8, 2
+"""Values of a canary, and the blocks that they make, of which a clip may hold each by itself."""
 MOST_ROWS = 4
 FEWEST = 8
 """Canaries of a kind, in or out, that rates are measured of."""
@@ -37,7 +38,7 @@ def attacks(
         canaries: Canaries of the one-run audit, at most as many as the population holds.
         confidence: Of each lower bound.
         seed: Seed of coins, sampling and noise.
-        parameters: Size of the one-run audit's model; by default one for each canary.
+        parameters: Least size of the one-run audit's model; by default two for each canary.
     """
     everybody = always_sampled(plan)
     plan = dataclasses.replace(plan, sampling=plan.scheme)
@@ -167,12 +168,17 @@ def _one_trial(rig: Rig, round: OnlyRound, turn: int, place: int) -> Seen:
 
 def worst_canary(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
     """The update that the mechanism hides worst, far beyond its clip, and what to project the sum on; both [P]."""
-    sizes = sizes_of(COORDINATES)
+    canary, scales = _hidden_worst(plan, COORDINATES)
+    return (FAR * canary).astype(np.float32), canary / scales**2 / plan.clip_norm
+
+
+def _hidden_worst(plan: Plan, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """An update that uses up the clip of the first round, and that round's scales; both float64 [size]."""
+    sizes = sizes_of(size)
     noise = plan.mechanism.noise(plan.step_event(), plan.sum_noise_multiplier, sizes)
     clip = noise.clip(plan.clip_norm)
-    canary = plan.mechanism.canary(clip, sizes)
     scales = np.repeat([clip.scales.get(name, 1.0) for name in sizes], list(sizes.values()))
-    return (FAR * canary).astype(np.float32), canary / scales**2 / plan.clip_norm
+    return plan.mechanism.canary(clip, sizes), scales
 
 
 def one_run(
@@ -189,11 +195,11 @@ def one_run(
         canaries: How many, at most as many as the population holds.
         confidence: Of each bound.
         seed: Seed of coins, sampling and noise.
-        parameters: Least size of the model, which is divided among them; by default one each.
+        parameters: Least size of the model, which is divided among them; by default two each, one in each block.
     """
     canaries = min(canaries, plan.population // plan.units_per_user(rows_each(plan)))
     coins = np.random.default_rng(seed).random(canaries) < 0.5
-    size = 1 if parameters is None else math.ceil(parameters / canaries)
+    size = max(BLOCKS, math.ceil((parameters or 0) / canaries))
     scores = one_run_scores(plan, coins, seed, size)
     guesses = guess_by_odds(scores, coins, guesses_of(canaries))
     claim = claim_of(plan, whole=True)
@@ -226,7 +232,7 @@ def guesses_of(canaries: int) -> int:
     return min(canaries, math.ceil(4 * math.sqrt(canaries)))
 
 
-def one_run_scores(plan: Plan, coins: np.ndarray, seed: int, size: int = 1) -> np.ndarray:
+def one_run_scores(plan: Plan, coins: np.ndarray, seed: int, size: int = BLOCKS) -> np.ndarray:
     """Log odds of the canaries after all the plan's steps, float64 [m]; larger means more likely in.
 
     Canary u updates parameters of its own, far beyond the clip; what was released there tells of it alone.
@@ -238,18 +244,19 @@ def one_run_scores(plan: Plan, coins: np.ndarray, seed: int, size: int = 1) -> n
         size: Parameters of each canary.
     """
     canaries = len(coins)
-    # In L1 what lies on one parameter is hidden worst, in L2 it makes no difference.
-    update = np.full(size, size**-0.5) if plan.mechanism.norm_order == 2 else np.eye(size)[0]
+    canary, scales = _hidden_worst(plan, size)
     rig = Rig(
         plan,
         users_of(plan, 1 + np.arange(canaries)),
-        OwnBlocks(canaries, FAR * plan.clip_norm * update),
+        OwnBlocks(canaries, FAR * canary),
         sampling_seed=seed,
         noise_seed=seed + 1,
         workers=1,
     )
     round = rig.round(units_of(plan, np.flatnonzero(coins)))
-    rows = (row.reshape(canaries, size) @ update for row in _whole_run(rig, round))
+    whitened = canary / scales
+    direction = whitened / np.linalg.norm(whitened)
+    rows = (OwnBlocks.along(row, direction) for row in _whole_run(rig, round))
     return log_odds(plan, turns(plan, rig.users, seed)[:canaries], plan.units_per_user(rows_each(plan)), rows)
 
 

@@ -71,31 +71,43 @@ class PrescribedUpdates(torch.nn.Module):
 
 
 class OwnBlocks(torch.nn.Module):
-    """A model in which each token but 0 has parameters of its own, and the same prescribed gradient on them.
+    """A model in which each token but 0 has parameters of its own in every block, with the same prescribed gradient.
 
     A million parameters take no more than that, for nothing holds every token's update; on token 0 it has no gradient.
 
     Args:
         tokens: Tokens that have parameters.
-        update: The gradient on a token's own parameters, float32 [size of its block].
+        update: The gradient on a token's own parameters, float32 [size], divided among the blocks as `sizes_of` says.
     """
 
     def __init__(self, tokens: int, update: np.ndarray) -> None:
         super().__init__()
-        counts = list(sizes_of(tokens).values())
-        self.register_buffer("update", torch.from_numpy(np.asarray(update, dtype=np.float32)))
-        self.blocks = torch.nn.ModuleList(torch.nn.Embedding(count, len(update)) for count in counts)
-        self._counts = counts
+        parts = torch.split(
+            torch.from_numpy(np.asarray(update, dtype=np.float32)), list(sizes_of(len(update)).values())
+        )
+        for index, part in enumerate(parts):
+            self.register_buffer(f"part_{index}", part.clone())
+        self.blocks = torch.nn.ModuleList(torch.nn.Embedding(tokens, len(part)) for part in parts)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens [R] to losses [R]."""
-        losses, place = [], tokens - 1
-        for count, block in zip(self._counts, self.blocks, strict=True):
-            there = (place >= 0) & (place < count)
-            values = block(place.clamp(0, count - 1)[:, None])[:, 0]
-            losses.append(there * (values @ self.get_buffer("update")))
-            place = place - count
-        return torch.stack(losses).sum(dim=0)
+        place = (tokens - 1).clamp(min=0)[:, None]  # one position a row, as for the layers above
+        losses = [block(place)[:, 0] @ self.get_buffer(f"part_{index}") for index, block in enumerate(self.blocks)]
+        return (tokens > 0) * torch.stack(losses).sum(dim=0)
+
+    @staticmethod
+    def along(values: np.ndarray, direction: np.ndarray) -> np.ndarray:
+        """Of values for each parameter, in the layout's order, each token's part along a direction, float64 [tokens].
+
+        Args:
+            values: float64 [tokens · size].
+            direction: float64 [size].
+        """
+        tokens, found, start = len(values) // len(direction), 0.0, 0
+        for part in np.split(direction, np.cumsum(list(sizes_of(len(direction)).values()))[:-1]):
+            end = start + tokens * len(part)
+            found, start = found + values[start:end].reshape(tokens, len(part)) @ part, end
+        return np.asarray(found)
 
 
 class PrescribedLoss:

@@ -1,5 +1,6 @@
 """`audit`: attack a plan, and the model of a finished run, and put lower bounds on ε beside the certified one."""
 
+import dataclasses
 import json
 import secrets
 from dataclasses import dataclass, field
@@ -55,7 +56,7 @@ class Audit:
     canaries: int = 500
     """Canaries of the one-run audit, at most as many as there are users."""
     parameters: int | None = None
-    """Least size of the one-run audit's model, which its canaries divide among them; by default one parameter each."""
+    """Least size of the one-run audit's model, which its canaries divide among them; by default two each."""
     text_canaries: int = 0
     """Made-up users, each in training or not by its own coin, whom one training run's final model is to tell from each
     other: 2000, say. Without --run-folder they are the only users of the plan (everybody is in each round where
@@ -102,8 +103,7 @@ class Audit:
         from experiments.audit.promises import promises
 
         seed = secrets.randbits(62) if self.seed is None else self.seed
-        if self.run_folder is None and self.repetitions:
-            raise InvalidInput("repetitions", self.repetitions, "used with --run-folder")
+        self._refuse_what_would_do_nothing()
         folder = None if self.run_folder is None else _finished(self.run_folder)
         if folder is None and self.text_canaries:
             return self._text_alone(seed)
@@ -146,6 +146,23 @@ class Audit:
             _write_report(folder)
         broken = any(finding.contradicts for finding in findings) or not all(promise.kept for promise in kept)
         return int(broken)
+
+    def _refuse_what_would_do_nothing(self) -> None:
+        """Refuse options that this audit would not look at."""
+        model = ("model", "optimizer")
+        if self.run_folder is not None:
+            unused, where = ("plan", "num_users", *model), "left out with --run-folder, which has its own"
+        elif self.text_canaries:
+            unused = ("repetitions", "users", "num_users", "trials", "canaries", "parameters")
+            where = "left out where --text-canaries are all that there is"
+        else:
+            unused, where = ("repetitions", "users"), "used with --run-folder"
+            if any(getattr(self, name) != getattr(Audit(), name) for name in model):
+                raise InvalidInput("model", "given", "used with --text-canaries")
+        for name in unused:
+            if (given := getattr(self, name)) != getattr(Audit(), name):
+                shown = "given" if dataclasses.is_dataclass(given) else given
+                raise InvalidInput(name.replace("_", "-"), shown, where)
 
     def _pretend_plan(self) -> Plan:
         sizes = UserSizes.of_quantiles(self.text_canaries or self.num_users, {0.5: self.plan.examples_per_user})

@@ -13,7 +13,8 @@ from fedsim.plan import Plan
 def log_odds(plan: Plan, turn: np.ndarray, units: int, rows: Iterable[np.ndarray]) -> np.ndarray:
     """log Pr[what was seen | in] − log Pr[… | out] of each canary, for Gaussian noise, float64 [m].
 
-    With other noise it is a score like others: larger means more likely in.
+    With other noise, and where rounds are not drawn independently (random allocation, a cap), it is a score like
+    others: larger means more likely in.
 
     Args:
         plan: The plan.
@@ -42,6 +43,8 @@ def log_odds(plan: Plan, turn: np.ndarray, units: int, rows: Iterable[np.ndarray
 
 def probability_in_turn(plan: Plan) -> float:
     """With which probability a unit is in a round of its turn, by what is accounted, or else by the normaliser."""
+    if not plan.scheme.amplifies:
+        return 1.0
     in_any = plan.normaliser / plan.population * plan.scheme.separation
     return min(1.0, float(getattr(plan.step_event(), "sampling_probability", in_any)))
 

@@ -12,12 +12,12 @@ from experiments.audit.chains import independent
 from experiments.audit.laws import DEVIATIONS, NOISE_VALUES, nobody
 from experiments.audit.rig import FAR, OnlyRound, Rig
 from experiments.audit.turns import in_every_turn, turns
-from fedsim.plan import Plan
+from fedsim.plan import ALL_EXAMPLES, Plan
 from fedsim.privacy.bounds import Bounds
 from fedsim.privacy.events import Composed
 from fedsim.statement import PrivacyStatement
 
-NUMBER = r"(\d[\d.]*(?:e[+-]?\d+)?)"
+NUMBER = r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
 SIZES_OF_NOISE: dict[str, Callable[[np.ndarray], float]] = {
     rf"standard deviation {NUMBER}": lambda values: float(np.sqrt(np.mean(values**2))),
     rf"of scale {NUMBER}(?![\d./e])": lambda values: float(np.abs(values).mean()),  # scale 1/S is no number
@@ -75,7 +75,8 @@ def _of_clip(sentence: str, plan: Plan, seed: int) -> list[str]:
         return [f'the statement does not say to which norm a unit is clipped: "{sentence}"']
     order, norm = int(found[1]), float(found[2])
     broken = []
-    if f"at most {plan.group_size} of a user's examples" not in sentence:
+    used = "all" if plan.group_size >= ALL_EXAMPLES else f"at most {plan.group_size}"
+    if f"{used} of a user's examples" not in sentence:
         broken.append(f'a user may have {plan.group_size} examples, and the statement says "{sentence}"')
     users = CanaryUsers(np.ones(1, dtype=np.int64), np.zeros(1))
     certain = dataclasses.replace(plan.on(users), sampling_probability=in_every_turn(plan))

@@ -22,7 +22,7 @@ from experiments.audit.canaries import CanaryUsers
 from experiments.audit.chains import fresh, one_turn, over_turns, strength
 from experiments.audit.rig import Rig, state_of
 from experiments.audit.turns import turns
-from fedsim.clip import Clip
+from fedsim.clip import Clip, ClipBlock
 from fedsim.config import PlanConfig
 from fedsim.plan import ElsPlan, Plan, UlsPlan
 from fedsim.planner import UserSizes
@@ -139,9 +139,13 @@ def test_one_runs_canaries_are_users_in_or_out(algorithm: str, monkeypatch: pyte
     each = 3 if isinstance(plan, ElsPlan) else 1
     # Two rounds that show `each` units more than nothing, or nothing.
     odds = each**2 / plan.noise_multiplier**2
-    for size in (1, 3):
-        found = one_run_scores(plan, coins, 1, size)
-        np.testing.assert_allclose(found, np.where(coins, odds, -odds), rtol=1e-4)
+    expected = pytest.approx(np.where(coins, odds, -odds), rel=1e-4)
+    assert one_run_scores(plan, coins, 1, 2) == expected
+    # A clip that holds each block by itself is used up too.
+    names = ("blocks.0.weight", "blocks.1.weight")
+    blocks = tuple(ClipBlock(parameters=(name,), share=0.5**0.5) for name in names)
+    monkeypatch.setattr(GaussianNoise, "clip", lambda self, norm: Clip(norm=norm, blocks=blocks))
+    assert one_run_scores(plan, coins, 1, 5) == expected
 
 
 def test_the_scalar_laplace_claim_on_an_l2_clip_is_contradicted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,12 @@ def test_log_odds_are_of_every_way_to_have_taken_part(changes: dict[str, Any], p
         assert found[canary] == pytest.approx(float(scipy.special.logsumexp(ratios)), rel=1e-9, abs=1e-9)
 
 
+@pytest.mark.parametrize("groups", [3, 13, 49])
+def test_who_is_in_every_turn_is_so_whatever_a_quotient_rounds_to(groups: int) -> None:
+    plan = plan_of(num_users=1000, sampling=SAMPLINGS.build("none"), sampling_probability=1 / groups)
+    assert probability_in_turn(plan) == 1
+
+
 def test_buffers_share_rows_between_turns() -> None:
     buffers = {"noise_buffers": ((0.4, 0.7),)}
     plan = plan_of(**IN_TURN | {"sampling": SAMPLINGS.build("none"), "sampling_probability": 1 / 3} | buffers)

@@ -83,9 +83,9 @@ def true_positives(
 ) -> TruePositives:
     """Share of members above the threshold that a given share of non-members exceeds.
 
-    The interval holds whatever the scores' laws. Half of what it may be wrong is for the threshold, which lies between
-    two order statistics of the non-members' scores (their number above it is binomial), half for the members above it
-    (Clopper and Pearson 1934).
+    The interval holds whatever the law of scores that are drawn independently. Half of what it may be wrong is for
+    the threshold, which lies between two order statistics of the non-members' scores (their number above it is
+    binomial), half for the members above it (Clopper and Pearson 1934).
 
     Args:
         scores_in: Scores of members, float [n]; larger means more likely in.
