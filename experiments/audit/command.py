@@ -149,6 +149,7 @@ class Audit:
 
     def _refuse_what_would_do_nothing(self) -> None:
         """Refuse options that this audit would not look at."""
+        unused: tuple[str, ...]
         model = ("model", "optimizer")
         if self.run_folder is not None:
             unused, where = ("plan", "num_users", *model), "left out with --run-folder, which has its own"

@@ -143,3 +143,22 @@ def test_noise_is_searched_and_checked(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["search-noise", *arguments]) == 0
     assert "checked again" in capsys.readouterr().out
     assert json.loads(output.read_text(encoding="utf-8"))["format"] == "fedsim-laplace-noise"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model.path", "x"], "used with --text-canaries"),
+        (["--optimizer.learning-rate", "2"], "used with --text-canaries"),
+        (["--users", "40"], "used with --run-folder"),
+        (["--repetitions", "1"], "used with --run-folder"),
+        (["--text-canaries", "100", "--trials", "64"], "left out where --text-canaries are all that there is"),
+        (["--run-folder", "x", "--num-users", "9"], "left out with --run-folder"),
+        (["--run-folder", "x", "--plan.epsilon", "9"], "left out with --run-folder"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["audit", *arguments]) == 2
+    assert words in " ".join(capsys.readouterr().err.replace("│", " ").split())
