@@ -120,6 +120,19 @@ def arrays(content: RecordDict, name: str) -> ArrayRecord:
     return record
 
 
+def column(record: ArrayRecord, name: str, dtype: type[np.generic]) -> np.ndarray:
+    """The array of that name, [·].
+
+    Raises:
+        KeyError: There is none of that name.
+        TypeError: It is of another type, or has another number of dimensions.
+    """
+    values = record[name].numpy()
+    if values.ndim != 1 or values.dtype != dtype:
+        raise TypeError(f"the array {name} is {values.dtype}{list(values.shape)}, not {dtype.__name__}[·]")
+    return values
+
+
 def scalars(content: RecordDict, name: str) -> ConfigRecord:
     """The configuration record of that name; see `arrays`."""
     record = content[name]

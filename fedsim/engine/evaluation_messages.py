@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from fedsim.engine.arrays import array_record, arrays, held, scalars
+from fedsim.engine.arrays import array_record, arrays, column, held, scalars
 from fedsim.engine.messages import parameters_record
 from fedsim.engine.same_inputs import Inputs
 from fedsim.engine.work import HeldOutDone, HeldOutWork
@@ -43,7 +43,7 @@ class EvaluateRequest(HeldOutWork):
         shared = arrays(record, "parameters")
         return cls(
             split=str(request["split"]),
-            rows=arrays(record, "rows")["rows"].numpy(),
+            rows=column(arrays(record, "rows"), "rows", np.int64),
             parameters=held(shared["flat"]),
             shared=shared,
             inputs=Inputs.from_json(str(request["inputs"])) if request["inputs"] else None,
@@ -71,4 +71,5 @@ class EvaluateReply(HeldOutDone):
     @classmethod
     def from_record(cls, record: RecordDict) -> Self:
         measured = arrays(record, "measured")
-        return cls(**{name: measured[name].numpy() for name in ("rows", "loss_sum", "label_count", "correct")})
+        counts = {name: column(measured, name, np.int64) for name in ("rows", "label_count", "correct")}
+        return cls(**counts, loss_sum=column(measured, "loss_sum", np.float64))

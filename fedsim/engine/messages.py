@@ -9,7 +9,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedsim.clip import Clip
-from fedsim.engine.arrays import LentArray, array_record, arrays, held, scalars
+from fedsim.engine.arrays import LentArray, array_record, arrays, column, held, scalars
 from fedsim.engine.kept import KeptParameters, KeptPart, KeptSum
 from fedsim.engine.same_inputs import Inputs, InputsDiffer
 from fedsim.engine.work import Done, Vector, Work
@@ -90,11 +90,11 @@ class TrainRequest(Work):
         return cls(
             round=int(request["round"]),  # type: ignore[arg-type]
             clip=Clip.from_json(str(request["clip"])),
-            units=units["units"].numpy(),
+            units=column(units, "units", np.int64),
             parameters=KeptParameters(**scalars(record, KEPT)) if KEPT in record else held(shared["flat"]),  # type: ignore[arg-type]
             shared=shared,
             resolution=float(request["resolution"]),
-            next_units=units["next_units"].numpy(),
+            next_units=column(units, "next_units", np.int64),
             plan=str(request["plan"]),
             sampling_seed=int(str(request["sampling_seed"]), 16),
             inputs=Inputs.from_json(str(request["inputs"])) if request["inputs"] else None,
@@ -133,7 +133,7 @@ class TrainReply(Done):
     def from_record(cls, record: RecordDict) -> Self:
         reply = scalars(record, "reply")
         told = arrays(record, "units")
-        units, norms = told["units"].numpy(), told["norms"].numpy()
+        units, norms = column(told, "units", np.int64), column(told, "norms", np.float32)
         statistics = {name: float(value) for name, value in scalars(record, "statistics").items()}  # type: ignore[arg-type]
         total: Vector
         if KEPT in record:

@@ -48,7 +48,7 @@ def check_answer(answer: TrainReply, request: TrainRequest, units: np.ndarray) -
         if not math.isfinite(value):
             raise BadReply(f"its statistic {name} is {value}")
     count, clipped = len(units), answer.statistics.get("clipped_units", 0.0)
-    if answer.norms.ndim != 1 or len(answer.norms) > count or not np.isfinite(answer.norms).all():
+    if len(answer.norms) > count or not np.isfinite(answer.norms).all():
         raise BadReply(f"its norms are not at most {count} finite numbers")
     if not 0 <= clipped <= count:
         raise BadReply(f"its statistic clipped_units is {clipped:g}, of {count} units")

@@ -157,13 +157,21 @@ def _try_one(grid: WaitingGrid, count: int, max_tokens: int, seconds: float, tim
     failure = ""
     for reply in grid.send_and_receive(messages):
         if reply.has_error():
-            failure = (reply.error.reason or "").splitlines()[0]
+            failure = (reply.error.reason or "no reason given").splitlines()[0]
             if not any(sign in failure for sign in OUT_OF_MEMORY):
                 raise TrialFailed(f"a trial of {count} workers and {max_tokens} tokens failed: {reply.error.reason}")
         else:
-            answer = TrialReply.from_record(reply.content)
-            speed += answer.tokens / answer.seconds
+            speed += _speed_in(reply, count, max_tokens)
     return Measured(workers=count, max_tokens=max_tokens, tokens_per_second=0.0 if failure else speed, failure=failure)
+
+
+def _speed_in(reply: Message, count: int, max_tokens: int) -> float:
+    try:
+        answer = TrialReply.from_record(reply.content)
+        return answer.tokens / answer.seconds
+    except Exception as failure:  # whatever reading it raises
+        reason = f"it is no reply ({type(failure).__name__}: {failure})"
+        raise TrialFailed(f"a trial of {count} workers and {max_tokens} tokens failed: {reason}") from failure
 
 
 def fastest(measured: Sequence[Measured]) -> Measured:

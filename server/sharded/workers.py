@@ -230,8 +230,12 @@ class WorkerGroup:
                 reason = (reply.error.reason or "no reason given").splitlines()[0]
                 failures[worker] = f"worker {worker}: {reason}"
             else:
-                replies[worker] = read(reply.content)
-                failures.pop(worker, None)
+                try:
+                    replies[worker] = read(reply.content)
+                except Exception as failure:  # whatever reading it raises, as of training replies
+                    failures[worker] = f"worker {worker}: it is no reply ({type(failure).__name__}: {failure})"
+                else:
+                    del failures[worker]
         return replies, failures
 
     def _close(self) -> None:

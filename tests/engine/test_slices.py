@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsim.engine.local import LocalGrid
@@ -77,6 +77,19 @@ def test_another_failure_than_memory_ends_the_trial() -> None:
         raise KeyError("a bug")
 
     with pytest.raises(TrialFailed, match="a bug"):
+        try_slices(lambda count: LocalGrid(app, workers=count), [1], [256])
+
+
+@pytest.mark.parametrize("seconds", [0.0, None])
+def test_an_answer_that_gives_no_speed_ends_the_trial(seconds: float | None) -> None:
+    app = ClientApp()
+
+    @app.query("trial")
+    def trial(message: Message, context: Context) -> Message:
+        said = RecordDict() if seconds is None else TrialReply(tokens=1, seconds=seconds).to_record()
+        return Message(said, reply_to=message)
+
+    with pytest.raises(TrialFailed, match=r"1 workers and 256 tokens failed: it is no reply \("):
         try_slices(lambda count: LocalGrid(app, workers=count), [1], [256])
 
 

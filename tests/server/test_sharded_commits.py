@@ -8,7 +8,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsim.config import OptimizerConfig
@@ -175,6 +175,14 @@ def test_what_workers_say_of_a_commit_is_compared(answers: list[Committed], reas
         else:
             found = group.commit(("a", "b"), "float32", {})
             assert sorted(found, key=lambda one: one.parts) == answers  # in the order in which they came
+
+
+def test_an_answer_that_cannot_be_read_counts_as_none() -> None:
+    with Apart(committing(*[Mock(to_record=RecordDict)] * 2), workers=2) as grid:
+        group = WorkerGroup(grid, Members(grid), OptimizerConfig(name="sgd"), 8, SIZE)
+        group.form({PARAMETERS: np.zeros(SIZE, np.float32)}, 0)
+        with pytest.raises(GroupBroken, match=r"worker 1: it is no reply \(KeyError"):
+            group.commit(("a", "b"), "float32", {})
 
 
 def test_workers_that_meet_anew_keep_what_was_computed() -> None:
