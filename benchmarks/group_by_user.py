@@ -132,6 +132,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--stage"]:
         print(json.dumps(measure(*sys.argv[2:])))
     else:
-        import tyro
+        from benchmarks.command_line import run_benchmark
 
-        tyro.cli(GroupingBenchmark).run()
+        sys.exit(run_benchmark(GroupingBenchmark))

@@ -164,6 +164,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
         print(json.dumps(measure(*sys.argv[2:])))
     else:
-        import tyro
+        from benchmarks.command_line import run_benchmark
 
-        tyro.cli(IngestBenchmark).run()
+        sys.exit(run_benchmark(IngestBenchmark))

@@ -133,6 +133,6 @@ if __name__ == "__main__":
         values, rounds, secure = map(int, numbers)
         print(json.dumps(measure(kind, place, values, rounds, bool(secure))))
     else:
-        import tyro
+        from benchmarks.command_line import run_benchmark
 
-        tyro.cli(NoiseFilterBenchmark).run()
+        sys.exit(run_benchmark(NoiseFilterBenchmark))

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import scipy
-import tyro
 
+from benchmarks.command_line import run_benchmark
 from experiments.audit.attacks import one_run
 from fedsim.config import PlanConfig
 from fedsim.errors import InvalidInput
 from fedsim.plan import Plan, UserSizes
+from fedsim.validation import require_at_least
 
 PLANS: dict[str, dict[str, Any]] = {
     "everybody": {"share": 1.0},
@@ -62,6 +63,8 @@ class OneRun:
 
     def run(self) -> int:
         """Print a table, and one line of JSON."""
+        require_at_least("trials", self.trials, 1)
+        require_at_least("processes", self.processes, 1)
         if unknown := [name for name in self.plans if name not in PLANS]:
             raise InvalidInput("plans", unknown[0], f"among {', '.join(PLANS)}")
         print("| plan | trials | together: median (least to most) | each by itself | any mechanism | above ε |")
@@ -118,14 +121,5 @@ def _in_words(bounds: np.ndarray) -> str:
     return f"{np.median(bounds):.2f} ({bounds.min():.2f} to {bounds.max():.2f})"
 
 
-def main() -> int:
-    """The command line."""
-    try:
-        return tyro.cli(OneRun, prog="python -m benchmarks.one_run").run()
-    except InvalidInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_benchmark(OneRun))

@@ -124,6 +124,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--train"]:
         print(json.dumps(train(*sys.argv[2:4], *map(int, sys.argv[4:]))))
     else:
-        import tyro
+        from benchmarks.command_line import run_benchmark
 
-        tyro.cli(PopulationBenchmark).run()
+        sys.exit(run_benchmark(PopulationBenchmark))

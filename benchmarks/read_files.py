@@ -7,14 +7,14 @@ lines. Processor time, the best of several repetitions. Ends with one JSON line.
 import csv
 import json
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
+from benchmarks.command_line import run_benchmark
 from fedsim.data.files import read_files
 
 WANTED = {"data.user-column": "user_id", "data.text-column": "text"}
@@ -79,4 +79,4 @@ def parse(path: Path) -> int:
 
 
 if __name__ == "__main__":
-    tyro.cli(ReadingBenchmark).run()
+    sys.exit(run_benchmark(ReadingBenchmark))

@@ -220,6 +220,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--stage"]:
         print(json.dumps({"ingest": ingest, "use": use}[sys.argv[2]](*sys.argv[3:])))
     else:
-        import tyro
+        from benchmarks.command_line import run_benchmark
 
-        tyro.cli(StoreBenchmark).run()
+        sys.exit(run_benchmark(StoreBenchmark))

@@ -7,15 +7,17 @@ certified one. Ends with one JSON line: how many bounds lie above what is certif
 """
 
 import json
+import sys
 from dataclasses import dataclass
 
 import numpy as np
-import tyro
 
+from benchmarks.command_line import run_benchmark
 from experiments.audit.text_canaries import TextFinding, text_canaries
 from experiments.audit.text_model import TextModel
 from fedsim.config import OptimizerConfig, PlanConfig, RunConfig
 from fedsim.plan import Algorithm, UserSizes
+from fedsim.validation import require_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,7 @@ class Trials:
 
     def run(self) -> None:
         """All trials, a line each, and what they say together."""
+        require_at_least("trials", self.trials, 1)
         outcomes = {}
         for place, algorithm in enumerate(self.algorithms):  # at one seed both would have the same noise
             found = []
@@ -95,4 +98,4 @@ def summary(found: list[TextFinding]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    tyro.cli(Trials).run()
+    sys.exit(run_benchmark(Trials))

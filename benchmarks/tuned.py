@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
+from benchmarks.command_line import run_benchmark
 from benchmarks.regime.rates import MODEL, RATES
 from benchmarks.regime.studies import FILES
 from experiments.report.markdown import table
@@ -258,8 +258,4 @@ def _call(arguments: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(Tuned, config=(tyro.conf.PositionalRequiredArgs,)).run()
-    except (Failure, InvalidInput) as error:
-        print(f"{error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InvalidInput) else 1)
+    sys.exit(run_benchmark(Tuned, positional=True))

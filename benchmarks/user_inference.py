@@ -17,8 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import tyro
-
+from benchmarks.command_line import run_benchmark
 from benchmarks.regime.kept import CORPORA, digest_of
 from benchmarks.regime.rates import MODEL
 from benchmarks.regime.studies import FILES
@@ -209,8 +208,4 @@ def _read(path: Path) -> Any:
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(Table).run()
-    except (Failure, InvalidInput) as error:
-        print(f"{error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InvalidInput) else 1)
+    sys.exit(run_benchmark(Table))

@@ -219,6 +219,8 @@ def _reply(message: Message) -> EvaluateReply:
         raise EvaluationFailed(f"{worker}: it is no reply ({type(failure).__name__}: {failure})") from failure
     if len({len(array) for array in (reply.rows, reply.loss_sum, reply.label_count, reply.correct)}) > 1:
         raise EvaluationFailed(f"{worker}: its arrays differ in length")
+    if ((reply.correct < 0) | (reply.correct > reply.label_count)).any():
+        raise EvaluationFailed(f"{worker}: it counts more labels predicted than labels, or fewer than none")
     return reply
 
 

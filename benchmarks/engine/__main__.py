@@ -15,10 +15,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+import sys
+
 import numpy as np
 import torch
-import tyro
 
+from benchmarks.command_line import run_benchmark
 from benchmarks.engine import overhead, pfl_environment, products_alone, roundtrip, stock_flower
 from benchmarks.engine.no_op import fedsim_app
 from benchmarks.engine.our_rounds import client_app, make_opt, opt_parameter
@@ -155,4 +157,4 @@ class Benchmark:
 
 
 if __name__ == "__main__":
-    tyro.cli(Benchmark).run()
+    sys.exit(run_benchmark(Benchmark))

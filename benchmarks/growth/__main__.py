@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -10,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
+from benchmarks.command_line import run_benchmark
 from benchmarks.growth import measure
 
 MOST_RATIO, MOST_SECONDS, MOST_MIB = 1.2, 1.0, 200.0
@@ -81,4 +81,4 @@ def _in_own_process(work: Callable[..., Any], *arguments: Any) -> Any:
 
 
 if __name__ == "__main__":
-    tyro.cli(GrowthBenchmark).run()
+    sys.exit(run_benchmark(GrowthBenchmark))

@@ -9,12 +9,11 @@ import warnings
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import tyro
-
+from benchmarks.command_line import run_benchmark
 from benchmarks.models.command import Benchmark
 
 # What libraries say of missing kernels is no finding, and why a sum took the reference path stands in its line.
 warnings.filterwarnings("ignore")
 logging.getLogger("transformers").setLevel(logging.ERROR)
 logging.getLogger("fedsim.gradients").propagate = False
-sys.exit(tyro.cli(Benchmark).run())
+sys.exit(run_benchmark(Benchmark))

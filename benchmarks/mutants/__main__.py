@@ -15,8 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
+from benchmarks.command_line import run_benchmark
 from benchmarks.mutants.catalogue import Mutant, mutants
 from benchmarks.mutants.trial import FAILED, PASSED, copy_tree, failed_tests, outcome, warm_context
 from fedsim.errors import InvalidInput
@@ -136,14 +135,5 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def main() -> int:
-    """The command line."""
-    try:
-        return tyro.cli(Mutants, prog="python -m benchmarks.mutants").run()
-    except InvalidInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_benchmark(Mutants))

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 
+from benchmarks.command_line import run_benchmark
 from benchmarks.environments import environment
 from benchmarks.peers import figure, lines, ours
 from benchmarks.peers.certificates import ADD_OR_REMOVE, certify, noise_for
@@ -199,8 +199,4 @@ def loss(resources: Resources, rows: np.ndarray) -> float:
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(PeersBenchmark, config=(tyro.conf.PositionalRequiredArgs,)).run()
-    except (Failure, InvalidInput) as error:
-        print(f"{error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InvalidInput) else 1)
+    sys.exit(run_benchmark(PeersBenchmark, positional=True))

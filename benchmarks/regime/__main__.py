@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
+from benchmarks.command_line import run_benchmark
 from benchmarks.regime.kept import Named, Shelf
 from benchmarks.regime.outcomes import gathered
 from benchmarks.regime.page import write_page
@@ -94,14 +93,5 @@ class Regime:
         return failed
 
 
-def main() -> int:
-    """The command line."""
-    try:
-        return tyro.cli(Regime, prog="python -m benchmarks.regime").run()
-    except InvalidInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_benchmark(Regime))

@@ -12,8 +12,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-import tyro
+import sys
 
+from benchmarks.command_line import run_benchmark
 from benchmarks.engine.no_op import fedsim_app
 from benchmarks.engine.roundtrip import raylets
 from benchmarks.sums import among_workers, simulated
@@ -105,4 +106,4 @@ class Benchmark:
 
 
 if __name__ == "__main__":
-    tyro.cli(Benchmark).run()
+    sys.exit(run_benchmark(Benchmark))

@@ -49,18 +49,18 @@ def probability_in_turn(plan: Plan) -> float:
     return min(1.0, float(getattr(plan.step_event(), "sampling_probability", in_any)))
 
 
-Seen = Iterator[tuple[np.ndarray, np.ndarray]]
+Matches = Iterator[tuple[np.ndarray, np.ndarray]]
 """What was seen of each canary's rounds that are decided together: the match of the rows that its unit would have
 moved with how it would have moved them, and that movement's square, float64 [m] each."""
 
 
-def _seen_in_all(c: np.ndarray, apart: int, rounds: int, turn: np.ndarray, rows: Iterable[np.ndarray]) -> Seen:
+def _seen_in_all(c: np.ndarray, apart: int, rounds: int, turn: np.ndarray, rows: Iterable[np.ndarray]) -> Matches:
     """Of canaries that are in every round of their turn: all rows at once, whether rounds share rows or not."""
     energy = np.append(0.0, np.cumsum(by_turns(c, apart, rounds) ** 2))
     yield over_turns(c, apart, rounds, turn, rows), energy[np.maximum(rounds - turn, 0)]
 
 
-def _seen_in_turns(c: np.ndarray, apart: int, rounds: int, turn: np.ndarray, rows: Iterable[np.ndarray]) -> Seen:
+def _seen_in_turns(c: np.ndarray, apart: int, rounds: int, turn: np.ndarray, rows: Iterable[np.ndarray]) -> Matches:
     """Of canaries whose part in each round of their turn is drawn anew: turn by turn, which share no row."""
     c = np.append(c, np.zeros(apart))[:apart]
     match, energy = np.zeros(len(turn)), np.zeros(len(turn))

@@ -4,6 +4,7 @@ Values of a sum or of parameters that are others, but could be right, nobody can
 is laid out, and everything that says what it is about.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +21,12 @@ from mock_clients import known_sum, make_app, request_for
 from experiments.audit.canaries import CanaryUsers
 from fedsim.engine.evaluation_messages import EvaluateReply, EvaluateRequest
 from fedsim.engine.local import LocalGrid
+from fedsim.engine.node_messages import NodeReply, NodeRequest
+from fedsim.engine.totals import BadReply
 from server.dispatch import Dispatcher
 from server.evaluation import EvaluationFailed, evaluate
 from server.packing import Roster
+from server.strategy.asking import update_in
 
 UNITS, ROWS = np.array([3, 5, 8, 13]), np.arange(4)
 SCALARS = st.one_of(
@@ -43,6 +47,7 @@ DAMAGES = st.lists(
             st.tuples(st.just("scalar"), SCALARS),
             st.tuples(st.just("record of scalars"), SCALARS),
             st.tuples(st.just("array"), VALUES),
+            st.tuples(st.just("other type"), DTYPES),
             st.tuples(st.just("cut"), st.floats(0, 0.99)),
             st.tuples(st.just("edits"), edits),
             st.tuples(st.just("type"), st.text(max_size=8)),
@@ -76,9 +81,12 @@ def damaged(record: RecordDict, damages: list[tuple[float, float, tuple[str, Any
         elif how == "rename value" and key in values:
             values[new] = values.pop(key)
         elif how == "array" and (isinstance(value, Array) or not values):
-            values[key] = Array(np.zeros(tuple(new[1])).astype(new[0]))
+            values[key] = Array(np.ones(tuple(new[1])).astype(new[0]))
         elif how == "scalar" and not isinstance(value, Array) and (key != "resolution" or not isinstance(new, float)):
             values[key] = new
+        elif how == "other type" and isinstance(value, Array):
+            with contextlib.suppress(Exception):  # what was damaged before may be no array any more
+                values[key] = Array(value.numpy().astype(new))
         elif isinstance(value, Array):
             data = value.data
             if how == "cut":
@@ -143,6 +151,25 @@ def replies(folder: Path) -> Callable[..., None]:
     return _training(False)
 
 
+def updates(folder: Path) -> Callable[..., None]:
+    """Damaged updates of nodes: refused, or a vector that can be added."""
+    request = NodeRequest(round=3, clip=request_for(UNITS).clip)
+    sent = NodeReply(round=3, update=np.ones(40, dtype=np.float32)).to_record()
+    _grid(make_app(), (), of_requests=False)  # only where there is a grid may messages be made
+
+    @fuzzing(DAMAGES)
+    def fuzz(damages: Any) -> None:
+        asked = Message(RecordDict(), 7, "train")
+        try:
+            update = update_in(Message(damaged(sent, damages), reply_to=asked), request, 7, 40)
+        except BadReply:
+            return
+        assert (update.dtype, update.shape) == (np.float32, (40,))
+        assert np.isfinite(update).all()
+
+    return fuzz
+
+
 def evaluations(folder: Path) -> Callable[..., None]:
     """Damaged messages about held-out users: a measurement of all rows, or a sentence."""
     app, users = ClientApp(), CanaryUsers(np.ones(4, dtype=np.int64), np.zeros(4))
@@ -150,8 +177,8 @@ def evaluations(folder: Path) -> Callable[..., None]:
     @app.evaluate()
     def answer(message: Message, context: Context) -> Message:
         rows = EvaluateRequest.from_record(message.content).rows
-        ones = np.ones(len(rows), dtype=np.int64)
-        reply = EvaluateReply(rows=rows, loss_sum=ones * 2.0, label_count=ones, correct=0 * ones)
+        counts = np.full(len(rows), 0x01010101)  # no edit or two make nothing of it, as of a user without labels
+        reply = EvaluateReply(rows=rows, loss_sum=counts * 2.0, label_count=counts, correct=counts)
         return Message(reply.to_record(), reply_to=message)
 
     @fuzzing(DAMAGES, st.booleans())
@@ -162,5 +189,6 @@ def evaluations(folder: Path) -> Callable[..., None]:
         except EvaluationFailed:
             return
         assert len(measured.users) == len(ROWS)
+        assert 0 <= measured.accuracy <= 1
 
     return fuzz

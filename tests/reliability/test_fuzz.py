@@ -12,10 +12,10 @@ import pytest
 from disk_fuzzers import charges, checkpoint, configuration, ingest, ledger
 from fuzzing import run_for
 from hypothesis import strategies as st
-from message_fuzzers import evaluations, replies, requests
+from message_fuzzers import evaluations, replies, requests, updates
 
 SECONDS = float(os.environ.get("FEDSIM_FUZZ_SECONDS", "60" if os.environ.get("CI") else "4"))
-FUZZERS = (configuration, ledger, charges, checkpoint, ingest, requests, replies, evaluations)
+FUZZERS = (configuration, ledger, charges, checkpoint, ingest, requests, replies, updates, evaluations)
 
 
 def test_no_fuzzer_finds_anything(tmp_path: Path) -> None:
